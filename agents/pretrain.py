@@ -1,0 +1,174 @@
+"""Train a backbone alone: SGD on the cross-entropy, optionally with stochastic depth.
+
+    python -m agents.pretrain --depth 20 --dataset cifar10 --data-dir data
+
+The result is the network that `agents.hybrid_reinforce` starts from. Schedule and regularisation:
+He et al. 2016 (arXiv 1512.03385, section 4.2), with a cosine instead of the steps by default.
+Stochastic depth: Huang et al. 2016 (arXiv 1603.09382). It makes the backbone tolerant of skipped
+blocks, and a batch that drops a block does none of its work.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from agents.cli import main_with_named_errors, pick_device
+from skipnet_rl.checkpoint import save_weights
+from skipnet_rl.data import ImageSet, load_images, resolve_dataset
+from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.errors import unknown_name
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute, StochasticDepth
+from skipnet_rl.precision import autocast, resolve_precision
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.rollout import rollout
+from skipnet_rl.runs import Run, run_folder
+
+SCHEDULES = ("cosine", "step")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train a CIFAR ResNet with every block executed."""
+
+    depth: int = 110
+    """6n+2: 20, 32, 38, 44, 56, 74, 110, 152"""
+    dataset: str = "auto"
+    """auto, rendered-digits or cifar10"""
+    data_dir: Path | None = None
+    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    download: bool = False
+    """fetch missing files through torchvision"""
+    shortcut: str = "projection"
+    """projection, pad or pool"""
+    epochs: float = 30
+    """passes over the training split"""
+    batch_size: int = 128
+    """images per step"""
+    lr: float = 0.1
+    """peak learning rate"""
+    schedule: str = "cosine"
+    """cosine to zero, or step: divided by ten at 50 % and 75 % of the steps"""
+    warmup: float = 0.05
+    """share of the steps over which the learning rate rises from zero"""
+    momentum: float = 0.9
+    """of Nesterov's SGD"""
+    weight_decay: float = 5e-4
+    """on convolutions and the classifier's matrix"""
+    survival: float = 1.0
+    """stochastic depth: survival probability of the last block, falling linearly; 1 is none"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware has it"""
+    device: str = "auto"
+    """cpu, cuda, or auto"""
+    seed: int = 0
+    """of weights, order, augmentation and dropped blocks"""
+    run_dir: Path | None = None
+    """run folder (default: runs/<env>-pretrain-<seed>-<time>)"""
+    resume: bool = False
+    """go on from the checkpoint in --run-dir"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+def learning_rate(step: int, steps: int, args: Args) -> float:
+    """Linear warm-up, then the schedule."""
+    progress = (step + 0.5) / steps
+    if progress < args.warmup:
+        return args.lr * progress / args.warmup
+    if args.schedule == "cosine":
+        return args.lr * 0.5 * (1 + math.cos(math.pi * (progress - args.warmup) / (1 - args.warmup)))
+    return args.lr * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
+
+
+def make_optimizer(net: ResNet, args: Args) -> torch.optim.SGD:
+    """SGD whose weight decay spares biases and batch norm."""
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    vectors = [p for p in net.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors}]
+    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, nesterov=True)
+
+
+def train_step(mdp: RoutingMDP, data: ImageSet, step: int, args: Args, precision: str) -> torch.Tensor:
+    """Loss [B] of one batch with its augmentation and its dropped blocks."""
+    device = data.images.device
+    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
+    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    with autocast(precision, device):
+        if args.survival == 1:
+            return F.cross_entropy(mdp.net(images), labels, reduction="none")
+        policy = StochasticDepth(args.survival, step_generator(args.seed, step, "cpu", stream=2))
+        return rollout(mdp, policy, images, labels).loss
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate on the test set once, write the run folder; returns result.json's content."""
+    if args.schedule not in SCHEDULES:
+        raise unknown_name("schedule", args.schedule, SCHEDULES)
+    device = pick_device(args.device)
+    precision = resolve_precision(args.precision, device)
+    dataset, reason = resolve_dataset(args.dataset, args.data_dir)
+    tqdm.write(f"dataset: {reason}")
+    data, val, test = (
+        load_images(dataset, split, args.data_dir, args.download).to(device)
+        for split in ("train", "val", "test")
+    )
+    torch.manual_seed(args.seed)
+    net = ResNet(args.depth, len(data.classes), args.shortcut)
+    net = net.to(device, memory_format=torch.channels_last)
+    mdp, optimizer = RoutingMDP(net), make_optimizer(net, args)
+    env = f"SkipResNet{args.depth}-v0"
+    run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
+    steps_per_epoch = len(data) // args.batch_size
+    steps = round(args.epochs * steps_per_epoch)
+    state = run.load(device) if args.resume else None
+    first, elapsed = 0, 0.0
+    if state:
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, elapsed = state["step"], state["elapsed"]
+    started = time.perf_counter() - elapsed
+    bar = tqdm(total=steps, initial=first, desc="pretrain", unit="step", dynamic_ncols=True)
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, args)
+        loss = train_step(mdp, data, step, args, precision).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bar.update()
+        if (step + 1) % steps_per_epoch == 0 or step + 1 == steps:
+            done = evaluate(mdp, AlwaysExecute(), val, precision=precision)
+            now = time.perf_counter() - started
+            speed = (step + 1 - first) * args.batch_size / (now - elapsed)
+            run.log(step + 1, **{"train/loss": loss.item(), "val/accuracy": done.accuracy,
+                                 "val/loss": done.loss.mean().item(), "train/images_per_s": speed})  # fmt: skip
+            run.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(),
+                      "step": step + 1, "elapsed": now})  # fmt: skip
+            bar.set_postfix(loss=f"{loss.item():.3f}", val=f"{done.accuracy:.2%}", img_s=f"{speed:.0f}")
+    bar.close()
+    command = "python -m agents.pretrain " + " ".join(sys.argv[1:])
+    save_weights(run.folder / "weights.safetensors", net, {"command": command, "depth": str(args.depth)})
+    final = evaluate(mdp, AlwaysExecute(), test, precision="fp32")
+    result = {
+        "env": env, "dataset": dataset, "split": "test", "n_images": len(test), "alpha": mdp.alpha,
+        "seed": args.seed, "wall_time_s": time.perf_counter() - started, "command": command,
+        "policies": [final.summary("all blocks")],
+    }  # fmt: skip
+    run.finish(result)
+    tqdm.write(f"test accuracy {final.accuracy:.2%} ± {final.accuracy_ci95:.2%} → {run.folder}")
+    return result
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, train)

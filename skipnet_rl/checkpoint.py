@@ -1,0 +1,142 @@
+"""Checkpoints as safetensors + JSON: no pickle, whole or not at all, exact.
+
+A checkpoint is a folder with `state.safetensors` (every tensor) and `state.json` (everything else).
+It is written beside its place, synced and renamed, so an interrupted write leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from skipnet_rl.errors import WeightsError
+
+TENSORS, TREE = "state.safetensors", "state.json"
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write nested dicts and lists of tensors and JSON values as a checkpoint folder."""
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, "", tensors)
+    beside = folder.with_name(folder.name + ".new")
+    previous = folder.with_name(folder.name + ".previous")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file(tensors, beside / TENSORS)
+    (beside / TREE).write_text(json.dumps(tree))
+    for name in (TENSORS, TREE):
+        _sync(beside / name)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+    beside.rename(folder)
+    _sync(folder.parent)
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint folder, or the one before it where a write was interrupted in between.
+
+    Raises:
+        WeightsError: there is none, or its files cannot be read.
+    """
+    previous = folder.with_name(folder.name + ".previous")
+    source = folder if folder.exists() or not previous.exists() else previous
+    try:
+        tensors = load_file(source / TENSORS, device=str(device))
+        tree = json.loads((source / TREE).read_text())
+        return _unpack(tree, tensors)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no checkpoint in {folder}: {error.filename or error} is missing") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WeightsError(f"the checkpoint in {source} is damaged: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(json.dumps(value, indent=2) + "\n")
+    _sync(beside)
+    os.replace(beside, path)
+
+
+def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
+    """Write a module's weights in half precision as one safetensors file, whole or not at all."""
+    tensors = {
+        name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in module.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    save_file(tensors, beside, metadata=metadata)
+    _sync(beside)
+    os.replace(beside, path)
+
+
+def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
+    """Fill a module with the weights of a safetensors file.
+
+    Args:
+        path: the file.
+        module: what to fill; float16 tensors become its dtype.
+        prefix: take the file's tensors under this prefix alone (`"net."` of a gated network).
+
+    Raises:
+        WeightsError: the file is missing or damaged, or does not fit: the first layer, both shapes.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}; give the path of a .safetensors file, or 'auto'")
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    if any(name.startswith(prefix) for name in stored):
+        stored = {name[len(prefix) :]: v for name, v in stored.items() if name.startswith(prefix)}
+    expected = module.state_dict()
+    for name, value in expected.items():
+        if name not in stored:
+            raise WeightsError(f"{path} does not fit: layer {name} {tuple(value.shape)} is missing in it")
+        if stored[name].shape != value.shape:
+            came, wanted = tuple(stored[name].shape), tuple(value.shape)
+            raise WeightsError(f"{path} does not fit: layer {name} has shape {came}, expected {wanted}")
+    for name in stored:
+        if name not in expected:
+            raise WeightsError(f"{path} does not fit: it has a layer {name} that the network lacks")
+    module.load_state_dict(stored)
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs, since an optimizer's keys are integers
+        return {"dict": [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_pack(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    return {"value": value}
+
+
+def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
+    (kind, value), *_ = node.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in value}
+    if kind == "list":
+        return [_unpack(item, tensors) for item in value]
+    return value
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,119 @@
+"""Labelled images as tensors: normalising, augmenting and the order of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split of a data set, whole, on one device.
+
+    Attributes:
+        name, split: where the images come from.
+        images: [M, 3, H, W] uint8.
+        labels: [M] int64.
+        classes: K class names.
+        mean, std: per channel, of pixel values in 0 … 1.
+        flip: whether a mirrored image keeps its class.
+        factors: difficulty factors [M] by name, where the data set has them.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flip: bool
+    factors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same images on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, index: Tensor, split: str | None = None) -> ImageSet:
+        """Some of the images, in the order of `index`."""
+        factors = {name: values[index] for name, values in self.factors.items()}
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            factors=factors,
+            split=split or self.split,
+        )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8 → float32, zero mean and unit deviation per channel, channels last."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels of `index` [B]."""
+        return self.normalise(self.images[index]), self.labels[index]
+
+    def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same with a random crop, and a flip where it keeps the class, of each image."""
+        images = augment(self.images[index], generator, flip=self.flip)
+        return self.normalise(images), self.labels[index]
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in order; the last batch may be short."""
+        for index in torch.arange(len(self), device=self.labels.device).split(batch_size):
+            yield self.batch(index)
+
+
+def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: int = 4) -> Tensor:
+    """Shift each image by its own offset and mirror it by its own coin, in one gather.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        generator: on the images' device.
+        flip: whether to mirror.
+        padding: the largest shift in pixels; uncovered pixels are black, as usual for CIFAR.
+
+    Returns:
+        [B, C, H, W] uint8.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    offset = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=device)
+    rows = offset[0] + torch.arange(height, device=device)  # [B, H]
+    columns = offset[1] + torch.arange(width, device=device)  # [B, W]
+    if flip:
+        mirrored = torch.rand((count, 1), generator=generator, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)  # [B, H+2p, W+2p, C]
+    which = torch.arange(count, device=device).view(-1, 1, 1)
+    return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def training_index(step: int, batch_size: int, size: int, seed: int) -> Tensor:
+    """Which images step number `step` trains on: [batch_size] on the CPU.
+
+    A pure function of its arguments, so a resumed run sees the same order without stored state.
+    Epochs are permutations of all `size` images; the few that do not fill a batch are left out.
+    """
+    steps_per_epoch = size // batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(f"batch size {batch_size} is larger than the {size} training images")
+    epoch, position = divmod(step, steps_per_epoch)
+    order = torch.randperm(size, generator=step_generator(seed, epoch, "cpu", stream=1))
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def step_generator(seed: int, step: int, device: torch.device | str, stream: int = 0) -> torch.Generator:
+    """Random numbers of one step: a pure function of (seed, step, stream)."""
+    # odd 64-bit constants spread neighbouring triples over the generator's seeds
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9) % 2**63
+    return torch.Generator(device).manual_seed(mixed)

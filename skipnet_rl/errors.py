@@ -1,0 +1,31 @@
+"""Errors that say what came, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DataNotFoundError(FileNotFoundError):
+    """A data set's files are missing."""
+
+
+class DataDamagedError(ValueError):
+    """A data set's files are there but cannot be read."""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read, or that do not fit the network."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[object]) -> ValueError:
+    """A ValueError that lists the known names and suggests the nearest one.
+
+    >>> raise unknown_name("gate", "rrn", ["rnn", "ff1"])
+    Traceback (most recent call last):
+    ValueError: unknown gate 'rrn'; did you mean 'rnn'? Known: rnn, ff1
+    """
+    names = [str(item) for item in known]
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ValueError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(names)}")

@@ -1,0 +1,84 @@
+"""Multiply-accumulates of blocks, shortcuts and gates; the computation of a route.
+
+Convention: FLOPs = 2 × MACs, convolutions and linear layers only. Batch norm, ReLU and pooling are
+left out, as in most published tables. Counted by `torch.utils.flop_counter` on the `meta` device,
+so nothing is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from skipnet_rl.errors import unknown_name
+from skipnet_rl.resnet import ResNet
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+COSTS = ("blocks", "flops")
+
+
+def count_macs(function: Callable[..., Tensor], *args: Tensor) -> tuple[int, Tensor]:
+    """MACs that one call runs, and its result."""
+    with FlopCounterMode(display=False) as counter:
+        result = function(*args)
+    return counter.get_total_flops() // 2, result
+
+
+@dataclass(frozen=True)
+class NetworkMacs:
+    """MACs per image of a network's parts; `transforms` and `shortcuts` have one entry per decision."""
+
+    fixed: int  # stem, first block and classifier: always run
+    transforms: tuple[int, ...]
+    shortcuts: tuple[int, ...]  # run whether or not the block is executed
+
+    @property
+    def total(self) -> int:
+        """The plain network, every block executed."""
+        return self.fixed + sum(self.transforms) + sum(self.shortcuts)
+
+    def of_routes(self, routes: Tensor, gates: int = 0) -> Tensor:
+        """MACs per image: routes [B, N] of 0/1, MACs of all gates together → [B] float64."""
+        executed = routes.double() @ torch.tensor(self.transforms, dtype=torch.float64, device=routes.device)
+        return executed + self.fixed + sum(self.shortcuts) + gates
+
+
+def network_macs(net: ResNet) -> NetworkMacs:
+    """Count a network's parts for one image."""
+    meta = on_meta(net)
+    image = torch.empty(1, 3, meta.image_size, meta.image_size, device="meta")
+    stem, x = count_macs(meta.stem, image)
+    first, x = count_macs(meta.blocks[0], x)
+    transforms, shortcuts = [], []
+    for block in meta.blocks[1:]:
+        transforms.append(count_macs(block.transform, x)[0])
+        macs, x = count_macs(block.shortcut, x)
+        shortcuts.append(macs)
+    classifier, _ = count_macs(meta.fc, x.mean(dim=(2, 3)))
+    return NetworkMacs(stem + first + classifier, tuple(transforms), tuple(shortcuts))
+
+
+def block_costs(net: ResNet, cost: str) -> Tensor:
+    """C_i of the reward, [N] float32: ones, or each block's MACs over their mean."""
+    if cost not in COSTS:
+        raise unknown_name("cost", cost, COSTS)
+    if cost == "blocks":
+        return torch.ones(len(net.blocks) - 1)
+    macs = torch.tensor(network_macs(net).transforms, dtype=torch.float64)
+    return (macs / macs.mean()).float()
+
+
+def compute_blocks(routes: Tensor) -> Tensor:
+    """Share of all blocks that ran, the first included: [B, N] → [B] float64, (executed + 1) / (N + 1)."""
+    return (routes.double().sum(dim=1) + 1) / (routes.shape[1] + 1)
+
+
+def on_meta(module: ModuleT) -> ModuleT:
+    """A shape-only copy in evaluation mode."""
+    return copy.deepcopy(module).to("meta").eval()

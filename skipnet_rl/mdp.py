@@ -1,0 +1,143 @@
+"""A forward pass as an episode: the only dynamics in the project.
+
+SkipNet (Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018, arXiv 1711.09485), section 3.1, equation 1:
+x^{i+1} = G^i(x^i) F^i(x^i) + (1 - G^i(x^i)) x^i. The vocabulary is that of Gymnasium's functional
+environments: initial, observation, transition, reward, terminal. Nothing here holds episode state.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from skipnet_rl.flops import block_costs
+from skipnet_rl.resnet import Block, ResNet
+
+
+class Action(IntEnum):
+    """What to do with an image at a block."""
+
+    SKIP = 0
+    EXECUTE = 1
+
+
+class State(NamedTuple):
+    """A batch of images somewhere on its way through the network.
+
+    Attributes:
+        x: features [B, C, H, W], the input of the block to decide on.
+        y: labels [B], int64.
+        t: number of the decision, 0 … N-1, or N at the end; one int, the batch moves in lockstep.
+    """
+
+    x: Tensor
+    y: Tensor
+    t: int
+
+
+class RoutingMDP:
+    """The decision process over one network.
+
+    Args:
+        net: the backbone; its first block always runs, so N = len(net.blocks) - 1.
+        alpha: weight of the compute saving against the classification loss, ≥ 0.
+        cost: `"blocks"` (C_i = 1, the paper), `"flops"` (a block's share of the mean), or C itself, [N].
+
+    Raises:
+        ValueError: alpha negative or not a number, an unknown cost, costs of another length than N.
+    """
+
+    def __init__(self, net: ResNet, alpha: float = 0.1, cost: str | Tensor = "blocks") -> None:
+        if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha is {alpha!r}; expected a finite number >= 0, such as 0.1")
+        self.net = net
+        self.alpha = float(alpha)
+        self.num_decisions = len(net.blocks) - 1
+        self.cost = block_costs(net, cost) if isinstance(cost, str) else cost
+        if self.cost.shape != (self.num_decisions,):
+            raise ValueError(f"cost has shape {tuple(self.cost.shape)}; expected ({self.num_decisions},)")
+        self.payment = (self.alpha / self.num_decisions * self.cost).tolist()  # of skipping decision t
+        self.feature_width = max(block.out_channels for block in net.blocks)
+
+    @property
+    def observation_size(self) -> int:
+        """D: the widest stage's channels plus one place per decision."""
+        return self.feature_width + self.num_decisions
+
+    def block(self, t: int) -> Block:
+        """The block that decision t is about."""
+        return self.net.blocks[t + 1]  # type: ignore[return-value]
+
+    def initial(self, images: Tensor, labels: Tensor) -> State:
+        """Stem and first block: normalised images [B, 3, H, W], labels [B] → State at t = 0."""
+        return State(self.net.blocks[0](self.net.stem(images)), labels, 0)
+
+    def observation(self, state: State) -> Tensor:
+        """Pooled feature, zero-padded to the widest stage, then the decision's one-hot: [B, D] float32.
+
+        At the end of the episode the one-hot part is zero.
+        """
+        pooled = state.x.float().mean(dim=(2, 3))
+        observation = pooled.new_zeros(len(pooled), self.observation_size)
+        observation[:, : pooled.shape[1]] = pooled
+        if not self.terminal(state):
+            observation[:, self.feature_width + state.t] = 1
+        return observation
+
+    def transition(self, state: State, action: Tensor) -> State:
+        """Move past one block.
+
+        Args:
+            state: before the block.
+            action: bool [B] runs the block's transform on the executed images alone (gather, run,
+                scatter); float [B] in [0, 1] runs it on all and mixes, differentiable in the gate.
+        """
+        block, x = self.block(state.t), state.x
+        skipped = block.shortcut(x)  # once for the whole batch: its batch norm moves once
+        if action.dtype != torch.bool:
+            gate = action.to(skipped.dtype).view(-1, 1, 1, 1)
+            executed = F.relu(block.transform(x) + skipped)
+            return State(gate * executed + (1 - gate) * skipped, state.y, state.t + 1)
+        index = action.nonzero().squeeze(1)
+        if len(index) == 0:
+            x = skipped
+        elif len(index) == len(action):
+            x = F.relu(block.transform(x) + skipped)
+        else:
+            rows = take(x, index)
+            shortcut = rows if skipped is x else take(skipped, index)
+            executed = F.relu(block.transform(rows) + shortcut)
+            x = put(skipped, index, executed.to(skipped.dtype))
+        return State(x, state.y, state.t + 1)
+
+    def reward(self, state: State, action: Tensor, next_state: State) -> Tensor:
+        """alpha/N (1 - a) C_t, and at the end minus the detached cross-entropy: [B] float32."""
+        reward = self.payment[state.t] * (1 - action.float())
+        return reward - self.loss(next_state).detach() if self.terminal(next_state) else reward
+
+    def terminal(self, state: State) -> bool:
+        """Whether all N decisions are taken; one answer for the batch."""
+        return state.t == self.num_decisions
+
+    def logits(self, state: State) -> Tensor:
+        """The classifier on the last feature map: [B, K] float32."""
+        return self.net.classify(state.x)
+
+    def loss(self, state: State) -> Tensor:
+        """Cross-entropy per image, differentiable: [B] float32."""
+        return F.cross_entropy(self.logits(state), state.y, reduction="none")
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` of x [B, C, H, W] in channels-last memory, where `x[index]` would leave it."""
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def put(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """A copy of x [B, C, H, W] with `rows` at `index`, in channels-last memory."""
+    return x.permute(0, 2, 3, 1).index_copy(0, index, rows.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -1,0 +1,92 @@
+"""What decides: the Policy protocol, and the policies that need no training.
+
+A policy is a callable `policy(mdp, state, hidden) -> (logit, hidden)`. The logit [B] is the
+log-odds of "execute". Policies that need the whole feature map read `state.x`, agents that learned
+from observations read `mdp.observation(state)`; a policy's memory travels in `hidden`, which is
+None at the first decision, and never in the State.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from skipnet_rl.mdp import RoutingMDP, State
+
+
+class Policy(Protocol):
+    """Anything that can be rolled out."""
+
+    def __call__(self, mdp: RoutingMDP, state: State, hidden: Any, /) -> tuple[Tensor, Any]:
+        """Log-odds of "execute" [B] for the block at `state.t`, and the memory to hand back."""
+        ...
+
+
+class AlwaysExecute:
+    """The plain network."""
+
+    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+        """+∞ for each image."""
+        return _constant(state, math.inf), None
+
+
+class RandomSkip:
+    """Each image executes each block with probability `rate`: stochastic depth at a constant rate.
+
+    Roll it out with `mode="sample"`; its logit is finite, so its returns have log-probabilities.
+    """
+
+    def __init__(self, rate: float) -> None:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate is {rate!r}; expected a probability between 0 and 1")
+        self.rate = rate
+
+    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+        """The log-odds of `rate` for each image."""
+        return _constant(state, torch.logit(torch.tensor(self.rate, dtype=torch.float64)).item()), None
+
+
+class StochasticDepth:
+    """One draw per block for the whole batch, survival falling linearly with depth.
+
+    Huang, Sun, Liu, Sedra, Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016, equation 4,
+    without their rescaling at test time, since a route here either runs a block or does not. A batch
+    that drops a block does none of its work.
+
+    Args:
+        last: survival probability of the last block (the paper's p_L; 0.5 there).
+        generator: where the draws come from, on the CPU.
+    """
+
+    def __init__(self, last: float, generator: torch.Generator) -> None:
+        if not 0 < last <= 1:
+            raise ValueError(f"survival of the last block is {last!r}; expected 0 < p <= 1")
+        self.last, self.generator = last, generator
+
+    def survival(self, mdp: RoutingMDP, t: int) -> float:
+        """p of decision t, which is about block t + 2 of N + 1, counted from one."""
+        return 1 - (t + 2) / (mdp.num_decisions + 1) * (1 - self.last)
+
+    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+        """±∞, alike for the whole batch."""
+        survives = torch.rand((), generator=self.generator).item() < self.survival(mdp, state.t)
+        return _constant(state, math.inf if survives else -math.inf), None
+
+
+class Replay:
+    """Plays back routes [B, N] that were taken before."""
+
+    def __init__(self, routes: Tensor) -> None:
+        self.routes = routes
+
+    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+        """±∞ as the stored route says."""
+        execute = self.routes[:, state.t].bool()
+        return torch.where(execute, math.inf, -math.inf), None
+
+
+def _constant(state: State, value: float) -> Tensor:
+    return torch.full((len(state.y),), value, device=state.x.device)

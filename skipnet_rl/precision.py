@@ -1,0 +1,26 @@
+"""Whether bf16 pays on a device."""
+
+from __future__ import annotations
+
+import torch
+
+from skipnet_rl.errors import unknown_name
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def resolve_precision(name: str, device: torch.device | str) -> str:
+    """Turn `"auto"` into `"bf16"` where the hardware multiplies in bf16, else `"fp32"`."""
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    if name != "auto":
+        return name
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def autocast(precision: str, device: torch.device | str) -> torch.autocast:
+    """Autocast to bf16, or a context that does nothing for `"fp32"`."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")

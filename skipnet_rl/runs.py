@@ -1,0 +1,132 @@
+"""The run folder: arguments, metrics, checkpoint, result; what figures are rebuilt from.
+
+    runs/<env>-<agent>-<seed>-<time>/
+        args.json  metrics.jsonl  events.out.tfevents…  checkpoint/  result.json  plots/*.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from skipnet_rl.checkpoint import load_checkpoint, save_checkpoint, write_json
+
+PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
+
+
+class Run:
+    """One run's folder.
+
+    Args:
+        folder: where; made if need be.
+        args: the resolved arguments, a dataclass.
+        resume: go on from the folder's checkpoint.
+
+    Raises:
+        FileExistsError: the folder holds a run and `resume` is False.
+        FileNotFoundError: `resume` is True and the folder holds none.
+    """
+
+    def __init__(self, folder: Path, args: Any, resume: bool = False) -> None:
+        self.folder = folder
+        self.checkpoint_folder = folder / "checkpoint"
+        started = (folder / "args.json").exists()
+        if started and not resume:
+            raise FileExistsError(f"{folder} holds a run; pass --resume to go on, or another --run-dir")
+        if resume and not started:
+            raise FileNotFoundError(f"nothing to resume in {folder}: it has no args.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not started:
+            arguments = {key: _plain(value) for key, value in dataclasses.asdict(args).items()}
+            write_json(folder / "args.json", {**arguments, "versions": versions(), "commit": commit()})
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Add a line to metrics.jsonl and a point to each TensorBoard curve."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; the number of metric lines travels with it."""
+        save_checkpoint(self.checkpoint_folder, {**state, "metric_lines": len(self.metrics())})
+
+    def load(self, device: Any = "cpu") -> dict[str, Any] | None:
+        """The checkpoint, or None before the first; metric lines that came after it are dropped."""
+        if not self.checkpoint_folder.exists() and not self.checkpoint_folder.with_name(
+            "checkpoint.previous"
+        ).exists():
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            return None
+        state = load_checkpoint(self.checkpoint_folder, device)
+        kept = self.metrics()[: state["metric_lines"]]
+        beside = self.folder / "metrics.jsonl.new"
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        beside.replace(self.folder / "metrics.jsonl")
+        return state
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All metric lines so far; one that an interruption cut short is left out."""
+        path = self.folder / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json."""
+        self._writer.close()
+        write_json(self.folder / "result.json", {"schema": 1, **result, **provenance()})
+
+
+def run_folder(run_dir: Path | None, name: str, agent: str, seed: int) -> Path:
+    """`run_dir`, or runs/<name>-<agent>-<seed>-<time>."""
+    return run_dir or Path("runs") / f"{name}-{agent}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit and machine behind a number."""
+    return {"versions": versions(), "commit": commit(), "machine": machine()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with "+" where it was changed; None outside of one."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() or None
+
+
+def machine() -> str:
+    """Processor and, where there is one, GPU."""
+    import torch
+
+    cores = f"{torch.get_num_threads()} threads of {platform.machine()}"
+    return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
