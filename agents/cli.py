@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import tyro
+from gymnasium.error import Error as GymnasiumError
 
 from skipnet_rl.errors import unknown_name
 
@@ -20,7 +21,7 @@ def main_with_named_errors(args_type: type[ArgsT], run: Callable[[ArgsT], Any]) 
     args = tyro.cli(args_type)
     try:
         run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, GymnasiumError) as error:
         if getattr(args, "debug", False):
             raise
         print(f"error: {error}", file=sys.stderr)

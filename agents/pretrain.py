@@ -116,7 +116,6 @@ def train(args: Args) -> dict[str, Any]:
     if args.schedule not in SCHEDULES:
         raise unknown_name("schedule", args.schedule, SCHEDULES)
     device = pick_device(args.device)
-    precision = resolve_precision(args.precision, device)
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
     tqdm.write(f"dataset: {reason}")
     data, val, test = (
@@ -125,19 +124,35 @@ def train(args: Args) -> dict[str, Any]:
     )
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, len(data.classes), args.shortcut)
-    net = net.to(device, memory_format=torch.channels_last)
-    mdp, optimizer = RoutingMDP(net), make_optimizer(net, args)
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
+    wall_time = run_steps(net, run, data, val, args)
+    command = " ".join(["python -m agents.pretrain", *sys.argv[1:]])
+    save_weights(run.folder / "weights.safetensors", net, {"command": command})
+    final = evaluate(RoutingMDP(net), AlwaysExecute(), test)
+    result = {
+        "env": env, "dataset": dataset, "split": "test", "n_images": len(test), "alpha": 0.0,
+        "seed": args.seed, "wall_time_s": wall_time, "command": command,
+        "policies": [final.summary("all blocks")],
+    }  # fmt: skip
+    run.finish(result)
+    tqdm.write(f"test accuracy {final.accuracy:.2%} ± {final.accuracy_ci95:.2%}; wrote {run.folder}")
+    return result
+
+
+def run_steps(net: ResNet, run: Run, data: ImageSet, val: ImageSet, args: Args) -> float:
+    """Train from the run's checkpoint, or from nothing, to the last step; seconds spent."""
+    mdp, optimizer = RoutingMDP(net), make_optimizer(net, args)
+    precision = resolve_precision(args.precision, data.images.device)
     steps_per_epoch = len(data) // args.batch_size
-    steps = round(args.epochs * steps_per_epoch)
-    state = run.load(device) if args.resume else None
-    first, elapsed = 0, 0.0
+    steps, first, before = round(args.epochs * steps_per_epoch), 0, 0.0
+    state = run.load(data.images.device) if args.resume else None
     if state:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-        first, elapsed = state["step"], state["elapsed"]
-    started = time.perf_counter() - elapsed
+        first, before = state["step"], state["elapsed"]
+    begun = time.perf_counter()
     bar = tqdm(total=steps, initial=first, desc="pretrain", unit="step", dynamic_ncols=True)
     for step in range(first, steps):
         for group in optimizer.param_groups:
@@ -147,27 +162,20 @@ def train(args: Args) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         bar.update()
-        if (step + 1) % steps_per_epoch == 0 or step + 1 == steps:
-            done = evaluate(mdp, AlwaysExecute(), val, precision=precision)
-            now = time.perf_counter() - started
-            speed = (step + 1 - first) * args.batch_size / (now - elapsed)
-            run.log(step + 1, **{"train/loss": loss.item(), "val/accuracy": done.accuracy,
-                                 "val/loss": done.loss.mean().item(), "train/images_per_s": speed})  # fmt: skip
-            run.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(),
-                      "step": step + 1, "elapsed": now})  # fmt: skip
-            bar.set_postfix(loss=f"{loss.item():.3f}", val=f"{done.accuracy:.2%}", img_s=f"{speed:.0f}")
+        done = step + 1
+        if done % steps_per_epoch and done != steps:
+            continue
+        seconds = time.perf_counter() - begun
+        speed = (done - first) * args.batch_size / seconds
+        metrics = {"train/loss": loss.item(), "train/images_per_s": speed}
+        greedy = evaluate(mdp, AlwaysExecute(), val, precision=precision)
+        metrics |= {"val/accuracy": greedy.accuracy, "val/loss": greedy.loss.mean().item()}
+        run.log(done, "pretrain", **metrics)
+        state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+        run.save({**state, "elapsed": before + seconds})
+        bar.set_postfix_str(f"loss {loss.item():.3f}, val {greedy.accuracy:.2%}, {speed:.0f} img/s")
     bar.close()
-    command = "python -m agents.pretrain " + " ".join(sys.argv[1:])
-    save_weights(run.folder / "weights.safetensors", net, {"command": command, "depth": str(args.depth)})
-    final = evaluate(mdp, AlwaysExecute(), test, precision="fp32")
-    result = {
-        "env": env, "dataset": dataset, "split": "test", "n_images": len(test), "alpha": mdp.alpha,
-        "seed": args.seed, "wall_time_s": time.perf_counter() - started, "command": command,
-        "policies": [final.summary("all blocks")],
-    }  # fmt: skip
-    run.finish(result)
-    tqdm.write(f"test accuracy {final.accuracy:.2%} ± {final.accuracy_ci95:.2%} → {run.folder}")
-    return result
+    return before + time.perf_counter() - begun
 
 
 if __name__ == "__main__":

@@ -67,6 +67,9 @@ class Evaluation:
             "compute_blocks": compute_blocks(self.routes).mean().item(),
             "compute_flops": self.compute_flops.mean().item(),
             "unique_routes": len(torch.unique(self.routes, dim=0)),
+            "executed_blocks_histogram": torch.bincount(
+                self.routes.sum(dim=1), minlength=self.routes.shape[1] + 1
+            ).tolist(),
             "execution_rate": self.routes.double().mean(dim=0).tolist(),
         }
 
@@ -101,8 +104,8 @@ def evaluate(
     for batch, labels in images.batches(batch_size):
         with autocast(precision, batch.device):
             episode = rollout(mdp, policy, batch, labels, mode, generator)
-        predictions = episode.logits.argmax(dim=1)
-        parts.append((episode.actions > 0.5, predictions, predictions == labels, episode.loss, episode.returns))
+        routes = episode.actions > 0.5
+        parts.append((routes, episode.predictions, episode.correct, episode.loss, episode.returns))
     for module, was_training in zip(modules, training, strict=True):
         module.train(was_training)
     routes, predictions, correct, loss, returns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))

@@ -24,6 +24,7 @@ class Trajectory:
         actions: [B, N] float32 of 0 and 1; with `"straight-through"` it carries gradients.
         rewards: [B, N] float32, detached; the last column includes minus the loss.
         logits: [B, K] of the classifier, with gradients to the network.
+        labels: [B] int64.
         loss: [B] cross-entropy, with gradients to the network.
     """
 
@@ -31,12 +32,23 @@ class Trajectory:
     actions: Tensor
     rewards: Tensor
     logits: Tensor
+    labels: Tensor
     loss: Tensor
 
     @property
     def log_probs(self) -> Tensor:
         """log p(a|x) of each action taken, [B, N]."""
         return F.logsigmoid(torch.where(self.actions > 0.5, self.gate_logits, -self.gate_logits))
+
+    @property
+    def predictions(self) -> Tensor:
+        """Predicted classes [B]."""
+        return self.logits.argmax(dim=1)
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether each prediction is right, [B] bool."""
+        return self.predictions == self.labels
 
     @property
     def returns(self) -> Tensor:
@@ -91,7 +103,7 @@ def rollout(
     logits = mdp.logits(state)
     loss = F.cross_entropy(logits, labels, reduction="none")
     return Trajectory(
-        torch.stack(gate_logits, 1), torch.stack(actions, 1), torch.stack(rewards, 1), logits, loss
+        torch.stack(gate_logits, 1), torch.stack(actions, 1), torch.stack(rewards, 1), logits, labels, loss
     )
 
 

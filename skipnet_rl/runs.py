@@ -1,7 +1,7 @@
 """The run folder: arguments, metrics, checkpoint, result; what figures are rebuilt from.
 
-    runs/<env>-<agent>-<seed>-<time>/
-        args.json  metrics.jsonl  events.out.tfevents…  checkpoint/  result.json  plots/*.png
+runs/<env>-<agent>-<seed>-<time>/
+    args.json  metrics.jsonl  events.out.tfevents…  checkpoint/  result.json  plots/*.png
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Run:
             write_json(folder / "args.json", {**arguments, "versions": versions(), "commit": commit()})
         self._writer = SummaryWriter(str(folder))
 
-    def log(self, step: int, **metrics: float) -> None:
+    def log(self, step: int, stage: str, **metrics: float) -> None:
         """Add a line to metrics.jsonl and a point to each TensorBoard curve."""
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps({"step": step, "stage": stage, **metrics}) + "\n")
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
@@ -62,9 +62,7 @@ class Run:
 
     def load(self, device: Any = "cpu") -> dict[str, Any] | None:
         """The checkpoint, or None before the first; metric lines that came after it are dropped."""
-        if not self.checkpoint_folder.exists() and not self.checkpoint_folder.with_name(
-            "checkpoint.previous"
-        ).exists():
+        if not any(self.folder.glob("checkpoint*/state.json")):
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return None
         state = load_checkpoint(self.checkpoint_folder, device)

@@ -21,6 +21,7 @@ class ImageSet:
         classes: K class names.
         mean, std: per channel, of pixel values in 0 … 1.
         flip: whether a mirrored image keeps its class.
+        padding: the largest shift in pixels, each way, that keeps the class.
         factors: difficulty factors [M] by name, where the data set has them.
     """
 
@@ -32,9 +33,11 @@ class ImageSet:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     flip: bool
+    padding: int = 4
     factors: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        """M."""
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> ImageSet:
@@ -64,7 +67,7 @@ class ImageSet:
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same with a random crop, and a flip where it keeps the class, of each image."""
-        images = augment(self.images[index], generator, flip=self.flip)
+        images = augment(self.images[index], generator, flip=self.flip, padding=self.padding)
         return self.normalise(images), self.labels[index]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,0 +1,28 @@
+# Everything runs in its own virtual environment; VENV=… puts it elsewhere.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+
+.PHONY: run test slow lint types clean
+
+run: $(VENV)/installed  ## the main job on the embedded data set
+	$(BIN)/python -m agents.hybrid_reinforce --env SkipResNet110-v0
+
+test: $(VENV)/installed  ## lint and the test suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/installed  ## every test, the deep networks included
+	$(BIN)/python -m pytest
+
+types: $(VENV)/installed
+	$(BIN)/pyright
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
