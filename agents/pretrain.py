@@ -51,6 +51,8 @@ class Args:
     """fetch missing files through torchvision"""
     shortcut: str = "projection"
     """projection, pad or pool"""
+    zero_init_residual: bool = True
+    """start each block as its shortcut (Goyal et al. 2017, arXiv 1706.02677); deep networks need it"""
     epochs: float = 30
     """passes over the training split"""
     batch_size: int = 128
@@ -124,6 +126,9 @@ def train(args: Args) -> dict[str, Any]:
     )
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, len(data.classes), args.shortcut)
+    if args.zero_init_residual:
+        for block in net.blocks:
+            torch.nn.init.zeros_(block.bn2.weight)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)

@@ -67,15 +67,19 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(beside, path)
 
 
-def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
-    """Write a module's weights in half precision as one safetensors file, whole or not at all."""
+def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
+    """Write a module's weights in half precision as one safetensors file, whole or not at all.
+
+    `about` goes into the header as one JSON string: with several keys the order of the header, and so
+    the bytes of the file, would change from run to run.
+    """
     tensors = {
         name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
         for name, value in module.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")
-    save_file(tensors, beside, metadata=metadata)
+    save_file(tensors, beside, metadata={"about": json.dumps(about)})
     _sync(beside)
     os.replace(beside, path)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.precision import autocast
 from skipnet_rl.resnet import ResNet
 
 GATES = ("rnn",)
@@ -45,7 +46,7 @@ class RecurrentGate(nn.Module):
 
     def decide(self, pooled: Tensor, t: int, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """The same from a pooled feature [B, C]."""
-        with torch.autocast(pooled.device.type, enabled=False):  # 0.04 % of the work, and it decides
+        with autocast("fp32", pooled.device):  # 0.04 % of the work, and it decides
             hidden = self.lstm(torch.relu(self.projections[t](pooled)), hidden)
             return self.head(hidden[0]).squeeze(1), hidden
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from skipnet_rl.errors import unknown_name
@@ -21,6 +23,9 @@ def resolve_precision(name: str, device: torch.device | str) -> str:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def autocast(precision: str, device: torch.device | str) -> torch.autocast:
-    """Autocast to bf16, or a context that does nothing for `"fp32"`."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[object]:
+    """Autocast to bf16; for `"fp32"` a context in which autocast is off."""
+    kind = torch.device(device).type
+    if kind == "meta":  # shapes only, see skipnet_rl.flops
+        return nullcontext()
+    return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16")

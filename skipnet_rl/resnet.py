@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skipnet_rl.errors import unknown_name
+from skipnet_rl.precision import autocast
 
 CIFAR_DEPTHS = (20, 32, 38, 44, 56, 74, 110, 152)
 STAGE_CHANNELS = (16, 32, 64)
@@ -121,7 +121,7 @@ class ResNet(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits of the last feature map in float32: [B, C, H, W] → [B, K]."""
-        with torch.autocast(x.device.type, enabled=False):  # bf16 logits would round the loss
+        with autocast("fp32", x.device):  # bf16 logits would round the loss
             return self.fc(x.float().mean(dim=(2, 3)))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -26,16 +26,24 @@ def two_colours(size: int = 64) -> ImageSet:
 
 
 def toy_learner(data: ImageSet, **flags) -> tuple[hybrid_reinforce.Learner, hybrid_reinforce.Args]:
-    """ResNet-8 (N = 2) whose block 1 classifies and whose block 2 does nothing: the best route is [1, 0]."""
+    """ResNet-8 (N = 2) whose block 1 is needed and whose block 2 does nothing: the best route is [1, 0]."""
     args = hybrid_reinforce.Args(
-        batch_size=32, routes=2, iterations=60, sp_iterations=0, lr=0.0, gate_lr=0.1, precision="fp32", **flags
+        batch_size=32,
+        routes=2,
+        iterations=60,
+        sp_iterations=0,
+        lr=0.0,
+        gate_lr=0.1,
+        precision="fp32",
+        **flags,
     )
     torch.manual_seed(0)
     net = ResNet(8, 2)
     learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"))
-    for module in (net.blocks[2].bn2,):
-        torch.nn.init.zeros_(module.weight)
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for useless in (net.blocks[1].shortcut[1], net.blocks[2].bn2):  # block 1's shortcut loses the image
+        torch.nn.init.zeros_(useless.weight)
+        useless.weight.requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 3e-3)
     images, labels = data.batch(torch.arange(len(data)))
     route = Replay(torch.tensor([[1, 0]]).expand(len(data), 2))
     for _ in range(25):
@@ -50,14 +58,153 @@ def test_hybrid_reinforce_finds_the_best_route():
     learner, args = toy_learner(data, alpha=0.2)
     images, labels = data.batch(torch.arange(len(data)))
     net = learner.mdp.net.eval()
-    losses = {
-        route: rollout(learner.mdp, Replay(torch.tensor([route]).expand(64, 2)), images, labels).returns.mean()
+    returns = {
+        route: rollout(
+            learner.mdp, Replay(torch.tensor([route]).expand(64, 2)), images, labels
+        ).returns.mean()
         for route in ((0, 0), (0, 1), (1, 0), (1, 1))
     }
-    assert max(losses, key=losses.get) == (1, 0), "the toy's best route is not what it is built to be"
+    assert max(returns, key=returns.get) == (1, 0), "the toy's best route is not what it is built to be"
     for step in range(args.iterations):
         hybrid_reinforce.train_step(learner, data, step, "hrl", args)
     net.eval()
     greedy = rollout(learner.mdp, learner.gate, images, labels)
     assert greedy.actions.mean(dim=0).tolist() == [1.0, 0.0]
     assert greedy.correct.all()
+
+
+def small_args(tmp_path, **flags) -> hybrid_reinforce.Args:
+    return hybrid_reinforce.Args(
+        env="SkipResNet20-v0", dataset="rendered-digits", sp_iterations=2, iterations=4, batch_size=8,
+        eval_every=2, eval_images=16, precision="fp32", run_dir=tmp_path / "run", **flags
+    )  # fmt: skip
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """The agents see 64 images of each split instead of thousands."""
+    from skipnet_rl.data import load_images
+
+    def load(*args, **kwargs):
+        return load_images(*args, **kwargs).subset(torch.arange(64))
+
+    for module in (hybrid_reinforce, pretrain):
+        monkeypatch.setattr(module, "load_images", load)
+
+
+@pytest.mark.filterwarnings("ignore:no shipped weights")
+def test_a_run_leaves_the_promised_files(tmp_path, few_images, capsys):
+    result = hybrid_reinforce.train(small_args(tmp_path))
+    run = tmp_path / "run"
+    assert json.loads((run / "result.json").read_text())["policies"] == result["policies"]
+    names = [row["name"] for row in result["policies"]]
+    assert names == ["all blocks", "random", "random, HRL weights", "SP", "HRL"]
+    for row in result["policies"]:
+        assert row["compute_blocks"] == pytest.approx(
+            (row["executed_blocks_mean"] + 1) / 9
+        )  # ResNet-20: N = 8
+        assert sum(row["executed_blocks_histogram"]) == result["n_images"] == 64
+    full = result["policies"][0]
+    assert full["compute_flops"] == 1 and full["unique_routes"] == 1
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+    for file in (
+        "args.json",
+        "sp.safetensors",
+        "hrl.safetensors",
+        "checkpoint/state.json",
+        "plots/training.png",
+    ):
+        assert (run / file).is_file(), file
+    assert list(run.glob("events.out.tfevents*"))
+    assert "SkipResNet20-v0 on rendered-digits" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:no shipped weights")
+def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monkeypatch):
+    whole = hybrid_reinforce.train(small_args(tmp_path / "a"))
+    save, saves = Run.save, []
+
+    def interrupted(self, state):
+        save(self, state)
+        saves.append(state["step"])
+        if len(saves) == 2:  # after step 4, in the middle of HRL
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", interrupted)
+    args = small_args(tmp_path / "b")
+    with pytest.raises(KeyboardInterrupt):
+        hybrid_reinforce.train(args)
+    monkeypatch.setattr(Run, "save", save)
+    resumed = hybrid_reinforce.train(dataclasses.replace(args, resume=True))
+    assert resumed["policies"] == whole["policies"]
+
+    def weights(place):
+        return (tmp_path / place / "run" / "hrl.safetensors").read_bytes()
+
+    assert weights("a") == weights("b")
+    lines = [(tmp_path / place / "run" / "metrics.jsonl").read_text().splitlines() for place in "ab"]
+    drop = "train/images_per_s"
+    first, second = ([{k: v for k, v in json.loads(x).items() if k != drop} for x in file] for file in lines)
+    assert first == second
+    other = hybrid_reinforce.train(small_args(tmp_path / "c", seed=1))
+    assert other["policies"][-1]["loss"] != whole["policies"][-1]["loss"]
+
+
+def test_pretrain_learns_and_writes_its_weights(tmp_path, monkeypatch):
+    data = two_colours(256)
+    monkeypatch.setattr(pretrain, "load_images", lambda name, split, *rest: data)
+    monkeypatch.setattr(pretrain, "resolve_dataset", lambda *rest: ("colours", "colours"))
+    args = pretrain.Args(
+        depth=8, epochs=4, batch_size=32, survival=0.8, precision="fp32", run_dir=tmp_path / "run"
+    )
+    result = pretrain.train(args)
+    assert result["policies"][0]["accuracy"] > 0.95
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="--resume"):
+        pretrain.train(pretrain.Args(depth=8, dataset="rendered-digits", run_dir=tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["args.json"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env", "SkipResNet111-v0"], "SkipResNet111"),
+        (["--dataset", "cifar11"], "did you mean 'cifar10'"),
+        (["--gate", "rrn"], "did you mean 'rnn'"),
+        (["--shortcut", "projektion"], "did you mean 'projection'"),
+        (["--stage", "hlr"], "did you mean 'hrl'"),
+        (["--alpha", "-1"], "alpha is -1.0"),
+        (["--alpha", "nan"], "alpha is nan"),
+        (["--batch-size", "10"], "not a multiple of --routes 4"),
+        (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
+        (["--dataset", "cifar10", "--data-dir", "/nowhere"], "no CIFAR-10 in /nowhere"),
+    ],
+)
+def test_bad_flags_end_in_one_line_and_code_2(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hybrid_reinforce", *flags, "--run-dir", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as stop:
+        from agents.cli import main_with_named_errors
+
+        main_with_named_errors(hybrid_reinforce.Args, hybrid_reinforce.train)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2
+    assert message in error[-1] and error[-1].startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_the_flags():
+    shown = subprocess.run(
+        [sys.executable, "-m", "agents.hybrid_reinforce", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for flag in ("--env", "--stage", "--alpha", "--gate", "--iterations", "--batch-size", "--lr", "--dataset",
+                 "--data-dir", "--device", "--seed", "--run-dir", "--resume"):  # fmt: skip
+        assert flag in shown

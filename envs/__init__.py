@@ -1,0 +1,15 @@
+"""Gymnasium environments over `skipnet_rl.mdp`: importing this package registers their ids."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+DEPTHS = (20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
+
+for depth in DEPTHS:
+    gym.register(
+        id=f"SkipResNet{depth}-v0",
+        entry_point="envs.factory:make_env",
+        vector_entry_point="envs.factory:make_vector_env",
+        kwargs={"depth": depth},
+    )
