@@ -6,14 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 import tyro
 from gymnasium.error import Error as GymnasiumError
 
-from skipnet_rl.errors import unknown_name
-
 ArgsT = TypeVar("ArgsT")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def main_with_named_errors(args_type: type[ArgsT], run: Callable[[ArgsT], Any]) -> None:
@@ -29,14 +25,3 @@ def main_with_named_errors(args_type: type[ArgsT], run: Callable[[ArgsT], Any]) 
     except KeyboardInterrupt:
         print("interrupted; go on with --resume and the same --run-dir", file=sys.stderr)
         sys.exit(130)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; `"auto"` takes a GPU where there is one."""
-    if name.partition(":")[0] not in DEVICES:
-        raise unknown_name("device", name, DEVICES)
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but PyTorch sees no CUDA device; use --device cpu or auto")
-    return torch.device(name)

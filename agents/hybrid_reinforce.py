@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import envs  # noqa: F401  (registers the ids)
-from agents.cli import main_with_named_errors, pick_device
+from agents.cli import main_with_named_errors
 from agents.report import print_table, write_plots
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
@@ -39,7 +39,7 @@ from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
-from skipnet_rl.precision import autocast, resolve_precision
+from skipnet_rl.precision import autocast, pick_device, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.runs import Run, run_folder

@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from agents.cli import main_with_named_errors, pick_device
+from agents.cli import main_with_named_errors
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
@@ -29,7 +29,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
-from skipnet_rl.precision import autocast, resolve_precision
+from skipnet_rl.precision import autocast, pick_device, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run, run_folder

@@ -1,4 +1,4 @@
-"""Whether bf16 pays on a device."""
+"""Which device, and whether bf16 pays on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ import torch
 
 from skipnet_rl.errors import unknown_name
 
+DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `"auto"` takes a GPU where there is one."""
+    if name.partition(":")[0] not in DEVICES:
+        raise unknown_name("device", name, DEVICES)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
+    return torch.device(name)
 
 
 def resolve_precision(name: str, device: torch.device | str) -> str:

@@ -1,0 +1,90 @@
+"""From strings to live objects: what the registered ids call.
+
+`env.spec` stays JSON: a network as keyword would be deep-copied into it. Environments with the same
+arguments share one network and one set of images.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from envs.skipnet import SkipNetEnv
+from envs.vector import SkipNetVectorEnv
+from skipnet_rl.data import ImageSet, load_images, resolve_dataset
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.precision import pick_device
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.weights import build_backbone
+
+
+def make_env(depth: int, **kwargs: Any) -> SkipNetEnv:
+    """What `gymnasium.make("SkipResNet110-v0", …)` calls.
+
+    Args:
+        depth: from the id.
+        **kwargs: of `parts`, and obs_mode, augment, render_mode of `SkipNetEnv`.
+    """
+    mdp, images, rest = parts(depth, **kwargs)
+    return SkipNetEnv(mdp, images, **rest)
+
+
+def make_vector_env(depth: int, num_envs: int = 1, **kwargs: Any) -> SkipNetVectorEnv:
+    """What `gymnasium.make_vec("SkipResNet110-v0", num_envs=…, …)` calls.
+
+    Args:
+        depth: from the id.
+        num_envs: B.
+        **kwargs: of `parts`, and obs_mode, augment, autoreset_mode, array, render_mode of
+            `SkipNetVectorEnv`.
+    """
+    mdp, images, rest = parts(depth, **kwargs)
+    return SkipNetVectorEnv(mdp, images, num_envs, **rest)
+
+
+def parts(
+    depth: int,
+    dataset: str = "auto",
+    data_dir: str | None = None,
+    download: bool = False,
+    split: str = "train",
+    alpha: float = 0.1,
+    cost: str = "blocks",
+    shortcut: str = "projection",
+    weights: str | None = "auto",
+    device: str = "auto",
+    **rest: Any,
+) -> tuple[RoutingMDP, ImageSet, dict[str, Any]]:
+    """The decision process and the images that keyword arguments describe, and what is left of them.
+
+    Args:
+        depth: 6n+2.
+        dataset: `"auto"`, `"rendered-digits"` or `"cifar10"`.
+        data_dir: folder of the data set's official files (else $SKIPNET_DATA, else ./data).
+        download: fetch missing files through torchvision.
+        split: `"train"`, `"val"` or `"test"`.
+        alpha: weight of the compute saving.
+        cost: `"blocks"` or `"flops"`.
+        shortcut: `"projection"`, `"pad"` or `"pool"`.
+        weights: path of a safetensors file, `"auto"` (shipped, else untrained with a warning) or
+            None (untrained).
+        device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
+    """
+    dataset, _ = resolve_dataset(dataset, data_dir)
+    place = str(pick_device(device))
+    images = _images(dataset, split, data_dir, download, place)
+    net = _network(depth, len(images.classes), dataset, shortcut, weights, place)
+    return RoutingMDP(net, alpha, cost), images, rest
+
+
+@lru_cache(maxsize=4)
+def _images(dataset: str, split: str, data_dir: str | None, download: bool, device: str) -> ImageSet:
+    return load_images(dataset, split, data_dir, download).to(device)
+
+
+@lru_cache(maxsize=4)
+def _network(
+    depth: int, num_classes: int, dataset: str, shortcut: str, weights: str | Path | None, device: str
+) -> ResNet:
+    return build_backbone(depth, num_classes, dataset, shortcut, weights).to(device)

@@ -1,0 +1,121 @@
+"""An episode as a picture or as a line, drawn only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from envs.lockstep import Lockstep
+
+EXECUTED, SKIPPED, AHEAD = "#2b6cb0", "white", "#edf2f7"
+INK, PALE, RIGHT, WRONG = "#1a202c", "#a0aec0", "#2f855a", "#c53030"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What there is to show of one episode.
+
+    Attributes:
+        image: [H, W, 3] uint8, before augmentation.
+        route: the actions so far.
+        stages: the stage of each of the N gated blocks.
+        reward: sum of the rewards so far.
+        index, label: which image, and its class name.
+        prediction: class name at the end, else None.
+        depth: of the network.
+    """
+
+    image: NDArray[np.uint8]
+    route: Sequence[bool]
+    stages: Sequence[int]
+    reward: float
+    index: int
+    label: str
+    prediction: str | None
+    depth: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, lockstep: Lockstep, row: int) -> Frame:
+        """Episode number `row` of a batch."""
+        state, images, net = lockstep.state, lockstep.images, lockstep.mdp.net
+        if state is None:
+            raise RuntimeError("render() before the first reset(); call reset() to start an episode")
+        index = int(lockstep.index[row])
+        prediction = None
+        if lockstep.terminal:
+            prediction = images.classes[int(lockstep.mdp.logits(state)[row].argmax())]
+        return cls(
+            image=images.images[index].permute(1, 2, 0).cpu().numpy(),
+            route=lockstep.routes[row, : state.t].tolist(),
+            stages=net.stages[1:],
+            reward=float(lockstep.returns[row]),
+            index=index,
+            label=images.classes[int(images.labels[index])],
+            prediction=prediction,
+            depth=net.depth,
+        )
+
+    @property
+    def outcome(self) -> str:
+        """The classifier's answer, once it is there."""
+        if self.prediction is None:
+            return "predicts …"
+        return f"predicts {self.prediction} {'✓' if self.prediction == self.label else '✗'}"
+
+    def line(self) -> str:
+        """One line of text."""
+        cells = "".join("■" if executed else "□" for executed in self.route)
+        rest = "·" * (len(self.stages) - len(self.route))
+        return (
+            f"SkipResNet{self.depth} | image {self.index}, label {self.label} | {cells}{rest} | "
+            f"{sum(self.route)} of {len(self.route)} executed | reward {self.reward:+.3f} | {self.outcome}"
+        )
+
+    def picture(self) -> NDArray[np.uint8]:
+        """The image beside its route, one row of blocks per stage: [H, W, 3] uint8."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7.2, 2.4), dpi=100, facecolor="white")
+        photo = figure.add_axes((0.02, 0.08, 0.28, 0.84))
+        photo.imshow(self.image, interpolation="nearest")
+        photo.set_axis_off()
+        self._draw_route(figure.add_axes((0.34, 0.05, 0.64, 0.9)))
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+    def _draw_route(self, axes: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        names = sorted(set(self.stages))
+        widest = max(self.stages.count(stage) for stage in names) if names else 1
+        axes.set_xlim(-0.2, widest + 0.2)
+        axes.set_ylim(len(names) + 1.35, -1.1)
+        axes.set_axis_off()
+        for row, stage in enumerate(names):
+            places = [place for place, other in enumerate(self.stages) if other == stage]
+            for column, place in enumerate(places):
+                face, edge = self._colours(place)
+                axes.add_patch(
+                    Rectangle((column + 0.1, row + 0.34), 0.8, 0.5, facecolor=face, edgecolor=edge, lw=1.1)
+                )
+            axes.text(0.1, row + 0.2, f"stage {stage + 1}", color=PALE, fontsize=8)
+        network = f"ResNet-{self.depth}, {sum(self.route)} of {len(self.route)} decided blocks executed"
+        axes.text(0.1, -0.45, network, color=INK, fontsize=10.5, weight="bold")
+        below = len(names) + 0.65
+        colour = INK if self.prediction is None else RIGHT if self.prediction == self.label else WRONG
+        axes.text(0.1, below, f"label {self.label},  {self.outcome}", color=colour, fontsize=10.5)
+        axes.text(widest - 0.1, below, f"reward {self.reward:+.3f}", color=INK, fontsize=10.5, ha="right")
+
+    def _colours(self, place: int) -> tuple[str, str]:
+        if place < len(self.route):
+            return (EXECUTED, EXECUTED) if self.route[place] else (SKIPPED, PALE)
+        return (AHEAD, "#dd6b20" if place == len(self.route) else AHEAD)  # the current one in orange
