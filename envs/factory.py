@@ -13,6 +13,7 @@ from typing import Any
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
+from skipnet_rl.data.sources import data_folder
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import pick_device
 from skipnet_rl.resnet import ResNet
@@ -73,18 +74,28 @@ def parts(
     """
     dataset, _ = resolve_dataset(dataset, data_dir)
     place = str(pick_device(device))
-    images = _images(dataset, split, data_dir, download, place)
-    net = _network(depth, len(images.classes), dataset, shortcut, weights, place)
+    images = _images(dataset, split, data_folder(data_dir), download, place)
+    net = _network(depth, len(images.classes), dataset, shortcut, weights, _age(weights), place)
     return RoutingMDP(net, alpha, cost), images, rest
 
 
 @lru_cache(maxsize=4)
-def _images(dataset: str, split: str, data_dir: str | None, download: bool, device: str) -> ImageSet:
-    return load_images(dataset, split, data_dir, download).to(device)
+def _images(dataset: str, split: str, folder: Path, download: bool, device: str) -> ImageSet:
+    return load_images(dataset, split, folder, download).to(device)
 
 
 @lru_cache(maxsize=4)
 def _network(
-    depth: int, num_classes: int, dataset: str, shortcut: str, weights: str | Path | None, device: str
+    depth: int, num_classes: int, dataset: str, shortcut: str, weights: str | None, age: int, device: str
 ) -> ResNet:
     return build_backbone(depth, num_classes, dataset, shortcut, weights).to(device)
+
+
+def _age(weights: str | None) -> int:
+    """When the file was written, so that weights trained anew are read anew; 0 where there is none."""
+    path = Path(weights or "auto")
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+# `gymnasium.make` reads it: "human" and "rgb_array_list" then come from Gymnasium's wrappers
+make_env.metadata = SkipNetEnv.metadata  # type: ignore[attr-defined]

@@ -40,6 +40,13 @@ class Lockstep:
     def __init__(self, mdp: RoutingMDP, images: ImageSet, size: int, obs_mode: str, augment: bool) -> None:
         if obs_mode not in OBS_MODES:
             raise unknown_name("obs_mode", obs_mode, OBS_MODES)
+        if len(images) == 0:
+            raise ValueError(f"{images.name} {images.split} has no images; expected at least one to play")
+        if len(images.classes) > mdp.net.num_classes:
+            raise ValueError(
+                f"{images.name} has {len(images.classes)} classes and the network {mdp.net.num_classes}; "
+                "build it with num_classes=len(images.classes)"
+            )
         self.mdp = mdp
         self.device = next(mdp.net.parameters()).device
         self.images = images.to(self.device)
@@ -123,6 +130,14 @@ class Lockstep:
         }
 
 
+def as_array(value: Any) -> NDArray:
+    """Anything as an array, from any device; what is none, ragged lists too, becomes one of objects."""
+    try:
+        return value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except ValueError:
+        return np.empty((), dtype=object)
+
+
 def check_options(options: dict[str, Any] | None, known: tuple[str, ...] = RESET_OPTIONS) -> None:
     """Raise a ValueError for an option that reset() does not know."""
     for name in options or {}:
@@ -136,7 +151,7 @@ def check_index(index: Any, count: int, size: int) -> NDArray[np.int64]:
     Raises:
         ValueError: not integers, not `count` of them, or not all between 0 and size - 1.
     """
-    array = np.asarray(index)
+    array = as_array(index)
     if array.dtype.kind not in "iu" or array.shape not in ((count,), () if count == 1 else (count,)):
         wanted = "an integer" if count == 1 else f"{count} integers, one per sub-environment"
         raise ValueError(f"options['index'] is {index!r}; expected {wanted}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from envs.lockstep import Lockstep
 
-EXECUTED, SKIPPED, AHEAD = "#2b6cb0", "white", "#edf2f7"
+EXECUTED, SKIPPED, AHEAD, ALWAYS = "#2b6cb0", "white", "#edf2f7", "#1a365d"
 INK, PALE, RIGHT, WRONG = "#1a202c", "#a0aec0", "#2f855a", "#c53030"
 
 
@@ -95,13 +95,14 @@ class Frame:
     def _draw_route(self, axes: Any) -> None:
         from matplotlib.patches import Rectangle
 
-        names = sorted(set(self.stages))
-        widest = max(self.stages.count(stage) for stage in names) if names else 1
+        stages = [0, *self.stages]  # the first block, which always runs, before the N gated ones
+        names = sorted(set(stages))
+        widest = max(stages.count(stage) for stage in names)
         axes.set_xlim(-0.2, widest + 0.2)
         axes.set_ylim(len(names) + 1.35, -1.1)
         axes.set_axis_off()
         for row, stage in enumerate(names):
-            places = [place for place, other in enumerate(self.stages) if other == stage]
+            places = [place for place, other in enumerate(stages, start=-1) if other == stage]
             for column, place in enumerate(places):
                 face, edge = self._colours(place)
                 axes.add_patch(
@@ -116,6 +117,8 @@ class Frame:
         axes.text(widest - 0.1, below, f"reward {self.reward:+.3f}", color=INK, fontsize=10.5, ha="right")
 
     def _colours(self, place: int) -> tuple[str, str]:
+        if place < 0:
+            return ALWAYS, ALWAYS
         if place < len(self.route):
             return (EXECUTED, EXECUTED) if self.route[place] else (SKIPPED, PALE)
         return (AHEAD, "#dd6b20" if place == len(self.route) else AHEAD)  # the current one in orange

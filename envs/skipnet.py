@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from envs.lockstep import Lockstep, check_options
+from envs.lockstep import Lockstep, as_array, check_options
 from envs.rendering import Frame
 from skipnet_rl.data import ImageSet
 from skipnet_rl.errors import unknown_name
@@ -146,7 +146,7 @@ def check_action(action: Any) -> bool:
     Raises:
         ValueError: anything else.
     """
-    array = np.asarray(action)
+    array = as_array(action)
     if array.size == 1 and array.dtype.kind in "biu" and array.item() in (0, 1):
         return bool(array.item())
     raise ValueError(f"action is {action!r}; expected 0 (skip) or 1 (execute) as an integer")

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.lockstep import Lockstep, check_options
+from envs.lockstep import Lockstep, as_array, check_options
 from envs.rendering import Frame
 from envs.skipnet import RENDER_MODES, SkipNetEnv
 from skipnet_rl.data import ImageSet
@@ -105,13 +105,12 @@ class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
             ValueError: actions of another shape, type or value.
             gymnasium.error.ResetNeeded: no episode is running.
         """
-        execute = self._check_actions(actions)
         if self.lockstep.terminal and self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            observations, infos = self.reset()
+            observations, infos = self.reset()  # whatever the actions are
             return observations, *self._outcome(torch.zeros(self.num_envs)), infos
         if self.lockstep.terminal:
             raise ResetNeeded("step() after the end of the episodes; autoreset is disabled: call reset()")
-        rewards = self.lockstep.step(execute)
+        rewards = self.lockstep.step(self._check_actions(actions))
         ended = self.lockstep.terminal
         outcome = self._outcome(rewards)
         if not ended:
@@ -171,10 +170,11 @@ class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
 
 
 def _integers(actions: Any) -> NDArray:
-    array = np.asarray(actions)
+    array = as_array(actions)
     if array.dtype.kind not in "biu":
         raise ValueError(
-            f"actions are {array.dtype} of shape {array.shape}; expected integers or bools, 0 (skip) or 1 (execute)"
+            f"actions are {array.dtype} of shape {array.shape}; expected integers or bools of shape "
+            "(num_envs,), 0 (skip) or 1 (execute)"
         )
     return array.copy() if array.dtype.kind == "b" else array.astype(np.int64)
 

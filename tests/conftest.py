@@ -12,21 +12,26 @@ def tiny_images() -> ImageSet:
     """Twelve images of noise in ten classes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(12) % 10
     classes = tuple(f"class {k}" for k in range(10))
-    return ImageSet("noise", "train", images, labels, classes, (0.5,) * 3, (0.25,) * 3, flip=True)
+    return ImageSet(
+        "noise", "train", images, torch.arange(12) % 10, classes, (0.5,) * 3, (0.25,) * 3, flip=True
+    )
 
 
 @pytest.fixture
 def tiny_net() -> ResNet:
-    """ResNet-20 (N = 8) in evaluation mode, whose batch norms have seen something.
+    """ResNet-20 (N = 8) in evaluation mode, in which every block and every batch norm does something.
 
-    Fresh running statistics would make every normalisation the identity, and a test blind to it.
+    As initialised a batch norm in evaluation mode is the identity (and a weight may be zero, so that a
+    block is its shortcut): a test would not see whether it is applied.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = ResNet(20)
-        with torch.no_grad():
-            for _ in range(3):
-                net(torch.randn(16, 3, 32, 32))
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+                torch.nn.init.uniform_(module.bias, -0.2, 0.2)
+                module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
     return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

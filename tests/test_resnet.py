@@ -1,0 +1,204 @@
+"""The backbone against torchvision's blocks, hand formulas and weights that others trained."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
+
+from skipnet_rl.data import load_images
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.resnet import SHORTCUTS, Block, ResNet, make_shortcut
+
+SHARED = Path(__file__).parent.parent.parent / "shared"  # beside the repository, on some machines
+REFERENCE = SHARED / "reference" / "resnet20-12fca82f.th"
+
+
+def as_torchvision(net: ResNet) -> nn.Sequential:
+    """The same layers put together from torchvision's residual blocks."""
+    blocks = []
+    for block in net.blocks:
+        downsample = None if isinstance(block.shortcut, nn.Identity) else block.shortcut
+        other = BasicBlock(block.in_channels, block.out_channels, block.stride, downsample)
+        for name in ("conv1", "bn1", "conv2", "bn2"):
+            setattr(other, name, getattr(block, name))
+        blocks.append(other)
+    return nn.Sequential(net.stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc)
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_forward_equals_torchvisions_blocks(shortcut):
+    torch.manual_seed(0)
+    net = ResNet(14, 7, shortcut)  # in training mode, so that each batch norm does something
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(net(images), as_torchvision(net)(images), rtol=1e-5, atol=1e-5)
+
+
+def test_forward_equals_torchvisions_blocks_in_evaluation_mode(tiny_net):
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = as_torchvision(tiny_net).eval()(images)
+        torch.testing.assert_close(tiny_net(images), expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(tiny_net.train()(images), expected, atol=1e-2)  # the statistics matter
+
+
+def test_number_of_parameters():
+    # ResNet-20, option A. Convolutions: stem 3*16*9 = 432; stage 1: 6*16*16*9 = 13,824;
+    # stage 2: 16*32*9 + 5*32*32*9 = 50,688; stage 3: 32*64*9 + 5*64*64*9 = 202,752. Batch norms:
+    # 2*(7*16 + 6*32 + 6*64) = 1,376. Classifier: 64*10 + 10 = 650. Together 269,722 (0.27M in table 6
+    # of He et al.). Option B adds 16*32 + 2*32 and 32*64 + 2*64 = 2,752.
+    def count(shortcut):
+        return sum(parameter.numel() for parameter in ResNet(20, shortcut=shortcut).parameters())
+
+    assert {name: count(name) for name in SHORTCUTS} == {
+        "projection": 272_474,
+        "pad": 269_722,
+        "pool": 269_722,
+    }
+
+
+def test_stages_and_shapes_of_the_flat_list():
+    net = ResNet(20)
+    assert net.stages == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    shapes = [(block.in_channels, block.out_channels, block.stride) for block in net.blocks]
+    assert shapes == [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
+
+
+def test_pad_shortcut_by_value():
+    x = torch.arange(2 * 2 * 4 * 4).float().view(2, 2, 4, 4)
+    y = make_shortcut("pad", 2, 5, 2)(x)
+    # image 0, channel 0 is rows 0-3, 4-7, 8-11, 12-15: pixels (0,0) (0,2) (2,0) (2,2) are 0, 2, 8, 10
+    assert y.shape == (2, 5, 2, 2)
+    assert y[0, 0].tolist() == [[0, 2], [8, 10]]
+    assert y[1, 1].tolist() == [[48, 50], [56, 58]]
+    assert not y[:, 2:].any()
+
+
+def test_pool_shortcut_by_value():
+    x = torch.arange(16).float().view(1, 1, 4, 4)
+    y = make_shortcut("pool", 1, 3, 2)(x)
+    # means of [0 1 4 5], [2 3 6 7], [8 9 12 13], [10 11 14 15]
+    assert y[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    assert not y[:, 1:].any()
+
+
+def test_projection_shortcut_is_a_strided_product_then_batch_norm():
+    torch.manual_seed(0)
+    shortcut = make_shortcut("projection", 3, 5, 2).double()
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    product = torch.einsum("oc,bchw->bohw", shortcut[0].weight[:, :, 0, 0], x[:, :, ::2, ::2])
+    mean = product.mean(dim=(0, 2, 3), keepdim=True)
+    variance = product.var(dim=(0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(shortcut(x), (product - mean) / (variance + 1e-5).sqrt())
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_shortcut_is_the_identity_where_shapes_agree(shortcut):
+    x = torch.randn(2, 16, 8, 8)
+    assert make_shortcut(shortcut, 16, 16, 1)(x) is x
+
+
+def test_block_is_relu_of_transform_plus_shortcut():
+    torch.manual_seed(0)
+    block = Block(4, 8, 2, "projection").eval()
+    x = torch.randn(3, 4, 8, 8)
+    residual, shortcut = block.transform(x), block.shortcut(x)
+    assert (residual < 0).any()  # the activation comes after the addition alone
+    torch.testing.assert_close(block(x), torch.clamp(residual + shortcut, min=0), rtol=0, atol=0)
+
+
+def test_initialisation_keeps_the_variance():
+    # He et al. 2015, fan out: deviation sqrt(2 / (64 * 9)) = 0.0589, here of 36,864 draws (error 0.4 %)
+    torch.manual_seed(0)
+    weight = ResNet(8).blocks[-1].conv2.weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / 576), rel=0.03)
+
+
+@pytest.mark.parametrize("depth", [2, 7, 19, 21, 111])
+def test_depths_that_are_not_6n_plus_2(depth):
+    with pytest.raises(ValueError, match=rf"depth {depth} is not 6n\+2 .* use one of 20, 32"):
+        ResNet(depth)
+
+
+def test_unknown_shortcut_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown shortcut 'projektion'; did you mean 'projection'"):
+        ResNet(8, shortcut="projektion")
+
+
+def test_logits_are_float32_under_autocast(tiny_net):
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        state = tiny_net.blocks[0](tiny_net.stem(images))
+        for block in tiny_net.blocks[1:]:
+            state = block(state)
+        logits = tiny_net(images)
+    assert state.dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    pooled = state.double().mean(dim=(2, 3))
+    exact = F.linear(pooled, tiny_net.fc.weight.double(), tiny_net.fc.bias.double())
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)  # bf16 would be off by 1e-2
+
+
+def reference_weights() -> dict[str, torch.Tensor]:
+    """The published ResNet-20 under our layer names.
+
+    Its shortcut pads the new channels in equal parts before and after the old ones, ours pads after
+    them: the same network with its channels in another order.
+    """
+    stored = torch.load(REFERENCE, weights_only=True, map_location="cpu")["state_dict"]
+    stored = {name.removeprefix("module."): value for name, value in stored.items()}
+    middle = torch.cat([torch.arange(8, 24), torch.arange(8), torch.arange(24, 32)])
+    last = torch.cat([middle + 16, torch.arange(16), torch.arange(48, 64)])
+    order = {16: torch.arange(16), 32: middle, 64: last}
+    ours = {f"stem.0.{k}": stored[f"conv1.{k}"] for k in ("weight",)}
+    ours |= {f"stem.1.{name[4:]}": value for name, value in stored.items() if name.startswith("bn1.")}
+    for number in range(9):
+        stage, position = divmod(number, 3)
+        theirs = f"layer{stage + 1}.{position}."
+        out = order[16 * 2**stage]
+        into = order[16 * 2 ** (stage - 1)] if position == 0 and stage else out
+        for name, value in stored.items():
+            if not name.startswith(theirs):
+                continue
+            layer = name.removeprefix(theirs)
+            if layer == "conv1.weight":
+                value = value[:, into]
+            elif layer == "conv2.weight" or (layer.startswith("bn2.") and value.ndim):
+                value = value[out]
+            ours[f"blocks.{number}.{layer}"] = value
+    return ours | {"fc.weight": stored["linear.weight"][:, last], "fc.bias": stored["linear.bias"]}
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory) -> Path:
+    """The official CIFAR-10 files, where the machine has them."""
+    folder = Path(os.environ.get("SKIPNET_DATA") or "data")
+    if (folder / "cifar-10-batches-py").is_dir():
+        return folder
+    unpack = SHARED / "data" / "cifar10" / "unpack.py"
+    if not unpack.is_file():
+        pytest.skip("no CIFAR-10: set $SKIPNET_DATA to the folder of cifar-10-batches-py")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REFERENCE.is_file(), reason="no reference weights beside the repository")
+def test_reference_weights_reach_their_published_accuracy(cifar10_folder):
+    """Backbone, normalisation, data and evaluation at once: 9,173 of 10,000, to the image."""
+    net = ResNet(20, shortcut="pad")
+    net.load_state_dict(reference_weights(), strict=True)
+    net = net.to(memory_format=torch.channels_last)
+    test = load_images("cifar10", "test", cifar10_folder)
+    result = evaluate(RoutingMDP(net, alpha=0.0), AlwaysExecute(), test)
+    assert result.correct.sum().item() == 9_173
+    assert (result.compute_flops == 1).all()
