@@ -30,6 +30,7 @@ from tqdm import tqdm
 import envs  # noqa: F401  (registers the ids)
 from agents.cli import main_with_named_errors
 from agents.report import print_table, write_plots
+from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
@@ -46,7 +47,7 @@ from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.weights import build_backbone
 
 STAGES = ("sp", "hrl", "sp+hrl")
-BN_MODES = ("frozen", "train")
+BN_MODES = ("train", "frozen", "recalibrate")
 VAL_METRICS = ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes")
 
 
@@ -89,7 +90,8 @@ class Args:
     gate_lr: float = 1e-2
     """Adam's learning rate for the gates"""
     bn: str = "frozen"
-    """batch norm while training: frozen (running statistics) or train (the batch's)"""
+    """batch norm: train (the batch's statistics), frozen (the running ones), or recalibrate: train, and
+    estimate the running ones anew after each stage"""
     eval_every: int = 50
     """steps between evaluations on validation images"""
     eval_images: int = 500
@@ -167,7 +169,7 @@ def train_step(learner: Learner, data: ImageSet, step: int, stage: str, args: Ar
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)
-    learner.model.train(args.bn == "train")
+    learner.model.train(args.bn != "frozen")
     mode = "sample" if stage == "hrl" else "straight-through"
     draws = step_generator(args.seed, step, device, stream=2)
     with autocast(learner.precision, device):
@@ -235,6 +237,8 @@ def run_steps(
         bar.update()
         ends_stage = done == len(plan) or plan[done] != stage
         if ends_stage:
+            if args.bn == "recalibrate":
+                recalibrate(learner.mdp, learner.gate, data, precision=learner.precision, seed=args.seed)
             snapshots[stage] = {name: value.clone() for name, value in learner.model.state_dict().items()}
             save_weights(
                 run.folder / f"{stage}.safetensors", learner.model, {"stage": stage, "env": args.env}

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
+from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
@@ -133,6 +134,8 @@ def train(args: Args) -> dict[str, Any]:
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
     wall_time = run_steps(net, run, data, val, args)
+    if args.survival < 1:  # the statistics are those of networks with dropped blocks
+        recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
     command = " ".join(["python -m agents.pretrain", *sys.argv[1:]])
     save_weights(run.folder / "weights.safetensors", net, {"command": command})
     final = evaluate(RoutingMDP(net), AlwaysExecute(), test)

@@ -213,14 +213,14 @@ class LinearGate(nn.Module):
         return mdp.observation(state).detach().double() @ self.weight, None
 
 
-def test_score_function_is_the_exact_gradient_of_the_expected_return(images, labels):
-    """∇E[return] over all four routes against E[Σ_t ∇log p(a_t) · rewards-to-go_t], with no sampling.
+@pytest.mark.parametrize("depth", [8, 14])
+def test_score_function_is_the_exact_gradient_of_the_expected_return(depth, images, labels):
+    """∇E[return] over all 4 (32) routes against E[Σ_t ∇log p(a_t) · rewards-to-go_t], with no sampling.
 
     The gate reads features, so its probabilities depend on the actions before; two images with two
     labels catch anything that mixes up the batch.
     """
-    net = small_net()
-    mdp = RoutingMDP(net, alpha=2.0)
+    mdp = RoutingMDP(small_net(depth), alpha=2.0)
     gate = LinearGate(mdp.observation_size)
     images, labels = images[:2], labels[:2]
     expected_return, estimate = torch.zeros((), dtype=torch.float64), torch.zeros_like(gate.weight)
@@ -235,7 +235,7 @@ def test_score_function_is_the_exact_gradient_of_the_expected_return(images, lab
             self.logits = [*(hidden or []), gate(mdp, state, None)[0]]
             return torch.full((2,), math.inf if self.route[state.t] else -math.inf), self.logits
 
-    for route in itertools.product([0, 1], repeat=2):
+    for route in itertools.product([0, 1], repeat=mdp.num_decisions):
         policy = Forced(route)
         forced = rollout(mdp, policy, images, labels)
         gate_logits = torch.stack(policy.logits, 1)
@@ -246,7 +246,7 @@ def test_score_function_is_the_exact_gradient_of_the_expected_return(images, lab
         rewards = episode.rewards.double()
         expected_return = expected_return + (chances * rewards.sum(1)).mean()
         score = (chances.detach() * (episode.log_probs * rewards_to_go(rewards)).sum(1)).mean()
-        estimate += torch.autograd.grad(score, gate.weight)[0]
+        estimate += torch.autograd.grad(score, gate.weight, retain_graph=True)[0]
     (exact,) = torch.autograd.grad(expected_return, gate.weight)
     assert exact.norm() > 1e-3
     torch.testing.assert_close(estimate, exact, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,57 @@
+"""Batch norm statistics for the routes that a policy takes.
+
+Statistics gathered while blocks were dropped at random do not fit the network that executes them
+all, nor the routes of a trained gate: the distribution of a block's input depends on which blocks
+ran before it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from skipnet_rl.data import ImageSet
+from skipnet_rl.data.imageset import step_generator
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import Policy
+from skipnet_rl.precision import autocast
+from skipnet_rl.rollout import rollout
+
+
+@torch.no_grad()
+def recalibrate(
+    mdp: RoutingMDP, policy: Policy, data: ImageSet, *, batches: int = 16, batch_size: int = 250,
+    precision: str = "fp32", seed: int = 0,
+) -> None:  # fmt: skip
+    """Estimate the running statistics anew under a policy's greedy routes.
+
+    The mean over `batches` of augmented training images replaces them; a block that no image
+    executes keeps what it had.
+
+    Args:
+        mdp: the decision process; its network is left in evaluation mode.
+        policy: what decides.
+        data: training images, on the network's device.
+        batches, batch_size: how many images.
+        precision: `"fp32"` or `"bf16"`.
+        seed: of the images drawn and their augmentation.
+    """
+    norms = [module for module in mdp.net.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
+    mdp.net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    order = torch.randperm(len(data), generator=step_generator(seed, 0, "cpu", stream=4))
+    device = data.images.device
+    for number, index in enumerate(order.to(device).split(batch_size)[:batches]):
+        images, labels = data.training_batch(index, step_generator(seed, number, device, stream=5))
+        with autocast(precision, device):
+            rollout(mdp, policy, images, labels)
+    for norm, (mean, variance, momentum) in zip(norms, before, strict=True):
+        if norm.num_batches_tracked == 0:
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+        norm.momentum = momentum
+    mdp.net.eval()
