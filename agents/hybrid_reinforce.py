@@ -89,7 +89,7 @@ class Args:
     """Adam's learning rate for the backbone"""
     gate_lr: float = 1e-2
     """Adam's learning rate for the gates"""
-    bn: str = "frozen"
+    bn: str = "recalibrate"
     """batch norm: train (the batch's statistics), frozen (the running ones), or recalibrate: train, and
     estimate the running ones anew after each stage"""
     eval_every: int = 50

@@ -58,11 +58,12 @@ def test_survival_falls_linearly():
 
 def test_stochastic_depth_draws_once_per_block(mdp):
     policy = StochasticDepth(0.5, torch.Generator().manual_seed(0))
-    kept = torch.stack([policy(mdp, state(7), None)[0] for _ in range(2000)])  # decision 7: p = 0.5
+    last, first = state(7), state(0)
+    kept = torch.stack([policy(mdp, last, None)[0] for _ in range(2000)])  # decision 7: p = 0.5
     assert kept.isinf().all()
     assert (kept == kept[:, :1]).all()  # alike for the whole batch
     assert (kept[:, 0] > 0).float().mean().item() == pytest.approx(0.5, abs=0.06)  # five standard errors
-    early = torch.stack([policy(mdp, state(0), None)[0] for _ in range(2000)])
+    early = torch.stack([policy(mdp, first, None)[0] for _ in range(2000)])
     assert (early[:, 0] > 0).float().mean().item() == pytest.approx(8 / 9, abs=0.04)
 
 

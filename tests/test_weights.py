@@ -1,0 +1,88 @@
+"""Shipped weights: the index is true, and networks are filled as asked."""
+
+import hashlib
+import json
+import warnings
+
+import pytest
+import torch
+
+from skipnet_rl import weights
+from skipnet_rl.checkpoint import save_weights
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.weights import build_backbone, find_shipped
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch) -> dict[str, torch.Tensor]:
+    """A weights folder with one ResNet-8 in it; returns its state."""
+    torch.manual_seed(5)
+    net = ResNet(8)
+    save_weights(tmp_path / "r8.safetensors", net, {})
+    entry = {
+        "name": "r8", "file": "r8.safetensors", "depth": 8, "dataset": "cifar10", "shortcut": "projection",
+        "stage": "backbone", "sha256": hashlib.sha256((tmp_path / "r8.safetensors").read_bytes()).hexdigest(),
+    }  # fmt: skip
+    (tmp_path / "index.json").write_text(json.dumps([entry]))
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    return net.state_dict()
+
+
+def test_every_shipped_file_is_what_the_index_says():
+    shipped = {path.name for path in weights.FOLDER.glob("*.safetensors")}
+    assert shipped == {entry["file"] for entry in weights.index()}
+    for entry in weights.index():
+        path = find_shipped(entry["depth"], entry["dataset"], entry["shortcut"], entry["stage"])
+        assert path == weights.FOLDER / entry["file"]
+        assert path.stat().st_size <= 4 * 2**20, f"{path.name} is larger than 4 MB"
+
+
+def test_auto_takes_the_shipped_weights(shipped):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = build_backbone(8, 10, "cifar10")
+    assert torch.equal(net.blocks[2].conv2.weight, shipped["blocks.2.conv2.weight"].half().float())
+    assert not net.training
+    assert net.blocks[2].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("depth", "dataset", "shortcut"), [
+    (20, "cifar10", "projection"), (8, "rendered-digits", "projection"), (8, "cifar10", "pad"),
+])  # fmt: skip
+def test_auto_without_shipped_weights_warns(shipped, depth, dataset, shortcut):
+    with pytest.warns(UserWarning, match=f"no shipped weights for ResNet-{depth} on {dataset}.*untrained"):
+        build_backbone(depth, 10, dataset, shortcut)
+    assert find_shipped(depth, dataset, shortcut) is None
+
+
+@pytest.mark.parametrize("change", ["damage", "remove"])
+def test_shipped_file_that_is_not_the_indexs(shipped, change):
+    path = weights.FOLDER / "r8.safetensors"
+    if change == "damage":
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    else:
+        path.unlink()
+    with pytest.raises(WeightsError, match="r8.safetensors is missing or damaged; reinstall"):
+        build_backbone(8, 10, "cifar10")
+
+
+def test_weights_from_a_path(tmp_path):
+    torch.manual_seed(6)
+    net = ResNet(8, 3)
+    save_weights(tmp_path / "mine.safetensors", net, {})
+    for path in (tmp_path / "mine.safetensors", str(tmp_path / "mine.safetensors")):
+        loaded = build_backbone(8, 3, "cifar10", weights=path)
+        assert torch.equal(loaded.fc.weight, net.fc.weight.half().float())
+    with pytest.raises(WeightsError, match=r"layer fc.weight has shape \(3, 64\), expected \(10, 64\)"):
+        build_backbone(8, 10, "cifar10", weights=tmp_path / "mine.safetensors")
+
+
+def test_untrained_network_is_the_same_each_time_and_moves_no_seed():
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first = build_backbone(8, 10, "cifar10", weights=None)
+    assert torch.equal(torch.rand(3), expected)
+    second = build_backbone(8, 10, "cifar10", weights=None)
+    assert torch.equal(first.blocks[1].conv1.weight, second.blocks[1].conv1.weight)
