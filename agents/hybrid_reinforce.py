@@ -116,6 +116,8 @@ class Args:
                 raise unknown_name(kind, name, known)
         if self.routes < 1 or self.batch_size % self.routes:
             raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
+        if not self.plan():
+            raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -195,12 +197,10 @@ def train(args: Args) -> dict[str, Any]:
     net = build_backbone(depth, len(data.classes), dataset, args.shortcut, args.weights)
     learner = Learner(args, net, device)
     run = Run(run_folder(args.run_dir, args.env, "hybrid-reinforce", args.seed), args, args.resume)
-    state = (run.load(device) if args.resume else None) or {"step": 0, "elapsed": 0.0, "snapshots": {}}
+    state = (run.load() if args.resume else None) or {"step": 0, "elapsed": 0.0, "snapshots": {}}
     if state["step"]:
         learner.load_state_dict(state)
-    wall_time, snapshots = run_steps(
-        learner, run, data, val.subset(torch.arange(args.eval_images)), args, state
-    )
+    wall_time, snapshots = run_steps(learner, run, data, val.first(args.eval_images), args, state)
     evaluations = final_evaluations(learner, snapshots, test, args)
     result = {
         "env": args.env, "dataset": dataset, "split": "test", "n_images": len(test), "alpha": args.alpha,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from skipnet_rl.batchnorm import recalibrate
-from skipnet_rl.checkpoint import save_weights
+from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
@@ -83,6 +83,15 @@ class Args:
     debug: bool = False
     """show the traceback of an error"""
 
+    def steps(self, images: int) -> int:
+        """Number of training steps; a ValueError where that is none."""
+        steps = round(self.epochs * (images // self.batch_size))
+        if steps < 1:
+            raise ValueError(
+                f"--epochs {self.epochs} of {images} images in batches of {self.batch_size} is no step"
+            )
+        return steps
+
 
 def learning_rate(step: int, steps: int, args: Args) -> float:
     """Linear warm-up, then the schedule."""
@@ -119,12 +128,14 @@ def train(args: Args) -> dict[str, Any]:
     if args.schedule not in SCHEDULES:
         raise unknown_name("schedule", args.schedule, SCHEDULES)
     device = pick_device(args.device)
+    resolve_precision(args.precision, device)
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
     tqdm.write(f"dataset: {reason}")
     data, val, test = (
         load_images(dataset, split, args.data_dir, args.download).to(device)
         for split in ("train", "val", "test")
     )
+    args.steps(len(data))
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, len(data.classes), args.shortcut)
     if args.zero_init_residual:
@@ -138,6 +149,7 @@ def train(args: Args) -> dict[str, Any]:
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
     command = " ".join(["python -m agents.pretrain", *sys.argv[1:]])
     save_weights(run.folder / "weights.safetensors", net, {"command": command})
+    load_weights(run.folder / "weights.safetensors", net)  # report what the file does, rounding included
     final = evaluate(RoutingMDP(net), AlwaysExecute(), test)
     result = {
         "env": env, "dataset": dataset, "split": "test", "n_images": len(test), "alpha": 0.0,
@@ -154,8 +166,8 @@ def run_steps(net: ResNet, run: Run, data: ImageSet, val: ImageSet, args: Args) 
     mdp, optimizer = RoutingMDP(net), make_optimizer(net, args)
     precision = resolve_precision(args.precision, data.images.device)
     steps_per_epoch = len(data) // args.batch_size
-    steps, first, before = round(args.epochs * steps_per_epoch), 0, 0.0
-    state = run.load(data.images.device) if args.resume else None
+    steps, first, before = args.steps(len(data)), 0, 0.0
+    state = run.load() if args.resume else None
     if state:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])

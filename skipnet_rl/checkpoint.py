@@ -32,8 +32,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     beside.mkdir(parents=True)
     save_file(tensors, beside / TENSORS)
     (beside / TREE).write_text(json.dumps(tree))
-    for name in (TENSORS, TREE):
-        _sync(beside / name)
+    for written in (beside / TENSORS, beside / TREE, beside):
+        _sync(written)
     if folder.exists():
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
@@ -55,8 +55,9 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
         return _unpack(tree, tensors)
     except FileNotFoundError as error:
         raise WeightsError(f"no checkpoint in {folder}: {error.filename or error} is missing") from error
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise WeightsError(f"the checkpoint in {source} is damaged: {error}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = f"; delete it to go on from {previous.name}" if source != previous else ""
+        raise WeightsError(f"the checkpoint in {source} is damaged: {error}{remedy}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,10 +74,14 @@ def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
     `about` goes into the header as one JSON string: with several keys the order of the header, and so
     the bytes of the file, would change from run to run.
     """
-    tensors = {
-        name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
-        for name, value in module.state_dict().items()
-    }
+    tensors = {}
+    for name, value in module.state_dict().items():
+        half = value.half() if value.is_floating_point() else value
+        if not torch.equal(half.isfinite(), value.isfinite()):
+            raise WeightsError(
+                f"layer {name} has values beyond half precision, up to {value.abs().max():.3g}"
+            )
+        tensors[name] = half.contiguous().cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")
     save_file(tensors, beside, metadata={"about": json.dumps(about)})
@@ -110,14 +115,15 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
         if stored[name].shape != value.shape:
             came, wanted = tuple(stored[name].shape), tuple(value.shape)
             raise WeightsError(f"{path} does not fit: layer {name} has shape {came}, expected {wanted}")
-    for name in stored:
-        if name not in expected:
-            raise WeightsError(f"{path} does not fit: it has a layer {name} that the network lacks")
+    if surplus := sorted(set(stored) - set(expected)):
+        shape = tuple(stored[surplus[0]].shape)
+        raise WeightsError(f"{path} does not fit: it has a layer {surplus[0]} {shape} that the network lacks")
     module.load_state_dict(stored)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
+        name = f"{len(tensors)}{name}"  # keys may contain slashes
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):  # as pairs, since an optimizer's keys are integers

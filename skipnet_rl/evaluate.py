@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,23 +95,32 @@ def evaluate(
         images: the split, on the network's device.
         mode: `"greedy"` or `"sample"`, see `rollout.choose`.
         generator: for `"sample"`, on the images' device.
-        batch_size: images at a time; results do not depend on it beyond rounding.
+        batch_size: images at a time; greedy results do not depend on it beyond rounding.
         precision: `"fp32"` or `"bf16"`.
     """
-    modules = [module for module in (mdp.net, policy) if isinstance(module, nn.Module)]
-    training = [module.training for module in modules]
-    for module in modules:
-        module.eval()
     parts = []
-    for batch, labels in images.batches(batch_size):
-        with autocast(precision, batch.device):
-            episode = rollout(mdp, policy, batch, labels, mode, generator)
-        routes = episode.actions > 0.5
-        parts.append((routes, episode.predictions, episode.correct, episode.loss, episode.returns))
-    for module, was_training in zip(modules, training, strict=True):
-        module.train(was_training)
+    with evaluation_mode(mdp.net, policy):
+        for batch, labels in images.batches(batch_size):
+            with autocast(precision, batch.device):
+                episode = rollout(mdp, policy, batch, labels, mode, generator)
+            routes = episode.actions > 0.5
+            parts.append((routes, episode.predictions, episode.correct, episode.loss, episode.returns))
     routes, predictions, correct, loss, returns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     macs = network_macs(mdp.net)
     gates = policy.macs() if hasattr(policy, "macs") else 0
     compute = macs.of_routes(routes, gates) / macs.total
     return Evaluation(routes, predictions, correct, loss, returns, compute)
+
+
+@contextmanager
+def evaluation_mode(*parts: Any) -> Iterator[None]:
+    """Modules among `parts` in evaluation mode, then each submodule as it was."""
+    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+    training = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, was_training in zip(modules, training, strict=True):
+            module.training = was_training

@@ -32,6 +32,8 @@ class RecurrentGate(nn.Module):
     """
 
     def __init__(self, net: ResNet, size: int = 10, initial_rate: float = 0.9) -> None:
+        if not 0 < initial_rate < 1:
+            raise ValueError(f"initial_rate is {initial_rate!r}; expected a probability between 0 and 1")
         super().__init__()
         self.size = size
         self.projections = nn.ModuleList(nn.Linear(block.in_channels, size) for block in net.blocks[1:])
@@ -42,11 +44,12 @@ class RecurrentGate(nn.Module):
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Log-odds of "execute" [B] and the LSTM's memory, two [B, size]."""
-        return self.decide(state.x.float().mean(dim=(2, 3)), state.t, hidden)
+        pooled = state.x.to(self.head.weight.dtype).mean(dim=(2, 3))
+        return self.decide(pooled, state.t, hidden)
 
     def decide(self, pooled: Tensor, t: int, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """The same from a pooled feature [B, C]."""
-        with autocast("fp32", pooled.device):  # 0.04 % of the work, and it decides
+        with autocast("fp32", pooled.device):  # little work, and it decides
             hidden = self.lstm(torch.relu(self.projections[t](pooled)), hidden)
             return self.head(hidden[0]).squeeze(1), hidden
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ class RoutingMDP:
     """
 
     def __init__(self, net: ResNet, alpha: float = 0.1, cost: str | Tensor = "blocks") -> None:
-        if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha >= 0):
+        if isinstance(alpha, bool) or not (isinstance(alpha, Real) and math.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"alpha is {alpha!r}; expected a finite number >= 0, such as 0.1")
         self.net = net
         self.alpha = float(alpha)
@@ -95,8 +96,15 @@ class RoutingMDP:
         Args:
             state: before the block.
             action: bool [B] runs the block's transform on the executed images alone (gather, run,
-                scatter); float [B] in [0, 1] runs it on all and mixes, differentiable in the gate.
+                scatter); float [B] in [0, 1] runs it on all and mixes, differentiable in the gate. In
+                training mode its batch norms then see all images, not the executed ones alone.
+
+        Raises:
+            ValueError: an action of another shape, or neither bool nor floating point.
         """
+        if action.shape != state.y.shape or not (action.dtype == torch.bool or action.is_floating_point()):
+            came = f"{action.dtype} of shape {tuple(action.shape)}"
+            raise ValueError(f"action is {came}; expected bool or float of shape ({len(state.y)},)")
         block, x = self.block(state.t), state.x
         skipped = block.shortcut(x)  # once for the whole batch: its batch norm moves once
         if action.dtype != torch.bool:

@@ -37,6 +37,8 @@ def resolve_precision(name: str, device: torch.device | str) -> str:
 
 def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[object]:
     """Autocast to bf16; for `"fp32"` a context in which autocast is off."""
+    if precision not in ("bf16", "fp32"):
+        raise unknown_name("resolved precision", precision, ("bf16", "fp32"))
     kind = torch.device(device).type
     if kind == "meta":  # shapes only, see skipnet_rl.flops
         return nullcontext()

@@ -21,22 +21,24 @@ SHORTCUTS = ("projection", "pad", "pool")
 
 
 class ZeroPadShortcut(nn.Module):
-    """Parameter-free shortcut where the shape changes: subsample, then append zero channels.
+    """Parameter-free shortcut where the shape changes: subsample, then surround with zero channels.
 
+    New channels stand in equal parts before and after the old ones, as published CIFAR weights have it.
     `"pad"` takes every stride-th pixel (option A of He et al.); `"pool"` averages over the
     stride instead (SkipNet, section 3.1: "pooled to match the dimension").
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, average: bool) -> None:
         super().__init__()
-        self.extra_channels = out_channels - in_channels
+        self.before = (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
         self.stride = stride
         self.average = average
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
         x = F.avg_pool2d(x, self.stride) if self.average else x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.extra_channels))
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
 class ProjectionShortcut(nn.Sequential):
@@ -120,9 +122,9 @@ class ResNet(nn.Module):
         return [STAGE_CHANNELS.index(block.out_channels) for block in self.blocks]
 
     def classify(self, x: Tensor) -> Tensor:
-        """Logits of the last feature map in float32: [B, C, H, W] → [B, K]."""
+        """Logits of the last feature map, in the weights' precision: [B, C, H, W] → [B, K]."""
         with autocast("fp32", x.device):  # bf16 logits would round the loss
-            return self.fc(x.float().mean(dim=(2, 3)))
+            return self.fc(x.to(self.fc.weight.dtype).mean(dim=(2, 3)))
 
     def forward(self, images: Tensor) -> Tensor:
         """The plain network, every block executed: [B, 3, 32, 32] → logits [B, K]."""

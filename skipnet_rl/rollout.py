@@ -69,7 +69,7 @@ def choose(logit: Tensor, mode: str, generator: torch.Generator | None = None) -
         return torch.rand(logit.shape, device=logit.device, generator=generator) < torch.sigmoid(logit)
     if mode == "straight-through":
         soft = torch.sigmoid(logit)
-        return (logit > 0).to(soft.dtype) + soft - soft.detach()
+        return (logit > 0).to(soft.dtype) + (soft - soft.detach())  # in this order exactly 0 or 1
     raise unknown_name("rollout mode", mode, MODES)
 
 

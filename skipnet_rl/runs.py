@@ -21,6 +21,8 @@ from skipnet_rl.checkpoint import load_checkpoint, save_checkpoint, write_json
 
 PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
+NOT_COMPARED = {"resume", "run_dir", "data_dir", "device", "download", "debug"}  # free to change on --resume
+
 
 class Run:
     """One run's folder.
@@ -33,6 +35,7 @@ class Run:
     Raises:
         FileExistsError: the folder holds a run and `resume` is False.
         FileNotFoundError: `resume` is True and the folder holds none.
+        ValueError: `resume` is True and an argument that shapes the result differs from before.
     """
 
     def __init__(self, folder: Path, args: Any, resume: bool = False) -> None:
@@ -43,18 +46,23 @@ class Run:
             raise FileExistsError(f"{folder} holds a run; pass --resume to go on, or another --run-dir")
         if resume and not started:
             raise FileNotFoundError(f"nothing to resume in {folder}: it has no args.json")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not started:
-            arguments = {key: _plain(value) for key, value in dataclasses.asdict(args).items()}
-            write_json(folder / "args.json", {**arguments, "versions": versions(), "commit": commit()})
-        self._writer = SummaryWriter(str(folder))
+        arguments = {key: _plain(value) for key, value in dataclasses.asdict(args).items()}
+        if started:
+            _check_same(json.loads((folder / "args.json").read_text()), arguments)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "args.json", {**arguments, **provenance()})
+        self._writer: SummaryWriter | None = None  # opened with the first point, when the step is known
 
     def log(self, step: int, stage: str, **metrics: float) -> None:
         """Add a line to metrics.jsonl and a point to each TensorBoard curve."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "stage": stage, **metrics}) + "\n")
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.folder), purge_step=step)  # hides points of a lost future
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; the number of metric lines travels with it."""
@@ -62,7 +70,8 @@ class Run:
 
     def load(self, device: Any = "cpu") -> dict[str, Any] | None:
         """The checkpoint, or None before the first; metric lines that came after it are dropped."""
-        if not any(self.folder.glob("checkpoint*/state.json")):
+        previous = self.checkpoint_folder.with_name("checkpoint.previous")
+        if not (self.checkpoint_folder.exists() or previous.exists()):
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return None
         state = load_checkpoint(self.checkpoint_folder, device)
@@ -80,7 +89,8 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         write_json(self.folder / "result.json", {"schema": 1, **result, **provenance()})
 
 
@@ -109,6 +119,11 @@ def commit() -> str | None:
     """The commit of the source tree, with "+" where it was changed; None outside of one."""
     here = Path(__file__).parent
     try:
+        # fails where this file is only copied into somebody else's repository
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=here, capture_output=True, timeout=10, check=True,
+        )  # fmt: skip
         head = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
             cwd=here, capture_output=True, text=True, timeout=10, check=True,
@@ -124,6 +139,15 @@ def machine() -> str:
 
     cores = f"{torch.get_num_threads()} threads of {platform.machine()}"
     return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name in sorted(set(before) & set(now) - NOT_COMPARED):
+        if before[name] != now[name]:
+            raise ValueError(
+                f"--resume with {name} {now[name]!r}, but the run was started with {before[name]!r}; "
+                "pass the same arguments, or another --run-dir"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -1,10 +1,17 @@
-"""Fixtures that need no file and no download: a few random images and a small network."""
+"""A few random images and a small network; the official CIFAR-10 where the machine has it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from skipnet_rl.data import ImageSet
 from skipnet_rl.resnet import ResNet
+
+SHARED = Path(__file__).parent.parent.parent / "shared"  # beside the repository, on some machines
 
 
 @pytest.fixture
@@ -35,3 +42,17 @@ def tiny_net() -> ResNet:
                 module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
     return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory) -> Path:
+    """The official CIFAR-10 files, where the machine has them."""
+    folder = Path(os.environ.get("SKIPNET_DATA") or "data")
+    if (folder / "cifar-10-batches-py").is_dir():
+        return folder
+    unpack = SHARED / "data" / "cifar10" / "unpack.py"
+    if not unpack.is_file():
+        pytest.skip("no CIFAR-10: set $SKIPNET_DATA to the folder of cifar-10-batches-py")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
+    return folder

@@ -163,11 +163,33 @@ def test_pretrain_learns_and_writes_its_weights(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "weights.safetensors").is_file()
 
 
+def test_resume_with_other_arguments_is_refused(tmp_path, few_images):
+    flags = {
+        "depth": 8,
+        "dataset": "rendered-digits",
+        "batch_size": 32,
+        "epochs": 1,
+        "run_dir": tmp_path / "run",
+    }
+    pretrain.train(pretrain.Args(**flags))
+    with pytest.raises(ValueError, match=r"--resume with lr 0\.3, but the run was started with 0\.1"):
+        pretrain.train(pretrain.Args(**flags, lr=0.3, resume=True))
+
+
+@pytest.mark.parametrize("flags", [{"epochs": 0}, {"batch_size": 65}])
+def test_a_plan_without_a_step_is_refused(tmp_path, few_images, flags):
+    with pytest.raises(ValueError, match="is no step"):
+        pretrain.train(pretrain.Args(depth=8, dataset="rendered-digits", run_dir=tmp_path / "run", **flags))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "args.json").write_text("{}")
     with pytest.raises(FileExistsError, match="--resume"):
-        pretrain.train(pretrain.Args(depth=8, dataset="rendered-digits", run_dir=tmp_path / "run"))
+        pretrain.train(
+            pretrain.Args(depth=8, dataset="rendered-digits", batch_size=32, run_dir=tmp_path / "run")
+        )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["args.json"]
 
 

@@ -1,10 +1,7 @@
 """Image sets, augmentation, the order of epochs, and data sets that are missing or damaged."""
 
 import hashlib
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,6 @@ from torchvision.datasets import CIFAR10
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
 from skipnet_rl.data.imageset import augment, step_generator, training_index
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
-
-SHARED = Path(__file__).parent.parent.parent / "shared"  # beside the repository, on some machines
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -253,20 +248,6 @@ def test_unknown_names(tmp_path):
         resolve_dataset("cifar")
     with pytest.raises(ValueError, match="unknown split 'tests'; did you mean 'test'"):
         load_images("cifar10", "tests", tmp_path)
-
-
-@pytest.fixture(scope="session")
-def cifar10_folder(tmp_path_factory) -> Path:
-    """The official CIFAR-10 files, where the machine has them."""
-    folder = Path(os.environ.get("SKIPNET_DATA") or "data")
-    if (folder / CIFAR10.base_folder).is_dir():
-        return folder
-    unpack = SHARED / "data" / "cifar10" / "unpack.py"
-    if not unpack.is_file():
-        pytest.skip("no CIFAR-10: set $SKIPNET_DATA to the folder of cifar-10-batches-py")
-    folder = tmp_path_factory.mktemp("cifar10")
-    subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
-    return folder
 
 
 @pytest.mark.slow

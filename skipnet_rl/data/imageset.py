@@ -42,7 +42,12 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same images on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        factors = {name: values.to(device) for name, values in self.factors.items()}
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), factors=factors)
+
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images, or all where there are fewer."""
+        return self.subset(torch.arange(min(count, len(self)), device=self.labels.device))
 
     def subset(self, index: Tensor, split: str | None = None) -> ImageSet:
         """Some of the images, in the order of `index`."""

@@ -47,7 +47,10 @@ def resolve_dataset(name: str, data_dir: str | Path | None = None) -> tuple[str,
     folder = data_folder(data_dir)
     if (folder / CIFAR10.base_folder).is_dir():
         return "cifar10", f"cifar10 (found in {folder})"
-    return "rendered-digits", f"rendered-digits (embedded; no {CIFAR10.base_folder} in {folder})"
+    return "rendered-digits", (
+        f"rendered-digits (embedded; no {CIFAR10.base_folder} in {folder}, which --dataset cifar10 "
+        "--download would fetch)"
+    )
 
 
 def load_images(
@@ -100,7 +103,10 @@ def _digits(source: str) -> ImageSet:
 def _cifar10(source: str, folder: Path, download: bool) -> ImageSet:
     if not download:
         _check_cifar10(folder / CIFAR10.base_folder)
-    data = CIFAR10(str(folder), train=source == "train", download=download)
+    try:
+        data = CIFAR10(str(folder), train=source == "train", download=download)
+    except RuntimeError as error:  # torchvision's answer to a download with other bytes
+        raise DataDamagedError(f"CIFAR-10 in {folder} could not be read: {error}") from error
     return ImageSet(
         name="cifar10",
         split=source,

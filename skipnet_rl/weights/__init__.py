@@ -61,7 +61,7 @@ def build_backbone(
         WeightsError: weights that are missing, damaged or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # the CPU's alone: fork_rng restores no other here
         net = ResNet(depth, num_classes, shortcut)
     path = find_shipped(depth, dataset, shortcut) if weights == "auto" else weights
     if path is not None:
