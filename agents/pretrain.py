@@ -54,6 +54,8 @@ class Args:
     """projection, pad or pool"""
     zero_init_residual: bool = True
     """start each block as its shortcut (Goyal et al. 2017, arXiv 1706.02677); deep networks need it"""
+    weights: Path | None = None
+    """go on from these weights with a schedule of its own (a warm restart); default: from nothing"""
     epochs: float = 30
     """passes over the training split"""
     batch_size: int = 128
@@ -138,7 +140,9 @@ def train(args: Args) -> dict[str, Any]:
     args.steps(len(data))
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, len(data.classes), args.shortcut)
-    if args.zero_init_residual:
+    if args.weights is not None:
+        load_weights(args.weights, net)
+    elif args.zero_init_residual:
         for block in net.blocks:
             torch.nn.init.zeros_(block.bn2.weight)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
