@@ -75,9 +75,9 @@ class Args:
     """weight of the compute saving against the loss"""
     cost: str = "blocks"
     """what a skipped block saves: blocks (1 each) or flops"""
-    sp_iterations: int = 30
+    sp_iterations: int = 20
     """steps of supervised pre-training"""
-    iterations: int = 150
+    iterations: int = 120
     """steps of hybrid REINFORCE"""
     batch_size: int = 128
     """episodes per step"""
@@ -92,7 +92,7 @@ class Args:
     bn: str = "recalibrate"
     """batch norm: train (the batch's statistics), frozen (the running ones), or recalibrate: train, and
     estimate the running ones anew after each stage"""
-    eval_every: int = 50
+    eval_every: int = 40
     """steps between evaluations on validation images"""
     eval_images: int = 500
     """validation images in each of them"""
