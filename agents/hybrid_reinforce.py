@@ -9,8 +9,9 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
           ∇ = E[∇L] - E Σ_i ∇log p(g_i|x) r_i ,   r_i = -[L - α/N Σ_{j≥i} (1 - g_j) C_j]
 
 Where this differs from the paper: r_i is compared with the other routes of the same image
-(leave-one-out baseline; `--routes 1` is the paper's plain estimator), and the schedule is short.
-For the paper's: --iterations 10000 --lr 1e-4 --batch-size 128.
+(leave-one-out baseline), and the schedule is short. For the paper's: --routes 1 --baseline none
+--schedule constant --gate-lr 1e-4 --lr 1e-4 --batch-size 128 --iterations 10000. Its warning example,
+HRL from nothing: --stage hrl, and --weights none where the backbone is to be untrained too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 import envs  # noqa: F401  (registers the ids)
@@ -32,22 +34,23 @@ from agents.cli import main_with_named_errors
 from agents.report import print_table, write_plots
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import save_weights
-from skipnet_rl.data import ImageSet, load_images, resolve_dataset
+from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.estimators import leave_one_out, score_function_loss
+from skipnet_rl.estimators import BASELINES, advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
+from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, ValueBaseline
 from skipnet_rl.precision import autocast, pick_device, resolve_precision
-from skipnet_rl.resnet import ResNet
-from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
+from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.rollout import RELAXATIONS, Trajectory, rewards_to_go, rollout
 from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.weights import build_backbone
 
 STAGES = ("sp", "hrl", "sp+hrl")
 BN_MODES = ("train", "frozen", "recalibrate")
+SCHEDULES = ("constant", "linear")
 VAL_METRICS = ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes")
 
 
@@ -58,17 +61,18 @@ class Args:
     env: str = "SkipResNet110-v0"
     """a registered id; it names the depth"""
     dataset: str = "auto"
-    """auto, rendered-digits or cifar10"""
+    """auto, rendered-digits, cifar10, cifar100, svhn, imagenet or imagefolder"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: bool = False
     """fetch missing files through torchvision"""
     weights: str = "auto"
-    """backbone to start from: a .safetensors file, or auto for the shipped one"""
+    """backbone to start from: a file (.safetensors, or a plain PyTorch state_dict), auto for the shipped
+    one, torchvision for torchvision's, or none"""
     shortcut: str = "projection"
     """projection, pad or pool"""
     gate: str = "rnn"
-    """rnn: one LSTM shared by all blocks"""
+    """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
     stage: str = "sp+hrl"
     """sp, hrl or sp+hrl"""
     alpha: float = 1.0
@@ -77,18 +81,32 @@ class Args:
     """what a skipped block saves: blocks (1 each) or flops"""
     sp_iterations: int = 20
     """steps of supervised pre-training"""
-    iterations: int = 120
+    relaxation: str = "straight-through"
+    """what a gate is in SP: straight-through, or soft"""
+    warmup_iterations: int = 0
+    """steps with random routes before either stage; they make the backbone used to skips"""
+    warmup_rate: float = 0.8
+    """p(execute) of those routes"""
+    iterations: int = 110
     """steps of hybrid REINFORCE"""
     batch_size: int = 128
     """episodes per step"""
     routes: int = 4
-    """sampled routes per image in HRL, each the baseline of the others; 1: no baseline"""
+    """sampled routes per image in HRL"""
+    baseline: str = "leave-one-out"
+    """of the score function: none, batch-mean, leave-one-out (of an image's routes) or value (learned)"""
+    exploration: float = 0.0
+    """p(execute) is kept between this floor and one minus it while sampling"""
+    entropy: float = 0.0
+    """weight of the gates' entropy, a bonus"""
     policy_weight: float = 1.0
     """of the score-function term against the cross-entropy"""
-    lr: float = 1e-4
+    lr: float = 3e-4
     """Adam's learning rate for the backbone"""
     gate_lr: float = 1e-2
     """Adam's learning rate for the gates"""
+    schedule: str = "linear"
+    """of both learning rates in HRL: constant (the paper), or linear to zero"""
     bn: str = "recalibrate"
     """batch norm: train (the batch's statistics), frozen (the running ones), or recalibrate: train, and
     estimate the running ones anew after each stage"""
@@ -111,11 +129,19 @@ class Args:
 
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
-        for kind, name, known in (("stage", self.stage, STAGES), ("bn mode", self.bn, BN_MODES)):
+        for kind, name, known in (
+            ("stage", self.stage, STAGES),
+            ("bn mode", self.bn, BN_MODES),
+            ("schedule", self.schedule, SCHEDULES),
+            ("baseline", self.baseline, BASELINES),
+            ("relaxation", self.relaxation, RELAXATIONS),
+        ):
             if name not in known:
                 raise unknown_name(kind, name, known)
         if self.routes < 1 or self.batch_size % self.routes:
             raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
+        if self.baseline == "leave-one-out" and self.routes == 1:
+            raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
         if not self.plan():
             raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
 
@@ -123,7 +149,14 @@ class Args:
         """The stage of each training step."""
         sp = self.sp_iterations if "sp" in self.stage else 0
         hrl = self.iterations if "hrl" in self.stage else 0
-        return ["sp"] * sp + ["hrl"] * hrl
+        return ["warmup"] * self.warmup_iterations + ["sp"] * sp + ["hrl"] * hrl
+
+    def decay(self, step: int) -> float:
+        """Factor of the learning rates at a step of the plan."""
+        plan = self.plan()
+        if self.schedule == "constant" or plan[step] != "hrl":
+            return 1.0
+        return (len(plan) - step) / plan.count("hrl")
 
 
 class Learner:
@@ -134,49 +167,74 @@ class Learner:
         self.gate = gate = make_gate(args.gate, net)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
         self.start = copy.deepcopy(net)  # for the table's first rows
-        self.mdp = RoutingMDP(net, args.alpha, args.cost)
+        self.mdp = mdp = RoutingMDP(net, args.alpha, args.cost)
+        self.critic = ValueBaseline(mdp).to(device) if args.baseline == "value" else None
+        self.policies: dict[str, tuple[Policy, str]] = {
+            "warmup": (RandomSkip(args.warmup_rate), "sample"),
+            "sp": (gate, args.relaxation),
+            "hrl": (Exploring(gate, args.exploration), "sample"),
+        }
         self.precision = resolve_precision(args.precision, device)
         groups = [
-            {"params": net.parameters(), "lr": args.lr},
-            {"params": gate.parameters(), "lr": args.gate_lr},
+            {"params": net.parameters(), "base_lr": args.lr},
+            {"params": gate.parameters(), "base_lr": args.gate_lr},
         ]
+        if self.critic:
+            groups.append({"params": self.critic.parameters(), "base_lr": args.gate_lr})
         self.optimizer = torch.optim.Adam(groups)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        critic = self.critic.state_dict() if self.critic else {}
+        return {
+            "model": self.model.state_dict(),
+            "critic": critic,
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.model.load_state_dict(state["model"])
+        if self.critic:
+            self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 def sp_loss(episode: Trajectory) -> Tensor:
-    """Supervised pre-training: the cross-entropy; its gradient reaches the gates straight through."""
+    """Supervised pre-training: the cross-entropy; its gradient reaches the gates through the relaxation."""
     return episode.loss.mean()
 
 
-def hrl_loss(episode: Trajectory, routes: int, policy_weight: float) -> Tensor:
+def hrl_loss(episode: Trajectory, args: Args) -> Tensor:
     """Hybrid loss: the backbone follows the cross-entropy, the gates the score function."""
-    advantages = leave_one_out(rewards_to_go(episode.rewards), routes)
-    return episode.loss.mean() + policy_weight * score_function_loss(episode.log_probs, advantages)
+    to_go = rewards_to_go(episode.rewards)
+    weights = advantages(to_go, args.baseline, args.routes, episode.values)
+    loss = episode.loss.mean() + args.policy_weight * score_function_loss(episode.log_probs, weights)
+    if args.entropy:
+        loss = loss - args.entropy * entropy(episode.gate_logits).sum(dim=1).mean()
+    if episode.values is not None:
+        loss = loss + F.mse_loss(episode.values, to_go)
+    return loss
 
 
-def train_step(learner: Learner, data: ImageSet, step: int, stage: str, args: Args) -> Trajectory:
-    """One step of either stage."""
-    device = data.images.device
+def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
+    """One step of any stage."""
+    device = data.device
     routes = args.routes if stage == "hrl" else 1
     index = training_index(step, args.batch_size // routes, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)
-    learner.model.train(args.bn != "frozen")
-    mode = "sample" if stage == "hrl" else "straight-through"
+    learner.model.train()
+    learner.mdp.net.train(args.bn != "frozen")
+    policy, mode = learner.policies[stage]
+    critic = learner.critic if stage == "hrl" else None
     draws = step_generator(args.seed, step, device, stream=2)
     with autocast(learner.precision, device):
-        episode = rollout(learner.mdp, learner.gate, images, labels, mode, draws)
-        loss = hrl_loss(episode, routes, args.policy_weight) if stage == "hrl" else sp_loss(episode)
+        episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
+        loss = hrl_loss(episode, args) if stage == "hrl" else sp_loss(episode)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * args.decay(step)
     learner.optimizer.zero_grad()
     loss.backward()
     learner.optimizer.step()
@@ -189,11 +247,12 @@ def train(args: Args) -> dict[str, Any]:
     device = pick_device(args.device)
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
     tqdm.write(f"dataset: {reason}")
+    depth = gym.spec(args.env).kwargs["depth"]
+    size = Architecture.of_depth(depth).image_size
     data, val, test = (
-        load_images(dataset, split, args.data_dir, args.download).to(device)
+        load_images(dataset, split, args.data_dir, args.download, size).to(device)
         for split in ("train", "val", "test")
     )
-    depth = gym.spec(args.env).kwargs["depth"]
     net = build_backbone(depth, len(data.classes), dataset, args.shortcut, args.weights)
     learner = Learner(args, net, device)
     run = Run(run_folder(args.run_dir, args.env, "hybrid-reinforce", args.seed), args, args.resume)
@@ -216,7 +275,7 @@ def train(args: Args) -> dict[str, Any]:
 
 
 def run_steps(
-    learner: Learner, run: Run, data: ImageSet, val: ImageSet, args: Args, state: dict[str, Any]
+    learner: Learner, run: Run, data: Images, val: Images, args: Args, state: dict[str, Any]
 ) -> tuple[float, dict[str, Any]]:
     """Train from the state's step to the end of the plan; seconds, and the weights after each stage."""
     plan, first, snapshots = args.plan(), state["step"], state["snapshots"]
@@ -237,12 +296,7 @@ def run_steps(
         bar.update()
         ends_stage = done == len(plan) or plan[done] != stage
         if ends_stage:
-            if args.bn == "recalibrate":
-                recalibrate(learner.mdp, learner.gate, data, precision=learner.precision, seed=args.seed)
-            snapshots[stage] = {name: value.clone() for name, value in learner.model.state_dict().items()}
-            save_weights(
-                run.folder / f"{stage}.safetensors", learner.model, {"stage": stage, "env": args.env}
-            )
+            end_stage(learner, run, data, stage, args, snapshots)
         if ends_stage or done % args.eval_every == 0:
             greedy = evaluate(learner.mdp, learner.gate, val, precision=learner.precision).summary("")
             run.log(done, stage, **metrics, **{f"val/{key}": greedy[key] for key in VAL_METRICS})
@@ -252,6 +306,19 @@ def run_steps(
     return time.perf_counter() - started, snapshots
 
 
+def end_stage(
+    learner: Learner, run: Run, data: Images, stage: str, args: Args, snapshots: dict[str, Any]
+) -> None:
+    """Settle the batch norms; keep the weights of a stage whose gates were trained."""
+    if args.bn == "recalibrate":
+        policy = AlwaysExecute() if stage == "warmup" else learner.gate
+        recalibrate(learner.mdp, policy, data, precision=learner.precision, seed=args.seed)
+    if stage != "warmup":
+        snapshots[stage] = {name: value.clone() for name, value in learner.model.state_dict().items()}
+        about = {"stage": stage, "env": args.env, "gate": args.gate}
+        save_weights(run.folder / f"{stage}.safetensors", learner.model, about)
+
+
 def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
     """What the progress bar and TensorBoard show of a training step."""
     return {
@@ -259,18 +326,19 @@ def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
         "train/accuracy": episode.correct.float().mean().item(),
         "train/return": episode.returns.mean().item(),
         "train/executed": episode.actions.mean().item(),
+        "train/least_executed": episode.actions.mean(dim=0).min().item(),  # what a batch norm saw least of
         "train/images_per_s": speed,
     }
 
 
 def final_evaluations(
-    learner: Learner, snapshots: dict[str, Any], test: ImageSet, args: Args
+    learner: Learner, snapshots: dict[str, Any], test: Images, args: Args
 ) -> dict[str, Evaluation]:
     """The table's rows: the starting network, the stages, and random skipping at the learned rate.
 
     Random skipping is given both networks, the one that was started from and the trained one.
     """
-    device = test.images.device
+    device = test.device
 
     def row(mdp: RoutingMDP, policy: Policy, mode: str = "greedy") -> Evaluation:
         draws = step_generator(args.seed, 0, device, stream=3)

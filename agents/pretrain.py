@@ -24,28 +24,29 @@ from tqdm import tqdm
 from agents.cli import main_with_named_errors
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
-from skipnet_rl.data import ImageSet, load_images, resolve_dataset
+from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.precision import autocast, pick_device, resolve_precision
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run, run_folder
+from skipnet_rl.weights import load_backbone
 
 SCHEDULES = ("cosine", "step")
 
 
 @dataclass(frozen=True)
 class Args:
-    """Train a CIFAR ResNet with every block executed."""
+    """Train a ResNet with every block executed."""
 
     depth: int = 110
-    """6n+2: 20, 32, 38, 44, 56, 74, 110, 152"""
+    """20, 32, 38, 44, 56, 74, 110, 152 for CIFAR-sized images; 34, 50, 101 for ImageNet's"""
     dataset: str = "auto"
-    """auto, rendered-digits or cifar10"""
+    """auto, rendered-digits, cifar10, cifar100, svhn, imagenet or imagefolder"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: bool = False
@@ -113,9 +114,9 @@ def make_optimizer(net: ResNet, args: Args) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, nesterov=True)
 
 
-def train_step(mdp: RoutingMDP, data: ImageSet, step: int, args: Args, precision: str) -> torch.Tensor:
+def train_step(mdp: RoutingMDP, data: Images, step: int, args: Args, precision: str) -> torch.Tensor:
     """Loss [B] of one batch with its augmentation and its dropped blocks."""
-    device = data.images.device
+    device = data.device
     index = training_index(step, args.batch_size, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     with autocast(precision, device):
@@ -133,18 +134,19 @@ def train(args: Args) -> dict[str, Any]:
     resolve_precision(args.precision, device)
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
     tqdm.write(f"dataset: {reason}")
+    size = Architecture.of_depth(args.depth).image_size
     data, val, test = (
-        load_images(dataset, split, args.data_dir, args.download).to(device)
+        load_images(dataset, split, args.data_dir, args.download, size).to(device)
         for split in ("train", "val", "test")
     )
     args.steps(len(data))
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, len(data.classes), args.shortcut)
     if args.weights is not None:
-        load_weights(args.weights, net)
+        load_backbone(args.weights, net)
     elif args.zero_init_residual:
         for block in net.blocks:
-            torch.nn.init.zeros_(block.bn2.weight)
+            torch.nn.init.zeros_(block.last_norm.weight)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
@@ -165,10 +167,10 @@ def train(args: Args) -> dict[str, Any]:
     return result
 
 
-def run_steps(net: ResNet, run: Run, data: ImageSet, val: ImageSet, args: Args) -> float:
+def run_steps(net: ResNet, run: Run, data: Images, val: Images, args: Args) -> float:
     """Train from the run's checkpoint, or from nothing, to the last step; seconds spent."""
     mdp, optimizer = RoutingMDP(net), make_optimizer(net, args)
-    precision = resolve_precision(args.precision, data.images.device)
+    precision = resolve_precision(args.precision, data.device)
     steps_per_epoch = len(data) // args.batch_size
     steps, first, before = args.steps(len(data)), 0, 0.0
     state = run.load() if args.resume else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-DEPTHS = (20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
+CIFAR_DEPTHS = (20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
+IMAGENET_DEPTHS = (34, 50, 101)  # for 224×224 images
 
-for depth in DEPTHS:
+for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS):
     gym.register(
         id=f"SkipResNet{depth}-v0",
         entry_point="envs.factory:make_env",

@@ -12,11 +12,11 @@ from typing import Any
 
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
-from skipnet_rl.data import ImageSet, load_images, resolve_dataset
+from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.sources import data_folder
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import pick_device
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import build_backbone
 
 
@@ -56,32 +56,33 @@ def parts(
     weights: str | None = "auto",
     device: str = "auto",
     **rest: Any,
-) -> tuple[RoutingMDP, ImageSet, dict[str, Any]]:
+) -> tuple[RoutingMDP, Images, dict[str, Any]]:
     """The decision process and the images that keyword arguments describe, and what is left of them.
 
     Args:
-        depth: 6n+2.
-        dataset: `"auto"`, `"rendered-digits"` or `"cifar10"`.
+        depth: 34, 50 or 101 (for ImageNet), or 6n+2 (for CIFAR).
+        dataset: `"auto"`, or one of `skipnet_rl.data.DATASETS`.
         data_dir: folder of the data set's official files (else $SKIPNET_DATA, else ./data).
         download: fetch missing files through torchvision.
         split: `"train"`, `"val"` or `"test"`.
         alpha: weight of the compute saving.
         cost: `"blocks"` or `"flops"`.
         shortcut: `"projection"`, `"pad"` or `"pool"`.
-        weights: path of a safetensors file, `"auto"` (shipped, else untrained with a warning) or
-            None (untrained).
+        weights: path of a file, `"auto"` (shipped, else untrained with a warning), `"torchvision"`
+            (its ImageNet weights) or None (untrained).
         device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
     """
     dataset, _ = resolve_dataset(dataset, data_dir)
     place = str(pick_device(device))
-    images = _images(dataset, split, data_folder(data_dir), download, place)
+    size = Architecture.of_depth(depth).image_size
+    images = _images(dataset, split, data_folder(data_dir), download, size, place)
     net = _network(depth, len(images.classes), dataset, shortcut, weights, _age(weights), place)
     return RoutingMDP(net, alpha, cost), images, rest
 
 
 @lru_cache(maxsize=4)
-def _images(dataset: str, split: str, folder: Path, download: bool, device: str) -> ImageSet:
-    return load_images(dataset, split, folder, download).to(device)
+def _images(dataset: str, split: str, folder: Path, download: bool, size: int, device: str) -> Images:
+    return load_images(dataset, split, folder, download, size).to(device)
 
 
 @lru_cache(maxsize=4)

@@ -14,7 +14,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipnet_rl.data import ImageSet
+from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import compute_blocks, network_macs
 from skipnet_rl.mdp import RoutingMDP, State
@@ -37,7 +37,7 @@ class Lockstep:
         augment: crop and flip the images at random, as in training.
     """
 
-    def __init__(self, mdp: RoutingMDP, images: ImageSet, size: int, obs_mode: str, augment: bool) -> None:
+    def __init__(self, mdp: RoutingMDP, images: Images, size: int, obs_mode: str, augment: bool) -> None:
         if obs_mode not in OBS_MODES:
             raise unknown_name("obs_mode", obs_mode, OBS_MODES)
         if len(images) == 0:

@@ -52,7 +52,7 @@ class Frame:
         if lockstep.terminal:
             prediction = images.classes[int(lockstep.mdp.logits(state)[row].argmax())]
         return cls(
-            image=images.images[index].permute(1, 2, 0).cpu().numpy(),
+            image=images.picture(index),
             route=lockstep.routes[row, : state.t].tolist(),
             stages=net.stages[1:],
             reward=float(lockstep.returns[row]),

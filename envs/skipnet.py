@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from envs.lockstep import Lockstep, as_array, check_options
 from envs.rendering import Frame
-from skipnet_rl.data import ImageSet
+from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP
 
@@ -92,7 +92,7 @@ class SkipNetEnv(gym.Env[NDArray[np.float32], np.int64]):
     def __init__(
         self,
         mdp: RoutingMDP,
-        images: ImageSet,
+        images: Images,
         *,
         obs_mode: str = "feature+block",
         augment: bool = False,

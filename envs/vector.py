@@ -17,7 +17,7 @@ from torch import Tensor
 from envs.lockstep import Lockstep, as_array, check_options
 from envs.rendering import Frame
 from envs.skipnet import RENDER_MODES, SkipNetEnv
-from skipnet_rl.data import ImageSet
+from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP
 
@@ -53,7 +53,7 @@ class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
     def __init__(
         self,
         mdp: RoutingMDP,
-        images: ImageSet,
+        images: Images,
         num_envs: int = 1,
         *,
         obs_mode: str = "feature+block",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from skipnet_rl.data import ImageSet
+from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
@@ -20,7 +20,7 @@ from skipnet_rl.rollout import rollout
 
 @torch.no_grad()
 def recalibrate(
-    mdp: RoutingMDP, policy: Policy, data: ImageSet, *, batches: int = 16, batch_size: int = 250,
+    mdp: RoutingMDP, policy: Policy, data: Images, *, batches: int = 16, batch_size: int = 250,
     precision: str = "fp32", seed: int = 0,
 ) -> None:  # fmt: skip
     """Estimate the running statistics anew under a policy's greedy routes.
@@ -30,21 +30,23 @@ def recalibrate(
 
     Args:
         mdp: the decision process; its network is left in evaluation mode.
-        policy: what decides.
+        policy: what decides; the batch norms of its gates are treated alike.
         data: training images, on the network's device.
         batches, batch_size: how many images.
         precision: `"fp32"` or `"bf16"`.
         seed: of the images drawn and their augmentation.
     """
-    norms = [module for module in mdp.net.modules() if isinstance(module, nn.BatchNorm2d)]
+    parts = [mdp.net, *([policy] if isinstance(policy, nn.Module) else [])]
+    norms = [m for part in parts for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
-    mdp.net.eval()
+    for part in parts:
+        part.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
     order = torch.randperm(len(data), generator=step_generator(seed, 0, "cpu", stream=4))
-    device = data.images.device
+    device = data.device
     for number, index in enumerate(order.to(device).split(batch_size)[:batches]):
         images, labels = data.training_batch(index, step_generator(seed, number, device, stream=5))
         with autocast(precision, device):
@@ -54,4 +56,4 @@ def recalibrate(
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
         norm.momentum = momentum
-    mdp.net.eval()
+        norm.eval()

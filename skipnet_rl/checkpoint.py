@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,25 +101,47 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
     Raises:
         WeightsError: the file is missing or damaged, or does not fit: the first layer, both shapes.
     """
-    if not path.is_file():
-        raise WeightsError(f"no weights file {path}; give the path of a .safetensors file, or 'auto'")
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    stored = read_tensors(path)
     if any(name.startswith(prefix) for name in stored):
         stored = {name[len(prefix) :]: v for name, v in stored.items() if name.startswith(prefix)}
+    fill(module, stored, str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file by name.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}; give the path of a file, or 'auto'")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load tensors into a module that they fit exactly.
+
+    A missing count of batches is no misfit: nothing here reads it, and files from elsewhere lack it.
+
+    Raises:
+        WeightsError: they do not fit; it names `source`, the first layer and both shapes.
+    """
     expected = module.state_dict()
     for name, value in expected.items():
-        if name not in stored:
-            raise WeightsError(f"{path} does not fit: layer {name} {tuple(value.shape)} is missing in it")
-        if stored[name].shape != value.shape:
-            came, wanted = tuple(stored[name].shape), tuple(value.shape)
-            raise WeightsError(f"{path} does not fit: layer {name} has shape {came}, expected {wanted}")
-    if surplus := sorted(set(stored) - set(expected)):
-        shape = tuple(stored[surplus[0]].shape)
-        raise WeightsError(f"{path} does not fit: it has a layer {surplus[0]} {shape} that the network lacks")
-    module.load_state_dict(stored)
+        if name not in tensors and name.endswith("num_batches_tracked"):
+            continue
+        if name not in tensors:
+            raise WeightsError(f"{source} does not fit: layer {name} {tuple(value.shape)} is missing in it")
+        if tensors[name].shape != value.shape:
+            came, wanted = tuple(tensors[name].shape), tuple(value.shape)
+            raise WeightsError(f"{source} does not fit: layer {name} has shape {came}, expected {wanted}")
+    if surplus := sorted(set(tensors) - set(expected)):
+        has = f"{surplus[0]} {tuple(tensors[surplus[0]].shape)}"
+        raise WeightsError(f"{source} does not fit: it has a layer {has} that the network lacks")
+    module.load_state_dict({**expected, **tensors})
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -7,6 +7,41 @@ the executed blocks, the second is what stands here. All tensors are [B, N]; not
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
+
+from skipnet_rl.errors import unknown_name
+
+BASELINES = ("none", "batch-mean", "leave-one-out", "value")
+
+
+def advantages(rewards_to_go: Tensor, baseline: str, routes: int = 1, values: Tensor | None = None) -> Tensor:
+    """What the log-probabilities are weighted with: [B, N] → [B, N].
+
+    No baseline changes the mean of the gradient, since none depends on the route's own actions; each
+    changes its variance.
+
+    Args:
+        rewards_to_go: the episodes of one image stand side by side, see `leave_one_out`.
+        baseline: `"none"` (the paper's plain REINFORCE), `"batch-mean"` (of all other episodes of the
+            batch), `"leave-one-out"` (of the other routes of the same image) or `"value"`.
+        routes: sampled routes per image, for `"leave-one-out"`.
+        values: predictions of the rewards-to-go [B, N], for `"value"`.
+
+    Raises:
+        ValueError: an unknown baseline, or one without what it needs.
+    """
+    if baseline == "none":
+        return rewards_to_go
+    if baseline == "batch-mean":
+        return leave_one_out(rewards_to_go, len(rewards_to_go))
+    if baseline == "leave-one-out":
+        return leave_one_out(rewards_to_go, routes)
+    if baseline != "value":
+        raise unknown_name("baseline", baseline, BASELINES)
+    if values is None or values.shape != rewards_to_go.shape:
+        came = None if values is None else tuple(values.shape)
+        raise ValueError(f"values are {came}; expected predictions of shape {tuple(rewards_to_go.shape)}")
+    return rewards_to_go - values.detach()
 
 
 def leave_one_out(rewards_to_go: Tensor, routes: int) -> Tensor:
@@ -18,16 +53,16 @@ def leave_one_out(rewards_to_go: Tensor, routes: int) -> Tensor:
 
     Args:
         rewards_to_go: episodes of one image stand side by side: image 0 route 0, image 0 route 1, …
-        routes: sampled routes per image; 1 means no baseline.
+        routes: sampled routes per image, at least 2.
 
     Raises:
-        ValueError: B is not a multiple of `routes`.
+        ValueError: less than two routes, or B is not a multiple of them.
     """
     batch, decisions = rewards_to_go.shape
+    if routes < 2:
+        raise ValueError(f"a baseline from other routes needs at least 2 per image, not {routes}")
     if batch % routes:
         raise ValueError(f"{batch} episodes cannot be split into images with {routes} routes each")
-    if routes == 1:
-        return rewards_to_go
     grouped = rewards_to_go.view(batch // routes, routes, decisions)
     return ((grouped - grouped.mean(dim=1, keepdim=True)) * routes / (routes - 1)).view(batch, decisions)
 
@@ -42,3 +77,9 @@ def score_function_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
         came = f"{tuple(log_probs.shape)} and {tuple(advantages.shape)}"
         raise ValueError(f"log-probabilities and advantages have shapes {came}; expected the same [B, N]")
     return -(log_probs * advantages.detach()).sum(dim=1).mean()
+
+
+def entropy(gate_logits: Tensor) -> Tensor:
+    """Entropy of each decision in nats: log-odds [B, N] → [B, N], at most log 2."""
+    p = gate_logits.sigmoid()
+    return F.softplus(gate_logits) - p * gate_logits

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipnet_rl.data import ImageSet
+from skipnet_rl.data import Images
 from skipnet_rl.flops import compute_blocks, network_macs
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import Policy
+from skipnet_rl.policies import Policy, policy_macs
 from skipnet_rl.precision import autocast
 from skipnet_rl.rollout import rollout
 
@@ -80,7 +80,7 @@ class Evaluation:
 def evaluate(
     mdp: RoutingMDP,
     policy: Policy,
-    images: ImageSet,
+    images: Images,
     *,
     mode: str = "greedy",
     generator: torch.Generator | None = None,
@@ -107,8 +107,7 @@ def evaluate(
             parts.append((routes, episode.predictions, episode.correct, episode.loss, episode.returns))
     routes, predictions, correct, loss, returns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     macs = network_macs(mdp.net)
-    gates = policy.macs() if hasattr(policy, "macs") else 0
-    compute = macs.of_routes(routes, gates) / macs.total
+    compute = macs.of_routes(routes, policy_macs(policy)) / macs.total
     return Evaluation(routes, predictions, correct, loss, returns, compute)
 
 

@@ -1,9 +1,14 @@
 """Gating networks: policies that decide from the block's input (SkipNet, section 3.2).
 
-The paper words the layers loosely; sizes follow what its authors state for their experiments.
+The paper words the layers loosely; sizes follow what its authors state for their experiments. Every
+gate hands out log-odds; whether these are thresholded, sampled, passed straight through or used as
+they are is the rollout's `mode`, so each gate comes hard, straight-through and soft.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +19,27 @@ from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.precision import autocast
 from skipnet_rl.resnet import ResNet
 
-GATES = ("rnn",)
+INITIAL_RATE = 0.9  # near "execute": a backbone not trained with skips breaks down under many of them
 Hidden = tuple[Tensor, Tensor]
 
 
-class RecurrentGate(nn.Module):
+class Gate(nn.Module):
+    """What all gates share: a policy with a cost."""
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+        """Log-odds of "execute" [B] for the block at `state.t`, and the memory."""
+        raise NotImplementedError
+
+    def macs_per_decision(self) -> list[int]:
+        """MACs of each of the N decisions for one image."""
+        raise NotImplementedError
+
+    def macs(self) -> int:
+        """MACs of all N decisions for one image."""
+        return sum(self.macs_per_decision())
+
+
+class RecurrentGate(Gate):
     """RNNGate: pooled feature → projection to 10, one per block → one LSTM shared by all → p(execute).
 
     The memory of the LSTM runs along the depth of the network and starts at zero with each image.
@@ -27,20 +48,21 @@ class RecurrentGate(nn.Module):
     Args:
         net: the backbone whose blocks are to be gated.
         size: width of the projections and of the LSTM.
-        initial_rate: p(execute) before training; near "execute", since a backbone that has not been
-            trained with skips breaks down under many of them.
+        initial_rate: p(execute) before training.
+
+    Raises:
+        ValueError: an initial rate that is not a probability.
     """
 
-    def __init__(self, net: ResNet, size: int = 10, initial_rate: float = 0.9) -> None:
-        if not 0 < initial_rate < 1:
-            raise ValueError(f"initial_rate is {initial_rate!r}; expected a probability between 0 and 1")
+    def __init__(self, net: ResNet, size: int = 10, initial_rate: float = INITIAL_RATE) -> None:
+        bias = _log_odds(initial_rate)
         super().__init__()
         self.size = size
         self.projections = nn.ModuleList(nn.Linear(block.in_channels, size) for block in net.blocks[1:])
         self.lstm = nn.LSTMCell(size, size)
         self.head = nn.Linear(size, 1)
         nn.init.normal_(self.head.weight, std=0.1)
-        nn.init.constant_(self.head.bias, torch.logit(torch.tensor(initial_rate)).item())
+        nn.init.constant_(self.head.bias, bias)
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Log-odds of "execute" [B] and the LSTM's memory, two [B, size]."""
@@ -53,19 +75,105 @@ class RecurrentGate(nn.Module):
             hidden = self.lstm(torch.relu(self.projections[t](pooled)), hidden)
             return self.head(hidden[0]).squeeze(1), hidden
 
-    def macs(self) -> int:
-        """MACs of all N decisions for one image."""
-        gate = on_meta(self)
-        total, hidden = 0, None
+    def macs_per_decision(self) -> list[int]:
+        """MACs of each of the N decisions for one image: projection, LSTM and head."""
+        gate, counts, hidden = on_meta(self), [], None
         for t, projection in enumerate(gate.projections):
             pooled = torch.empty(1, projection.in_features, device="meta")
             macs, (_, hidden) = count_macs(gate.decide, pooled, t, hidden)
-            total += macs
-        return total
+            counts.append(macs)
+        return counts
 
 
-def make_gate(name: str, net: ResNet) -> RecurrentGate:
-    """The gate called `name` for a backbone."""
+class FeedForwardGate(Gate):
+    """One small convolutional network per block on its whole input; the base of FFGate-I and -II.
+
+    Args:
+        net: the backbone whose blocks are to be gated.
+        initial_rate: p(execute) before training.
+
+    Raises:
+        ValueError: an initial rate that is not a probability.
+    """
+
+    def __init__(self, net: ResNet, initial_rate: float = INITIAL_RATE) -> None:
+        bias = _log_odds(initial_rate)
+        super().__init__()
+        self.shapes = net.input_shapes()[1:]
+        self.features = nn.ModuleList(self.layers(channels) for channels, _, _ in self.shapes)
+        self.heads = nn.ModuleList(nn.Linear(channels, 2) for channels, _, _ in self.shapes)
+        for head in self.heads:
+            nn.init.normal_(head.weight, std=0.02)  # the bias decides at first, whatever the feature
+            with torch.no_grad():
+                head.bias.copy_(torch.tensor([0.0, bias]))
+
+    @staticmethod
+    def layers(channels: int) -> nn.Sequential:
+        """What stands before the global average pool."""
+        raise NotImplementedError
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+        """Log-odds of "execute" [B]; there is no memory."""
+        return self.decide(state.x, state.t), None
+
+    def decide(self, x: Tensor, t: int) -> Tensor:
+        """The log-odds [B] from a feature map [B, C, H, W]."""
+        head = self.heads[t]
+        maps = self.features[t](x.to(head.weight.dtype))
+        with autocast("fp32", x.device):  # the convolutions may run in bf16, the decision does not
+            skip, execute = head(maps.to(head.weight.dtype).mean(dim=(2, 3))).unbind(dim=1)
+        return execute - skip
+
+    def macs_per_decision(self) -> list[int]:
+        """MACs of each of the N decisions for one image of the size that the network is made for."""
+        gate = on_meta(self)
+        images = (torch.empty(1, *shape, device="meta") for shape in self.shapes)
+        return [count_macs(gate.decide, x, t)[0] for t, x in enumerate(images)]
+
+
+class FeedForwardGateI(FeedForwardGate):
+    """FFGate-I, for networks of less than 100 layers: max pool and two 3×3 convolutions."""
+
+    @staticmethod
+    def layers(channels: int) -> nn.Sequential:
+        """2×2 max pool → 3×3 conv, BN, ReLU → 3×3 conv of stride 2, BN, ReLU."""
+        return nn.Sequential(nn.MaxPool2d(2), *_conv(channels, stride=1), *_conv(channels, stride=2))
+
+
+class FeedForwardGateII(FeedForwardGate):
+    """FFGate-II, for deeper networks: one 3×3 convolution of stride 2."""
+
+    @staticmethod
+    def layers(channels: int) -> nn.Sequential:
+        """3×3 conv of stride 2, BN, ReLU."""
+        return nn.Sequential(*_conv(channels, stride=2))
+
+
+GATES: dict[str, type[RecurrentGate] | type[FeedForwardGate]] = {
+    "rnn": RecurrentGate,
+    "ff1": FeedForwardGateI,
+    "ff2": FeedForwardGateII,
+}
+
+
+def make_gate(name: str, net: ResNet) -> RecurrentGate | FeedForwardGate:
+    """The gate called `name` for a backbone.
+
+    Raises:
+        ValueError: an unknown name; it lists the known ones and the nearest.
+    """
     if name not in GATES:
         raise unknown_name("gate", name, GATES)
-    return RecurrentGate(net)
+    return GATES[name](net)
+
+
+def _conv(channels: int, stride: int) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv, nn.BatchNorm2d(channels), nn.ReLU()
+
+
+def _log_odds(rate: float) -> float:
+    if not 0 < rate < 1:
+        raise ValueError(f"initial_rate is {rate!r}; expected a probability between 0 and 1")
+    return math.log(rate / (1 - rate))

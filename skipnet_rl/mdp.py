@@ -124,8 +124,9 @@ class RoutingMDP:
         return State(x, state.y, state.t + 1)
 
     def reward(self, state: State, action: Tensor, next_state: State) -> Tensor:
-        """alpha/N (1 - a) C_t, and at the end minus the detached cross-entropy: [B] float32."""
-        reward = self.payment[state.t] * (1 - action.float())
+        """alpha/N (1 - a) C_t, and at the end minus the detached cross-entropy: [B], float32 or the net's."""
+        precision = torch.promote_types(self.net.fc.weight.dtype, torch.float32)
+        reward = self.payment[state.t] * (1 - action.to(precision))
         return reward - self.loss(next_state).detach() if self.terminal(next_state) else reward
 
     def terminal(self, state: State) -> bool:

@@ -12,9 +12,10 @@ import math
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.precision import autocast
 
 
 class Policy(Protocol):
@@ -23,6 +24,87 @@ class Policy(Protocol):
     def __call__(self, mdp: RoutingMDP, state: State, hidden: Any, /) -> tuple[Tensor, Any]:
         """Log-odds of "execute" [B] for the block at `state.t`, and the memory to hand back."""
         ...
+
+
+class Critic(Protocol):
+    """Anything that predicts rewards-to-go."""
+
+    def __call__(self, mdp: RoutingMDP, state: State, /) -> Tensor:
+        """Expected sum of the rewards from the decision at `state.t` on, [B]."""
+        ...
+
+
+class Biased(nn.Module):
+    """A policy with a constant added to its log-odds: the compute budget of a trained gate.
+
+    Above zero more blocks are executed, below zero less, without training anew.
+    """
+
+    def __init__(self, policy: Policy, bias: float) -> None:
+        if math.isnan(bias):
+            raise ValueError("bias is nan; expected a number of logits, such as -0.5")
+        super().__init__()
+        self.policy, self.bias = policy, bias
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+        """The policy's log-odds [B] plus the bias."""
+        logit, hidden = self.policy(mdp, state, hidden)
+        return logit + self.bias, hidden
+
+    def macs(self) -> int:
+        """Those of the policy."""
+        return policy_macs(self.policy)
+
+
+class Exploring(nn.Module):
+    """A policy whose p(execute) is kept within [floor, 1 - floor], so that each action is tried.
+
+    p' = floor + (1 - 2 floor) p. What is sampled and what is differentiated are both p', so the
+    score function stays on-policy.
+    """
+
+    def __init__(self, policy: Policy, floor: float) -> None:
+        if not 0 <= floor < 0.5:
+            raise ValueError(f"exploration floor is {floor!r}; expected 0 <= floor < 0.5")
+        super().__init__()
+        self.policy, self.floor = policy, floor
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+        """Log-odds of p' [B]."""
+        logit, hidden = self.policy(mdp, state, hidden)
+        if self.floor == 0:
+            return logit, hidden
+        scale = 1 - 2 * self.floor
+        up = self.floor + scale * logit.sigmoid()
+        down = self.floor + scale * (-logit).sigmoid()
+        return up.log() - down.log(), hidden
+
+
+class ValueBaseline(nn.Module):
+    """Predicts the rewards-to-go from the pooled feature, one linear map per decision.
+
+    The feature is detached: the backbone does not learn to please its critic.
+    """
+
+    def __init__(self, mdp: RoutingMDP) -> None:
+        super().__init__()
+        channels = [mdp.block(t).in_channels for t in range(mdp.num_decisions)]
+        self.heads = nn.ModuleList(nn.Linear(count, 1) for count in channels)
+        for head in self.heads:
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, mdp: RoutingMDP, state: State) -> Tensor:
+        """Predictions [B]."""
+        head = self.heads[state.t]
+        pooled = state.x.detach().to(head.weight.dtype).mean(dim=(2, 3))
+        with autocast("fp32", pooled.device):
+            return head(pooled).squeeze(1)
+
+
+def policy_macs(policy: Any) -> int:
+    """MACs of all decisions for one image; 0 for a policy that computes nothing."""
+    return policy.macs() if hasattr(policy, "macs") else 0
 
 
 class AlwaysExecute:

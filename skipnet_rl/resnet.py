@@ -1,13 +1,15 @@
 """Residual networks as one flat list of blocks, each with its transform and its shortcut.
 
-CIFAR ResNets of depth 6n+2: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016,
-section 4.2 (arXiv 1512.03385). What SkipNet adds is a way to address a block alone, so a block
-here is `relu(transform(x) + shortcut(x))` and both parts can be called.
+CIFAR ResNets of depth 6n+2 and ImageNet ResNets: He et al., "Deep Residual Learning for Image
+Recognition", CVPR 2016 (arXiv 1512.03385), section 4.2 and table 1. What SkipNet adds is a way to
+address a block alone, so a block here is `relu(transform(x) + shortcut(x))` and both parts can be
+called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.precision import autocast
 
 CIFAR_DEPTHS = (20, 32, 38, 44, 56, 74, 110, 152)
-STAGE_CHANNELS = (16, 32, 64)
+IMAGENET_DEPTHS = (34, 50, 101)
 SHORTCUTS = ("projection", "pad", "pool")
 
 
@@ -63,11 +65,13 @@ def make_shortcut(name: str, in_channels: int, out_channels: int, stride: int) -
 
 
 class Block(nn.Module):
-    """Basic residual block F^i of two 3×3 convolutions.
+    """Residual block F^i with two 3×3 convolutions.
 
     `transform` and `shortcut` are separate because a skipped image takes the shortcut alone
     (SkipNet, equation 1).
     """
+
+    expansion = 1  # output channels per channel of the 3×3 convolution
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
         super().__init__()
@@ -78,6 +82,11 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm before the addition; with a zero weight the block is its shortcut."""
+        return self.bn2
+
     def transform(self, x: Tensor) -> Tensor:
         """The residual before the addition: [B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
         return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -87,39 +96,117 @@ class Block(nn.Module):
         return F.relu(self.transform(x) + self.shortcut(x))
 
 
+class Bottleneck(Block):
+    """Residual block of 1×1, 3×3 and 1×1 convolutions; the stride is on the 3×3, as in torchvision."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
+        nn.Module.__init__(self)
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+        width = out_channels // self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm before the addition; with a zero weight the block is its shortcut."""
+        return self.bn3
+
+    def transform(self, x: Tensor) -> Tensor:
+        """The residual before the addition: [B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.bn3(self.conv3(F.relu(self.bn2(self.conv2(x)))))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells one ResNet from another.
+
+    Attributes:
+        image_size: side of the images it is made for.
+        channels: of the 3×3 convolutions in each stage; the stem has as many as the first.
+        blocks: number of blocks in each stage.
+        block: kind of block.
+        large_stem: 7×7 convolution and max pool, each of stride 2, in place of one 3×3 convolution.
+    """
+
+    image_size: int
+    channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    block: type[Block] = Block
+    large_stem: bool = False
+
+    @classmethod
+    def of_depth(cls, depth: int) -> Architecture:
+        """34, 50 and 101 are ImageNet's, every other 6n+2 is CIFAR's.
+
+        Raises:
+            ValueError: neither.
+        """
+        if depth in IMAGENET_DEPTHS:
+            blocks = (3, 4, 23, 3) if depth == 101 else (3, 4, 6, 3)
+            kind = Block if depth == 34 else Bottleneck
+            return cls(224, (64, 128, 256, 512), blocks, kind, large_stem=True)
+        if depth < 8 or (depth - 2) % 6:
+            known = ", ".join(map(str, (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)))
+            raise ValueError(f"depth {depth} is not 6n+2 with n >= 1; use one of {known}")
+        return cls(32, (16, 32, 64), ((depth - 2) // 6,) * 3)
+
+
 class ResNet(nn.Module):
-    """CIFAR ResNet of depth 6n+2 for 32×32 images: a stem, 3n blocks in one list, a classifier.
+    """A stem, all blocks in one list, a classifier.
 
     Args:
-        depth: 6n+2 with n ≥ 1 (20, 32, …, 110, 152).
+        depth: 34, 50, 101 (ImageNet, 224×224) or 6n+2 (CIFAR, 32×32: 20, 32, …, 110, 152), or an
+            `Architecture` of your own.
         num_classes: K.
         shortcut: `"projection"`, `"pad"` or `"pool"`, used where the shape changes.
 
     Raises:
-        ValueError: a depth that is not 6n+2, or an unknown shortcut.
+        ValueError: an unknown depth or shortcut.
     """
 
-    image_size = 32
-
-    def __init__(self, depth: int, num_classes: int = 10, shortcut: str = "projection") -> None:
+    def __init__(
+        self, depth: int | Architecture, num_classes: int = 10, shortcut: str = "projection"
+    ) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(
-                f"depth {depth} is not 6n+2 with n >= 1; use one of {', '.join(map(str, CIFAR_DEPTHS))}"
-            )
-        self.depth, self.num_classes, self.shortcut = depth, num_classes, shortcut
-        width = STAGE_CHANNELS[0]
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        self.blocks: nn.ModuleList = nn.ModuleList(_blocks(depth, shortcut))
-        self.fc = nn.Linear(STAGE_CHANNELS[-1], num_classes)
+        plan = depth if isinstance(depth, Architecture) else Architecture.of_depth(depth)
+        self.architecture, self.num_classes, self.shortcut = plan, num_classes, shortcut
+        self.stem = _stem(plan)
+        self.blocks: nn.ModuleList = nn.ModuleList(_blocks(plan, shortcut))
+        self.fc = nn.Linear(plan.channels[-1] * plan.block.expansion, num_classes)
         self._initialise()
 
     @property
+    def depth(self) -> int:
+        """Number of layers with weights, shortcuts not counted."""
+        plan = self.architecture
+        return 2 + sum(plan.blocks) * (3 if plan.block is Bottleneck else 2)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it is made for."""
+        return self.architecture.image_size
+
+    @property
     def stages(self) -> list[int]:
-        """The stage (0, 1, 2) of each block, for plots."""
-        return [STAGE_CHANNELS.index(block.out_channels) for block in self.blocks]
+        """The stage (0, 1, …) of each block."""
+        return [stage for stage, count in enumerate(self.architecture.blocks) for _ in range(count)]
+
+    def input_shapes(self) -> list[tuple[int, int, int]]:
+        """(C, H, W) of each block's input for images of `image_size`."""
+        size = self.image_size // (4 if self.architecture.large_stem else 1)
+        shapes = []
+        for block in self.blocks:
+            shapes.append((block.in_channels, size, size))
+            size = (size - 1) // block.stride + 1
+        return shapes
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits of the last feature map, in the weights' precision: [B, C, H, W] → [B, K]."""
@@ -127,7 +214,7 @@ class ResNet(nn.Module):
             return self.fc(x.to(self.fc.weight.dtype).mean(dim=(2, 3)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """The plain network, every block executed: [B, 3, 32, 32] → logits [B, K]."""
+        """The plain network, every block executed: [B, 3, H, W] → logits [B, K]."""
         x = self.stem(images)
         for block in self.blocks:
             x = block(x)
@@ -139,10 +226,19 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _blocks(depth: int, shortcut: str) -> Iterator[Block]:
-    in_channels = STAGE_CHANNELS[0]
-    for stage, channels in enumerate(STAGE_CHANNELS):
-        for position in range((depth - 2) // 6):
+def _stem(plan: Architecture) -> nn.Sequential:
+    width = plan.channels[0]
+    if plan.large_stem:
+        conv = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+
+def _blocks(plan: Architecture, shortcut: str) -> Iterator[Block]:
+    in_channels = plan.channels[0]
+    for stage, (width, count) in enumerate(zip(plan.channels, plan.blocks, strict=True)):
+        channels = width * plan.block.expansion
+        for position in range(count):
             stride = 2 if stage > 0 and position == 0 else 1
-            yield Block(in_channels, channels, stride, shortcut)
+            yield plan.block(in_channels, channels, stride, shortcut)
             in_channels = channels

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.policies import Policy
+from skipnet_rl.policies import Critic, Policy
 
-MODES = ("greedy", "sample", "straight-through")
+RELAXATIONS = ("straight-through", "soft")
+MODES = ("greedy", "sample", *RELAXATIONS)
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class Trajectory:
 
     Attributes:
         gate_logits: [B, N] log-odds of "execute", with gradients to the policy.
-        actions: [B, N] float32 of 0 and 1; with `"straight-through"` it carries gradients.
-        rewards: [B, N] float32, detached; the last column includes minus the loss.
+        actions: [B, N] of 0 and 1, with gradients in `"straight-through"`; p(execute) in `"soft"`.
+        rewards: [B, N], detached; the last column includes minus the loss.
         logits: [B, K] of the classifier, with gradients to the network.
         labels: [B] int64.
         loss: [B] cross-entropy, with gradients to the network.
+        values: [B, N] the critic's predictions of the rewards-to-go, with gradients to the critic.
     """
 
     gate_logits: Tensor
@@ -34,6 +36,7 @@ class Trajectory:
     logits: Tensor
     labels: Tensor
     loss: Tensor
+    values: Tensor | None = None
 
     @property
     def log_probs(self) -> Tensor:
@@ -61,14 +64,17 @@ def choose(logit: Tensor, mode: str, generator: torch.Generator | None = None) -
 
     `"greedy"` thresholds p at 0.5 (the paper at test time) and `"sample"` draws from Bernoulli(p);
     both give bool. `"straight-through"` gives the threshold's value as float with the gradient of p
-    (Bengio, Léonard, Courville 2013, arXiv 1308.3432), for the paper's supervised pre-training.
+    (Bengio, Léonard, Courville 2013, arXiv 1308.3432), for the paper's supervised pre-training, and
+    `"soft"` gives p itself, which the paper compares it with.
     """
     if mode == "greedy":
         return logit > 0
     if mode == "sample":
         return torch.rand(logit.shape, device=logit.device, generator=generator) < torch.sigmoid(logit)
-    if mode == "straight-through":
+    if mode in RELAXATIONS:
         soft = torch.sigmoid(logit)
+        if mode == "soft":
+            return soft
         return (logit > 0).to(soft.dtype) + (soft - soft.detach())  # in this order exactly 0 or 1
     raise unknown_name("rollout mode", mode, MODES)
 
@@ -80,6 +86,9 @@ def rollout(
     labels: Tensor,
     mode: str = "greedy",
     generator: torch.Generator | None = None,
+    *,
+    routes: Tensor | None = None,
+    critic: Critic | None = None,
 ) -> Trajectory:
     """Run a batch from the image to the loss.
 
@@ -90,20 +99,30 @@ def rollout(
         labels: [B] int64.
         mode: how log-odds become actions, see `choose`.
         generator: for `mode="sample"`, on the images' device.
+        routes: [B, N] bool, taken instead of the policy's own choices, whose log-odds are still those
+            of the trajectory: what enumeration and importance weighting need.
+        critic: predicts the rewards-to-go, for a learned baseline.
     """
     state, hidden = mdp.initial(images, labels), None
-    gate_logits, actions, rewards = [], [], []
+    gate_logits, actions, rewards, values = [], [], [], []
     while not mdp.terminal(state):
         logit, hidden = policy(mdp, state, hidden)
-        action = choose(logit, mode, generator)
+        action = choose(logit, mode, generator) if routes is None else routes[:, state.t]
+        if critic is not None:
+            values.append(critic(mdp, state))
         state, reward = _step(mdp, state, action)
         gate_logits.append(logit)
-        actions.append(action.float())
+        actions.append(action.to(reward.dtype))
         rewards.append(reward)
     logits = mdp.logits(state)
-    loss = F.cross_entropy(logits, labels, reduction="none")
     return Trajectory(
-        torch.stack(gate_logits, 1), torch.stack(actions, 1), torch.stack(rewards, 1), logits, labels, loss
+        gate_logits=torch.stack(gate_logits, 1),
+        actions=torch.stack(actions, 1),
+        rewards=torch.stack(rewards, 1),
+        logits=logits,
+        labels=labels,
+        loss=F.cross_entropy(logits, labels, reduction="none"),
+        values=torch.stack(values, 1) if values else None,
     )
 
 

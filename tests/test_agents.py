@@ -34,6 +34,7 @@ def toy_learner(data: ImageSet, **flags) -> tuple[hybrid_reinforce.Learner, hybr
         sp_iterations=0,
         lr=0.0,
         gate_lr=0.1,
+        schedule="constant",
         precision="fp32",
         **flags,
     )
@@ -205,7 +206,7 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--alpha", "nan"], "alpha is nan"),
         (["--batch-size", "10"], "not a multiple of --routes 4"),
         (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
-        (["--dataset", "cifar10", "--data-dir", "/nowhere"], "no CIFAR-10 in /nowhere"),
+        (["--dataset", "cifar10", "--data-dir", "/nowhere"], "no cifar10: /nowhere"),
     ],
 )
 def test_bad_flags_end_in_one_line_and_code_2(flags, message, tmp_path, monkeypatch, capsys):

@@ -336,7 +336,7 @@ def test_truncated_weights(tmp_path):
 
 
 def test_missing_weights_say_what_to_give(tmp_path):
-    with pytest.raises(WeightsError, match="no weights file .*give the path of a .safetensors file"):
+    with pytest.raises(WeightsError, match="no weights file .*give the path of a file"):
         load_weights(tmp_path / "none.safetensors", ResNet(8))
     with pytest.raises(WeightsError, match="no weights file"):
         load_weights(tmp_path, ResNet(8))

@@ -12,6 +12,10 @@ from skipnet_rl.data import ImageSet, load_images, resolve_dataset
 from skipnet_rl.data.imageset import augment, step_generator, training_index
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
 
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -172,7 +176,7 @@ def write_cifar10(folder: Path, monkeypatch) -> tuple[torch.Tensor, list[int]]:
         content = pickle.dumps({"data": pixels[rows].numpy(), "labels": labels[rows]})
         (base / name).write_bytes(content)
         sums.append([name, hashlib.md5(content).hexdigest()])
-    content = pickle.dumps({"label_names": [f"class {k}" for k in range(10)]})
+    content = pickle.dumps({"label_names": list(CIFAR10_CLASSES)})
     (base / "batches.meta").write_bytes(content)
     monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
     monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
@@ -199,7 +203,7 @@ def test_cifar10_files_are_read_as_they_are(tmp_path, monkeypatch):
 
 
 def test_cifar10_folder_is_missing(tmp_path):
-    with pytest.raises(DataNotFoundError, match="no CIFAR-10 in .*pass --download .*, or --data-dir"):
+    with pytest.raises(DataNotFoundError, match="no cifar10: .*pass --download .*, or --data-dir"):
         load_images("cifar10", "test", tmp_path)
 
 

@@ -318,8 +318,9 @@ def test_checkers_accept(id):
 def test_two_seeded_rollouts(id):
     one, two = (gym.make(id, **QUICK) for _ in range(2))
     depth = int(id.removeprefix("SkipResNet").removesuffix("-v0"))
-    decisions = (depth - 2) // 2 - 1
-    assert one.observation_space.shape == (64 + decisions,)
+    width, blocks = {34: (512, 16), 50: (2048, 16), 101: (2048, 33)}.get(depth, (64, (depth - 2) // 2))
+    decisions = blocks - 1
+    assert one.observation_space.shape == (width + decisions,)
     route = random_routes(1, decisions)[0]
     assert data_equivalence(play(one, route, seed=3), play(two, route, seed=3), exact=True)
 
@@ -333,8 +334,8 @@ def test_spec(id):
 
 
 def test_ids():
-    depths = (20, 32, 38, 44, 56, 74, 110, 152)
-    assert {f"SkipResNet{depth}-v0" for depth in depths} <= set(IDS)
+    depths = (20, 32, 38, 44, 56, 74, 110, 152, 34, 50, 101)
+    assert {f"SkipResNet{depth}-v0" for depth in depths} == set(IDS)
 
 
 def test_made_environment_travels_as_json():

@@ -1,8 +1,6 @@
 """The backbone against torchvision's blocks, hand formulas and weights that others trained."""
 
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from skipnet_rl.data import load_images
-from skipnet_rl.evaluate import evaluate
-from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.resnet import SHORTCUTS, Block, ResNet, make_shortcut
-
-SHARED = Path(__file__).parent.parent.parent / "shared"  # beside the repository, on some machines
-REFERENCE = SHARED / "reference" / "resnet20-12fca82f.th"
+from skipnet_rl.flops import network_macs
+from skipnet_rl.resnet import SHORTCUTS, Block, Bottleneck, ResNet, make_shortcut
 
 
 def as_torchvision(net: ResNet) -> nn.Sequential:
@@ -146,26 +138,33 @@ def test_logits_are_float32_under_autocast(tiny_net):
     torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)  # bf16 would be off by 1e-2
 
 
-def reference_weights() -> dict[str, torch.Tensor]:
-    """The published ResNet-20 under our layer names."""
-    stored = torch.load(REFERENCE, weights_only=True, map_location="cpu")["state_dict"]
+@pytest.mark.parametrize("depth", [34, 50, 101])
+def test_imagenet_resnets_as_one_flat_list(depth):
+    net = ResNet(depth, 1000)
+    counts = {34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}[depth]
+    assert [net.stages.count(stage) for stage in range(4)] == counts
+    assert net.depth == depth and net.image_size == 224
+    parameters = {34: 21_797_672, 50: 25_557_032, 101: 44_549_160}  # as torchvision's model pages state
+    assert sum(p.numel() for p in net.parameters()) == parameters[depth]
+    multiply_adds = {34: 3.66e9, 50: 4.09e9, 101: 7.80e9}  # ditto
+    assert network_macs(net).total == pytest.approx(multiply_adds[depth], rel=0.005)
 
-    def ours(name):
-        name = name.removeprefix("module.").replace("linear.", "fc.")
-        name = re.sub(r"^conv1\.", "stem.0.", re.sub(r"^bn1\.", "stem.1.", name))
-        return re.sub(r"^layer(\d)\.(\d)", lambda m: f"blocks.{3 * int(m[1]) - 3 + int(m[2])}", name)
 
-    return {ours(name): value for name, value in stored.items()}
+@pytest.mark.parametrize("depth", [20, 34, 50])
+def test_input_shapes_are_those_that_come(depth):
+    net, seen = ResNet(depth).eval(), []
+    with torch.no_grad():
+        x = net.stem(torch.zeros(1, 3, net.image_size, net.image_size))
+        for block in net.blocks:
+            seen.append(tuple(x.shape[1:]))
+            x = block(x)
+    assert net.input_shapes() == seen
+    assert net.depth == depth
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not REFERENCE.is_file(), reason="no reference weights beside the repository")
-def test_reference_weights_reach_their_published_accuracy(cifar10_folder):
-    """Backbone, normalisation, data and evaluation at once: 9,173 of 10,000, to the image."""
-    net = ResNet(20, shortcut="pad")
-    net.load_state_dict(reference_weights(), strict=True)
-    net = net.to(memory_format=torch.channels_last)
-    test = load_images("cifar10", "test", cifar10_folder)
-    result = evaluate(RoutingMDP(net, alpha=0.0), AlwaysExecute(), test)
-    assert result.correct.sum().item() == 9_173
-    assert (result.compute_flops == 1).all()
+def test_a_zero_last_norm_makes_the_block_its_shortcut():
+    torch.manual_seed(0)
+    for block in (Block(4, 4, 1, "projection"), Bottleneck(8, 8, 1, "projection")):
+        nn.init.zeros_(block.last_norm.weight)
+        x = torch.rand(2, block.in_channels, 6, 6)
+        assert torch.equal(block(x), x)

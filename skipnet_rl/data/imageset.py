@@ -1,17 +1,20 @@
-"""Labelled images as tensors: normalising, augmenting and the order of an epoch."""
+"""Labelled images as one tensor on the device: augmenting and the order of an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from skipnet_rl.data.images import Images
+
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(Images):
     """One split of a data set, whole, on one device.
 
     Attributes:
@@ -23,6 +26,7 @@ class ImageSet:
         flip: whether a mirrored image keeps its class.
         padding: the largest shift in pixels, each way, that keeps the class.
         factors: difficulty factors [M] by name, where the data set has them.
+        size: side of the squares that a batch holds, by bilinear interpolation; None: as they are.
     """
 
     name: str
@@ -35,19 +39,12 @@ class ImageSet:
     flip: bool
     padding: int = 4
     factors: dict[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """M."""
-        return len(self.labels)
+    size: int | None = None
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same images on another device."""
         factors = {name: values.to(device) for name, values in self.factors.items()}
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), factors=factors)
-
-    def first(self, count: int) -> ImageSet:
-        """The first `count` images, or all where there are fewer."""
-        return self.subset(torch.arange(min(count, len(self)), device=self.labels.device))
 
     def subset(self, index: Tensor, split: str | None = None) -> ImageSet:
         """Some of the images, in the order of `index`."""
@@ -60,25 +57,27 @@ class ImageSet:
             split=split or self.split,
         )
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] uint8 → float32, zero mean and unit deviation per channel, channels last."""
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
-        return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    def sized(self, size: int) -> ImageSet:
+        """The same images, whose batches are interpolated to squares of another size."""
+        return replace(self, size=None if size == self.images.shape[-1] else size)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images and labels of `index` [B]."""
-        return self.normalise(self.images[index]), self.labels[index]
+        return self._resize(self.normalise(self.images[index])), self.labels[index]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same with a random crop, and a flip where it keeps the class, of each image."""
         images = augment(self.images[index], generator, flip=self.flip, padding=self.padding)
-        return self.normalise(images), self.labels[index]
+        return self._resize(self.normalise(images)), self.labels[index]
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order; the last batch may be short."""
-        for index in torch.arange(len(self), device=self.labels.device).split(batch_size):
-            yield self.batch(index)
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        """One image as it is stored: [H, W, 3] uint8."""
+        return self.images[index].permute(1, 2, 0).cpu().numpy()
+
+    def _resize(self, images: Tensor) -> Tensor:
+        if self.size is None:
+            return images
+        return F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
 
 
 def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: int = 4) -> Tensor:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from skipnet_rl.checkpoint import load_weights
+from skipnet_rl.checkpoint import fill, read_tensors
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.importer import read_state_dict, rename, torchvision_weights
 from skipnet_rl.resnet import ResNet
 
 FOLDER = Path(__file__).parent
@@ -54,8 +55,9 @@ def build_backbone(
     Args:
         depth, num_classes, shortcut: see `ResNet`.
         dataset: which data set's weights `"auto"` looks for.
-        weights: path of a safetensors file; `"auto"` for the shipped weights, with a warning where
-            there are none; None for untrained weights, the same each time.
+        weights: path of a file, see `load_backbone`; `"auto"` for the shipped weights, with a warning
+            where there are none; `"torchvision"` for torchvision's ImageNet weights; None or `"none"`
+            for untrained weights, the same each time.
 
     Raises:
         WeightsError: weights that are missing, damaged or do not fit.
@@ -64,8 +66,10 @@ def build_backbone(
         torch.default_generator.manual_seed(0)  # the CPU's alone: fork_rng restores no other here
         net = ResNet(depth, num_classes, shortcut)
     path = find_shipped(depth, dataset, shortcut) if weights == "auto" else weights
-    if path is not None:
-        load_weights(Path(path), net)
+    if path == "torchvision":
+        fill(net, rename(torchvision_weights(net), net), "torchvision's model")
+    elif path not in (None, "none"):
+        load_backbone(Path(path), net)
     elif weights == "auto":
         warnings.warn(
             f"no shipped weights for ResNet-{depth} on {dataset} with shortcut {shortcut!r}: the network "
@@ -73,3 +77,20 @@ def build_backbone(
             stacklevel=2,
         )
     return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def load_backbone(path: Path, net: ResNet) -> None:
+    """Fill a network from a file.
+
+    Args:
+        path: safetensors of `agents.pretrain` or of a gated network (whose backbone is taken), or a
+            state_dict file of the common ResNet naming (`.th`, `.pt`, `.pth`), see `importer`.
+        net: what to fill.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or does not fit: the first layer, both shapes.
+    """
+    foreign = path.is_file() and path.suffix != ".safetensors"
+    tensors = read_state_dict(path) if foreign else read_tensors(path)
+    backbone = {name[4:]: value for name, value in tensors.items() if name.startswith("net.")}
+    fill(net, rename(backbone or tensors, net), str(path))

@@ -1,0 +1,124 @@
+"""Images that are decoded when they are needed: data sets too large for memory.
+
+Augmentation and test-time crop are ImageNet's usual ones, as for torchvision's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
+
+from skipnet_rl.data.images import Images
+from skipnet_rl.errors import DataDamagedError
+
+DECODERS = 8  # threads; PIL's decoders let go of the interpreter
+RESIZE = 256 / 224  # short side before the central crop, over the crop
+
+
+@dataclass(frozen=True)
+class ImageFiles(Images):
+    """One split of a data set whose images stay in their files.
+
+    Attributes:
+        name, split: where the images come from.
+        paths: M files.
+        labels: [M] int64.
+        classes: K class names.
+        mean, std: per channel, of pixel values in 0 … 1.
+        size: side of the square that a batch holds.
+    """
+
+    name: str
+    split: str
+    paths: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    size: int = 224
+
+    def to(self, device: torch.device | str) -> ImageFiles:
+        """The same images, whose batches come on another device."""
+        return replace(self, labels=self.labels.to(device))
+
+    def subset(self, index: Tensor, split: str | None = None) -> ImageFiles:
+        """Some of the images, in the order of `index`."""
+        paths = tuple(self.paths[i] for i in index.tolist())
+        return replace(self, paths=paths, labels=self.labels[index], split=split or self.split)
+
+    def sized(self, size: int) -> ImageFiles:
+        """The same images as squares of another size."""
+        return replace(self, size=size)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised central crops [B, 3, size, size] and labels of `index` [B].
+
+        Raises:
+            DataDamagedError: a file that is no image; it names the file.
+        """
+        paths = [self.paths[i] for i in index.tolist()]
+        return self._stack([partial(self._central, path) for path in paths]), self.labels[index]
+
+    def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same with a random resized crop and a flip of each image.
+
+        Crops cover 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015).
+        """
+        seeds = torch.randint(2**62, (len(index),), generator=generator, device=generator.device).tolist()
+        paths = [self.paths[i] for i in index.tolist()]
+        boxes = [self._box(path, seed) for path, seed in zip(paths, seeds, strict=True)]
+        crops = [partial(self._crop, path, *box) for path, box in zip(paths, boxes, strict=True)]
+        return self._stack(crops), self.labels[index]
+
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        """The central crop of one image: [size, size, 3] uint8."""
+        return self._central(self.paths[index]).permute(1, 2, 0).numpy()
+
+    def _stack(self, crops: list[Callable[[], Tensor]]) -> Tensor:
+        return self.normalise(torch.stack(list(_decoders().map(lambda crop: crop(), crops))).to(self.device))
+
+    def _central(self, path: str) -> Tensor:
+        image = F.resize(_read(path), [round(self.size * RESIZE)], antialias=True)
+        return F.center_crop(image, [self.size, self.size])
+
+    def _box(self, path: str, seed: int) -> tuple[list[int], bool]:
+        """Top, left, height and width of the crop, and whether to mirror it."""
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.default_generator.manual_seed(seed)
+            box = RandomResizedCrop.get_params(_open(path), [0.08, 1.0], [3 / 4, 4 / 3])
+            return list(box), torch.rand(()).item() < 0.5
+
+    def _crop(self, path: str, box: list[int], mirror: bool) -> Tensor:
+        crop = F.resized_crop(_read(path), *box, size=[self.size, self.size], antialias=True)
+        return F.horizontal_flip(crop) if mirror else crop
+
+
+@lru_cache(maxsize=1)
+def _decoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataDamagedError(f"{path} is not a readable image: {error}") from error
+
+
+def _read(path: str) -> Tensor:
+    """[3, H, W] uint8."""
+    with _open(path) as image:
+        try:
+            return F.pil_to_tensor(image.convert("RGB"))
+        except OSError as error:  # truncated
+            raise DataDamagedError(f"{path} is not a readable image: {error}") from error

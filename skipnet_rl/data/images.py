@@ -1,0 +1,78 @@
+"""What every set of labelled images can do, whether it lies in memory or in files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Self
+
+
+class Images(ABC):
+    """One split of a data set; M images, K classes.
+
+    Attributes:
+        name, split: where the images come from.
+        labels: [M] int64, on the device that batches come on.
+        classes: K class names.
+        mean, std: per channel, of pixel values in 0 … 1.
+    """
+
+    name: str
+    split: str
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """The same images on another device."""
+
+    @abstractmethod
+    def subset(self, index: Tensor, split: str | None = None) -> Self:
+        """Some of the images, in the order of `index`."""
+
+    @abstractmethod
+    def sized(self, size: int) -> Self:
+        """The same images as squares of another size."""
+
+    @abstractmethod
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images [B, 3, H, W] and labels of `index` [B]."""
+
+    @abstractmethod
+    def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same, each image augmented at random."""
+
+    @abstractmethod
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        """One image to look at: [H, W, 3] uint8."""
+
+    def __len__(self) -> int:
+        """M."""
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches come."""
+        return self.labels.device
+
+    def first(self, count: int) -> Self:
+        """The first `count` images, or all where there are fewer."""
+        return self.subset(torch.arange(min(count, len(self)), device=self.device))
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in order; the last batch may be short."""
+        for index in torch.arange(len(self), device=self.device).split(batch_size):
+            yield self.batch(index)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8 → float32, zero mean and unit deviation per channel, channels last."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

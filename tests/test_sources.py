@@ -1,0 +1,195 @@
+"""Data sets through torchvision, on small files in the official formats."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR100, SVHN
+
+from skipnet_rl.data import ImageFiles, load_images
+from skipnet_rl.data.imageset import step_generator
+from skipnet_rl.errors import DataDamagedError, DataNotFoundError
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def write_cifar100(folder, monkeypatch) -> tuple[np.ndarray, list[int]]:
+    base = folder / CIFAR100.base_folder
+    base.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 3072), dtype=np.uint8)
+    labels = [(37 * k) % 100 for k in range(24)]
+    for name, rows in (("train", slice(0, 20)), ("test", slice(20, 24))):
+        content = {
+            "data": pixels[rows],
+            "fine_labels": labels[rows],
+            "coarse_labels": [0] * len(labels[rows]),
+        }
+        (base / name).write_bytes(pickle.dumps(content))
+        monkeypatch.setattr(CIFAR100, f"{name}_list", [[name, md5((base / name).read_bytes())]])
+    names = pickle.dumps({"fine_label_names": [f"class {k}" for k in range(100)]})
+    (base / "meta").write_bytes(names)
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5(names)})
+    return pixels.reshape(24, 3, 32, 32), labels
+
+
+def test_cifar100(tmp_path, monkeypatch):
+    pixels, labels = write_cifar100(tmp_path, monkeypatch)
+    train, val, test = (load_images("cifar100", split, tmp_path) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (18, 2, 4)
+    assert np.array_equal(test.images.numpy(), pixels[20:])
+    assert test.labels.tolist() == labels[20:]
+    assert len(test.classes) == 100 and test.classes[42] == "class 42"
+    assert test.flip
+    (tmp_path / CIFAR100.base_folder / "test").write_bytes(b"x")
+    with pytest.raises(DataDamagedError, match="test is damaged: its MD5"):
+        load_images("cifar100", "test", tmp_path)
+
+
+def test_svhn(tmp_path, monkeypatch):
+    scipy_io = pytest.importorskip("scipy.io")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 20), dtype=np.uint8)
+    labels = np.arange(20).reshape(20, 1) % 10 + 1  # the files call the digit 0 "10"
+    files = dict(SVHN.split_list)
+    for split, (url, name, _) in SVHN.split_list.items():
+        if split != "extra":
+            scipy_io.savemat(tmp_path / name, {"X": pixels, "y": labels})
+            files[split] = [url, name, md5((tmp_path / name).read_bytes())]
+    monkeypatch.setattr(SVHN, "split_list", files)
+    train, val, test = (load_images("svhn", split, tmp_path) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (18, 2, 20)
+    assert np.array_equal(test.images[7].numpy(), pixels[:, :, :, 7].transpose(2, 0, 1))
+    assert test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
+    assert not test.flip  # a mirrored digit is none
+    (tmp_path / "test_32x32.mat").unlink()
+    with pytest.raises(DataNotFoundError, match="test_32x32.mat is missing; pass --download"):
+        load_images("svhn", "test", tmp_path)
+
+
+def write_folder(
+    folder, classes: dict[str, tuple[int, int, int]], count: int, size=(300, 260), ext="png"
+) -> None:
+    """Images of one colour per class, with a white left edge so that a mirror shows."""
+    for name, colour in classes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            image = Image.new("RGB", size, colour)
+            image.paste((255, 255, 255), (0, 0, size[0] // 5, size[1]))
+            image.save(folder / name / f"{number}.{ext}")
+
+
+COLOURS = {"blue": (0, 0, 200), "red": (200, 0, 0)}
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_imagefolder(tmp_path, held_out):
+    write_folder(tmp_path / "train", COLOURS, 10)
+    write_folder(tmp_path / held_out, COLOURS, 2)
+    train, val, test = (load_images("imagefolder", split, tmp_path) for split in ("train", "val", "test"))
+    assert isinstance(test, ImageFiles)
+    assert (len(train), len(val), len(test)) == (18, 2, 4)
+    assert not set(train.paths) & set(val.paths)
+    assert test.classes == ("blue", "red") and test.labels.tolist() == [0, 0, 1, 1]
+    images, labels = test.batch(torch.tensor([3, 0]))
+    assert images.shape == (2, 3, 224, 224) and labels.tolist() == [1, 0]
+    red = images[0, :, 112, 200] * torch.tensor(test.std) + torch.tensor(test.mean)
+    torch.testing.assert_close(red, torch.tensor([200, 0, 0]) / 255, atol=1e-5, rtol=0)
+
+
+def test_central_crop_is_torchvisions(tmp_path):
+    """As the transforms that belong to torchvision's weights have it."""
+    from torchvision.models import ResNet50_Weights
+
+    pixels = np.random.default_rng(0).integers(0, 256, (301, 411, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        (tmp_path / split / "noise").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / split / "noise" / "0.png")
+    images, _ = load_images("imagefolder", "test", tmp_path).batch(torch.tensor([0]))
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = ResNet50_Weights.IMAGENET1K_V1.transforms()(tensor)
+    torch.testing.assert_close(images[0], expected, atol=0.03, rtol=0)  # they interpolate before rounding
+    assert load_images("imagefolder", "test", tmp_path, size=64).batch(torch.tensor([0]))[0].shape[2:] == (
+        64,
+        64,
+    )
+
+
+def test_training_batch_crops_and_mirrors_each_image_on_its_own(tmp_path):
+    write_folder(tmp_path / "train", COLOURS, 20)
+    train = load_images("imagefolder", "train", tmp_path, size=32)
+    index = torch.arange(32)
+    first, _ = train.training_batch(index, step_generator(0, 0, "cpu"))
+    again, _ = train.training_batch(index, step_generator(0, 0, "cpu"))
+    other, _ = train.training_batch(index, step_generator(0, 1, "cpu"))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    white = first[:, 1] > 2  # green is bright in the white edge alone
+    left, right = white[:, :, 0].any(dim=1), white[:, :, -1].any(dim=1)
+    assert (left & ~right).sum() >= 4 and (right & ~left).sum() >= 4  # mirrored by each image's own coin
+    assert len({int(w.sum()) for w in white}) > 5  # and cropped on its own
+
+
+def test_drawing_crops_leaves_the_global_generator_alone(tmp_path):
+    write_folder(tmp_path / "train", COLOURS, 4)
+    train = load_images("imagefolder", "train", tmp_path, size=32)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train.training_batch(torch.arange(4), step_generator(0, 0, "cpu"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_imagefolder_that_is_missing_or_damaged(tmp_path):
+    with pytest.raises(DataNotFoundError, match="train is missing; expected one folder per class"):
+        load_images("imagefolder", "train", tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataNotFoundError, match="incomplete"):
+        load_images("imagefolder", "train", tmp_path)
+    write_folder(tmp_path / "test", COLOURS, 1)
+    broken = tmp_path / "test" / "red" / "0.png"
+    test = load_images("imagefolder", "test", tmp_path)
+    for content in (b"no image", broken.read_bytes()[:300]):
+        broken.write_bytes(content)
+        with pytest.raises(DataDamagedError, match="0.png is not a readable image"):
+            test.batch(torch.tensor([1]))
+
+
+def test_imagenet(tmp_path):
+    """As torchvision unpacks it: train/<wnid>, val/<wnid> and the devkit's names in meta.bin."""
+    names = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish", "Carassius auratus")}
+    colours = dict(zip(names, COLOURS.values(), strict=True))
+    write_folder(tmp_path / "train", colours, 5, ext="JPEG")
+    write_folder(tmp_path / "val", colours, 3, ext="JPEG")
+    torch.save((names, ["n01440764", "n01443537"]), tmp_path / "meta.bin")
+    train, val, test = (load_images("imagenet", split, tmp_path) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (9, 1, 6)
+    assert test.classes == ("tench", "goldfish")
+    assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert test.picture(4).shape == (224, 224, 3)
+    with pytest.raises(DataNotFoundError, match="no ImageNet: .*elsewhere is missing"):
+        load_images("imagenet", "test", tmp_path / "elsewhere")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataDamagedError, match="imagenet in .*bare could not be read"):
+        load_images("imagenet", "test", tmp_path / "bare")
+
+
+def test_an_environment_plays_image_files(tmp_path):
+    import gymnasium as gym
+
+    import envs  # noqa: F401
+
+    write_folder(tmp_path / "train", COLOURS, 2, size=(40, 40))
+    write_folder(tmp_path / "test", COLOURS, 2, size=(40, 40))
+    env = gym.make(
+        "SkipResNet20-v0", dataset="imagefolder", data_dir=str(tmp_path), split="test", weights=None,
+        device="cpu", augment=True, render_mode="rgb_array",
+    )  # fmt: skip
+    env.reset(seed=0, options={"index": 2})
+    ended = False
+    while not ended:
+        *_, ended, _, info = env.step(1)
+    assert info["label"] == 1
+    assert env.render().ndim == 3
