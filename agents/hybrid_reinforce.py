@@ -310,13 +310,18 @@ def end_stage(
     learner: Learner, run: Run, data: Images, stage: str, args: Args, snapshots: dict[str, Any]
 ) -> None:
     """Settle the batch norms; keep the weights of a stage whose gates were trained."""
-    if args.bn == "recalibrate":
-        policy = AlwaysExecute() if stage == "warmup" else learner.gate
-        recalibrate(learner.mdp, policy, data, precision=learner.precision, seed=args.seed)
+    settle(learner, data, stage, args)
     if stage != "warmup":
         snapshots[stage] = {name: value.clone() for name, value in learner.model.state_dict().items()}
         about = {"stage": stage, "env": args.env, "gate": args.gate}
         save_weights(run.folder / f"{stage}.safetensors", learner.model, about)
+
+
+def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
+    """Estimate the batch norms' statistics for the routes to come, where `--bn` asks for it."""
+    if args.bn == "recalibrate":
+        policy = AlwaysExecute() if stage == "warmup" else learner.gate
+        recalibrate(learner.mdp, policy, data, precision=learner.precision, seed=args.seed)
 
 
 def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:

@@ -89,3 +89,27 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     right.set_ylabel("share of blocks executed", color="tab:red")
     right.set_ylim(0, 1.03)
     return figure
+
+
+def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy against FLOPs, with the 95 % interval over images.
+
+    Args:
+        policies: entries of result.json; those with a `"bias"` are joined to a curve.
+    """
+    figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    curve = [row for row in policies if "bias" in row]
+    for rows, style in ((curve, "o-"), ([row for row in policies if "bias" not in row], "s")):
+        if rows:
+            axes.errorbar(
+                [100 * row["compute_flops"] for row in rows], [100 * row["accuracy"] for row in rows],
+                yerr=[100 * row["accuracy_ci95"] for row in rows], fmt=style, capsize=2, lw=1.2, ms=4,
+                color="tab:blue" if rows is curve else "0.4",
+            )  # fmt: skip
+    for row in policies:
+        axes.annotate(row["name"], (100 * row["compute_flops"], 100 * row["accuracy"]), fontsize=7,
+                      textcoords="offset points", xytext=(4, -9), color="0.35")  # fmt: skip
+    axes.set(xlabel="FLOPs (% of the plain network, gates included)", ylabel="accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,12 +1,17 @@
-"""The recurrent gate against PyTorch's sequence LSTM and a closed form of its cost."""
+"""Gates against PyTorch's sequence LSTM, layers put together by hand, and closed forms of their cost."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+import benchmarks.gate_costs
 from skipnet_rl.flops import network_macs
-from skipnet_rl.gates import RecurrentGate, make_gate
-from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.gates import GATES, RecurrentGate, make_gate
+from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
@@ -55,18 +60,106 @@ def test_an_images_gate_does_not_depend_on_its_neighbours(tiny_net):
     torch.testing.assert_close(together.gate_logits[1:2], alone.gate_logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", GATES)
 @pytest.mark.parametrize("rate", [0.5, 0.9])
-def test_gate_starts_at_its_initial_rate(tiny_net, rate):
+def test_gate_starts_at_its_initial_rate(tiny_net, rate, name):
     torch.manual_seed(0)
-    gate = RecurrentGate(tiny_net, initial_rate=rate)
+    gate = GATES[name](tiny_net, initial_rate=rate)
     images = torch.randn(4, 3, 32, 32)
     episode = rollout(RoutingMDP(tiny_net), gate, images, torch.zeros(4).long())
     assert torch.sigmoid(episode.gate_logits).mean().item() == pytest.approx(rate, abs=0.05)
 
 
-def test_default_gate_executes_everything_at_first(tiny_net):
+@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("rate", [0.0, 1.0, 90])
+def test_rates_that_are_no_probability_inside(tiny_net, name, rate):
+    with pytest.raises(ValueError, match=f"initial_rate is {rate}; expected a probability"):
+        GATES[name](tiny_net, initial_rate=rate)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("name", "t"), [("ff1", 0), ("ff1", 2), ("ff2", 0), ("ff2", 5)])
+def test_feed_forward_gates_by_hand(tiny_net, name, t, training):
+    """From the paper's list of layers: decisions 2 and 5 are about blocks that halve the resolution."""
     torch.manual_seed(0)
-    gate = make_gate("rnn", tiny_net)
+    gate = make_gate(name, tiny_net).train(training)
+    channels, size, _ = tiny_net.input_shapes()[t + 1]
+    x = torch.rand(4, channels, size, size)
+    layers = dict(gate.features[t].named_children())
+    maps, strides = x, {"ff1": (1, 2), "ff2": (2,)}[name]
+    if name == "ff1":
+        maps = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
+    first = 1 if name == "ff1" else 0
+    for number, stride in enumerate(strides):
+        conv, norm = layers[str(first + 3 * number)], layers[str(first + 3 * number + 1)]
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+        maps = F.conv2d(maps, conv.weight, stride=stride, padding=1)
+        mean = maps.mean(dim=(0, 2, 3)) if training else norm.running_mean
+        variance = maps.var(dim=(0, 2, 3), correction=0) if training else norm.running_var
+        maps = (maps - mean.view(-1, 1, 1)) / (variance.view(-1, 1, 1) + norm.eps).sqrt()
+        maps = torch.clamp(maps + norm.bias.view(-1, 1, 1), min=0)
+    scores = maps.mean(dim=(2, 3)) @ gate.heads[t].weight.T + gate.heads[t].bias
+    logit, memory = gate(RoutingMDP(tiny_net), State(x, torch.zeros(4).long(), t), None)
+    torch.testing.assert_close(logit, scores[:, 1] - scores[:, 0], rtol=1e-4, atol=1e-4)
+    assert memory is None
+    assert logit.std() > 0
+
+
+@pytest.mark.parametrize("name", ["ff1", "ff2"])
+def test_feed_forward_macs_by_hand(name):
+    # Block i of shape C, H keeps its shape in 2 * 9 C² H² MACs. ff2: one convolution to (H/2)², 9 C² H²/4.
+    # ff1: one on (H/2)² and one on (H/4)². Each head: 2 C.
+    net = ResNet(20)
+    expected = []
+    for channels, size, _ in net.input_shapes()[1:]:
+        places = size**2 / 4 + (size**2 / 16 if name == "ff1" else 0)
+        expected.append(9 * channels**2 * places + 2 * channels)
+    assert make_gate(name, net).macs_per_decision() == expected
+    assert make_gate(name, net).macs() == sum(expected)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_every_gate_learns_from_every_relaxation(tiny_net, name):
+    """Straight-through and soft hand the cross-entropy's gradient to the gate; greedy and sampled none."""
+    torch.manual_seed(0)
+    gate = make_gate(name, tiny_net)
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    for mode in ("straight-through", "soft", "greedy", "sample"):
+        episode = rollout(RoutingMDP(tiny_net), gate, images, labels, mode)
+        found = torch.autograd.grad(episode.loss.sum(), list(gate.parameters()), allow_unused=True)
+        reached = any(g is not None and g.abs().sum() > 0 for g in found)
+        assert reached == (mode in ("straight-through", "soft")), mode
+
+
+def test_soft_gates_mix_both_paths(tiny_net):
+    torch.manual_seed(0)
+    gate = make_gate("ff2", tiny_net).eval()
+    images, labels = torch.randn(3, 3, 32, 32), torch.zeros(3).long()
+    with torch.no_grad():
+        episode = rollout(RoutingMDP(tiny_net), gate, images, labels, "soft")
+        x = tiny_net.blocks[0](tiny_net.stem(images))
+        for t, block in enumerate(tiny_net.blocks[1:]):
+            p = torch.sigmoid(gate.decide(x, t)).view(-1, 1, 1, 1)
+            x = p * block(x) + (1 - p) * block.shortcut(x)
+        torch.testing.assert_close(episode.logits, tiny_net.classify(x), rtol=1e-4, atol=1e-5)
+    assert ((episode.actions > 0) & (episode.actions < 1)).all()
+
+
+def test_the_documented_costs_are_the_counted_ones():
+    docs = Path(__file__).parent.parent / "docs"
+    stated = json.loads((docs / "gates.json").read_text())
+    assert benchmarks.gate_costs.table(stated) in (docs / "gates.md").read_text()
+    for gate in GATES:
+        assert benchmarks.gate_costs.costs(38, gate) == pytest.approx(stated[gate]["38"])
+    assert stated["ff2"]["110"]["of_block"] == pytest.approx(12.5, abs=0.1)  # the paper's figure
+    assert stated["ff1"]["38"]["of_block"] == pytest.approx(15.6, abs=0.1)  # the paper says 19
+    assert stated["rnn"]["110"]["of_block"] == pytest.approx(0.025, abs=0.001)  # the paper says 0.04
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_default_gate_executes_everything_at_first(tiny_net, name):
+    torch.manual_seed(0)
+    gate = make_gate(name, tiny_net)
     episode = rollout(RoutingMDP(tiny_net), gate, torch.randn(4, 3, 32, 32), torch.zeros(4).long())
     assert (episode.actions == 1).all()
 

@@ -5,8 +5,18 @@ import math
 import pytest
 import torch
 
+from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.policies import AlwaysExecute, RandomSkip, Replay, StochasticDepth
+from skipnet_rl.policies import (
+    AlwaysExecute,
+    Biased,
+    Exploring,
+    RandomSkip,
+    Replay,
+    StochasticDepth,
+    ValueBaseline,
+    policy_macs,
+)
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
@@ -87,3 +97,67 @@ def test_replay_plays_the_column_of_the_decision(mdp):
     inf = math.inf
     played = [Replay(routes)(mdp, state(t, 2), None)[0].tolist() for t in range(3)]
     assert played == [[inf, -inf], [-inf, -inf], [inf, inf]]
+
+
+def test_biased_adds_to_the_log_odds(mdp, tiny_net):
+    gate = make_gate("rnn", tiny_net)
+    logit, _ = gate(mdp, state(), None)
+    more, memory = Biased(gate, 1.5)(mdp, state(), None)
+    torch.testing.assert_close(more, logit + 1.5)
+    assert len(memory) == 2
+    assert policy_macs(Biased(gate, 1.5)) == gate.macs() > 0
+    assert policy_macs(Biased(AlwaysExecute(), -1.0)) == 0
+    with pytest.raises(ValueError, match="bias is nan"):
+        Biased(gate, math.nan)
+
+
+def test_a_bias_trades_blocks_monotonically(mdp, tiny_net):
+    torch.manual_seed(0)
+    gate = make_gate("ff2", tiny_net)
+    torch.nn.init.normal_(gate.heads[3].weight, std=2.0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.zeros(8).long()
+    with torch.no_grad():
+        rates = [
+            rollout(mdp, Biased(gate.eval(), bias), images, labels).actions.mean().item()
+            for bias in (-50, -3, 0, 50)
+        ]
+    assert rates[0] == 0 and rates[-1] == 1
+    assert rates == sorted(rates) and len(set(rates)) > 2
+
+
+def test_exploring_keeps_within_its_floor(mdp):
+    class Sure:
+        def __call__(self, mdp, state, hidden):
+            return torch.tensor([-1000.0, 0.0, math.log(3), 1000.0]), None
+
+    logit, _ = Exploring(Sure(), 0.1)(mdp, state(size=4), None)
+    torch.testing.assert_close(torch.sigmoid(logit), torch.tensor([0.1, 0.5, 0.1 + 0.8 * 0.75, 0.9]))
+    untouched, _ = Exploring(Sure(), 0.0)(mdp, state(size=4), None)
+    assert untouched.tolist() == [-1000.0, 0.0, pytest.approx(math.log(3)), 1000.0]
+    for floor in (-0.1, 0.5, math.nan):
+        with pytest.raises(ValueError, match="exploration floor"):
+            Exploring(Sure(), floor)
+
+
+def test_value_baseline_starts_at_zero_and_leaves_the_backbone_alone(mdp, tiny_net):
+    critic = ValueBaseline(mdp)
+    images, labels = torch.randn(3, 3, 32, 32), torch.zeros(3).long()
+    draws = torch.Generator().manual_seed(0)
+    episode = rollout(mdp, RandomSkip(0.5), images, labels, "sample", draws, critic=critic)
+    assert episode.values.shape == (3, 8) and not episode.values.any()
+    episode.values.sum().backward()
+    assert critic.heads[7].weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in tiny_net.parameters())
+
+
+def test_routes_can_be_given(mdp, tiny_net):
+    """The gate's log-odds along routes that it did not choose."""
+    gate = make_gate("rnn", tiny_net)
+    images, labels = torch.randn(2, 3, 32, 32), torch.zeros(2).long()
+    routes = torch.tensor([[1, 0] * 4, [0, 0, 0, 1] * 2]).bool()
+    with torch.no_grad():
+        given = rollout(mdp, gate, images, labels, routes=routes)
+        replayed = rollout(mdp, Replay(routes), images, labels)
+    assert torch.equal(given.actions.bool(), routes)
+    assert torch.equal(given.logits, replayed.logits)
+    assert given.gate_logits.isfinite().all()

@@ -1,0 +1,140 @@
+"""Which parts of the hybrid training matter: one change at a time, at an equal budget.
+
+    python -m benchmarks.ablation --dataset cifar10 --data-dir data
+    python -m benchmarks.ablation --dataset rendered-digits --only default "plain REINFORCE"
+
+ResNet-20 from the shipped weights. Every variant gets the same number of training steps and episodes
+per step, and three seeds; what is compared is the validation split, whole, with greedy gates. The
+test set is not read. Finished runs are kept in the JSON file, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from agents.hybrid_reinforce import Args, Learner, settle, train_step
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.data import Images, load_images
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.runs import provenance
+from skipnet_rl.weights import build_backbone
+
+T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of seeds
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "plain REINFORCE": {"baseline": "none", "routes": 1},
+    "batch-mean baseline": {"baseline": "batch-mean", "routes": 1},
+    "value baseline": {"baseline": "value", "routes": 1},
+    "no exploration floor": {"exploration": 0.0},
+    "exploration floor 0.05": {"exploration": 0.05},
+    "entropy bonus 0.01": {"entropy": 0.01},
+    "random-route warm-up": {"warmup": True},
+    "no SP": {"stage": "hrl"},
+    "SP alone": {"stage": "sp"},
+    "soft SP": {"relaxation": "soft"},
+    "bn train": {"bn": "train"},
+    "bn frozen": {"bn": "frozen"},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Ablation of agents.hybrid_reinforce."""
+
+    dataset: str = "rendered-digits"
+    """rendered-digits or cifar10"""
+    data_dir: Path | None = None
+    """folder of the data set's official files"""
+    steps: int = 240
+    """training steps of each run, all stages together"""
+    seeds: int = 3
+    """runs per variant"""
+    alpha: float = 1.0
+    """weight of the compute saving"""
+    only: tuple[str, ...] = ()
+    """names of variants; default: all"""
+    out: Path | None = None
+    """JSON file (default: docs/ablation-<dataset>.json)"""
+
+
+def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
+    """The agent's arguments; a sixth of the steps goes to SP, and to a warm-up where there is one."""
+    change = dict(variant)
+    part = options.steps // 6
+    stage = change.get("stage", "sp+hrl")
+    warmup = part if change.pop("warmup", False) else 0
+    sp = {"sp": options.steps, "hrl": 0, "sp+hrl": part}[stage]
+    steps = {"warmup_iterations": warmup, "sp_iterations": sp, "iterations": options.steps - sp - warmup}
+    return Args(
+        env="SkipResNet20-v0", dataset=options.dataset, alpha=options.alpha, seed=seed, **steps, **change
+    )
+
+
+def run(args: Args, data: Images, val: Images) -> dict[str, float]:
+    """Train once; the validation numbers."""
+    started = time.perf_counter()
+    learner = Learner(args, build_backbone(20, len(data.classes), args.dataset), data.device)
+    plan = args.plan()
+    for step, stage in enumerate(plan):
+        train_step(learner, data, step, stage, args)
+        if step + 1 == len(plan) or plan[step + 1] != stage:
+            settle(learner, data, stage, args)
+    done = evaluate(learner.mdp, learner.gate, val, precision=learner.precision).summary("")
+    kept = ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes")
+    return {**{key: done[key] for key in kept}, "seconds": time.perf_counter() - started}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half width of the 95 % interval over seeds (Student's t)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return mean, T975[len(values)] * deviation / math.sqrt(len(values))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The result as Markdown: mean and interval over seeds."""
+    lines = ["| variant | accuracy | blocks | return | routes | n |", "|---|---|---|---|---|---|"]
+    for name, runs in found["variants"].items():
+        cells = []
+        for key, scale, digits in (("accuracy", 100, 2), ("compute_blocks", 100, 1), ("return", 1, 3)):
+            mean, half = interval([scale * one[key] for one in runs.values()])
+            cells.append(f"{mean:.{digits}f} ± {half:.{digits}f}")
+        routes, _ = interval([one["unique_routes"] for one in runs.values()])
+        lines.append(f"| {name} | {' | '.join(cells)} | {routes:.0f} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    """Run what is missing, print the table."""
+    out = options.out or Path(__file__).parent.parent / "docs" / f"ablation-{options.dataset}.json"
+    setting = {"dataset": options.dataset, "steps": options.steps, "alpha": options.alpha, "split": "val"}
+    found = json.loads(out.read_text()) if out.is_file() else {**setting, "variants": {}}
+    if {key: found[key] for key in setting} != setting:
+        raise SystemExit(f"error: {out} holds another setting; give another --out")
+    data, val = (load_images(options.dataset, split, options.data_dir) for split in ("train", "val"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data, val = data.to(device), val.to(device)
+    for seed in range(options.seeds):
+        for name in options.only or VARIANTS:
+            runs = found["variants"].setdefault(name, {})
+            if str(seed) not in runs:
+                runs[str(seed)] = run(arguments(VARIANTS[name], seed, options), data, val)
+                write_json(out, {**found, **provenance()})
+                print(
+                    name, seed, {key: round(value, 4) for key, value in runs[str(seed)].items()}, flush=True
+                )
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
