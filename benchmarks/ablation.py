@@ -1,15 +1,17 @@
 """Which parts of the hybrid training matter: one change at a time, at an equal budget.
 
     python -m benchmarks.ablation --dataset cifar10 --data-dir data
-    python -m benchmarks.ablation --dataset rendered-digits --only default "plain REINFORCE"
+    python -m benchmarks.ablation --dataset rendered-digits --only reference "plain REINFORCE"
 
-ResNet-20 from the shipped weights. Every variant gets the same number of training steps and episodes
-per step, and three seeds; what is compared is the validation split, whole, with greedy gates. The
-test set is not read. Finished runs are kept in the JSON file, so an interrupted run goes on.
+ResNet-20 from the shipped weights, which random routes have made used to skips (`--warmup` steps, the same
+network for every variant but one). Every variant gets the same number of training steps and episodes per
+step, and three seeds; what is compared is the validation split, whole, with greedy gates. The test set is
+not read. Finished runs are kept in the JSON file, so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -24,22 +26,24 @@ from agents.hybrid_reinforce import Args, Learner, settle, train_step
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.evaluate import evaluate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import provenance
 from skipnet_rl.weights import build_backbone
 
 T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of seeds
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "reference": {},
+    "no warm-up": {"warmup": False},
+    "HRL without SP": {"stage": "hrl"},
+    "SP alone": {"stage": "sp"},
+    "soft SP": {"relaxation": "soft"},
     "plain REINFORCE": {"baseline": "none", "routes": 1},
     "batch-mean baseline": {"baseline": "batch-mean", "routes": 1},
     "value baseline": {"baseline": "value", "routes": 1},
-    "no exploration floor": {"exploration": 0.0},
     "exploration floor 0.05": {"exploration": 0.05},
     "entropy bonus 0.01": {"entropy": 0.01},
-    "random-route warm-up": {"warmup": True},
-    "no SP": {"stage": "hrl"},
-    "SP alone": {"stage": "sp"},
-    "soft SP": {"relaxation": "soft"},
     "bn train": {"bn": "train"},
     "bn frozen": {"bn": "frozen"},
 }
@@ -53,11 +57,13 @@ class Options:
     """rendered-digits or cifar10"""
     data_dir: Path | None = None
     """folder of the data set's official files"""
-    steps: int = 240
+    warmup: int = 400
+    """steps with random routes before any variant"""
+    steps: int = 150
     """training steps of each run, all stages together"""
     seeds: int = 3
     """runs per variant"""
-    alpha: float = 1.0
+    alpha: float = 3.0
     """weight of the compute saving"""
     only: tuple[str, ...] = ()
     """names of variants; default: all"""
@@ -66,27 +72,37 @@ class Options:
 
 
 def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
-    """The agent's arguments; a sixth of the steps goes to SP, and to a warm-up where there is one."""
-    change = dict(variant)
-    part = options.steps // 6
-    stage = change.get("stage", "sp+hrl")
-    warmup = part if change.pop("warmup", False) else 0
-    sp = {"sp": options.steps, "hrl": 0, "sp+hrl": part}[stage]
-    steps = {"warmup_iterations": warmup, "sp_iterations": sp, "iterations": options.steps - sp - warmup}
+    """The agent's arguments; a sixth of the steps goes to SP, where there are both stages."""
+    change = {key: value for key, value in variant.items() if key != "warmup"}
+    sp = {"sp": options.steps, "hrl": 0, "sp+hrl": options.steps // 6}[change.get("stage", "sp+hrl")]
+    steps = {"sp_iterations": sp, "iterations": options.steps - sp}
     return Args(
         env="SkipResNet20-v0", dataset=options.dataset, alpha=options.alpha, seed=seed, **steps, **change
     )
 
 
-def run(args: Args, data: Images, val: Images) -> dict[str, float]:
-    """Train once; the validation numbers."""
-    started = time.perf_counter()
-    learner = Learner(args, build_backbone(20, len(data.classes), args.dataset), data.device)
+def train(args: Args, net: ResNet, data: Images) -> Learner:
+    """Every step of the plan."""
+    learner = Learner(args, net, data.device)
     plan = args.plan()
     for step, stage in enumerate(plan):
         train_step(learner, data, step, stage, args)
         if step + 1 == len(plan) or plan[step + 1] != stage:
             settle(learner, data, stage, args)
+    return learner
+
+
+def warmed_up(data: Images, options: Options) -> ResNet:
+    """The shipped network after training with random routes."""
+    net = build_backbone(20, len(data.classes), options.dataset)
+    args = Args(env="SkipResNet20-v0", warmup_iterations=options.warmup, sp_iterations=0, iterations=0)
+    return train(args, net, data).mdp.net
+
+
+def run(args: Args, net: ResNet, data: Images, val: Images) -> dict[str, float]:
+    """Train a copy of a network once; the validation numbers."""
+    started = time.perf_counter()
+    learner = train(args, copy.deepcopy(net), data)
     done = evaluate(learner.mdp, learner.gate, val, precision=learner.precision).summary("")
     kept = ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes")
     return {**{key: done[key] for key in kept}, "seconds": time.perf_counter() - started}
@@ -117,18 +133,25 @@ def table(found: dict[str, Any]) -> str:
 def main(options: Options) -> None:
     """Run what is missing, print the table."""
     out = options.out or Path(__file__).parent.parent / "docs" / f"ablation-{options.dataset}.json"
-    setting = {"dataset": options.dataset, "steps": options.steps, "alpha": options.alpha, "split": "val"}
+    shared = ("dataset", "warmup", "steps", "alpha")
+    setting = {"split": "val", **{key: getattr(options, key) for key in shared}}
     found = json.loads(out.read_text()) if out.is_file() else {**setting, "variants": {}}
     if {key: found[key] for key in setting} != setting:
         raise SystemExit(f"error: {out} holds another setting; give another --out")
     data, val = (load_images(options.dataset, split, options.data_dir) for split in ("train", "val"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data, val = data.to(device), val.to(device)
+    plain, warm = build_backbone(20, len(data.classes), options.dataset), warmed_up(data, options)
+    for name, net in (("shipped weights", plain), ("after the warm-up", warm)):
+        done = evaluate(RoutingMDP(net, options.alpha), AlwaysExecute(), val, precision="bf16")
+        found[name] = {"accuracy": done.accuracy, "return": done.returns.mean().item()}
+        print(f"{name}, all blocks:", found[name], flush=True)
     for seed in range(options.seeds):
         for name in options.only or VARIANTS:
             runs = found["variants"].setdefault(name, {})
             if str(seed) not in runs:
-                runs[str(seed)] = run(arguments(VARIANTS[name], seed, options), data, val)
+                net = warm if VARIANTS[name].get("warmup", True) else plain
+                runs[str(seed)] = run(arguments(VARIANTS[name], seed, options), net, data, val)
                 write_json(out, {**found, **provenance()})
                 print(
                     name, seed, {key: round(value, 4) for key, value in runs[str(seed)].items()}, flush=True

@@ -100,16 +100,18 @@ def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
     axes = figure.add_subplot()
     curve = [row for row in policies if "bias" in row]
-    for rows, style in ((curve, "o-"), ([row for row in policies if "bias" not in row], "s")):
-        if rows:
-            axes.errorbar(
-                [100 * row["compute_flops"] for row in rows], [100 * row["accuracy"] for row in rows],
-                yerr=[100 * row["accuracy_ci95"] for row in rows], fmt=style, capsize=2, lw=1.2, ms=4,
-                color="tab:blue" if rows is curve else "0.4",
-            )  # fmt: skip
-    for row in policies:
-        axes.annotate(row["name"], (100 * row["compute_flops"], 100 * row["accuracy"]), fontsize=7,
-                      textcoords="offset points", xytext=(4, -9), color="0.35")  # fmt: skip
+    others = [row for row in policies if "bias" not in row]
+    for rows, style, colour, label in ((curve, "o-", "tab:blue", "gates, by bias"),
+                                       *(([row], "s", "0.4", row["name"]) for row in others)):  # fmt: skip
+        axes.errorbar(
+            [100 * row["compute_flops"] for row in rows], [100 * row["accuracy"] for row in rows],
+            yerr=[100 * row["accuracy_ci95"] for row in rows],
+            fmt=style, capsize=2, lw=1.2, ms=4, color=colour, label=label,
+        )  # fmt: skip
+    for row in curve:
+        axes.annotate(f"{row['bias']:+g}", (100 * row["compute_flops"], 100 * row["accuracy"]), fontsize=7,
+                      textcoords="offset points", xytext=(4, 5), color="0.35")  # fmt: skip
+    axes.legend(frameon=False, loc="lower right")
     axes.set(xlabel="FLOPs (% of the plain network, gates included)", ylabel="accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
