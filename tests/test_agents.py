@@ -93,7 +93,6 @@ def few_images(monkeypatch):
         monkeypatch.setattr(module, "load_images", load)
 
 
-@pytest.mark.filterwarnings("ignore:no shipped weights")
 def test_a_run_leaves_the_promised_files(tmp_path, few_images, capsys):
     result = hybrid_reinforce.train(small_args(tmp_path))
     run = tmp_path / "run"
@@ -121,19 +120,18 @@ def test_a_run_leaves_the_promised_files(tmp_path, few_images, capsys):
     assert "SkipResNet20-v0 on rendered-digits" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:no shipped weights")
-def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monkeypatch):
-    whole = hybrid_reinforce.train(small_args(tmp_path / "a"))
-    save, saves = Run.save, []
+@pytest.mark.parametrize("flags", [{}, {"gate": "ff2", "baseline": "value", "warmup_iterations": 1}])
+def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monkeypatch, flags):
+    whole = hybrid_reinforce.train(small_args(tmp_path / "a", **flags))
+    save = Run.save
 
     def interrupted(self, state):
         save(self, state)
-        saves.append(state["step"])
-        if len(saves) == 2:  # after step 4, in the middle of HRL
+        if state["step"] == 4:  # in the middle of HRL
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "save", interrupted)
-    args = small_args(tmp_path / "b")
+    args = small_args(tmp_path / "b", **flags)
     with pytest.raises(KeyboardInterrupt):
         hybrid_reinforce.train(args)
     monkeypatch.setattr(Run, "save", save)
@@ -148,8 +146,81 @@ def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monk
     drop = "train/images_per_s"
     first, second = ([{k: v for k, v in json.loads(x).items() if k != drop} for x in file] for file in lines)
     assert first == second
-    other = hybrid_reinforce.train(small_args(tmp_path / "c", seed=1))
+    other = hybrid_reinforce.train(small_args(tmp_path / "c", seed=1, **flags))
     assert other["policies"][-1]["loss"] != whole["policies"][-1]["loss"]
+
+
+def moved(before: dict[str, torch.Tensor], module: torch.nn.Module) -> bool:
+    return any(not torch.equal(before[name], p) for name, p in module.named_parameters())
+
+
+@pytest.mark.parametrize("gate", ["rnn", "ff1", "ff2"])
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        ("warmup", {}),
+        ("sp", {"relaxation": "straight-through"}),
+        ("sp", {"relaxation": "soft"}),
+        ("hrl", {"baseline": "none", "routes": 1}),
+        ("hrl", {"baseline": "batch-mean", "routes": 1}),
+        ("hrl", {"baseline": "value", "routes": 1}),
+        ("hrl", {"baseline": "leave-one-out", "exploration": 0.1, "entropy": 0.1, "cost": "flops"}),
+    ],
+)
+def test_every_option_trains_what_it_should(gate, stage, flags):
+    data = two_colours()
+    args = hybrid_reinforce.Args(gate=gate, batch_size=16, precision="fp32", warmup_iterations=1, **flags)
+    torch.manual_seed(0)
+    learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"))
+    parts = {"net": learner.mdp.net, "gate": learner.gate, "critic": learner.critic}
+    before = {
+        name: {n: p.detach().clone() for n, p in part.named_parameters()}
+        for name, part in parts.items() if part is not None
+    }  # fmt: skip
+    for step in range(2):  # a critic that starts at zero teaches the head's weights from the second step on
+        episode = hybrid_reinforce.train_step(learner, data, step, stage, args)
+        assert episode.loss.isfinite().all()
+    assert moved(before["net"], learner.mdp.net)
+    assert moved(before["gate"], learner.gate) == (stage != "warmup")  # random routes ask no gate
+    if learner.critic:
+        assert moved(before["critic"], learner.critic)
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    data = two_colours()
+    for bn, frozen in (("frozen", True), ("train", False)):
+        args = hybrid_reinforce.Args(batch_size=16, precision="fp32", bn=bn)
+        learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"))
+        before = learner.mdp.net.stem[1].running_mean.clone()
+        hybrid_reinforce.train_step(learner, data, 0, "hrl", args)
+        assert torch.equal(before, learner.mdp.net.stem[1].running_mean) == frozen
+
+
+def test_learning_rates_fall_in_hrl_alone():
+    args = hybrid_reinforce.Args(warmup_iterations=1, sp_iterations=2, iterations=4)
+    assert args.plan() == ["warmup", "sp", "sp", "hrl", "hrl", "hrl", "hrl"]
+    assert [args.decay(step) for step in range(7)] == [1, 1, 1, 1, 0.75, 0.5, 0.25]
+    constant = dataclasses.replace(args, schedule="constant")
+    assert {constant.decay(step) for step in range(7)} == {1.0}
+    assert dataclasses.replace(args, stage="hrl").plan() == ["warmup"] + ["hrl"] * 4
+
+
+def test_shipped_weights_are_as_good_as_the_index_says():
+    """On the first 1,000 test images, within three deviations of the whole set's accuracy."""
+    from skipnet_rl.data import load_images
+    from skipnet_rl.evaluate import evaluate
+    from skipnet_rl.mdp import RoutingMDP
+    from skipnet_rl.policies import AlwaysExecute
+    from skipnet_rl.weights import build_backbone, index
+
+    entries = [entry for entry in index() if entry["dataset"] == "rendered-digits"]
+    assert {entry["depth"] for entry in entries} == {20, 110}
+    test = load_images("rendered-digits", "test").first(1_000)
+    for entry in entries:
+        net = build_backbone(entry["depth"], 10, "rendered-digits")
+        stated = entry["test_accuracy"]
+        margin = 3 * (stated * (1 - stated) / len(test)) ** 0.5
+        assert evaluate(RoutingMDP(net), AlwaysExecute(), test).accuracy == pytest.approx(stated, abs=margin)
 
 
 def test_pretrain_learns_and_writes_its_weights(tmp_path, monkeypatch):
@@ -205,6 +276,13 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--alpha", "-1"], "alpha is -1.0"),
         (["--alpha", "nan"], "alpha is nan"),
         (["--batch-size", "10"], "not a multiple of --routes 4"),
+        (["--routes", "1"], "--baseline leave-one-out needs --routes 2"),
+        (["--baseline", "batchmean"], "did you mean 'batch-mean'"),
+        (["--relaxation", "softt"], "did you mean 'soft'"),
+        (["--bn", "freeze"], "did you mean 'frozen'"),
+        (["--exploration", "0.6"], "exploration floor is 0.6"),
+        (["--warmup-rate", "1.5"], "rate is 1.5"),
+        (["--weights", "torchvision"], "torchvision has no weights for this ResNet-110"),
         (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--dataset", "cifar10", "--data-dir", "/nowhere"], "no cifar10: /nowhere"),
     ],
