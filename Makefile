@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: run test slow lint types clean
+.PHONY: run test slow clean
 
 run: $(VENV)/installed  ## the main job on the embedded data set
 	$(BIN)/python -m agents.hybrid_reinforce --env SkipResNet110-v0
@@ -15,9 +15,6 @@ test: $(VENV)/installed  ## lint and the test suite
 
 slow: $(VENV)/installed  ## every test, the deep networks included
 	$(BIN)/python -m pytest
-
-types: $(VENV)/installed
-	$(BIN)/pyright
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
