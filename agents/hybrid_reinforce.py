@@ -52,6 +52,10 @@ STAGES = ("sp", "hrl", "sp+hrl")
 BN_MODES = ("train", "frozen", "recalibrate")
 SCHEDULES = ("constant", "linear")
 VAL_METRICS = ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes")
+NOTHING_SKIPPED = (
+    "nothing is skipped: to this network a skipped block costs more than alpha/N pays. Make it used to skips "
+    "(--warmup-iterations 400, or a backbone of agents.pretrain --survival 0.5), or raise --alpha"
+)
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,8 @@ def train(args: Args) -> dict[str, Any]:
     run.finish(result)
     write_plots(run, result, learner.mdp.net.stages[1:])
     print_table(result)
+    if evaluations[list(evaluations)[-1]].rate == 1 and "hrl" in args.stage:
+        tqdm.write(NOTHING_SKIPPED)
     tqdm.write(f"wrote {run.folder}")
     return result
 

@@ -117,7 +117,16 @@ def test_a_run_leaves_the_promised_files(tmp_path, few_images, capsys):
     ):
         assert (run / file).is_file(), file
     assert list(run.glob("events.out.tfevents*"))
-    assert "SkipResNet20-v0 on rendered-digits" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "SkipResNet20-v0 on rendered-digits" in shown
+    assert ("nothing is skipped" in shown) == (result["policies"][-1]["compute_blocks"] == 1)
+
+
+def test_a_run_that_skips_says_nothing_of_it(tmp_path, few_images, capsys):
+    """Gates that a large alpha has driven to skip."""
+    result = hybrid_reinforce.train(small_args(tmp_path, alpha=500.0, gate_lr=1.0, stage="hrl"))
+    assert result["policies"][-1]["compute_blocks"] < 1
+    assert "nothing is skipped" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [{}, {"gate": "ff2", "baseline": "value", "warmup_iterations": 1}])
