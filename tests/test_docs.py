@@ -1,0 +1,45 @@
+"""Pages in docs/ show the numbers of the JSON files beside them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import benchmarks.ablation
+import benchmarks.gate_costs
+from agents.hybrid_reinforce import Args
+from skipnet_rl.gates import GATES
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("dataset", ["rendered-digits", "cifar10"])
+def test_ablation(dataset):
+    found = json.loads((DOCS / f"ablation-{dataset}.json").read_text())
+    assert benchmarks.ablation.table(found) in (DOCS / "ablation.md").read_text()
+    assert set(found["variants"]) == set(benchmarks.ablation.VARIANTS)
+    assert all(len(runs) == 3 for runs in found["variants"].values())
+
+
+def test_every_variant_has_the_same_number_of_steps_and_episodes():
+    options = benchmarks.ablation.Options()
+    for name, change in benchmarks.ablation.VARIANTS.items():
+        args = benchmarks.ablation.arguments(change, 0, options)
+        args.check()
+        assert len(args.plan()) == options.steps, name
+        assert args.batch_size == Args().batch_size, name
+
+
+def test_interval_by_hand():
+    # 1, 2, 3: mean 2, deviation 1, Student's t of two degrees of freedom 4.303, over the root of 3
+    assert benchmarks.ablation.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.4843), abs=1e-3)
+
+
+def test_gate_costs():
+    stated = json.loads((DOCS / "gates.json").read_text())
+    assert benchmarks.gate_costs.table(stated) in (DOCS / "gates.md").read_text()
+    for gate in GATES:
+        assert benchmarks.gate_costs.costs(38, gate) == pytest.approx(stated[gate]["38"])
+    assert stated["ff2"]["110"]["of_block"] == pytest.approx(12.5, abs=0.1)  # the paper's figure
+    assert stated["ff1"]["38"]["of_block"] == pytest.approx(15.6, abs=0.1)  # the paper says 19
+    assert stated["rnn"]["110"]["of_block"] == pytest.approx(0.025, abs=0.001)  # the paper says 0.04
