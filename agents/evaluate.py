@@ -40,7 +40,7 @@ class Args:
     """the run's folder"""
     stage: str = "hrl"
     """whose weights: hrl or sp"""
-    biases: tuple[float, ...] = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0)
+    biases: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
     """added to the gates' log-odds"""
     mode: str = "greedy"
     """greedy (threshold) or sample"""

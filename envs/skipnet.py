@@ -34,13 +34,14 @@ class SkipNetEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     ## Observation Space
 
-    `Box(-inf, inf, (D,), float32)`, D = widest stage + N:
+    `Box(-inf, inf, (D,), float32)`, D = W + N, W channels of the widest stage (64 for CIFAR-sized
+    networks, 512 for ResNet-34, 2048 for ResNet-50 and -101):
 
     | Num | Observation | Min | Max |
     |---|---|---|---|
     | 0 … C-1 | global average of the block's input, one per channel | -inf | inf |
-    | C … 63 | zero where the stage is narrower than the widest | 0 | 0 |
-    | 64 … 64+N-1 | one-hot of the decision, all zero at the end | 0 | 1 |
+    | C … W-1 | zero where the stage is narrower than the widest | 0 | 0 |
+    | W … W+N-1 | one-hot of the decision, all zero at the end | 0 | 1 |
 
     Features can be negative: a skipped projection is not followed by a ReLU. With
     `obs_mode="feature"` the one-hot part is left out.
@@ -80,7 +81,8 @@ class SkipNetEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     ## Registered ids
 
-    `SkipResNet{20,32,38,44,56,74,110,152}-v0`
+    `SkipResNet{20,32,38,44,56,74,110,152}-v0` for 32×32 images, `SkipResNet{34,50,101}-v0` for
+    224×224; smaller images are interpolated.
 
     ## Version History
 

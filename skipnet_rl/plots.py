@@ -108,9 +108,10 @@ def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
             yerr=[100 * row["accuracy_ci95"] for row in rows],
             fmt=style, capsize=2, lw=1.2, ms=4, color=colour, label=label,
         )  # fmt: skip
-    for row in curve:
+    for number, row in enumerate(curve):  # neighbours' labels above and below the curve in turn
         axes.annotate(f"{row['bias']:+g}", (100 * row["compute_flops"], 100 * row["accuracy"]), fontsize=7,
-                      textcoords="offset points", xytext=(4, 5), color="0.35")  # fmt: skip
+                      ha="center", textcoords="offset points", xytext=(0, 6 if number % 2 else -12),
+                      color="0.35")  # fmt: skip
     axes.legend(frameon=False, loc="lower right")
     axes.set(xlabel="FLOPs (% of the plain network, gates included)", ylabel="accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)

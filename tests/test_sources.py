@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -67,6 +68,16 @@ def test_svhn(tmp_path, monkeypatch):
     assert not test.flip  # a mirrored digit is none
     (tmp_path / "test_32x32.mat").unlink()
     with pytest.raises(DataNotFoundError, match="test_32x32.mat is missing; pass --download"):
+        load_images("svhn", "test", tmp_path)
+
+
+def test_svhn_without_scipy(tmp_path, monkeypatch):
+    (tmp_path / "test_32x32.mat").write_bytes(b"anything")
+    url, name, _ = SVHN.split_list["test"]
+    monkeypatch.setattr(SVHN, "split_list", {**SVHN.split_list, "test": [url, name, md5(b"anything")]})
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(DataNotFoundError, match="svhn needs scipy.*: pip install scipy"):
         load_images("svhn", "test", tmp_path)
 
 

@@ -211,9 +211,7 @@ def _read(name: str, folder: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except ModuleNotFoundError as error:
-        raise DataNotFoundError(
-            f'{name} needs {error.name} to be read; install it with: pip install "skipnet-rl[datasets]"'
-        ) from error
+        raise DataNotFoundError(f"{name} needs {error.name} to be read: pip install {error.name}") from error
     except FileNotFoundError as error:
         raise DataNotFoundError(f"{name} in {folder} is incomplete: {error}") from error
     except RuntimeError as error:  # torchvision's answer to other bytes
