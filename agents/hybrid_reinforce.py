@@ -16,42 +16,34 @@ HRL from nothing: --stage hrl, and --weights none where the backbone is to be un
 
 from __future__ import annotations
 
-import copy
-import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import envs  # noqa: F401  (registers the ids)
 from agents.cli import main_with_named_errors
-from agents.report import print_table, write_plots
+from agents.loop import learn
+from agents.setting import CommonArgs, Setting
 from skipnet_rl.batchnorm import recalibrate
-from skipnet_rl.checkpoint import save_weights
-from skipnet_rl.data import Images, load_images, resolve_dataset
+from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.estimators import BASELINES, advantages, entropy, score_function_loss
-from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, ValueBaseline
-from skipnet_rl.precision import autocast, pick_device, resolve_precision
-from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.rollout import RELAXATIONS, Trajectory, rewards_to_go, rollout
-from skipnet_rl.runs import Run, run_folder
-from skipnet_rl.weights import build_backbone
+from skipnet_rl.precision import autocast, resolve_precision
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 
 STAGES = ("sp", "hrl", "sp+hrl")
+RELAXATIONS = ("straight-through", "soft")
 BN_MODES = ("train", "frozen", "recalibrate")
 SCHEDULES = ("constant", "linear")
-VAL_METRICS = ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes")
 NOTHING_SKIPPED = (
     "nothing is skipped: to this network a skipped block costs more than alpha/N pays. Make it used to skips "
     "(--warmup-iterations 400, or a backbone of agents.pretrain --survival 0.5), or raise --alpha"
@@ -59,30 +51,13 @@ NOTHING_SKIPPED = (
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(CommonArgs):
     """Learn which blocks to run, image by image."""
 
-    env: str = "SkipResNet110-v0"
-    """a registered id; it names the depth"""
-    dataset: str = "auto"
-    """auto, rendered-digits, cifar10, cifar100, svhn, imagenet or imagefolder"""
-    data_dir: Path | None = None
-    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
-    download: bool = False
-    """fetch missing files through torchvision"""
-    weights: str = "auto"
-    """backbone to start from: a file (.safetensors, or a plain PyTorch state_dict), auto for the shipped
-    one, torchvision for torchvision's, or none"""
-    shortcut: str = "projection"
-    """projection, pad or pool"""
     gate: str = "rnn"
     """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
     stage: str = "sp+hrl"
     """sp, hrl or sp+hrl"""
-    alpha: float = 1.0
-    """weight of the compute saving against the loss"""
-    cost: str = "blocks"
-    """what a skipped block saves: blocks (1 each) or flops"""
     sp_iterations: int = 20
     """steps of supervised pre-training"""
     relaxation: str = "straight-through"
@@ -116,20 +91,8 @@ class Args:
     estimate the running ones anew after each stage"""
     eval_every: int = 40
     """steps between evaluations on validation images"""
-    eval_images: int = 500
-    """validation images in each of them"""
-    precision: str = "auto"
-    """bf16, fp32, or auto: bf16 where the hardware has it"""
-    device: str = "auto"
-    """cpu, cuda, or auto"""
-    seed: int = 0
-    """of gates, order, augmentation and sampled routes"""
-    run_dir: Path | None = None
-    """run folder (default: runs/<env>-hybrid-reinforce-<seed>-<time>)"""
     resume: bool = False
     """go on from the checkpoint in --run-dir"""
-    debug: bool = False
-    """show the traceback of an error"""
 
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
@@ -170,7 +133,6 @@ class Learner:
         torch.manual_seed(args.seed)
         self.gate = gate = make_gate(args.gate, net)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
-        self.start = copy.deepcopy(net)  # for the table's first rows
         self.mdp = mdp = RoutingMDP(net, args.alpha, args.cost)
         self.critic = ValueBaseline(mdp).to(device) if args.baseline == "value" else None
         self.policies: dict[str, tuple[Policy, str]] = {
@@ -248,79 +210,41 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 def train(args: Args) -> dict[str, Any]:
     """Both stages, then the test set once; returns result.json's content."""
     args.check()
-    device = pick_device(args.device)
-    dataset, reason = resolve_dataset(args.dataset, args.data_dir)
-    tqdm.write(f"dataset: {reason}")
-    depth = gym.spec(args.env).kwargs["depth"]
-    size = Architecture.of_depth(depth).image_size
-    data, val, test = (
-        load_images(dataset, split, args.data_dir, args.download, size).to(device)
-        for split in ("train", "val", "test")
+    setting = Setting.of(args)
+    learner = Learner(args, setting.mdp().net, setting.device)
+    run = setting.start_run("hybrid-reinforce", args.resume)
+    files: dict[str, str] = {}
+
+    def end_stage(stage: str) -> None:
+        """Settle the batch norms; keep the weights of a stage whose gates were trained."""
+        settle(learner, setting.train, stage, args)
+        if stage != "warmup":
+            about = {"stage": stage, "env": args.env, "gate": args.gate}
+            save_weights(run.folder / f"{stage}.safetensors", learner.model, about)
+
+    wall_time = learn(
+        run,
+        args.plan(),
+        learner,
+        train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
+        validate=lambda: setting.validate(learner.mdp, learner.gate),
+        end_stage=end_stage,
+        eval_every=args.eval_every,
+        resume=args.resume,
     )
-    net = build_backbone(depth, len(data.classes), dataset, args.shortcut, args.weights)
-    learner = Learner(args, net, device)
-    run = Run(run_folder(args.run_dir, args.env, "hybrid-reinforce", args.seed), args, args.resume)
-    state = (run.load() if args.resume else None) or {"step": 0, "elapsed": 0.0, "snapshots": {}}
-    if state["step"]:
-        learner.load_state_dict(state)
-    wall_time, snapshots = run_steps(learner, run, data, val.first(args.eval_images), args, state)
-    evaluations = final_evaluations(learner, snapshots, test, args)
-    result = {
-        "env": args.env, "dataset": dataset, "split": "test", "n_images": len(test), "alpha": args.alpha,
-        "seed": args.seed, "wall_time_s": wall_time,
-        "command": " ".join(["python -m agents.hybrid_reinforce", *sys.argv[1:]]),
-        "policies": [done.summary(name) for name, done in evaluations.items()],
-    }  # fmt: skip
-    run.finish(result)
-    write_plots(run, result, learner.mdp.net.stages[1:])
-    print_table(result)
-    if evaluations[list(evaluations)[-1]].rate == 1 and "hrl" in args.stage:
+    stages = dict.fromkeys(stage for stage in args.plan() if stage != "warmup")
+    rows = {}
+    for stage in stages:
+        load_weights(run.folder / f"{stage}.safetensors", learner.model)  # what the file does is reported
+        rows[stage.upper()] = setting.evaluate(learner.mdp, learner.gate)
+        files[stage.upper()] = f"{stage}.safetensors"
+    last = list(rows)[-1]
+    files[f"random, {last} weights"] = files[last]
+    references = setting.references(rows[last].rate, learner.mdp, last)
+    result = setting.finish(run, "hybrid_reinforce", {**references, **rows}, wall_time, files)
+    if rows[last].rate == 1 and "hrl" in args.stage:
         tqdm.write(NOTHING_SKIPPED)
-    tqdm.write(f"wrote {run.folder}")
     return result
-
-
-def run_steps(
-    learner: Learner, run: Run, data: Images, val: Images, args: Args, state: dict[str, Any]
-) -> tuple[float, dict[str, Any]]:
-    """Train from the state's step to the end of the plan; seconds, and the weights after each stage."""
-    plan, first, snapshots = args.plan(), state["step"], state["snapshots"]
-    started = time.perf_counter() - state["elapsed"]
-    begun = time.perf_counter()
-    bar = tqdm(total=len(plan), initial=first, unit="step", dynamic_ncols=True)
-    for step in range(first, len(plan)):
-        stage = plan[step]
-        episode = train_step(learner, data, step, stage, args)
-        done = step + 1
-        speed = (done - first) * args.batch_size / (time.perf_counter() - begun)
-        metrics = step_metrics(episode, speed)
-        bar.set_description(stage.upper())
-        bar.set_postfix_str(
-            f"loss {metrics['train/loss']:.3f}, acc {metrics['train/accuracy']:.1%}, "
-            f"blocks {metrics['train/executed']:.1%}, {speed:.0f} img/s"
-        )
-        bar.update()
-        ends_stage = done == len(plan) or plan[done] != stage
-        if ends_stage:
-            end_stage(learner, run, data, stage, args, snapshots)
-        if ends_stage or done % args.eval_every == 0:
-            greedy = evaluate(learner.mdp, learner.gate, val, precision=learner.precision).summary("")
-            run.log(done, stage, **metrics, **{f"val/{key}": greedy[key] for key in VAL_METRICS})
-            elapsed = time.perf_counter() - started
-            run.save({**learner.state_dict(), "step": done, "elapsed": elapsed, "snapshots": snapshots})
-    bar.close()
-    return time.perf_counter() - started, snapshots
-
-
-def end_stage(
-    learner: Learner, run: Run, data: Images, stage: str, args: Args, snapshots: dict[str, Any]
-) -> None:
-    """Settle the batch norms; keep the weights of a stage whose gates were trained."""
-    settle(learner, data, stage, args)
-    if stage != "warmup":
-        snapshots[stage] = {name: value.clone() for name, value in learner.model.state_dict().items()}
-        about = {"stage": stage, "env": args.env, "gate": args.gate}
-        save_weights(run.folder / f"{stage}.safetensors", learner.model, about)
 
 
 def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
@@ -328,45 +252,6 @@ def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
     if args.bn == "recalibrate":
         policy = AlwaysExecute() if stage == "warmup" else learner.gate
         recalibrate(learner.mdp, policy, data, precision=learner.precision, seed=args.seed)
-
-
-def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
-    """What the progress bar and TensorBoard show of a training step."""
-    return {
-        "train/loss": episode.loss.mean().item(),
-        "train/accuracy": episode.correct.float().mean().item(),
-        "train/return": episode.returns.mean().item(),
-        "train/executed": episode.actions.mean().item(),
-        "train/least_executed": episode.actions.mean(dim=0).min().item(),  # what a batch norm saw least of
-        "train/images_per_s": speed,
-    }
-
-
-def final_evaluations(
-    learner: Learner, snapshots: dict[str, Any], test: Images, args: Args
-) -> dict[str, Evaluation]:
-    """The table's rows: the starting network, the stages, and random skipping at the learned rate.
-
-    Random skipping is given both networks, the one that was started from and the trained one.
-    """
-    device = test.device
-
-    def row(mdp: RoutingMDP, policy: Policy, mode: str = "greedy") -> Evaluation:
-        draws = step_generator(args.seed, 0, device, stream=3)
-        return evaluate(mdp, policy, test, mode=mode, generator=draws, precision=learner.precision)
-
-    rows = {}
-    for stage, weights in snapshots.items():
-        learner.model.load_state_dict(weights)
-        rows[stage.upper()] = row(learner.mdp, learner.gate)
-    start = RoutingMDP(learner.start.to(device), args.alpha, args.cost)
-    at_rate = RandomSkip(list(rows.values())[-1].rate)
-    return {
-        "all blocks": row(start, AlwaysExecute()),
-        "random": row(start, at_rate, "sample"),
-        f"random, {stage.upper()} weights": row(learner.mdp, at_rate, "sample"),
-        **rows,
-    }
 
 
 if __name__ == "__main__":

@@ -55,8 +55,9 @@ class Args:
     """projection, pad or pool"""
     zero_init_residual: bool = True
     """start each block as its shortcut (Goyal et al. 2017, arXiv 1706.02677); deep networks need it"""
-    weights: Path | None = None
-    """go on from these weights with a schedule of its own (a warm restart); default: from nothing"""
+    weights: str | None = None
+    """go on from these weights, a file or a shipped name, with a schedule of its own (a warm restart);
+    default: from nothing"""
     epochs: float = 30
     """passes over the training split"""
     batch_size: int = 128

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skipnet_rl.data import Images
@@ -30,6 +34,7 @@ class Evaluation:
         loss: [M] cross-entropy.
         returns: [M] episode returns.
         compute_flops: [M] FLOPs over those of the plain network, gates included.
+        policy_flops: the gates' part in it, alike for every image.
     """
 
     routes: Tensor
@@ -38,6 +43,7 @@ class Evaluation:
     loss: Tensor
     returns: Tensor
     compute_flops: Tensor
+    policy_flops: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -68,6 +74,8 @@ class Evaluation:
             "executed_blocks_std": executed.std(correction=0).item(),
             "compute_blocks": compute_blocks(self.routes).mean().item(),
             "compute_flops": self.compute_flops.mean().item(),
+            "compute_flops_std": self.compute_flops.std(correction=0).item(),
+            "policy_flops": self.policy_flops,
             "unique_routes": len(torch.unique(self.routes, dim=0)),
             "executed_blocks_histogram": torch.bincount(
                 self.routes.sum(dim=1), minlength=self.routes.shape[1] + 1
@@ -84,6 +92,7 @@ def evaluate(
     *,
     mode: str = "greedy",
     generator: torch.Generator | None = None,
+    routes: Tensor | None = None,
     batch_size: int = 250,
     precision: str = "fp32",
 ) -> Evaluation:
@@ -95,20 +104,69 @@ def evaluate(
         images: the split, on the network's device.
         mode: `"greedy"` or `"sample"`, see `rollout.choose`.
         generator: for `"sample"`, on the images' device.
+        routes: [M, N] bool, played instead of the policy's choices: a replay.
         batch_size: images at a time; greedy results do not depend on it beyond rounding.
         precision: `"fp32"` or `"bf16"`.
     """
+    if routes is not None and routes.shape != (len(images), mdp.num_decisions):
+        wanted = (len(images), mdp.num_decisions)
+        raise ValueError(f"routes have shape {tuple(routes.shape)}; expected {wanted}, one per image")
     parts = []
     with evaluation_mode(mdp.net, policy):
-        for batch, labels in images.batches(batch_size):
+        for number, (batch, labels) in enumerate(images.batches(batch_size)):
+            given = None if routes is None else routes.to(batch.device).split(batch_size)[number].bool()
             with autocast(precision, batch.device):
-                episode = rollout(mdp, policy, batch, labels, mode, generator)
-            routes = episode.actions > 0.5
-            parts.append((routes, episode.predictions, episode.correct, episode.loss, episode.returns))
-    routes, predictions, correct, loss, returns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    macs = network_macs(mdp.net)
-    compute = macs.of_routes(routes, policy_macs(policy)) / macs.total
-    return Evaluation(routes, predictions, correct, loss, returns, compute)
+                episode = rollout(mdp, policy, batch, labels, mode, generator, routes=given)
+            taken = episode.actions > 0.5
+            parts.append((taken, episode.predictions, episode.correct, episode.loss, episode.returns))
+    taken, predictions, correct, loss, returns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    macs, gates = network_macs(mdp.net), policy_macs(policy)
+    compute = macs.of_routes(taken, gates) / macs.total
+    return Evaluation(taken, predictions, correct, loss, returns, compute, gates / macs.total)
+
+
+def save_evaluations(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write the routes and predictions of each policy, image by image, as one .npz."""
+    arrays: dict[str, Any] = {"policies": np.array(list(evaluations))}
+    for number, done in enumerate(evaluations.values()):
+        arrays[f"{number}/routes"] = np.packbits(done.routes.numpy(), axis=1)
+        arrays[f"{number}/predictions"] = done.predictions.numpy().astype(np.int16)
+        arrays[f"{number}/correct"] = np.packbits(done.correct.numpy())
+        arrays[f"{number}/shape"] = np.array(done.routes.shape)
+    beside = path.with_name(path.name + ".new")
+    with beside.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    beside.replace(path)
+
+
+class Record(NamedTuple):
+    """What `save_evaluations` keeps of a policy: routes [M, N] bool, predictions [M], correct [M] bool."""
+
+    routes: NDArray[np.bool_]
+    predictions: NDArray[np.int16]
+    correct: NDArray[np.bool_]
+
+
+def load_records(path: Path) -> dict[str, Record]:
+    """Read them back, by the policy's name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            records = {}
+            for number, name in enumerate(stored["policies"].tolist()):
+                count, decisions = stored[f"{number}/shape"].tolist()
+                records[name] = Record(
+                    np.unpackbits(stored[f"{number}/routes"], axis=1, count=decisions).astype(bool),
+                    stored[f"{number}/predictions"],
+                    np.unpackbits(stored[f"{number}/correct"], count=count).astype(bool),
+                )
+            return records
+    except (KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} does not hold routes: {error}") from error
 
 
 @contextmanager

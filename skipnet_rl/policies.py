@@ -3,7 +3,8 @@
 A policy is a callable `policy(mdp, state, hidden) -> (logit, hidden)`. The logit [B] is the
 log-odds of "execute". Policies that need the whole feature map read `state.x`, agents that learned
 from observations read `mdp.observation(state)`; a policy's memory travels in `hidden`, which is
-None at the first decision, and never in the State.
+None at the first decision, and never in the State. A policy that looks at the image itself has a
+method `start(images)`, whose result is its memory at the first decision instead.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class Critic(Protocol):
         ...
 
 
+def first_memory(policy: Any, images: Tensor) -> Any:
+    """`hidden` at the first decision: what the policy makes of the images [B, 3, H, W], or None."""
+    return policy.start(images) if hasattr(policy, "start") else None
+
+
 class Biased(nn.Module):
     """A policy with a constant added to its log-odds: the compute budget of a trained gate.
 
@@ -45,6 +51,10 @@ class Biased(nn.Module):
             raise ValueError("bias is nan; expected a number of logits, such as -0.5")
         super().__init__()
         self.policy, self.bias = policy, bias
+
+    def start(self, images: Tensor) -> Any:
+        """The policy's first memory."""
+        return first_memory(self.policy, images)
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
         """The policy's log-odds [B] plus the bias."""
@@ -68,6 +78,10 @@ class Exploring(nn.Module):
             raise ValueError(f"exploration floor is {floor!r}; expected 0 <= floor < 0.5")
         super().__init__()
         self.policy, self.floor = policy, floor
+
+    def start(self, images: Tensor) -> Any:
+        """The policy's first memory."""
+        return first_memory(self.policy, images)
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
         """Log-odds of p' [B]."""
@@ -129,6 +143,17 @@ class RandomSkip:
     def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
         """The log-odds of `rate` for each image."""
         return _constant(state, torch.logit(torch.tensor(self.rate, dtype=torch.float64)).item()), None
+
+
+class FixedRoute:
+    """The same blocks for every image: route [N] of 0 and 1."""
+
+    def __init__(self, route: Tensor) -> None:
+        self.route = route.bool()
+
+    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+        """±∞ as the route says, alike for the whole batch."""
+        return _constant(state, math.inf if self.route[state.t] else -math.inf), None
 
 
 class StochasticDepth:

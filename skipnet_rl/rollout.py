@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.policies import Critic, Policy
+from skipnet_rl.policies import Critic, Policy, first_memory
 
-RELAXATIONS = ("straight-through", "soft")
+RELAXATIONS = ("straight-through", "soft", "gumbel")
 MODES = ("greedy", "sample", *RELAXATIONS)
 
 
@@ -22,7 +22,8 @@ class Trajectory:
 
     Attributes:
         gate_logits: [B, N] log-odds of "execute", with gradients to the policy.
-        actions: [B, N] of 0 and 1, with gradients in `"straight-through"`; p(execute) in `"soft"`.
+        actions: [B, N] of 0 and 1, with gradients in `"straight-through"` and `"gumbel"`; p(execute) in
+            `"soft"`.
         rewards: [B, N], detached; the last column includes minus the loss.
         logits: [B, K] of the classifier, with gradients to the network.
         labels: [B] int64.
@@ -65,13 +66,18 @@ def choose(logit: Tensor, mode: str, generator: torch.Generator | None = None) -
     `"greedy"` thresholds p at 0.5 (the paper at test time) and `"sample"` draws from Bernoulli(p);
     both give bool. `"straight-through"` gives the threshold's value as float with the gradient of p
     (Bengio, Léonard, Courville 2013, arXiv 1308.3432), for the paper's supervised pre-training, and
-    `"soft"` gives p itself, which the paper compares it with.
+    `"soft"` gives p itself, which the paper compares it with. `"gumbel"` draws like `"sample"` and has
+    the gradient of the relaxed draw at temperature 1 (Jang, Gu, Poole 2017, arXiv 1611.01144, the
+    straight-through estimator; with two classes the difference of two Gumbels is a logistic).
     """
     if mode == "greedy":
         return logit > 0
     if mode == "sample":
         return torch.rand(logit.shape, device=logit.device, generator=generator) < torch.sigmoid(logit)
     if mode in RELAXATIONS:
+        if mode == "gumbel":
+            uniform = torch.rand(logit.shape, device=logit.device, generator=generator)
+            logit = logit + torch.logit(uniform, eps=1e-6)
         soft = torch.sigmoid(logit)
         if mode == "soft":
             return soft
@@ -103,7 +109,7 @@ def rollout(
             of the trajectory: what enumeration and importance weighting need.
         critic: predicts the rewards-to-go, for a learned baseline.
     """
-    state, hidden = mdp.initial(images, labels), None
+    state, hidden = mdp.initial(images, labels), first_memory(policy, images)
     gate_logits, actions, rewards, values = [], [], [], []
     while not mdp.terminal(state):
         logit, hidden = policy(mdp, state, hidden)

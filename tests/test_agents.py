@@ -84,12 +84,13 @@ def small_args(tmp_path, **flags) -> hybrid_reinforce.Args:
 @pytest.fixture
 def few_images(monkeypatch):
     """The agents see 64 images of each split instead of thousands."""
+    from agents import setting
     from skipnet_rl.data import load_images
 
     def load(*args, **kwargs):
         return load_images(*args, **kwargs).subset(torch.arange(64))
 
-    for module in (hybrid_reinforce, pretrain):
+    for module in (setting, pretrain):
         monkeypatch.setattr(module, "load_images", load)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents import evaluate as budget
-from agents import hybrid_reinforce
+from agents import hybrid_reinforce, setting
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
 
@@ -21,7 +21,7 @@ def finished(tmp_path_factory):
     """A short run with a feed-forward gate."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hybrid_reinforce, "load_images", few)
+        patch.setattr(setting, "load_images", few)
         hybrid_reinforce.train(
             hybrid_reinforce.Args(
                 env="SkipResNet20-v0", dataset="rendered-digits", gate="ff2", warmup_iterations=1,

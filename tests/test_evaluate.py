@@ -36,6 +36,8 @@ def test_summary_by_hand():
         "executed_blocks_std": pytest.approx(math.sqrt(0.5)),
         "compute_blocks": pytest.approx(2 / 3),
         "compute_flops": 0.5625,
+        "compute_flops_std": pytest.approx(math.sqrt(0.07421875)),  # mean of squares 0.390625 - 0.5625²
+        "policy_flops": 0.0,
         "unique_routes": 3,
         "executed_blocks_histogram": [1, 2, 1],
         "execution_rate": [0.25, 0.75],

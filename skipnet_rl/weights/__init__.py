@@ -23,7 +23,10 @@ FOLDER = Path(__file__).parent
 
 
 def index() -> list[dict[str, Any]]:
-    """All shipped files: name, file, sha256, depth, dataset, shortcut, stage, accuracy, command."""
+    """All shipped files: name, file, sha256, depth, dataset, shortcut, stage, accuracy, command.
+
+    `stage` is `"backbone"` for what `"auto"` finds, and something else for what is asked for by name.
+    """
     return json.loads((FOLDER / "index.json").read_text())
 
 
@@ -36,11 +39,23 @@ def find_shipped(depth: int, dataset: str, shortcut: str, stage: str = "backbone
     wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut, "stage": stage}
     for entry in index():
         if all(entry[key] == value for key, value in wanted.items()):
-            path = FOLDER / entry["file"]
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-                raise WeightsError(f"{path} is missing or damaged; reinstall skipnet-rl")
-            return path
+            return _checked(entry)
     return None
+
+
+def weights_path(weights: str | Path) -> Path:
+    """The file that a name of `index` stands for, or else the path itself."""
+    for entry in index():
+        if str(weights) == entry["name"]:
+            return _checked(entry)
+    return Path(weights)
+
+
+def _checked(entry: dict[str, Any]) -> Path:
+    path = FOLDER / entry["file"]
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+        raise WeightsError(f"{path} is missing or damaged; reinstall skipnet-rl")
+    return path
 
 
 def build_backbone(
@@ -55,9 +70,9 @@ def build_backbone(
     Args:
         depth, num_classes, shortcut: see `ResNet`.
         dataset: which data set's weights `"auto"` looks for.
-        weights: path of a file, see `load_backbone`; `"auto"` for the shipped weights, with a warning
-            where there are none; `"torchvision"` for torchvision's ImageNet weights; None or `"none"`
-            for untrained weights, the same each time.
+        weights: path of a file or name of a shipped one, see `load_backbone`; `"auto"` for the shipped
+            weights that fit, with a warning where there are none; `"torchvision"` for torchvision's
+            ImageNet weights; None or `"none"` for untrained weights, the same each time.
 
     Raises:
         WeightsError: weights that are missing, damaged or do not fit.
@@ -69,7 +84,7 @@ def build_backbone(
     if path == "torchvision":
         fill(net, rename(torchvision_weights(net), net), "torchvision's model")
     elif path not in (None, "none"):
-        load_backbone(Path(path), net)
+        load_backbone(path, net)
     elif weights == "auto":
         warnings.warn(
             f"no shipped weights for ResNet-{depth} on {dataset} with shortcut {shortcut!r}: the network "
@@ -79,17 +94,19 @@ def build_backbone(
     return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
-def load_backbone(path: Path, net: ResNet) -> None:
+def load_backbone(weights: str | Path, net: ResNet) -> None:
     """Fill a network from a file.
 
     Args:
-        path: safetensors of `agents.pretrain` or of a gated network (whose backbone is taken), or a
-            state_dict file of the common ResNet naming (`.th`, `.pt`, `.pth`), see `importer`.
+        weights: a name of `index`, or a path: safetensors of `agents.pretrain` or of a gated network (whose
+            backbone is taken), or a state_dict file of the common ResNet naming (`.th`, `.pt`, `.pth`),
+            see `importer`.
         net: what to fill.
 
     Raises:
         WeightsError: the file is missing or damaged, or does not fit: the first layer, both shapes.
     """
+    path = weights_path(weights)
     foreign = path.is_file() and path.suffix != ".safetensors"
     tensors = read_state_dict(path) if foreign else read_tensors(path)
     backbone = {name[4:]: value for name, value in tensors.items() if name.startswith("net.")}

@@ -1,0 +1,64 @@
+"""Deep Q-learning (Mnih et al. 2015, Nature 518), of stable-baselines3.
+
+    python -m agents.dqn --env SkipResNet20-v0 --dataset cifar10 --data-dir data
+
+The action values of skip and execute, learned from a replay memory; the backbone is frozen. The loss
+reaches the first decision through N bootstrapped values, which makes deep networks hard for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stable_baselines3 import DQN
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.cli import main_with_named_errors
+from agents.sb3 import SB3Args, episode_length, train_sb3
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # an update per step of the batch of environments; ε falls from 1 to 0.05 over a third of the steps
+    "default": {"episodes": 20_000, "num_envs": 32, "lr": 5e-4, "buffer": 200_000, "updates": 2},
+    "SkipResNet20-v0": {"episodes": 60_000, "num_envs": 64},
+}
+
+
+@dataclass(frozen=True)
+class Args(SB3Args):
+    """Train DQN on a frozen backbone."""
+
+    buffer: int | None = None
+    """transitions in the replay memory"""
+    updates: int | None = None
+    """gradient steps per step of all environments"""
+
+
+def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:
+    """DQN with the preset's numbers."""
+    decisions = episode_length(env)
+    return DQN(
+        "MlpPolicy",
+        env,
+        learning_rate=numbers["lr"],
+        buffer_size=numbers["buffer"],
+        learning_starts=4 * decisions * env.num_envs,  # four episodes of each environment
+        batch_size=256,
+        train_freq=1,
+        gradient_steps=numbers["updates"],
+        target_update_interval=20 * decisions,  # counted in steps of all environments together
+        exploration_fraction=0.33,
+        gamma=1.0,
+        seed=args.seed,
+        policy_kwargs={"net_arch": [args.width, args.width]},
+        device="cpu",  # a network this small is faster there
+    )
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate, write the run folder; returns result.json's content."""
+    return train_sb3(args, "dqn", "DQN", PRESETS, lambda env, numbers: make_model(env, args, numbers))
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, train)

@@ -1,0 +1,81 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), of stable-baselines3.
+
+    python -m agents.ppo --env SkipResNet20-v0 --dataset cifar10 --data-dir data
+    python -m agents.ppo --env SkipResNet20-v0 --recurrent        # RecurrentPPO of sb3-contrib
+
+A small network on the pooled feature and the block's one-hot; the backbone is frozen. A rollout is one
+whole episode of each environment, so that none is cut and no value has to stand for the loss at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.cli import main_with_named_errors
+from agents.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # the whole rollout in four minibatches; γ = λ = 1, since all that counts comes at the end
+    "default": {
+        "episodes": 20_000,
+        "num_envs": 128,
+        "lr": 1e-3,
+        "epochs": 4,
+        "minibatches": 4,
+        "entropy": 0.0,
+    },
+    "SkipResNet20-v0": {"episodes": 60_000, "num_envs": 256},
+}
+
+
+@dataclass(frozen=True)
+class Args(SB3Args):
+    """Train PPO on a frozen backbone."""
+
+    recurrent: bool = False
+    """an LSTM instead of the first hidden layers: RecurrentPPO"""
+    epochs: int | None = None
+    """passes over each rollout"""
+    minibatches: int | None = None
+    """of each pass"""
+    entropy: float | None = None
+    """weight of the entropy bonus"""
+
+
+def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> BaseAlgorithm:
+    """PPO or RecurrentPPO with the preset's numbers."""
+    decisions = episode_length(env)
+    common: dict[str, Any] = {
+        "n_steps": decisions,
+        "batch_size": decisions * env.num_envs // numbers["minibatches"],
+        "n_epochs": numbers["epochs"],
+        "learning_rate": numbers["lr"],
+        "ent_coef": numbers["entropy"],
+        "gamma": 1.0,
+        "gae_lambda": 1.0,
+        "seed": args.seed,
+        "device": "cpu",  # a network this small is faster there
+    }
+    if args.recurrent:
+        shape = {"net_arch": [args.width], "lstm_hidden_size": args.width}
+        model: BaseAlgorithm = RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=shape, **common)
+    else:
+        model = PPO("MlpPolicy", env, policy_kwargs={"net_arch": [args.width, args.width]}, **common)
+    start_near_execute(model)
+    return model
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate, write the run folder; returns result.json's content."""
+    name = "RecurrentPPO" if args.recurrent else "PPO"
+    return train_sb3(args, "ppo", name, PRESETS, lambda env, numbers: make_model(env, args, numbers))
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, train)

@@ -1,0 +1,128 @@
+"""REINFORCE (Williams 1992) on a frozen backbone: the gates of SkipNet, learned by reward alone.
+
+    python -m agents.reinforce --env SkipResNet20-v0 --dataset cifar10 --data-dir data
+
+What `agents.hybrid_reinforce` becomes without its hybrid: the score function of the same estimator, on
+the same gates, and no gradient of the cross-entropy. It shows what is to be had from routing alone, and
+stands beside PPO, A2C and DQN, which see the same frozen network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from agents.cli import main_with_named_errors
+from agents.loop import learn
+from agents.setting import CommonArgs, Setting
+from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.data import Images
+from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.errors import unknown_name
+from skipnet_rl.estimators import BASELINES, advantages, score_function_loss
+from skipnet_rl.gates import make_gate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.precision import autocast
+from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
+
+
+@dataclass(frozen=True)
+class Args(CommonArgs):
+    """Train gates on a frozen backbone."""
+
+    gate: str = "rnn"
+    """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
+    iterations: int = 500
+    """training steps"""
+    batch_size: int = 256
+    """episodes per step"""
+    routes: int = 4
+    """sampled routes per image"""
+    baseline: str = "leave-one-out"
+    """none, batch-mean or leave-one-out (of an image's routes)"""
+    lr: float = 1e-2
+    """Adam's learning rate"""
+    eval_every: int = 100
+    """steps between evaluations on validation images"""
+    resume: bool = False
+    """go on from the checkpoint in --run-dir"""
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        known = [name for name in BASELINES if name != "value"]
+        if self.baseline not in known:
+            raise unknown_name("baseline", self.baseline, known)
+        if self.routes < 1 or self.batch_size % self.routes:
+            raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
+        if self.iterations < 1:
+            raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
+
+
+class Learner:
+    """Gate and optimizer over a frozen network."""
+
+    def __init__(self, args: Args, mdp: RoutingMDP, precision: str) -> None:
+        torch.manual_seed(args.seed)
+        self.mdp, self.precision = mdp, precision
+        mdp.net.requires_grad_(False).eval()
+        self.gate = make_gate(args.gate, mdp.net).to(next(mdp.net.parameters()).device)
+        self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
+        self.optimizer = torch.optim.Adam(self.gate.parameters(), args.lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"gate": self.gate.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.gate.load_state_dict(state["gate"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def train_step(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
+    """Sample routes, weigh their log-probabilities."""
+    device = data.device
+    index = training_index(step, args.batch_size // args.routes, len(data), args.seed).to(device)
+    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    images = images.repeat_interleave(args.routes, 0).contiguous(memory_format=torch.channels_last)
+    labels = labels.repeat_interleave(args.routes)
+    learner.gate.train()
+    draws = step_generator(args.seed, step, device, stream=2)
+    with autocast(learner.precision, device):
+        episode = rollout(learner.mdp, learner.gate, images, labels, "sample", draws)
+    weights = advantages(rewards_to_go(episode.rewards), args.baseline, args.routes)
+    loss = score_function_loss(episode.log_probs, weights)
+    learner.optimizer.zero_grad()
+    loss.backward()
+    learner.optimizer.step()
+    return episode
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate, write the run folder; returns result.json's content."""
+    args.check()
+    setting = Setting.of(args)
+    learner = Learner(args, setting.mdp(), setting.precision)
+    run = setting.start_run("reinforce", args.resume)
+    wall_time = learn(
+        run,
+        ["train"] * args.iterations,
+        learner,
+        train_step=lambda step, _: train_step(learner, setting.train, step, args),
+        validate=lambda: setting.validate(learner.mdp, learner.gate),
+        eval_every=args.eval_every,
+        resume=args.resume,
+    )
+    weights = run.folder / "policy.safetensors"
+    save_weights(weights, learner.model, {"env": args.env, "gate": args.gate})
+    load_weights(weights, learner.model)  # what the file does is reported
+    learned = setting.evaluate(learner.mdp, learner.gate)
+    rows = {**setting.references(learned.rate), "REINFORCE": learned}
+    return setting.finish(run, "reinforce", rows, wall_time, {"REINFORCE": weights.name})
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, train)

@@ -1,0 +1,190 @@
+"""What every agent shares before and after its learning: flags, images, network, the table's rows."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from tqdm import tqdm
+
+import envs  # noqa: F401  (registers the ids)
+from agents.report import print_table, write_plots
+from skipnet_rl.data import Images, load_images, resolve_dataset
+from skipnet_rl.data.imageset import step_generator
+from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
+from skipnet_rl.precision import pick_device, resolve_precision
+from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.runs import Run, run_folder
+from skipnet_rl.weights import build_backbone
+
+
+@dataclass(frozen=True)
+class CommonArgs:
+    """Flags that every agent has."""
+
+    env: str = "SkipResNet110-v0"
+    """a registered id; it names the depth"""
+    dataset: str = "auto"
+    """auto, rendered-digits, cifar10, cifar100, svhn, imagenet or imagefolder"""
+    data_dir: Path | None = None
+    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    download: bool = False
+    """fetch missing files through torchvision"""
+    weights: str = "auto"
+    """backbone to start from: a file (.safetensors, or a plain PyTorch state_dict), the name of a shipped
+    one, auto for the shipped one that fits, torchvision for torchvision's, or none"""
+    shortcut: str = "projection"
+    """projection, pad or pool"""
+    alpha: float = 1.0
+    """weight of the compute saving against the loss"""
+    cost: str = "blocks"
+    """what a skipped block saves: blocks (1 each) or flops"""
+    eval_images: int = 500
+    """validation images in each evaluation on the way"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware has it"""
+    device: str = "auto"
+    """cpu, cuda, or auto"""
+    seed: int = 0
+    """of whatever is drawn at random"""
+    run_dir: Path | None = None
+    """run folder (default: runs/<env>-<agent>-<seed>-<time>)"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    @property
+    def depth(self) -> int:
+        """Of the network that the id names."""
+        return gym.spec(self.env).kwargs["depth"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an agent learns on.
+
+    Attributes:
+        args: the flags.
+        dataset: what `--dataset` came to.
+        train, val, test: the splits, on the device.
+        net: the backbone to start from, in evaluation mode, on the device.
+        device, precision: what `--device` and `--precision` came to.
+    """
+
+    args: CommonArgs
+    dataset: str
+    train: Images = field(repr=False)
+    val: Images = field(repr=False)
+    test: Images = field(repr=False)
+    net: ResNet = field(repr=False)
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def of(cls, args: CommonArgs) -> Setting:
+        """Load what the flags name; the first line printed says which data set and why."""
+        device = pick_device(args.device)
+        precision = resolve_precision(args.precision, device)
+        dataset, reason = resolve_dataset(args.dataset, args.data_dir)
+        tqdm.write(f"dataset: {reason}")
+        size = Architecture.of_depth(args.depth).image_size
+        train, val, test = (
+            load_images(dataset, split, args.data_dir, args.download, size).to(device)
+            for split in ("train", "val", "test")
+        )
+        net = build_backbone(args.depth, len(train.classes), dataset, args.shortcut, args.weights)
+        return cls(args, dataset, train, val, test, net.to(device), device, precision)
+
+    def mdp(self) -> RoutingMDP:
+        """The decision process over a network of its own, as it was loaded."""
+        return RoutingMDP(copy.deepcopy(self.net), self.args.alpha, self.args.cost)
+
+    def evaluate(
+        self, mdp: RoutingMDP, policy: Policy, mode: str = "greedy", images: Images | None = None
+    ) -> Evaluation:
+        """Every test image once, or every image of another split."""
+        draws = step_generator(self.args.seed, 0, self.device, stream=3)
+        images = self.test if images is None else images
+        return evaluate(mdp, policy, images, mode=mode, generator=draws, precision=self.precision)
+
+    def validate(self, mdp: RoutingMDP, policy: Policy, mode: str = "greedy") -> dict[str, Any]:
+        """The summary on the first validation images, on the way."""
+        return self.evaluate(mdp, policy, mode, self.val.first(self.args.eval_images)).summary("")
+
+    def references(
+        self, rate: float, trained: RoutingMDP | None = None, name: str = ""
+    ) -> dict[str, Evaluation]:
+        """The rows to compare with: the whole network, and random skipping at a rate of execution.
+
+        Args:
+            rate: of the learned policy.
+            trained: the network that was trained along with the policy, if one was: random skipping is
+                given both.
+            name: the trained policy's.
+        """
+        start, at_rate = self.mdp(), RandomSkip(rate)
+        rows = {
+            "all blocks": self.evaluate(start, AlwaysExecute()),
+            "random": self.evaluate(start, at_rate, "sample"),
+        }
+        if trained is not None:
+            rows[f"random, {name} weights"] = self.evaluate(trained, at_rate, "sample")
+        return rows
+
+    def start_run(self, agent: str, resume: bool = False) -> Run:
+        """The run's folder."""
+        args = self.args
+        return Run(run_folder(args.run_dir, args.env, agent, args.seed), args, resume)
+
+    def finish(
+        self,
+        run: Run,
+        agent: str,
+        rows: Mapping[str, Evaluation],
+        wall_time: float,
+        weights: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Write result.json, the routes and the plots, print the table; returns result.json's content.
+
+        Args:
+            run: the folder.
+            agent: the module's name.
+            rows: evaluations on the test set by name; the last is the policy that the run is about.
+            wall_time: seconds of training.
+            weights: of each row that was played on other weights than the run started from, the file in
+                the run's folder.
+            **more: further fields.
+        """
+        files = dict(weights or {})
+        result = {
+            "env": self.args.env, "agent": agent, "dataset": self.dataset, "split": "test",
+            "n_images": len(self.test), "alpha": self.args.alpha, "cost": self.args.cost,
+            "seed": self.args.seed, "precision": self.precision, "wall_time_s": wall_time,
+            "command": " ".join([f"python -m agents.{agent}", *sys.argv[1:]]),
+            "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
+            **more,
+        }  # fmt: skip
+        save_evaluations(run.folder / "routes.npz", rows)
+        run.finish(result)
+        write_plots(run, result, self.net.stages[1:])
+        print_table(result)
+        tqdm.write(f"wrote {run.folder}")
+        return result
+
+
+VAL_METRICS: Sequence[str] = (
+    "accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes",
+)  # fmt: skip
+
+
+def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """A summary under the names that every agent logs."""
+    return {f"val/{key}": summary[key] for key in VAL_METRICS}
