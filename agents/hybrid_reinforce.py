@@ -9,9 +9,11 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
           ∇ = E[∇L] - E Σ_i ∇log p(g_i|x) r_i ,   r_i = -[L - α/N Σ_{j≥i} (1 - g_j) C_j]
 
 Where this differs from the paper: r_i is compared with the other routes of the same image
-(leave-one-out baseline), and the schedule is short. For the paper's: --routes 1 --baseline none
---schedule constant --gate-lr 1e-4 --lr 1e-4 --batch-size 128 --iterations 10000. Its warning example,
-HRL from nothing: --stage hrl, and --weights none where the backbone is to be untrained too.
+(leave-one-out baseline), the schedule is short, and in HRL's last steps the backbone alone trains, on
+the thresholded routes that it will be given at test time. For the paper's: --routes 1 --baseline none
+--schedule constant --gate-lr 1e-4 --lr 1e-4 --batch-size 128 --iterations 10000 --tune-iterations 0. Its
+warning example, HRL from nothing: --stage hrl, and --weights none where the backbone is to be untrained
+too.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 
 STAGES = ("sp", "hrl", "sp+hrl")
 RELAXATIONS = ("straight-through", "soft")
+FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after which stage
 BN_MODES = ("train", "frozen", "recalibrate")
 SCHEDULES = ("constant", "linear")
 NOTHING_SKIPPED = (
@@ -66,8 +69,10 @@ class Args(CommonArgs):
     """steps with random routes before either stage; they make the backbone used to skips"""
     warmup_rate: float = 0.8
     """p(execute) of those routes"""
-    iterations: int = 110
+    iterations: int = 120
     """steps of hybrid REINFORCE"""
+    tune_iterations: int = 40
+    """steps after it in which the backbone trains on the gates' thresholded routes, part of HRL"""
     batch_size: int = 128
     """episodes per step"""
     routes: int = 4
@@ -85,7 +90,7 @@ class Args(CommonArgs):
     gate_lr: float = 1e-2
     """Adam's learning rate for the gates"""
     schedule: str = "linear"
-    """of both learning rates in HRL: constant (the paper), or linear to zero"""
+    """of the learning rates in HRL and in the tuning after it: constant (the paper), or linear to zero"""
     bn: str = "recalibrate"
     """batch norm: train (the batch's statistics), frozen (the running ones), or recalibrate: train, and
     estimate the running ones anew after each stage"""
@@ -116,14 +121,17 @@ class Args(CommonArgs):
         """The stage of each training step."""
         sp = self.sp_iterations if "sp" in self.stage else 0
         hrl = self.iterations if "hrl" in self.stage else 0
-        return ["warmup"] * self.warmup_iterations + ["sp"] * sp + ["hrl"] * hrl
+        tune = self.tune_iterations if hrl else 0
+        return ["warmup"] * self.warmup_iterations + ["sp"] * sp + ["hrl"] * hrl + ["tune"] * tune
 
     def decay(self, step: int) -> float:
         """Factor of the learning rates at a step of the plan."""
         plan = self.plan()
-        if self.schedule == "constant" or plan[step] != "hrl":
+        stage = plan[step]
+        if self.schedule == "constant" or stage in ("warmup", "sp"):
             return 1.0
-        return (len(plan) - step) / plan.count("hrl")
+        begin, length = plan.index(stage), plan.count(stage)
+        return (begin + length - step) / length
 
 
 class Learner:
@@ -139,6 +147,7 @@ class Learner:
             "warmup": (RandomSkip(args.warmup_rate), "sample"),
             "sp": (gate, args.relaxation),
             "hrl": (Exploring(gate, args.exploration), "sample"),
+            "tune": (gate, "greedy"),  # a threshold has no gradient: the gates stay
         }
         self.precision = resolve_precision(args.precision, device)
         groups = [
@@ -166,8 +175,8 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def sp_loss(episode: Trajectory) -> Tensor:
-    """Supervised pre-training: the cross-entropy; its gradient reaches the gates through the relaxation."""
+def supervised_loss(episode: Trajectory) -> Tensor:
+    """The cross-entropy; in SP its gradient reaches the gates through the relaxation."""
     return episode.loss.mean()
 
 
@@ -198,7 +207,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     draws = step_generator(args.seed, step, device, stream=2)
     with autocast(learner.precision, device):
         episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
-        loss = hrl_loss(episode, args) if stage == "hrl" else sp_loss(episode)
+        loss = hrl_loss(episode, args) if stage == "hrl" else supervised_loss(episode)
     for group in learner.optimizer.param_groups:
         group["lr"] = group["base_lr"] * args.decay(step)
     learner.optimizer.zero_grad()
@@ -220,7 +229,7 @@ def train(args: Args) -> dict[str, Any]:
         settle(learner, setting.train, stage, args)
         if stage != "warmup":
             about = {"stage": stage, "env": args.env, "gate": args.gate}
-            save_weights(run.folder / f"{stage}.safetensors", learner.model, about)
+            save_weights(run.folder / FILES[stage], learner.model, about)
 
     wall_time = learn(
         run,
@@ -232,12 +241,12 @@ def train(args: Args) -> dict[str, Any]:
         eval_every=args.eval_every,
         resume=args.resume,
     )
-    stages = dict.fromkeys(stage for stage in args.plan() if stage != "warmup")
     rows = {}
-    for stage in stages:
-        load_weights(run.folder / f"{stage}.safetensors", learner.model)  # what the file does is reported
-        rows[stage.upper()] = setting.evaluate(learner.mdp, learner.gate)
-        files[stage.upper()] = f"{stage}.safetensors"
+    for stage in ("sp", "hrl"):
+        if stage in args.plan():
+            load_weights(run.folder / FILES[stage], learner.model)  # what the file does is reported
+            rows[stage.upper()] = setting.evaluate(learner.mdp, learner.gate)
+            files[stage.upper()] = FILES[stage]
     last = list(rows)[-1]
     files[f"random, {last} weights"] = files[last]
     references = setting.references(rows[last].rate, learner.mdp, last)

@@ -75,7 +75,7 @@ def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
     """The agent's arguments; a sixth of the steps goes to SP, where there are both stages."""
     change = {key: value for key, value in variant.items() if key != "warmup"}
     sp = {"sp": options.steps, "hrl": 0, "sp+hrl": options.steps // 6}[change.get("stage", "sp+hrl")]
-    steps = {"sp_iterations": sp, "iterations": options.steps - sp}
+    steps = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
     return Args(
         env="SkipResNet20-v0", dataset=options.dataset, alpha=options.alpha, seed=seed, **steps, **change
     )

@@ -76,8 +76,8 @@ def test_hybrid_reinforce_finds_the_best_route():
 
 def small_args(tmp_path, **flags) -> hybrid_reinforce.Args:
     return hybrid_reinforce.Args(
-        env="SkipResNet20-v0", dataset="rendered-digits", sp_iterations=2, iterations=4, batch_size=8,
-        eval_every=2, eval_images=16, precision="fp32", run_dir=tmp_path / "run", **flags
+        env="SkipResNet20-v0", dataset="rendered-digits", sp_iterations=2, iterations=3,
+        tune_iterations=1, batch_size=8, eval_every=2, eval_images=16, precision="fp32", run_dir=tmp_path / "run", **flags
     )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_a_run_leaves_the_promised_files(tmp_path, few_images, capsys):
     full = result["policies"][0]
     assert full["compute_flops"] == 1 and full["unique_routes"] == 1
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 6]
+    assert steps == [2, 4, 5, 6]
     for file in (
         "args.json",
         "sp.safetensors",
@@ -169,6 +169,7 @@ def moved(before: dict[str, torch.Tensor], module: torch.nn.Module) -> bool:
     ("stage", "flags"),
     [
         ("warmup", {}),
+        ("tune", {}),
         ("sp", {"relaxation": "straight-through"}),
         ("sp", {"relaxation": "soft"}),
         ("hrl", {"baseline": "none", "routes": 1}),
@@ -191,7 +192,7 @@ def test_every_option_trains_what_it_should(gate, stage, flags):
         episode = hybrid_reinforce.train_step(learner, data, step, stage, args)
         assert episode.loss.isfinite().all()
     assert moved(before["net"], learner.mdp.net)
-    assert moved(before["gate"], learner.gate) == (stage != "warmup")  # random routes ask no gate
+    assert moved(before["gate"], learner.gate) == (stage in ("sp", "hrl"))  # routes given, or thresholds
     if learner.critic:
         assert moved(before["critic"], learner.critic)
 
@@ -206,13 +207,14 @@ def test_frozen_batch_norms_keep_their_statistics():
         assert torch.equal(before, learner.mdp.net.stem[1].running_mean) == frozen
 
 
-def test_learning_rates_fall_in_hrl_alone():
-    args = hybrid_reinforce.Args(warmup_iterations=1, sp_iterations=2, iterations=4)
-    assert args.plan() == ["warmup", "sp", "sp", "hrl", "hrl", "hrl", "hrl"]
-    assert [args.decay(step) for step in range(7)] == [1, 1, 1, 1, 0.75, 0.5, 0.25]
+def test_learning_rates_fall_in_hrl_and_in_its_tuning():
+    args = hybrid_reinforce.Args(warmup_iterations=1, sp_iterations=2, iterations=4, tune_iterations=2)
+    assert args.plan() == ["warmup", "sp", "sp", "hrl", "hrl", "hrl", "hrl", "tune", "tune"]
+    assert [args.decay(step) for step in range(9)] == [1, 1, 1, 1, 0.75, 0.5, 0.25, 1, 0.5]
     constant = dataclasses.replace(args, schedule="constant")
-    assert {constant.decay(step) for step in range(7)} == {1.0}
-    assert dataclasses.replace(args, stage="hrl").plan() == ["warmup"] + ["hrl"] * 4
+    assert {constant.decay(step) for step in range(9)} == {1.0}
+    assert dataclasses.replace(args, stage="hrl").plan() == ["warmup"] + ["hrl"] * 4 + ["tune"] * 2
+    assert dataclasses.replace(args, stage="sp").plan() == ["warmup", "sp", "sp"]
 
 
 def test_shipped_weights_are_as_good_as_the_index_says():

@@ -1,0 +1,219 @@
+"""BlockDrop: one look at the image decides on all blocks at once.
+
+    python -m agents.blockdrop --env SkipResNet20-v0 --dataset cifar10 --data-dir data
+
+Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris, "BlockDrop: Dynamic Inference Paths in Residual
+Networks", CVPR 2018 (arXiv 1711.08393). A small ResNet, the policy network, sees the image and gives the
+probability of each block (section 3.2). Its reward is 1 - (executed / N)² for a right answer and -γ for a
+wrong one (equation 4), its baseline the reward of its own thresholded route (self-critical, equation 8), its
+probabilities are kept off 0 and 1 (equation 9).
+
+    curriculum   the backbone is frozen; at first only the last block is decided on, then one more
+                 at a time (section 3.3)
+    joint        backbone and policy network together, the cross-entropy added
+
+Its reward is not the environment's; the table's `return` is the environment's, as for every agent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.cli import main_with_named_errors
+from agents.loop import learn
+from agents.setting import CommonArgs, Setting
+from skipnet_rl.batchnorm import recalibrate
+from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.data import Images
+from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.flops import network_macs
+from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.precision import autocast
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.rollout import Trajectory, rollout
+
+
+@dataclass(frozen=True)
+class Args(CommonArgs):
+    """Train a policy network that drops blocks, all at once."""
+
+    policy_depth: int = 8
+    """depth of the policy network (6n+2)"""
+    curriculum: int = 400
+    """training steps with a frozen backbone; over the first half of them the blocks are added"""
+    joint: int = 200
+    """training steps of backbone and policy network together"""
+    batch_size: int = 256
+    """images per step"""
+    penalty: float = 5.0
+    """minus the reward of a wrong answer (γ)"""
+    bound: float = 0.8
+    """probabilities are kept between 1 - bound and bound (the paper's α)"""
+    lr: float = 1e-3
+    """Adam's learning rate for the policy network"""
+    joint_lr: float = 3e-4
+    """Adam's learning rate for the backbone in the joint stage, falling linearly to zero"""
+    eval_every: int = 100
+    """steps between evaluations on validation images"""
+    resume: bool = False
+    """go on from the checkpoint in --run-dir"""
+
+    def check(self) -> None:
+        """Raise a ValueError for a number that makes no sense."""
+        if not 0.5 < self.bound <= 1:
+            raise ValueError(f"--bound is {self.bound}; expected 0.5 < bound <= 1")
+        if not self.plan():
+            raise ValueError("no training step is asked for; raise --curriculum or --joint")
+
+    def plan(self) -> list[str]:
+        """The stage of each training step."""
+        return ["curriculum"] * self.curriculum + ["joint"] * self.joint
+
+    def decided(self, step: int, num_decisions: int) -> int:
+        """How many of the last blocks the policy network decides on at a step."""
+        growth = max(self.curriculum // 2, 1)
+        return min(num_decisions, 1 + step * num_decisions // growth)
+
+
+class PolicyNetwork(nn.Module):
+    """Image → log-odds of executing each of the N blocks; a policy whose memory is what it saw.
+
+    Args:
+        num_decisions: N.
+        depth: 6n+2.
+        image_size: of the images; larger ones than 32 are shrunk by average pooling first.
+    """
+
+    def __init__(self, num_decisions: int, depth: int = 8, image_size: int = 32) -> None:
+        super().__init__()
+        self.shrink = nn.AvgPool2d(max(image_size // 32, 1))
+        self.net = ResNet(depth, num_decisions)
+        nn.init.normal_(self.net.fc.weight, std=0.02)  # the bias decides at first, whatever the image
+        nn.init.constant_(self.net.fc.bias, 2.0)  # near "execute", which the backbone can cope with
+
+    def start(self, images: Tensor) -> Tensor:
+        """The log-odds [B, N]."""
+        return self.net(self.shrink(images))
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-odds [B] for the block at `state.t`."""
+        return hidden[:, state.t], hidden
+
+    def macs(self) -> int:
+        """MACs of its one look."""
+        return network_macs(self.net).total
+
+
+class Learner:
+    """Backbone, policy network and optimizers of one run."""
+
+    def __init__(self, args: Args, mdp: RoutingMDP, precision: str) -> None:
+        torch.manual_seed(args.seed)
+        self.mdp, self.precision = mdp, precision
+        policy = PolicyNetwork(mdp.num_decisions, args.policy_depth, mdp.net.image_size)
+        place = next(mdp.net.parameters()).device
+        self.policy = policy.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = nn.ModuleDict({"net": mdp.net, "policy": self.policy})
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), args.lr)
+        self.backbone_optimizer = torch.optim.Adam(mdp.net.parameters(), args.joint_lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        parts = {"model": self.model, "policy": self.optimizer, "backbone": self.backbone_optimizer}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["policy"])
+        self.backbone_optimizer.load_state_dict(state["backbone"])
+
+
+def reward(routes: Tensor, correct: Tensor, penalty: float) -> Tensor:
+    """Equation 4: routes [B, N], correct [B] → [B]."""
+    used = routes.float().mean(dim=1)
+    return torch.where(correct, 1 - used.square(), -penalty)
+
+
+def bounded(logits: Tensor, bound: float) -> Tensor:
+    """Equation 9, s' = α s + (1 - α)(1 - s): log-odds [B, N] → probabilities [B, N]."""
+    s = logits.sigmoid()
+    return bound * s + (1 - bound) * (1 - s)
+
+
+def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
+    """One self-critical step; the backbone follows the cross-entropy in the joint stage."""
+    device, mdp = data.device, learner.mdp
+    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
+    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    learner.policy.train()
+    mdp.net.train(stage == "joint")
+    frozen = mdp.num_decisions - args.decided(step, mdp.num_decisions)  # the first blocks, executed
+    with autocast(learner.precision, device):
+        p = bounded(learner.policy.start(images).float(), args.bound)
+        draws = torch.rand(
+            p.shape, device=device, generator=step_generator(args.seed, step, device, stream=2)
+        )
+        sampled, greedy = (draws < p), (p > 0.5)
+        sampled[:, :frozen] = greedy[:, :frozen] = True
+        with torch.no_grad():  # the critic: in evaluation mode, so that it moves no batch norm
+            mdp.net.eval()
+            own = rollout(mdp, AlwaysExecute(), images, labels, routes=greedy)
+            mdp.net.train(stage == "joint")
+        with torch.set_grad_enabled(stage == "joint"):
+            episode = rollout(mdp, AlwaysExecute(), images, labels, routes=sampled)
+    gain = reward(sampled, episode.correct, args.penalty) - reward(greedy, own.correct, args.penalty)
+    log_probs = torch.where(sampled, p, 1 - p).log()[:, frozen:].sum(dim=1)
+    loss = -(gain * log_probs).mean()
+    if stage == "joint":
+        loss = loss + episode.loss.mean()
+    for group in learner.backbone_optimizer.param_groups:
+        group["lr"] = args.joint_lr * (1 - (step - args.curriculum) / max(args.joint, 1))
+    learner.optimizer.zero_grad()
+    learner.backbone_optimizer.zero_grad()
+    loss.backward()
+    learner.optimizer.step()
+    if stage == "joint":
+        learner.backbone_optimizer.step()
+    return episode
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Both stages, then the test set once; returns result.json's content."""
+    args.check()
+    setting = Setting.of(args)
+    learner = Learner(args, setting.mdp(), setting.precision)
+    run = setting.start_run("blockdrop", args.resume)
+
+    def end_stage(stage: str) -> None:
+        if stage == "joint":
+            recalibrate(
+                learner.mdp, learner.policy, setting.train, precision=setting.precision, seed=args.seed
+            )
+
+    wall_time = learn(
+        run,
+        args.plan(),
+        learner,
+        train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
+        validate=lambda: setting.validate(learner.mdp, learner.policy),
+        end_stage=end_stage,
+        eval_every=args.eval_every,
+        resume=args.resume,
+    )
+    weights = run.folder / "policy.safetensors"
+    save_weights(weights, learner.model, {"env": args.env, "policy_depth": args.policy_depth})
+    load_weights(weights, learner.model)  # what the file does is reported
+    learned = setting.evaluate(learner.mdp, learner.policy)
+    rows = {**setting.references(learned.rate, learner.mdp, "BlockDrop"), "BlockDrop": learned}
+    files = dict.fromkeys(("random, BlockDrop weights", "BlockDrop"), weights.name)
+    return setting.finish(run, "blockdrop", rows, wall_time, files)
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, train)

@@ -1,0 +1,153 @@
+"""Gumbel-softmax gates with a target rate of execution, as in ConvNet-AIG.
+
+    python -m agents.gumbel --env SkipResNet20-v0 --dataset cifar10 --data-dir data --target 0.7
+
+Veit, Belongie, "Convolutional Networks with Adaptive Inference Graphs", ECCV 2018 (arXiv 1711.11503):
+
+    min  L(ŷ, y) + λ Σ_l (z̄_l - t)² / N
+
+with z̄_l the share of a batch that executes block l, and discrete gates whose gradient is that of the
+relaxed draw (section 3.2). No reward: the compute is held by the penalty, not paid for. The paper asks for
+t of every block; `--target-of network` asks for it on average, so that the blocks may differ.
+Its gates are a small network on each block's pooled feature; here they are those of `--gate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.cli import main_with_named_errors
+from agents.loop import learn
+from agents.setting import CommonArgs, Setting
+from skipnet_rl.batchnorm import recalibrate
+from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.data import Images
+from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.errors import unknown_name
+from skipnet_rl.gates import make_gate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.precision import autocast
+from skipnet_rl.rollout import Trajectory, rollout
+
+TARGETS = ("block", "network")
+
+
+@dataclass(frozen=True)
+class Args(CommonArgs):
+    """Train gates and backbone together through relaxed draws."""
+
+    gate: str = "rnn"
+    """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
+    target: float = 0.7
+    """share of images that are to execute a block (the paper's t)"""
+    target_of: str = "block"
+    """who is to meet it: each block (the paper), or the network on average"""
+    penalty: float = 2.0
+    """weight of missing the target (λ)"""
+    iterations: int = 500
+    """training steps"""
+    batch_size: int = 128
+    """images per step"""
+    lr: float = 1e-3
+    """Adam's learning rate for the backbone, falling linearly to zero"""
+    gate_lr: float = 1e-2
+    """Adam's learning rate for the gates, falling alike"""
+    eval_every: int = 100
+    """steps between evaluations on validation images"""
+    resume: bool = False
+    """go on from the checkpoint in --run-dir"""
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        if self.target_of not in TARGETS:
+            raise unknown_name("target_of", self.target_of, TARGETS)
+        if not 0 <= self.target <= 1:
+            raise ValueError(f"--target is {self.target}; expected a share between 0 and 1")
+        if self.iterations < 1:
+            raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
+
+
+class Learner:
+    """Backbone, gate and optimizer of one run."""
+
+    def __init__(self, args: Args, mdp: RoutingMDP, precision: str) -> None:
+        torch.manual_seed(args.seed)
+        self.mdp, self.precision = mdp, precision
+        self.gate = make_gate(args.gate, mdp.net).to(next(mdp.net.parameters()).device)
+        self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
+        groups = [
+            {"params": mdp.net.parameters(), "base_lr": args.lr},
+            {"params": self.gate.parameters(), "base_lr": args.gate_lr},
+        ]
+        self.optimizer = torch.optim.Adam(groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Tensor:
+    """Mean squared distance of the rates of execution from the target: actions [B, N] → scalar."""
+    rates = actions.mean(dim=0)
+    return ((rates if target_of == "block" else rates.mean()) - target).square().mean()
+
+
+def train_step(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
+    """One step on the loss and the penalty."""
+    device = data.device
+    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
+    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    learner.model.train()
+    draws = step_generator(args.seed, step, device, stream=2)
+    with autocast(learner.precision, device):
+        episode = rollout(learner.mdp, learner.gate, images, labels, "gumbel", draws)
+    missed = rate_penalty(episode.actions, args.target, args.target_of)
+    loss = episode.loss.mean() + args.penalty * missed
+    for group in learner.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * (1 - step / args.iterations)
+    learner.optimizer.zero_grad()
+    loss.backward()
+    learner.optimizer.step()
+    return episode
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate, write the run folder; returns result.json's content."""
+    args.check()
+    setting = Setting.of(args)
+    learner = Learner(args, setting.mdp(), setting.precision)
+    run = setting.start_run("gumbel", args.resume)
+
+    def end_stage(stage: str) -> None:
+        recalibrate(learner.mdp, learner.gate, setting.train, precision=setting.precision, seed=args.seed)
+
+    wall_time = learn(
+        run,
+        ["train"] * args.iterations,
+        learner,
+        train_step=lambda step, _: train_step(learner, setting.train, step, args),
+        validate=lambda: setting.validate(learner.mdp, learner.gate),
+        end_stage=end_stage,
+        eval_every=args.eval_every,
+        resume=args.resume,
+    )
+    weights = run.folder / "policy.safetensors"
+    save_weights(weights, learner.model, {"env": args.env, "gate": args.gate})
+    load_weights(weights, learner.model)  # what the file does is reported
+    learned = setting.evaluate(learner.mdp, learner.gate)
+    rows = {**setting.references(learned.rate, learner.mdp, "Gumbel"), "Gumbel": learned}
+    files = dict.fromkeys(("random, Gumbel weights", "Gumbel"), weights.name)
+    return setting.finish(run, "gumbel", rows, wall_time, files)
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, train)

@@ -1,0 +1,133 @@
+"""A bound, not a policy: per image the cheapest route found that still classifies correctly.
+
+    python -m agents.oracle --env SkipResNet20-v0 --dataset cifar10 --data-dir data
+
+It looks at the labels of the images that it is evaluated on. With at most `--exhaustive` decisions every
+route is tried and the bound is exact; deeper networks are searched: from the full route, or a random
+one that is right where that is wrong, blocks are dropped in random order as long as the answer stays right.
+An image that no tried route gets right takes none of the blocks and counts as wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.cli import main_with_named_errors
+from agents.setting import CommonArgs, Setting
+from skipnet_rl.data.imageset import step_generator
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.rollout import rollout
+
+
+@dataclass(frozen=True)
+class Args(CommonArgs):
+    """Search for the cheapest route of each test image that is right."""
+
+    exhaustive: int = 10
+    """networks of at most so many decisions have every route tried"""
+    restarts: int = 8
+    """random routes tried for an image that the full network gets wrong (when searching)"""
+    batch_size: int = 250
+    """images at a time"""
+
+
+class Best:
+    """The cheapest right route of each image so far."""
+
+    def __init__(self, count: int, num_decisions: int, device: torch.device) -> None:
+        self.executed = torch.full((count,), num_decisions + 1, device=device)
+        self.routes = torch.zeros(count, num_decisions, dtype=torch.bool, device=device)
+
+    def offer(self, index: Tensor, routes: Tensor, correct: Tensor) -> None:
+        """Keep routes [B, N] of images `index` [B] where they are right and cheaper."""
+        executed = routes.sum(dim=1)
+        better = correct & (executed < self.executed[index])
+        self.executed[index[better]] = executed[better]
+        self.routes[index[better]] = routes[better]
+
+
+@torch.no_grad()
+def every_route(mdp: RoutingMDP, images: Tensor, labels: Tensor) -> Tensor:
+    """The exact cheapest right routes, [B, N] bool, by a walk over the tree of routes.
+
+    A branch goes on with those images alone whose best route so far executes more than the branch does.
+    """
+    best = Best(len(labels), mdp.num_decisions, images.device)
+    route = torch.zeros(mdp.num_decisions, dtype=torch.bool, device=images.device)
+
+    def walk(state: State, index: Tensor) -> None:
+        hopeful = best.executed[index] > route.sum()
+        if not hopeful.all():
+            state, index = State(state.x[hopeful], state.y[hopeful], state.t), index[hopeful]
+        if len(index) == 0:
+            return
+        if mdp.terminal(state):
+            correct = mdp.logits(state).argmax(dim=1) == state.y
+            best.offer(index, route.expand(len(index), -1), correct)
+            return
+        for execute in (False, True):  # cheap routes first, so that dear ones need fewer images
+            route[state.t] = execute
+            walk(mdp.transition(state, torch.full_like(state.y, execute, dtype=torch.bool)), index)
+        route[state.t] = False
+
+    walk(mdp.initial(images, labels), torch.arange(len(labels), device=images.device))
+    return best.routes
+
+
+@torch.no_grad()
+def search(
+    mdp: RoutingMDP, images: Tensor, labels: Tensor, generator: torch.Generator, restarts: int = 8
+) -> Tensor:
+    """Right routes from which no single tried block could be dropped, [B, N] bool."""
+    count, n, device = len(labels), mdp.num_decisions, images.device
+
+    def correct(routes: Tensor) -> Tensor:
+        return rollout(mdp, AlwaysExecute(), images, labels, routes=routes).correct
+
+    routes = torch.ones(count, n, dtype=torch.bool, device=device)
+    right = correct(routes)
+    for rate in torch.linspace(0.9, 0.4, restarts).tolist():
+        if right.all():
+            break
+        tried = torch.rand(count, n, generator=generator, device=device) < rate
+        found = correct(tried) & ~right
+        routes[found], right = tried[found], right | found
+    order = torch.rand(count, n, generator=generator, device=device).argsort(dim=1)
+    for position in range(n):
+        tried = routes.scatter(1, order[:, position : position + 1], False)
+        keeps = correct(tried) & right
+        routes[keeps] = tried[keeps]
+    routes[~right] = False
+    return routes
+
+
+def find_routes(args: Args) -> dict[str, Any]:
+    """The bound on the test set; returns result.json's content."""
+    setting = Setting.of(args)
+    mdp = setting.mdp()
+    run = setting.start_run("oracle")
+    draws = step_generator(args.seed, 0, setting.device, stream=6)
+    exact = mdp.num_decisions <= args.exhaustive
+    started, found = time.perf_counter(), []
+    batches = list(setting.test.batches(args.batch_size))
+    for images, labels in tqdm(batches, desc="oracle", unit="batch", dynamic_ncols=True):
+        if exact:
+            found.append(every_route(mdp, images, labels))
+        else:
+            found.append(search(mdp, images, labels, draws, args.restarts))
+    wall_time = time.perf_counter() - started
+    bound = evaluate(mdp, AlwaysExecute(), setting.test, routes=torch.cat(found), batch_size=args.batch_size)
+    rows = {**setting.references(bound.rate), "oracle (bound)": bound}
+    return setting.finish(run, "oracle", rows, wall_time, exact=exact)
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, find_routes)

@@ -1,0 +1,95 @@
+"""Policies that do not look at the image: what a learned one has to beat.
+
+    python -m agents.static --env SkipResNet20-v0 --dataset cifar10 --data-dir data
+
+    all blocks, no blocks   the two ends
+    random                  each block of each image with the same probability, at several rates
+    greedy                  one fixed set of blocks for all images; starting from all, the block whose loss
+                            costs the least return on validation images is dropped, again and again
+    last first              the blocks dropped from the end on, the order in which stochastic depth
+                            (Huang et al. 2016, arXiv 1603.09382) drops most often
+
+`--weights` may be a trained run's, such as runs/…/hrl.safetensors: then these are the static policies of
+that network.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.cli import main_with_named_errors
+from agents.setting import CommonArgs, Setting
+from skipnet_rl.data import Images
+from skipnet_rl.evaluate import Evaluation, evaluate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import FixedRoute, RandomSkip
+
+
+@dataclass(frozen=True)
+class Args(CommonArgs):
+    """Evaluate policies that need no training."""
+
+    rates: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5)
+    """p(execute) of the random policies"""
+    points: int = 8
+    """sizes at which a fixed set is evaluated on the test set, spread evenly"""
+    eval_images: int = 1_000
+    """validation images on which the greedy choice is made"""
+
+
+def greedy_order(mdp: RoutingMDP, images: Images, precision: str = "fp32") -> list[int]:
+    """The decisions in the order in which they are best given up, N of them.
+
+    N (N + 1) / 2 passes over the images, less the last one, which is no choice.
+    """
+    kept, order = list(range(mdp.num_decisions)), []
+    bar = tqdm(total=mdp.num_decisions, desc="greedy", unit="block", dynamic_ncols=True)
+    while kept:
+        returns = []
+        for block in kept if len(kept) > 1 else []:
+            policy = FixedRoute(without(mdp, [*order, block]))
+            returns.append(evaluate(mdp, policy, images, precision=precision).returns.mean().item())
+        order.append(kept.pop(int(np.argmax(returns)) if returns else 0))
+        bar.update()
+    bar.close()
+    return order
+
+
+def without(mdp: RoutingMDP, dropped: list[int]) -> Tensor:
+    """The route [N] that executes all but some blocks."""
+    route = torch.ones(mdp.num_decisions, dtype=torch.bool)
+    route[dropped] = False
+    return route
+
+
+def evaluate_all(args: Args) -> dict[str, Any]:
+    """Every static policy on the test set once; returns result.json's content."""
+    setting = Setting.of(args)
+    mdp = setting.mdp()
+    run = setting.start_run("static")
+    started = time.perf_counter()
+    chosen = greedy_order(mdp, setting.val.first(args.eval_images), setting.precision)
+    wall_time = time.perf_counter() - started
+    n = mdp.num_decisions
+    sizes = sorted({int(size) for size in np.linspace(1, n - 1, min(args.points, n - 1)).round()})
+    rows: dict[str, Evaluation] = {}
+    routes: dict[str, Tensor] = {"all blocks": without(mdp, [])}
+    for name, order in (("greedy", chosen), ("last first", list(range(n))[::-1])):
+        routes |= {f"{name}, {n - size} of {n}": without(mdp, order[:size]) for size in sizes}
+    routes["no blocks"] = without(mdp, list(range(n)))
+    for name, route in routes.items():
+        rows[name] = setting.evaluate(mdp, FixedRoute(route))
+    for rate in args.rates:
+        rows[f"random {rate:.0%}"] = setting.evaluate(mdp, RandomSkip(rate), "sample")
+    return setting.finish(run, "static", rows, wall_time, greedy_order=chosen)
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, evaluate_all)
