@@ -77,7 +77,8 @@ def test_hybrid_reinforce_finds_the_best_route():
 def small_args(tmp_path, **flags) -> hybrid_reinforce.Args:
     return hybrid_reinforce.Args(
         env="SkipResNet20-v0", dataset="rendered-digits", sp_iterations=2, iterations=3,
-        tune_iterations=1, batch_size=8, eval_every=2, eval_images=16, precision="fp32", run_dir=tmp_path / "run", **flags
+        tune_iterations=1, batch_size=8, eval_every=2, eval_images=16, precision="fp32",
+        run_dir=tmp_path / "run", **flags
     )  # fmt: skip
 
 
