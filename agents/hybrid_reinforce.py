@@ -69,7 +69,7 @@ class Args(CommonArgs):
     """steps with random routes before either stage; they make the backbone used to skips"""
     warmup_rate: float = 0.8
     """p(execute) of those routes"""
-    iterations: int = 120
+    iterations: int = 110
     """steps of hybrid REINFORCE"""
     tune_iterations: int = 40
     """steps after it in which the backbone trains on the gates' thresholded routes, part of HRL"""
