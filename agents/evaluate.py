@@ -1,53 +1,68 @@
-"""A trained gate at other compute budgets, without training anew.
+"""Trained policies on every image of a split, at one compute budget or at many.
 
-    python -m agents.evaluate --run-dir runs/…                      # greedy, a range of biases
-    python -m agents.evaluate --run-dir runs/… --mode sample --biases -1 0 1
+    python -m agents.evaluate runs/…                                   # the test set, once
+    python -m agents.evaluate runs/… runs/…/sp.safetensors             # folders and checkpoints alike
+    python -m agents.evaluate runs/… --biases -1 -0.5 0 0.5            # accuracy against FLOPs
+    python -m agents.evaluate model.zip --trust-sb3 ppo --env SkipResNet20-v0 --weights …
 
-A bias on the gates' log-odds makes every decision a little more or less willing to execute. It traces
-accuracy against FLOPs. Read it on validation images; the test set is for the bias chosen there.
+A bias on the policy's log-odds makes every decision a little more or less willing to execute; it traces
+accuracy against FLOPs without training anew. That is for choosing, so with `--biases` the split is the
+validation split unless `--split` says otherwise.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import gymnasium as gym
+import tyro
+from torch import nn
 from tqdm import tqdm
 
-import envs  # noqa: F401  (registers the ids)
 from agents.cli import main_with_named_errors
+from agents.finished import FinishedRun, restore_checkpoint, restore_model
 from agents.report import print_table
 from skipnet_rl import plots
-from skipnet_rl.checkpoint import load_weights, write_json
-from skipnet_rl.data import load_images
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
-from skipnet_rl.evaluate import evaluate
-from skipnet_rl.gates import make_gate
+from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, Biased
+from skipnet_rl.policies import AlwaysExecute, Biased, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.runs import provenance
 
 
 @dataclass(frozen=True)
 class Args:
-    """Evaluate the gates of a run of agents.hybrid_reinforce at several biases."""
+    """Evaluate runs, checkpoints and models."""
 
-    run_dir: Path
-    """the run's folder"""
-    stage: str = "hrl"
-    """whose weights: hrl or sp"""
-    biases: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
-    """added to the gates' log-odds"""
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """run folders, safetensors files of gated networks, or stable-baselines3 .zip files"""
+    stage: str | None = None
+    """of a run of hybrid REINFORCE: sp or hrl (default: the last)"""
+    biases: tuple[float, ...] = ()
+    """added to the log-odds, one row each (default: none)"""
     mode: str = "greedy"
     """greedy (threshold) or sample"""
-    split: str = "val"
-    """val, test or train"""
+    split: str | None = None
+    """val, test or train (default: test, or val with --biases)"""
+    dataset: str = "auto"
+    """for files outside of a run folder"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    alpha: float = 1.0
+    """for files outside of a run folder"""
+    trust_sb3: str | None = None
+    """read .zip files of this algorithm (ppo, recurrent_ppo, a2c or dqn); they can execute code"""
+    env: str = "SkipResNet110-v0"
+    """id that a .zip was trained on"""
+    weights: str = "auto"
+    """backbone that a .zip was trained on"""
+    out: Path | None = None
+    """folder for the results (default: the run's, or none)"""
     precision: str = "auto"
     """bf16, fp32, or auto: bf16 where the hardware has it"""
     device: str = "auto"
@@ -58,65 +73,96 @@ class Args:
     """show the traceback of an error"""
 
 
-def dataset_of(run_dir: Path) -> str:
-    """The data set that a finished run was trained on.
+@dataclass(frozen=True)
+class Subject:
+    """A policy to evaluate: its name, what it is for, itself, and where its results go."""
+
+    name: str
+    about: Mapping[str, Any]
+    mdp: RoutingMDP
+    policy: Policy
+    images: Images
+    out: Path | None
+
+
+def restore(path: Path, args: Args) -> Subject:
+    """Put a policy together from a path.
 
     Raises:
-        FileNotFoundError: the folder holds no finished run.
+        FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
     """
-    if not (run_dir / "result.json").is_file():
-        raise FileNotFoundError(f"no run in {run_dir} that came to its end: it has no result.json")
-    return json.loads((run_dir / "result.json").read_text())["dataset"]
+    split = args.split or ("val" if args.biases else "test")
+    if path.is_dir() or not path.suffix:
+        run = FinishedRun.read(path)
+        images = load_images(run.result["dataset"], split, args.data_dir)
+        mdp, policy = run.restore(len(images.classes), args.stage)
+        about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
+        name = (args.stage or run.policy_name).upper() if args.stage else run.policy_name
+        return Subject(name, about, mdp, policy, images, args.out or path)
+    dataset, _ = resolve_dataset(args.dataset, args.data_dir)
+    images = load_images(dataset, split, args.data_dir)
+    about = {"dataset": dataset, "alpha": args.alpha}
+    if path.suffix == ".zip":
+        if args.trust_sb3 is None:
+            raise ValueError(
+                f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
+                "it, name its algorithm: --trust-sb3 ppo"
+            )
+        mdp, policy = restore_model(
+            path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, args.alpha
+        )
+        return Subject(path.stem, {"env": args.env, **about}, mdp, policy, images, args.out)
+    mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
+    env = f"SkipResNet{mdp.net.depth}-v0"
+    return Subject(path.stem, {"env": env, **about}, mdp, policy, images, args.out)
 
 
-def trained(run_dir: Path, stage: str, num_classes: int) -> tuple[RoutingMDP, Any, dict[str, Any]]:
-    """Decision process, gate and arguments of a run, in evaluation mode on the CPU.
-
-    Raises:
-        FileNotFoundError: the folder holds no run of agents.hybrid_reinforce.
-        WeightsError: the stage's weights are missing or do not fit.
-    """
-    if not (run_dir / "args.json").is_file():
-        raise FileNotFoundError(f"no run in {run_dir}: it has no args.json")
-    about = json.loads((run_dir / "args.json").read_text())
-    if "gate" not in about:
-        raise FileNotFoundError(f"{run_dir} is not a run of agents.hybrid_reinforce: it has no gate")
-    net = ResNet(gym.spec(about["env"]).kwargs["depth"], num_classes, about["shortcut"])
-    gate = make_gate(about["gate"], net)
-    weights = run_dir / f"{stage}.safetensors"
-    load_weights(weights, net, prefix="net.")
-    load_weights(weights, gate, prefix="gate.")
-    return RoutingMDP(net.eval(), about["alpha"], about["cost"]), gate.eval(), about
-
-
-def trace(args: Args) -> dict[str, Any]:
-    """Evaluate every bias; writes budget-<split>-<mode>.json and a plot into the run's folder."""
+def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
+    """One subject at every bias, and the whole network beside it; prints the table, writes the files."""
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
-    dataset = dataset_of(args.run_dir)
-    images = load_images(dataset, args.split, args.data_dir)
-    mdp, gate, about = trained(args.run_dir, args.stage, len(images.classes))
-    mdp.net.to(device)
-    images, gate = images.sized(mdp.net.image_size).to(device), gate.to(device)
-    rows = []
-    for bias in tqdm(sorted(args.biases), desc="bias", unit="policy"):
+    mdp, images = subject.mdp, subject.images.sized(subject.mdp.net.image_size).to(device)
+    for part in (mdp.net, subject.policy):
+        if isinstance(part, nn.Module):
+            part.to(device)
+
+    def row(policy: Policy, mode: str) -> Evaluation:
         draws = step_generator(args.seed, 0, device, stream=3)
-        policy = Biased(gate, bias)
-        done = evaluate(mdp, policy, images, mode=args.mode, generator=draws, precision=precision)
-        rows.append({**done.summary(f"bias {bias:+g}"), "bias": bias})
-    rows.append(evaluate(mdp, AlwaysExecute(), images, precision=precision).summary("all blocks"))
+        return evaluate(mdp, policy, images, mode=mode, generator=draws, precision=precision)
+
+    rows, biases = {"all blocks": row(AlwaysExecute(), "greedy")}, sorted(args.biases)
+    if biases:
+        for bias in tqdm(biases, desc="bias", unit="policy"):
+            rows[f"bias {bias:+g}"] = row(Biased(subject.policy, bias), args.mode)
+    else:
+        rows[subject.name] = row(subject.policy, args.mode)
+    summaries = [done.summary(name) for name, done in rows.items()]
+    for summary, bias in zip(summaries[1:], biases, strict=False):
+        summary["bias"] = bias
     found = {
-        "schema": 1, "env": about["env"], "dataset": dataset, "split": args.split,
-        "n_images": len(images), "alpha": about["alpha"], "seed": args.seed, "mode": args.mode,
-        "stage": args.stage, "policies": rows,
+        "schema": 1, **subject.about, "split": images.split, "n_images": len(images), "mode": args.mode,
+        "seed": args.seed, "precision": precision, "policies": summaries, **provenance(),
     }  # fmt: skip
-    name = f"budget-{args.split}-{args.mode}"
-    write_json(args.run_dir / f"{name}.json", found)
-    plots.save_figure(plots.trade_off(rows), args.run_dir / "plots" / f"{name}.png")
     print_table(found)
-    tqdm.write(f"wrote {args.run_dir / name}.json")
+    if subject.out is not None:
+        write(subject.out, f"{'budget' if biases else 'evaluation'}-{images.split}-{args.mode}", found, rows)
     return found
 
 
+def write(folder: Path, name: str, found: dict[str, Any], rows: Mapping[str, Evaluation]) -> None:
+    """The numbers, the routes and, of several biases, the curve."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", found)
+    save_evaluations(folder / f"{name}.npz", rows)
+    if name.startswith("budget"):
+        plots.save_figure(plots.trade_off(found["policies"]), folder / "plots" / f"{name}.png")
+    tqdm.write(f"wrote {folder / name}.json")
+
+
+def main(args: Args) -> list[dict[str, Any]]:
+    """Evaluate every path; returns what was written."""
+    return [evaluate_subject(restore(path, args), args) for path in args.paths]
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, trace)
+    main_with_named_errors(Args, main)

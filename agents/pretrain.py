@@ -159,8 +159,8 @@ def train(args: Args) -> dict[str, Any]:
     load_weights(run.folder / "weights.safetensors", net)  # report what the file does, rounding included
     final = evaluate(RoutingMDP(net), AlwaysExecute(), test)
     result = {
-        "env": env, "dataset": dataset, "split": "test", "n_images": len(test), "alpha": 0.0,
-        "seed": args.seed, "wall_time_s": wall_time, "command": command,
+        "env": env, "agent": "pretrain", "dataset": dataset, "split": "test", "n_images": len(test),
+        "alpha": 0.0, "seed": args.seed, "wall_time_s": wall_time, "command": command,
         "policies": [final.summary("all blocks")],
     }  # fmt: skip
     run.finish(result)

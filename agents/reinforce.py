@@ -117,7 +117,8 @@ def train(args: Args) -> dict[str, Any]:
         resume=args.resume,
     )
     weights = run.folder / "policy.safetensors"
-    save_weights(weights, learner.model, {"env": args.env, "gate": args.gate})
+    about = {"env": args.env, "gate": args.gate, "shortcut": args.shortcut}
+    save_weights(weights, learner.model, about)
     load_weights(weights, learner.model)  # what the file does is reported
     learned = setting.evaluate(learner.mdp, learner.gate)
     rows = {**setting.references(learned.rate), "REINFORCE": learned}

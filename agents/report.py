@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,3 +43,53 @@ def write_plots(run: Run, result: Mapping[str, Any], stages: Sequence[int]) -> N
     }
     for name, figure in figures.items():
         plots.save_figure(figure, run.folder / "plots" / f"{name}.png")
+
+
+COLUMNS = (
+    "policy", "seeds", "accuracy", "± images", "FLOPs", "± per image", "blocks", "return", "routes",
+    "random at its rate", "beats it",
+)  # fmt: skip
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A summary as the table's text."""
+
+    def with_interval(key: str, scale: float, digits: int) -> str:
+        half = row[f"{key}_seeds_ci95"]
+        spread = "" if math.isnan(half) else f" ± {scale * half:.{digits}f}"
+        return f"{scale * row[key]:.{digits}f}{spread}"
+
+    verdict = {True: "yes", False: "no", None: "skips nothing"}
+    learned = "random_accuracy" in row
+    return [
+        row["name"] + (" *" if row["bound"] else ""),
+        str(row["n"]),
+        with_interval("accuracy", 100, 2),
+        f"{100 * row['accuracy_ci95']:.2f}",
+        with_interval("compute_flops", 100, 1),
+        f"{100 * row['compute_flops_std']:.1f}",
+        f"{100 * row['compute_blocks']:.1f}",
+        with_interval("return", 1, 3),
+        f"{row['unique_routes']:,.0f}",
+        with_interval("random_accuracy", 100, 2) if learned else "",
+        verdict[row["beats_random"]] if learned else "",
+    ]
+
+
+def markdown(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = [f"{title}\n", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    if any(row["bound"] for row in rows):
+        lines.append("\n\\* a bound that looks at the labels, not a policy")
+    return "\n".join(lines) + "\n"
+
+
+def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table in the terminal."""
+    table = Table(title=title)
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*cells(row))
+    Console().print(table)

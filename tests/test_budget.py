@@ -1,4 +1,4 @@
-"""Trained gates at other budgets, from the files of a run."""
+"""agents.evaluate: finished runs, checkpoints and models played again, at one budget or at many."""
 
 import json
 import sys
@@ -6,14 +6,22 @@ import sys
 import pytest
 import torch
 
-from agents import evaluate as budget
-from agents import hybrid_reinforce, setting
+from agents import evaluate as evaluation
+from agents import hybrid_reinforce, ppo, setting
+from agents.cli import main_with_named_errors
+from agents.finished import FinishedRun, read_header
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.evaluate import load_records
 
 
 def few(*args, **kwargs):
     return load_images(*args, **kwargs).subset(torch.arange(64))
+
+
+SMALL = {
+    "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "precision": "fp32",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,52 +32,131 @@ def finished(tmp_path_factory):
         patch.setattr(setting, "load_images", few)
         hybrid_reinforce.train(
             hybrid_reinforce.Args(
-                env="SkipResNet20-v0", dataset="rendered-digits", gate="ff2", warmup_iterations=1,
-                sp_iterations=2, iterations=2, batch_size=8, eval_images=16, precision="fp32", run_dir=folder,
+                **SMALL, gate="ff2", warmup_iterations=1, sp_iterations=2, iterations=2, tune_iterations=1,
+                batch_size=8, run_dir=folder,
             )
         )  # fmt: skip
     return folder
 
 
-def test_bias_zero_is_the_run_and_more_bias_more_blocks(finished, monkeypatch):
-    monkeypatch.setattr(budget, "load_images", few)
-    args = budget.Args(run_dir=finished, split="test", biases=(30.0, 0.0, -30.0), precision="fp32")
-    rows = budget.trace(args)["policies"]
-    assert [row["name"] for row in rows] == ["bias -30", "bias +0", "bias +30", "all blocks"]
-    ran = json.loads((finished / "result.json").read_text())["policies"][-1]
-    for key in ("accuracy", "compute_blocks", "compute_flops"):
-        assert rows[1][key] == pytest.approx(ran[key])
-    assert rows[1]["loss"] == pytest.approx(ran["loss"], rel=2e-2)  # the file is in half precision
-    assert rows[0]["compute_blocks"] == pytest.approx(1 / 9) and rows[2]["compute_blocks"] == 1
-    assert rows[2]["compute_flops"] > 1.1  # the gates cost 12 %, executed or not
-    assert rows[3]["compute_flops"] == 1 and rows[3]["accuracy"] == rows[2]["accuracy"]
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A short run of PPO."""
+    folder = tmp_path_factory.mktemp("runs") / "ppo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setting, "load_images", few)
+        ppo.train(ppo.Args(**SMALL, episodes=64, num_envs=32, run_dir=folder))
+    return folder
+
+
+@pytest.fixture
+def play(monkeypatch):
+    """agents.evaluate on 64 images of a split."""
+    monkeypatch.setattr(evaluation, "load_images", few)
+
+    def run(*paths, **flags):
+        args = evaluation.Args(paths=tuple(paths), precision="fp32", **flags)
+        return [found["policies"] for found in evaluation.main(args)]
+
+    return run
+
+
+def last_row(folder):
+    return json.loads((folder / "result.json").read_text())["policies"][-1]
+
+
+@pytest.mark.parametrize("which", ["finished", "model"])
+def test_a_run_played_again_gives_its_result(which, request, play):
+    folder = request.getfixturevalue(which)
+    (rows,) = play(folder)
+    assert [row["name"] for row in rows] == ["all blocks", last_row(folder)["name"]]
+    ran = last_row(folder)
+    for key in ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "execution_rate"):
+        assert rows[1][key] == ran[key], key
+    stored = json.loads((folder / "evaluation-test-greedy.json").read_text())
+    assert stored["policies"] == rows and stored["split"] == "test"
+    record = load_records(folder / "evaluation-test-greedy.npz")[ran["name"]]
+    assert record.routes.mean(axis=0).tolist() == pytest.approx(ran["execution_rate"])
+    assert record.correct.mean() == ran["accuracy"]
+
+
+def test_bias_zero_is_the_run_and_more_bias_more_blocks(finished, play):
+    (rows,) = play(finished, split="test", biases=(30.0, 0.0, -30.0))
+    assert [row["name"] for row in rows] == ["all blocks", "bias -30", "bias +0", "bias +30"]
+    for key in ("accuracy", "loss", "compute_blocks", "compute_flops"):
+        assert rows[2][key] == last_row(finished)[key]
+    assert rows[1]["compute_blocks"] == pytest.approx(1 / 9) and rows[3]["compute_blocks"] == 1
+    assert rows[3]["compute_flops"] > 1.1  # the gates cost 12 %, executed or not
+    assert rows[0]["compute_flops"] == 1 and rows[0]["accuracy"] == rows[3]["accuracy"]
     assert (finished / "plots" / "budget-test-greedy.png").is_file()
     assert json.loads((finished / "budget-test-greedy.json").read_text())["policies"] == rows
 
 
-def test_sampled_gates(finished, monkeypatch):
-    monkeypatch.setattr(budget, "load_images", few)
-    args = budget.Args(run_dir=finished, mode="sample", biases=(-2.0,), precision="fp32")
-    first, again = (budget.trace(args)["policies"][0] for _ in range(2))
+def test_biases_are_read_on_validation_images(finished, play):
+    play(finished, biases=(-1.0,))
+    assert json.loads((finished / "budget-val-greedy.json").read_text())["split"] == "val"
+
+
+def test_sampled_gates(finished, play):
+    first, again = (play(finished, mode="sample", biases=(-2.0,))[0][1] for _ in range(2))
     assert first == again
     assert first["unique_routes"] > 8  # sampled from p near 1/2
 
 
+def test_stages_and_checkpoints_outside_of_a_run(finished, play, tmp_path):
+    assert read_header(finished / "sp.safetensors")["gate"] == "ff2"
+    elsewhere = tmp_path / "mine.safetensors"
+    elsewhere.write_bytes((finished / "sp.safetensors").read_bytes())
+    by_stage, by_file = play(finished, stage="sp")[0], play(elsewhere, dataset="rendered-digits")[0]
+    assert by_file[1] == {**by_stage[1], "name": "mine"}
+    assert not list(tmp_path.glob("*.json"))  # outside of a run nothing is written unasked
+    play(elsewhere, dataset="rendered-digits", out=tmp_path / "out")
+    assert (tmp_path / "out" / "evaluation-test-greedy.json").is_file()
+
+
+def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):
+    path = model / "model.zip"
+    with pytest.raises(ValueError, match="can execute code.*--trust-sb3 ppo"):
+        play(path)
+    flags = {"env": "SkipResNet20-v0", "dataset": "rendered-digits"}
+    rows = play(path, trust_sb3="ppo", **flags)[0]
+    assert rows[1]["accuracy"] == pytest.approx(
+        last_row(model)["accuracy"], abs=0.04
+    )  # fp32 and fp16 weights
+    with pytest.raises(ValueError, match="unknown algorithm 'pppo'; did you mean 'ppo'"):
+        play(path, trust_sb3="pppo", **flags)
+
+
 def test_folders_without_a_run(tmp_path, finished):
     with pytest.raises(FileNotFoundError, match="no run in .*args.json"):
-        budget.trained(tmp_path, "hrl", 10)
+        FinishedRun.read(tmp_path)
     (tmp_path / "args.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="not a run of agents.hybrid_reinforce"):
-        budget.trained(tmp_path, "hrl", 10)
+    with pytest.raises(FileNotFoundError, match="that came to its end"):
+        FinishedRun.read(tmp_path)
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        FinishedRun.read(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no agent"):
+        FinishedRun.read(tmp_path)
     with pytest.raises(WeightsError, match="no weights file .*warm.safetensors"):
-        budget.trained(finished, "warm", 10)
+        FinishedRun.read(finished).restore(10, "warm")
+
+
+def test_weights_without_a_header(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    with pytest.raises(WeightsError, match="does not say which environment"):
+        read_header(tmp_path / "bare.safetensors")
+    (tmp_path / "bare.safetensors").write_bytes(b"no")
+    with pytest.raises(WeightsError, match="not a readable"):
+        read_header(tmp_path / "bare.safetensors")
 
 
 def test_a_missing_run_is_one_line(tmp_path, monkeypatch, capsys):
-    from agents.cli import main_with_named_errors
-
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--run-dir", str(tmp_path / "none")])
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path / "none")])
     with pytest.raises(SystemExit) as stop:
-        main_with_named_errors(budget.Args, budget.trace)
+        main_with_named_errors(evaluation.Args, evaluation.main)
     assert stop.value.code == 2
     assert "no run in" in capsys.readouterr().err

@@ -1,0 +1,131 @@
+"""Policies side by side: accuracy against compute, over seeds, beside random skipping at their own rate.
+
+    python -m agents.compare runs/… runs/… --out comparison
+    python -m agents.compare runs/… --verify --data-dir data
+
+Reads finished runs. Runs that differ in nothing but the seed are one row: mean and 95 % interval over seeds
+(Student's t), with the interval over images beside it. A policy beats random skipping when its interval lies
+above that of random skipping at its own rate of execution, on the weights that suit random skipping better.
+`--verify` plays the stored routes again through the stored weights and compares every number.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from agents.cli import main_with_named_errors
+from agents.entries import Entry, collect
+from agents.finished import FinishedRun
+from agents.report import markdown, print_comparison
+from skipnet_rl import plots
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.data import load_images
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.precision import pick_device
+
+TOLERANCE = {"accuracy": 1e-3, "loss": 1e-2, "return": 1e-2, "compute_blocks": 1e-6, "compute_flops": 1e-6}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Compare finished runs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """run folders"""
+    out: Path | None = None
+    """folder for comparison.{md,csv,json} and the pictures"""
+    verify: bool = False
+    """play the stored routes again and recompute the numbers"""
+    data_dir: Path | None = None
+    """folder of the data set's official files, for --verify"""
+    device: str = "auto"
+    """cpu, cuda, or auto, for --verify"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+def write_files(
+    folder: Path, title: str, rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]
+) -> None:
+    """comparison.{md,csv,json} and the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.md").write_text(markdown(title, rows))
+    with (folder / "comparison.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(folder / "comparison.json", {"schema": 1, "title": title, "policies": list(rows)})
+    learned = [entry for entry in entries if entry.random]
+    figures = {"frontier": plots.frontier(rows)}
+    if learned:
+        chosen = [row for row in rows if "random_accuracy" in row]
+        figures["computation_reduction"] = plots.computation_reduction(chosen)
+        figures["skipped_layers"] = plots.skipped_layers(
+            {entry.name: entry.runs[0].records()[entry.rows[0]["name"]] for entry in learned}
+        )
+    if len({run.result["alpha"] for entry in learned for run in entry.runs}) > 1:
+        figures["alpha_curve"] = plots.alpha_curve([run.result for entry in learned for run in entry.runs])
+    for name, figure in figures.items():
+        plots.save_figure(figure, folder / f"{name}.png")
+
+
+def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
+    """Play a run's stored routes again; the differences beyond rounding, in words.
+
+    Raises:
+        FileNotFoundError, WeightsError: the routes or the weights are gone.
+    """
+    result, wrong = run.result, []
+    images = load_images(result["dataset"], result["split"], data_dir)
+    place = pick_device(device)
+    records, files = run.records(), {}
+    for row in tqdm(result["policies"], desc=f"verify {run.folder.name}", unit="policy"):
+        file = row.get("weights")
+        if file not in files:
+            files[file] = run.mdp(run.network(len(images.classes), file).to(place))
+        mdp = files[file]
+        sized = images.sized(mdp.net.image_size).to(place)
+        routes = torch.from_numpy(records[row["name"]].routes)
+        again = evaluate(mdp, AlwaysExecute(), sized, routes=routes, precision=result["precision"])
+        numbers = again.summary(row["name"])
+        numbers["compute_flops"] += row["policy_flops"]
+        for key, tolerance in TOLERANCE.items():
+            if not abs(numbers[key] - row[key]) <= tolerance:
+                wrong.append(f"{run.folder}: {row['name']}: {key} is {numbers[key]:.5g}, not {row[key]:.5g}")
+    return wrong
+
+
+def main(args: Args) -> list[dict[str, Any]]:
+    """Print the table; write and verify what is asked for. Returns the rows."""
+    if not args.runs:
+        raise ValueError("no runs given; name at least one run folder")
+    runs = [FinishedRun.read(folder) for folder in args.runs]
+    entries = collect(runs)
+    rows = [entry.summary() for entry in entries]
+    rows.sort(key=lambda row: -row["compute_flops"])
+    first = runs[0].result
+    title = f"{first['env']} on {first['dataset']}, {first['n_images']:,} {first['split']} images"
+    print_comparison(title, rows)
+    if args.out:
+        write_files(args.out, title, rows, entries)
+        tqdm.write(f"wrote {args.out}")
+    if args.verify:
+        wrong = [line for run in runs for line in verify(run, args.data_dir, args.device)]
+        if wrong:
+            raise ValueError("numbers that the stored routes do not give:\n" + "\n".join(wrong))
+        checked = sum(len(run.result["policies"]) for run in runs)
+        tqdm.write(f"verified: {checked} rows of {len(runs)} runs, every number within rounding")
+    return rows
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, main)

@@ -1,0 +1,131 @@
+"""Rows of several finished runs brought together: seeds averaged, random skipping beside its policy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from skipnet_rl.statistics import mean_interval
+
+from agents.finished import FinishedRun
+from skipnet_rl.runs import NOT_COMPARED
+
+AVERAGED = (
+    "accuracy", "accuracy_ci95", "loss", "return", "compute_blocks", "compute_flops", "compute_flops_std",
+    "executed_blocks_mean", "executed_blocks_std", "unique_routes",
+)  # fmt: skip
+NOT_A_FLAG = {*NOT_COMPARED, "seed", "versions", "commit", "machine", "eval_every", "eval_images"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One policy over its seeds.
+
+    Attributes:
+        name: as the table calls it.
+        runs: the runs that it stands in.
+        rows: its entry in each of their result.json.
+        random: accuracies of random skipping at its rate in each run; empty for a row that is no
+            learned policy.
+    """
+
+    name: str
+    runs: tuple[FinishedRun, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    random: tuple[float, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """Means over seeds, their intervals, and whether it beats random skipping."""
+        found: dict[str, Any] = {"name": self.name, "agent": self.runs[0].agent, "n": len(self.rows)}
+        for key in AVERAGED:
+            found[key], found[f"{key}_seeds_ci95"] = mean_interval([row[key] for row in self.rows])
+        found["seeds"] = [run.result["seed"] for run in self.runs]
+        found["alpha"] = self.runs[0].result["alpha"]
+        found["wall_time_s"] = mean_interval([run.result["wall_time_s"] for run in self.runs])[0]
+        found["bound"] = self.runs[0].agent == "oracle" and "bound" in self.name
+        found["command"] = self.runs[0].result["command"]
+        if self.random:
+            found["random_accuracy"], found["random_accuracy_seeds_ci95"] = mean_interval(self.random)
+            found["beats_random"] = self._beats_random(found)
+        return found
+
+    def _beats_random(self, found: Mapping[str, Any]) -> bool | None:
+        """None where it executes everything, so that random skipping skips nothing either."""
+        if found["compute_blocks"] > 1 - 1e-9:
+            return None
+        n = self.runs[0].result["n_images"]
+        low = found["accuracy"] - half_width(found["accuracy"], found["accuracy_seeds_ci95"], n)
+        other = found["random_accuracy"]
+        return low > other + half_width(other, found["random_accuracy_seeds_ci95"], n)
+
+
+def half_width(accuracy: float, over_seeds: float, n_images: int) -> float:
+    """The wider of the intervals over seeds and over images; with one seed there is only the latter."""
+    over_images = 1.96 * math.sqrt(accuracy * (1 - accuracy) / n_images)
+    return over_images if math.isnan(over_seeds) else max(over_seeds, over_images)
+
+
+def flags(run: FinishedRun) -> dict[str, Any]:
+    """The arguments that make two runs comparable as seeds of one another."""
+    return {key: value for key, value in run.args.items() if key not in NOT_A_FLAG}
+
+
+def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
+    """One entry per policy; seeds of the same flags together.
+
+    Raises:
+        ValueError: runs on different environments, data sets or splits, which no table can compare.
+    """
+    for key in ("env", "dataset", "split", "n_images"):
+        values = sorted({str(run.result[key]) for run in runs})
+        if len(values) > 1:
+            raise ValueError(f"the runs differ in {key}: {', '.join(values)}; compare those that share it")
+    groups: dict[tuple[str, str, str], list[tuple[FinishedRun, Mapping[str, Any]]]] = defaultdict(list)
+    seen: set[tuple[str, float]] = set()
+    for run in runs:
+        for row in shown(run):
+            if row["name"] == "all blocks":  # the network that runs start from, once for each network
+                if (row["name"], row["accuracy"]) in seen:
+                    continue
+                seen.add((row["name"], row["accuracy"]))
+            groups[run.agent, row["name"], json.dumps(flags(run), sort_keys=True)].append((run, row))
+    names = labels(list(groups))
+    entries = []
+    for key, members in groups.items():
+        some_runs, rows = zip(*members, strict=True)
+        entries.append(Entry(names[key], some_runs, rows, random_at_rate(key[1], some_runs)))
+    return entries
+
+
+def shown(run: FinishedRun) -> list[Mapping[str, Any]]:
+    """The rows of a run that stand for themselves; random skipping at a policy's rate stands beside it."""
+    rows = run.result["policies"]
+    if run.agent == "static":
+        return rows
+    return [row for row in rows if not row["name"].startswith("random")]
+
+
+def random_at_rate(name: str, runs: Sequence[FinishedRun]) -> tuple[float, ...]:
+    """Accuracy of random skipping at the rate of the run's own policy, on the better of the weights."""
+    if name != runs[0].policy_name or runs[0].agent in ("static", "pretrain"):
+        return ()
+    return tuple(
+        max(row["accuracy"] for row in run.result["policies"] if row["name"].startswith("random"))
+        for run in runs
+    )
+
+
+def labels(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
+    """A name for each group; where two would have the same, the flags in which they differ are added."""
+    names = {}
+    for key in keys:
+        same = [json.loads(other[2]) for other in keys if other[:2] == key[:2]]
+        own = json.loads(key[2])
+        differing = [flag for flag in own if any(other.get(flag) != own[flag] for other in same)]
+        names[key] = " ".join([key[1], *(f"{flag}={own[flag]}" for flag in differing)])
+    clashes = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {key: f"{name} ({key[0]})" if name in clashes else name for key, name in names.items()}

@@ -1,0 +1,172 @@
+"""Finished runs and saved policies, put together again from their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+import envs  # noqa: F401  (registers the ids)
+from agents import sb3
+from agents.blockdrop import PolicyNetwork
+from skipnet_rl.checkpoint import load_weights
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.evaluate import Record, load_records
+from skipnet_rl.gates import make_gate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute, Policy
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.weights import build_backbone
+
+GATED = ("hybrid_reinforce", "reinforce", "gumbel")  # backbone and gate in one file
+FROZEN = ("ppo", "a2c", "dqn")  # a stable-baselines3 policy over the backbone that the run started from
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder that came to its end.
+
+    Attributes:
+        folder: where.
+        args: args.json.
+        result: result.json.
+    """
+
+    folder: Path
+    args: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> FinishedRun:
+        """Read a run folder.
+
+        Raises:
+            FileNotFoundError: it holds no run, or one that is not finished.
+            ValueError: its files are damaged.
+        """
+        if not (folder / "args.json").is_file():
+            raise FileNotFoundError(f"no run in {folder}: it has no args.json")
+        if not (folder / "result.json").is_file():
+            raise FileNotFoundError(f"no run in {folder} that came to its end: it has no result.json")
+        try:
+            args, result = (json.loads((folder / name).read_text()) for name in ("args.json", "result.json"))
+        except ValueError as error:
+            raise ValueError(f"{folder} holds a damaged args.json or result.json: {error}") from error
+        if "agent" not in result or "policies" not in result:
+            raise ValueError(f"{folder}/result.json names no agent or no policies; was it made by one here?")
+        return cls(folder, args, result)
+
+    @property
+    def agent(self) -> str:
+        """The module's name."""
+        return self.result["agent"]
+
+    @property
+    def policy_name(self) -> str:
+        """The policy that the run is about, as the table calls it."""
+        return self.result["policies"][-1]["name"]
+
+    def records(self) -> dict[str, Record]:
+        """The stored routes of each policy."""
+        return load_records(self.folder / "routes.npz")
+
+    def network(self, num_classes: int, file: str | None = None) -> ResNet:
+        """The backbone in one of the run's files, or the one that it started from."""
+        if file is None:
+            depth = gym.spec(self.result["env"]).kwargs["depth"]
+            kind = self.args.get("shortcut", "projection")
+            return build_backbone(depth, num_classes, self.result["dataset"], kind, self.args["weights"])
+        net = self._empty_network(num_classes)
+        load_weights(self.folder / file, net, prefix="net.")
+        return net
+
+    def mdp(self, net: ResNet) -> RoutingMDP:
+        """The decision process of the run over a network."""
+        return RoutingMDP(net, self.result["alpha"], self.result.get("cost", "blocks"))
+
+    def restore(self, num_classes: int, stage: str | None = None) -> tuple[RoutingMDP, Policy]:
+        """Decision process and policy, in evaluation mode on the CPU.
+
+        Args:
+            num_classes: K of the data set.
+            stage: `"sp"` or `"hrl"` of hybrid REINFORCE; None for the last.
+
+        Raises:
+            WeightsError: a file is missing or does not fit.
+            ValueError: the run has no policy that could be played on other images.
+        """
+        agent = self.agent
+        if agent == "pretrain":
+            return self.mdp(self.network(num_classes, "weights.safetensors")), AlwaysExecute()
+        if agent in GATED or agent == "blockdrop":
+            name = stage or self.policy_name.lower() if agent == "hybrid_reinforce" else "policy"
+            path = self.folder / f"{name}.safetensors"
+            net = self._empty_network(num_classes)
+            load_weights(path, net, prefix="net.")
+            policy = self._own_policy(net)
+            load_weights(path, policy, prefix="policy." if agent == "blockdrop" else "gate.")
+            return self.mdp(net), policy.eval()
+        if agent in FROZEN:
+            mdp = self.mdp(self.network(num_classes))
+            model = sb3.build_policy(self.result["policy"], mdp.num_decisions)
+            load_weights(self.folder / sb3.WEIGHTS, model.policy)
+            return mdp, model.eval()
+        raise ValueError(
+            f"{self.folder} is a run of agents.{agent}, whose rows are not policies to be played again; "
+            "agents.compare reads them as they are"
+        )
+
+    def _own_policy(self, net: ResNet) -> nn.Module:
+        if self.agent == "blockdrop":
+            return PolicyNetwork(len(net.blocks) - 1, self.args["policy_depth"], net.image_size)
+        return make_gate(self.args["gate"], net)
+
+    def _empty_network(self, num_classes: int) -> ResNet:
+        depth = gym.spec(self.result["env"]).kwargs["depth"]
+        return ResNet(depth, num_classes, self.args.get("shortcut", "projection")).eval()
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What `save_weights` wrote about a file of ours: env, gate, …
+
+    Raises:
+        WeightsError: the file is missing or damaged, or carries no such header.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    if "env" not in about or "gate" not in about:
+        raise WeightsError(f"{path} does not say which environment and gate it is for; give the run's folder")
+    return about
+
+
+def restore_checkpoint(path: Path, num_classes: int, alpha: float) -> tuple[RoutingMDP, Policy]:
+    """Decision process and gate of a gated network's safetensors file, wherever it lies.
+
+    Its header names environment and gate; the shortcut is the projection unless the header names another.
+    """
+    about = read_header(path)
+    net = ResNet(gym.spec(about["env"]).kwargs["depth"], num_classes, about.get("shortcut", "projection"))
+    gate = make_gate(about["gate"], net)
+    load_weights(path, net, prefix="net.")
+    load_weights(path, gate, prefix="gate.")
+    return RoutingMDP(net.eval(), alpha), gate.eval()
+
+
+def restore_model(
+    path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
+) -> tuple[RoutingMDP, Policy]:
+    """Decision process and policy of a stable-baselines3 .zip; see `sb3.load_model` on trust."""
+    net = build_backbone(gym.spec(env).kwargs["depth"], num_classes, dataset, weights=weights)
+    mdp = RoutingMDP(net, alpha)
+    return mdp, sb3.load_model(path, algorithm, mdp.num_decisions).eval()

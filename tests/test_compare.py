@@ -1,0 +1,165 @@
+"""agents.compare: seeds averaged, random skipping beside its policy, stored routes played again."""
+
+import csv
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from agents import compare, hybrid_reinforce, oracle, ppo, setting, static
+from agents.cli import main_with_named_errors
+from agents.entries import collect
+from agents.finished import FinishedRun
+from agents.report import markdown
+from skipnet_rl.data import load_images
+
+
+def row(name, accuracy, blocks=0.5, **more):
+    return {
+        "name": name, "accuracy": accuracy, "accuracy_ci95": 0.01, "loss": 0.3, "return": -0.1,
+        "compute_blocks": blocks, "compute_flops": blocks, "compute_flops_std": 0.02,
+        "executed_blocks_mean": 4.0, "executed_blocks_std": 1.0, "unique_routes": 3, **more,
+    }  # fmt: skip
+
+
+def run(tmp_path, agent, seed, rows, env="SkipResNet20-v0", **flags):
+    """A finished run made by hand."""
+    result = {
+        "env": env, "agent": agent, "dataset": "cifar10", "split": "test", "n_images": 10_000, "alpha": 1.0,
+        "seed": seed, "wall_time_s": 60.0, "command": f"python -m agents.{agent}", "policies": rows,
+    }  # fmt: skip
+    return FinishedRun(tmp_path, {"seed": seed, "weights": "auto", **flags}, result)
+
+
+def seeds(tmp_path, agent, accuracies, random, **flags):
+    runs = []
+    for seed, (accuracy, other) in enumerate(zip(accuracies, random, strict=True)):
+        rows = [row("all blocks", 0.9, 1.0), row("random", other), row("PPO", accuracy)]
+        runs.append(run(tmp_path, agent, seed, rows, **flags))
+    return runs
+
+
+def test_seeds_are_one_row_with_students_interval(tmp_path):
+    entries = collect(seeds(tmp_path, "ppo", [0.80, 0.82, 0.84], [0.6, 0.6, 0.6]))
+    plain, learned = (entry.summary() for entry in entries)
+    assert (plain["name"], plain["n"], plain["accuracy"]) == ("all blocks", 1, 0.9)
+    assert "beats_random" not in plain and math.isnan(plain["accuracy_seeds_ci95"])
+    assert (learned["name"], learned["n"]) == ("PPO", 3)
+    assert learned["accuracy"] == pytest.approx(0.82)
+    # deviation 0.02, t(0.975; 2) = 4.302653: 4.302653 · 0.02 / √3
+    assert learned["accuracy_seeds_ci95"] == pytest.approx(0.0496828, rel=1e-5)
+    assert learned["random_accuracy"] == pytest.approx(0.6) and learned["beats_random"] is True
+
+
+def test_overlapping_intervals_beat_nothing(tmp_path):
+    (_, learned) = collect(seeds(tmp_path, "ppo", [0.80, 0.82, 0.84], [0.78, 0.78, 0.78]))
+    assert learned.summary()["beats_random"] is False  # 0.82 - 0.05 < 0.78
+    one = collect(seeds(tmp_path, "ppo", [0.80], [0.78]))[1].summary()
+    # one seed: intervals over 10,000 images, 0.80 - 0.0078 > 0.78 + 0.0081? no: 0.7922 > 0.7881 is yes
+    assert one["beats_random"] is True
+    assert collect(seeds(tmp_path, "ppo", [0.80], [0.79]))[1].summary()["beats_random"] is False
+
+
+def test_random_skipping_stands_on_its_better_weights(tmp_path):
+    rows = [row("random", 0.5), row("random, Gumbel weights", 0.7), row("Gumbel", 0.8)]
+    (entry,) = collect([run(tmp_path, "gumbel", 0, rows)])
+    assert entry.random == (0.7,)
+
+
+def test_a_policy_that_skips_nothing_is_not_compared(tmp_path):
+    (entry,) = collect([run(tmp_path, "a2c", 0, [row("random", 0.9, 1.0), row("A2C", 0.9, 1.0)])])
+    assert entry.summary()["beats_random"] is None
+    assert "skips nothing" in markdown("title", [entry.summary()])
+
+
+def test_other_flags_are_other_rows_that_say_so(tmp_path):
+    runs = seeds(tmp_path, "ppo", [0.8, 0.8], [0.6, 0.6], alpha=1.0) + seeds(
+        tmp_path, "ppo", [0.7], [0.5], alpha=3.0
+    )
+    names = {entry.name: len(entry.rows) for entry in collect(runs)}
+    assert names == {"all blocks": 1, "PPO alpha=1.0": 2, "PPO alpha=3.0": 1}
+
+
+def test_runs_that_no_table_can_compare(tmp_path):
+    runs = seeds(tmp_path, "ppo", [0.8], [0.6]) + [
+        run(tmp_path, "ppo", 0, [row("PPO", 0.9)], "SkipResNet32-v0")
+    ]
+    with pytest.raises(ValueError, match="differ in env: SkipResNet20-v0, SkipResNet32-v0"):
+        collect(runs)
+
+
+def test_the_bound_is_marked(tmp_path):
+    rows = [row("random", 0.3), row("oracle (bound)", 0.99)]
+    (entry,) = collect([run(tmp_path, "oracle", 0, rows)])
+    assert entry.summary()["bound"]
+    assert "oracle (bound) * |" in markdown("title", [entry.summary()])
+
+
+def few(*args, **kwargs):
+    return load_images(*args, **kwargs).subset(torch.arange(48))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Four small runs: two kinds of learner, static policies, the bound."""
+    folder = tmp_path_factory.mktemp("runs")
+    small = {
+        "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "precision": "fp32",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setting, "load_images", few)
+        hybrid_reinforce.train(
+            hybrid_reinforce.Args(
+                **small, sp_iterations=1, iterations=2, tune_iterations=1, batch_size=8, alpha=30.0,
+                gate_lr=1.0, run_dir=folder / "hybrid",
+            )
+        )  # fmt: skip
+        ppo.train(ppo.Args(**small, episodes=64, num_envs=32, run_dir=folder / "ppo"))
+        static.evaluate_all(static.Args(**small, points=2, rates=(0.5,), run_dir=folder / "static"))
+        oracle.find_routes(oracle.Args(**small, run_dir=folder / "oracle"))
+    return folder
+
+
+def test_stored_routes_give_the_stored_numbers(real, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "load_images", few)
+    runs = tuple(sorted(real.iterdir()))
+    compare.main(compare.Args(runs=runs, verify=True))  # rows: 5 + 3 + 7 + 3
+    assert "verified: 18 rows of 4 runs" in capsys.readouterr().out
+
+
+def test_a_number_that_the_routes_do_not_give_is_found(real, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "load_images", few)
+    claimed = tmp_path / "claimed"
+    claimed.mkdir()
+    for file in (real / "hybrid").iterdir():
+        if file.is_file():
+            (claimed / file.name).write_bytes(file.read_bytes())
+    result = json.loads((claimed / "result.json").read_text())
+    result["policies"][-1]["compute_flops"] -= 0.01
+    (claimed / "result.json").write_text(json.dumps(result))
+    monkeypatch.setattr(sys, "argv", ["compare", str(claimed), "--verify"])
+    with pytest.raises(SystemExit) as stop:
+        main_with_named_errors(compare.Args, compare.main)
+    assert stop.value.code == 2
+    assert "HRL: compute_flops is" in capsys.readouterr().err
+
+
+def test_table_and_pictures_are_written(real, tmp_path):
+    rows = compare.main(compare.Args(runs=tuple(sorted(real.iterdir())), out=tmp_path))
+    stored = json.loads((tmp_path / "comparison.json").read_text())["policies"]
+    assert [one["name"] for one in stored] == [one["name"] for one in rows]
+    with (tmp_path / "comparison.csv").open() as file:
+        assert [float(line["accuracy"]) for line in csv.DictReader(file)] == [one["accuracy"] for one in rows]
+    text = (tmp_path / "comparison.md").read_text()
+    assert text.count("\n| ") == len(rows) + 1  # and the header
+    for name in ("frontier", "computation_reduction", "skipped_layers"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_runs_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main_with_named_errors(compare.Args, compare.main)
+    assert stop.value.code == 2 and "no run in" in capsys.readouterr().err
