@@ -48,7 +48,7 @@ class Args(CommonArgs):
     """training steps with a frozen backbone; over the first half of them the blocks are added"""
     joint: int = 200
     """training steps of backbone and policy network together"""
-    batch_size: int = 256
+    batch_size: int = 128
     """images per step"""
     penalty: float = 5.0
     """minus the reward of a wrong answer (γ)"""
