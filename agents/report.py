@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skipnet_rl import plots
+from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
 
 
@@ -34,13 +35,23 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 
 def write_plots(run: Run, result: Mapping[str, Any], stages: Sequence[int]) -> None:
-    """Blocks executed per image, execution rate per block, and the training curves."""
-    shown = [row for row in result["policies"] if row["name"] in ("random", "SP", "HRL")]
+    """Blocks per image, execution rate per block, skipped layers, and the training curves.
+
+    Those of the last policy, which the run is about, beside the supervised one that it began from and
+    random skipping.
+    """
+    *others, last = result["policies"]
+    shown = [row for row in others if row["name"] in ("random", "SP")] + [last]
     figures = {
         "executed_blocks": plots.executed_blocks(shown),
         "execution_rate": plots.execution_rate(shown, stages),
-        "training": plots.training_curves(run.metrics()),
     }
+    metrics = run.metrics()
+    if any("val/accuracy" in line for line in metrics):  # a bound or a static policy is not trained
+        figures["training"] = plots.training_curves(metrics)
+    if (run.folder / "routes.npz").is_file():
+        records = load_records(run.folder / "routes.npz")
+        figures["skipped_layers"] = plots.skipped_layers({row["name"]: records[row["name"]] for row in shown})
     for name, figure in figures.items():
         plots.save_figure(figure, run.folder / "plots" / f"{name}.png")
 

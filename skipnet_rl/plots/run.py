@@ -1,23 +1,14 @@
-"""Figures from a run folder's files, drawn without pyplot so that no global state is touched."""
+"""Figures of one run: blocks per image, rate per block, training curves, accuracy against FLOPs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = {"all blocks": "0.45", "random": "tab:orange", "SP": "tab:green", "HRL": "tab:blue"}
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
-    return path
+from skipnet_rl.plots.canvas import FLOPS_LABEL, palette, plain_axes, stage_bands
 
 
 def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
@@ -26,16 +17,15 @@ def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         policies: entries of result.json.
     """
-    figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
-    axes = figure.add_subplot()
+    figure, axes = plain_axes()
+    colours = palette(policy["name"] for policy in policies)
     for policy in policies:
         counts = np.asarray(policy["executed_blocks_histogram"])
         axes.bar(np.arange(len(counts)), counts / counts.sum(), width=1, alpha=0.6,
-                 color=COLOURS.get(policy["name"]),
+                 color=colours[policy["name"]],
                  label=f"{policy['name']}, mean {policy['executed_blocks_mean']:.1f}")  # fmt: skip
     axes.set(xlabel="gated blocks executed per image", ylabel="share of images")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
 
@@ -47,26 +37,17 @@ def execution_rate(policies: Sequence[Mapping[str, Any]], stages: Sequence[int])
         policies: entries of result.json.
         stages: the stage of each gated block [N], drawn as bands.
     """
-    figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
-    axes = figure.add_subplot()
+    figure, axes = plain_axes()
+    colours = palette(policy["name"] for policy in policies)
     for policy in policies:
-        rate = policy["execution_rate"]
-        axes.step(np.arange(1, len(rate) + 1), rate, where="mid", color=COLOURS.get(policy["name"]),
-                  label=policy["name"])  # fmt: skip
-    _stage_bands(axes, stages)
+        edges = np.arange(len(stages) + 1) + 0.5
+        axes.stairs(policy["execution_rate"], edges, baseline=None, color=colours[policy["name"]], lw=1.5,
+                    label=policy["name"])  # fmt: skip
+    stage_bands(axes, stages)
     axes.set(xlabel="gated block", ylabel="share of images that execute it", ylim=(-0.02, 1.02))
     axes.set_xlim(0.5, len(stages) + 0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=4)  # lines run everywhere in the axes
     return figure
-
-
-def _stage_bands(axes: Any, stages: Sequence[int]) -> None:
-    for stage in sorted(set(stages)):
-        places = [place for place, other in enumerate(stages, start=1) if other == stage]
-        axes.axvspan(places[0] - 0.5, places[-1] + 0.5, color="0.5", alpha=0.06 * (1 + stage % 2), lw=0)
-        axes.text(np.mean(places), 1.03, f"stage {stage + 1}", ha="center", va="bottom", fontsize=8,
-                  color="0.4", transform=axes.get_xaxis_transform())  # fmt: skip
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -97,8 +78,7 @@ def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         policies: entries of result.json; those with a `"bias"` are joined to a curve.
     """
-    figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
-    axes = figure.add_subplot()
+    figure, axes = plain_axes()
     curve = [row for row in policies if "bias" in row]
     others = [row for row in policies if "bias" not in row]
     for rows, style, colour, label in ((curve, "o-", "tab:blue", "gates, by bias"),
@@ -113,6 +93,5 @@ def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
                       ha="center", textcoords="offset points", xytext=(0, 6 if number % 2 else -12),
                       color="0.35")  # fmt: skip
     axes.legend(frameon=False, loc="lower right")
-    axes.set(xlabel="FLOPs (% of the plain network, gates included)", ylabel="accuracy (%)")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel=FLOPS_LABEL, ylabel="accuracy (%)")
     return figure

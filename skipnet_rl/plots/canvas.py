@@ -1,0 +1,66 @@
+"""What the figures share: the canvas, colours of policies, bands of stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+
+COLOURS = {"all blocks": "0.45", "random": "tab:orange", "SP": "tab:green", "HRL": "tab:blue"}
+OTHERS = (
+    "tab:purple", "tab:red", "tab:cyan", "tab:brown", "tab:pink", "tab:olive", "navy", "black", "teal",
+    "gold", "salmon", "yellowgreen",
+)  # fmt: skip
+
+EXECUTED, SKIPPED, PALE = "#2b6cb0", "white", "#a0aec0"  # cells of a route, as the environment renders them
+RIGHT, WRONG = "#2f855a", "#c53030"
+
+FLOPS_LABEL = "FLOPs (% of the plain network, gates included)"
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
+    return path
+
+
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each policy: its own in every figure where it has one, else the next free one."""
+    free = cycle(OTHERS)
+    return {name: COLOURS.get(name) or next(free) for name in dict.fromkeys(names)}
+
+
+def plain_axes(width: float = 7, height: float = 3.6) -> tuple[Figure, Any]:
+    """A figure of that many inches and its only axes, open at the top and on the right."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def legend_beside(figure: Figure, axes: Any) -> None:
+    """A legend on the right of the axes, of points without their intervals, which would hide them."""
+    handles, labels = axes.get_legend_handles_labels()
+    markers = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
+    figure.legend(markers, labels, frameon=False, loc="outside right upper", fontsize=8)
+
+
+def stage_bands(axes: Any, stages: Sequence[int]) -> None:
+    """Shade and name the stages of gated blocks 1 … N along the x axis.
+
+    Args:
+        axes: where.
+        stages: the stage of each gated block [N].
+    """
+    for stage in sorted(set(stages)):
+        places = [place for place, other in enumerate(stages, start=1) if other == stage]
+        axes.axvspan(places[0] - 0.5, places[-1] + 0.5, color="0.5", alpha=0.06 * (1 + stage % 2), lw=0)
+        axes.text(np.mean(places), 1.03, f"stage {stage + 1}", ha="center", va="bottom", fontsize=8,
+                  color="0.4", transform=axes.get_xaxis_transform())  # fmt: skip

@@ -1,0 +1,88 @@
+"""The images that a policy finds easiest and hardest, each over its route."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from skipnet_rl.data import Images
+from skipnet_rl.evaluate import Record
+from skipnet_rl.plots.canvas import EXECUTED, PALE, RIGHT, SKIPPED, WRONG
+
+COLUMNS = 8  # images beside one another
+
+
+def pick_easy_and_hard(record: Record, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the images with the most skipped blocks among the right ones, and with the fewest of all.
+
+    Images that skip equally many stay in the order of the data set.
+    """
+    skipped = (~record.routes).sum(axis=1)
+    right = np.flatnonzero(record.correct)
+    easy = right[np.argsort(-skipped[right], kind="stable")[:count]]
+    return easy, np.argsort(skipped, kind="stable")[:count]
+
+
+def easy_and_hard(images: Images, record: Record, stages: Sequence[int], count: int = 16) -> Figure:
+    """Grid of the easiest images (most blocks skipped, and right) and the hardest (fewest skipped).
+
+    Under each image its route, one row of cells per stage, filled where the block was executed; over it
+    the label, and the prediction where that is another.
+
+    Args:
+        images: the split that was evaluated, M images.
+        record: stored routes [M, N] of the policy.
+        stages: the stage of each gated block [N].
+        count: images of either kind.
+    """
+    if len(images) != len(record.routes):
+        raise ValueError(
+            f"{len(images)} images for routes of {len(record.routes)}; expected the split that was evaluated"
+        )
+    groups = pick_easy_and_hard(record, count)
+    rows = [max(1, ceil(len(chosen) / COLUMNS)) for chosen in groups]
+    columns = max(4, min(COLUMNS, count))  # four have room for the titles
+    floor = -0.06 - 0.14 * len(set(stages))  # in sides of an image
+    height = sum(rows) * (1.1 * (1 - floor) + 0.32) + 0.9  # inches: pictures over routes, their titles
+    figure = Figure(figsize=(1.2 * columns, height), layout="constrained", dpi=150)
+    titles = ("easiest: most blocks skipped, classified correctly", "hardest: fewest blocks skipped")
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=rows)[:, 0]
+    parts[-1].supxlabel("one row of cells per stage: executed filled, skipped empty", fontsize=8)
+    for part, title, chosen, lines in zip(parts, titles, groups, rows, strict=True):
+        part.suptitle(title, fontsize=10, fontweight="bold")
+        grid = part.subplots(lines, columns, squeeze=False).ravel()
+        for axes in grid:
+            axes.set_axis_off()
+            axes.set(xlim=(-0.02, 1.02), ylim=(floor, 1.0), aspect="equal")
+        for axes, index in zip(grid, chosen.tolist(), strict=False):
+            axes.imshow(images.picture(index), extent=(0, 1, 0, 1), interpolation="nearest")
+            axes.set(xlim=(-0.02, 1.02), ylim=(floor, 1.0))  # imshow has set them to the image's
+            _draw_route(axes, record.routes[index], stages)
+            _write_outcome(axes, images, record, index)
+    return figure
+
+
+def _draw_route(axes: Any, route: NDArray[np.bool_], stages: Sequence[int]) -> None:
+    names = sorted(set(stages))
+    width = 1 / max(list(stages).count(stage) for stage in names)
+    for row, stage in enumerate(names):
+        places = [place for place, other in enumerate(stages) if other == stage]
+        for column, place in enumerate(places):
+            face, edge = (EXECUTED, EXECUTED) if route[place] else (SKIPPED, PALE)
+            corner = ((column + 0.1) * width, -0.06 - 0.14 * (row + 1) + 0.03)
+            axes.add_patch(Rectangle(corner, 0.8 * width, 0.1, facecolor=face, edgecolor=edge, lw=0.5))
+
+
+def _write_outcome(axes: Any, images: Images, record: Record, index: int) -> None:
+    label, prediction = int(images.labels[index]), int(record.predictions[index])
+    text = images.classes[label] if prediction == label else (
+        f"{images.classes[label]} → {images.classes[prediction]}")  # fmt: skip
+    skipped = int((~record.routes[index]).sum())
+    axes.set_title(f"{text}\n{skipped} of {record.routes.shape[1]} skipped", fontsize=7, pad=2,
+                   color=RIGHT if prediction == label else WRONG)  # fmt: skip

@@ -1,0 +1,84 @@
+"""Intervals over seeds or images, and rank correlations with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+
+def mean_interval(values: Sequence[float] | NDArray[Any]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval (Student's t); the half width of a single value is nan.
+
+    >>> mean, half = mean_interval([1.0, 2.0, 3.0])
+    >>> print(f"{mean:.0f} ± {half:.2f}")
+    2 ± 2.48
+    """
+    sample = np.asarray(values, dtype=float)
+    n = len(sample)
+    if n == 0:
+        raise ValueError("no values; expected at least one to take the mean of")
+    mean = float(sample.mean())
+    if n < 2:
+        return mean, math.nan
+    return mean, float(stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / math.sqrt(n))
+
+
+def magnitudes(factors: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    """The factors, those with both signs by their size and under the name `|name|`.
+
+    A rotation or a shear is difficult at both ends, which no rank correlation with the signed value sees.
+    """
+    found = {}
+    for name, values in factors.items():
+        column = np.asarray(values)
+        signed = column.min(initial=0) < 0 < column.max(initial=0)
+        found[f"|{name}|" if signed else name] = np.abs(column) if signed else column
+    return found
+
+
+def rank_correlations(
+    factors: Mapping[str, ArrayLike], skipped: ArrayLike, seed: int = 0, resamples: int = 1000
+) -> dict[str, tuple[float, float, float]]:
+    """Spearman's rank correlation of each factor with the skipped blocks, and its interval over images.
+
+    Args:
+        factors: difficulty factors [M] by name, on the CPU; see `magnitudes` for signed ones.
+        skipped: skipped blocks of each image [M].
+        seed: of the bootstrap, whose resamples of images are the same for every factor.
+        resamples: how many; those in which a column is constant have no correlation and are left out.
+
+    Returns:
+        name → (rho, low, high): the 95 % percentile interval; nan where the factor or the skipped blocks
+        are constant.
+    """
+    columns = np.column_stack([np.asarray(skipped), *map(np.asarray, factors.values())]).astype(float)
+    names, m = list(factors), len(columns)
+    varied = (columns != columns[:1]).any(axis=0)
+    kept = [0, *(1 + number for number in range(len(names)) if varied[1 + number])]
+    found = dict.fromkeys(names, (math.nan, math.nan, math.nan))
+    if not varied[0] or len(kept) == 1:
+        return found
+    columns = columns[:, kept]
+    rho = _correlations_of_first(columns)
+    draws = np.random.default_rng(seed)
+    drawn = np.array([
+        _correlations_of_first(columns[draws.integers(m, size=m)]) for _ in range(resamples)
+    ])  # fmt: skip
+    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+    for number, column in enumerate(kept[1:]):
+        found[names[column - 1]] = float(rho[number]), float(low[number]), float(high[number])
+    return found
+
+
+def _correlations_of_first(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rank correlations of column 0 of [M, 1 + F] with each other one, [F]; nan for a constant column."""
+    ranks = stats.rankdata(columns, axis=0)  # ties take the mean of their ranks
+    ranks -= ranks.mean(axis=0)
+    scale = np.sqrt((ranks**2).sum(axis=0))
+    with np.errstate(invalid="ignore"):
+        return ranks[:, 0] @ ranks[:, 1:] / (scale[0] * scale[1:])

@@ -1,0 +1,85 @@
+"""Intervals against a table, rank correlations against hand and scipy."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from skipnet_rl.statistics import magnitudes, mean_interval, rank_correlations
+
+ISNAN = pytest.approx((math.nan,) * 3, nan_ok=True)
+
+
+def test_interval_by_the_t_table():
+    # 4, 6, 8, 10, 12: mean 8, variance 40/4 = 10; t of four degrees of freedom is 2.776 in the tables
+    assert mean_interval([4, 6, 8, 10, 12]) == pytest.approx((8.0, 2.776 * math.sqrt(10 / 5)), rel=1e-3)
+
+
+def test_interval_over_many_is_the_normal_one():
+    values = np.random.default_rng(0).normal(size=20_000)
+    assert mean_interval(values)[1] == pytest.approx(1.96 * values.std() / math.sqrt(20_000), rel=1e-3)
+
+
+def test_interval_of_one_value_and_of_none():
+    assert mean_interval([0.25]) == pytest.approx((0.25, math.nan), nan_ok=True)
+    assert mean_interval([3, 3]) == (3, 0)
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
+
+
+def test_rank_correlation_by_hand():
+    # ranks 1 2 3 4 5 against 2 1 4 3 5: squared differences 1 1 1 1 0, so rho = 1 - 6·4 / (5·24) = 0.8
+    found = rank_correlations({"scale": [13.0, 15.0, 20.0, 21.0, 27.0]}, [2, 1, 4, 3, 5])
+    assert found["scale"][0] == pytest.approx(0.8)
+    # ties share their ranks: 1.5 1.5 3.5 3.5 against 1 2 3 4, covariance 4, sums of squares 4 and 5
+    assert rank_correlations({"a": [1, 2, 3, 4]}, [0, 0, 7, 7])["a"][0] == pytest.approx(4 / math.sqrt(20))
+
+
+def test_rank_correlations_of_many_images():
+    draws = np.random.default_rng(1)
+    skipped = draws.integers(0, 9, 600)
+    factors = {
+        "related": torch.from_numpy(skipped + draws.normal(size=600) * 4).float(),
+        "unrelated": torch.from_numpy(draws.normal(size=600)),
+        "opposed": -skipped,
+    }
+    found = rank_correlations(factors, skipped, seed=3, resamples=300)
+    assert list(found) == list(factors)
+    for name, (rho, low, high) in found.items():
+        assert rho == pytest.approx(stats.spearmanr(factors[name], skipped).statistic)
+        assert low <= rho <= high
+    rho, low, high = found["related"]
+    assert low > 0 and 0.05 < high - low < 0.3  # 4 · 0.85 / √600 = 0.14 for rho near 0.4
+    assert found["unrelated"][1] < 0 < found["unrelated"][2]
+    assert found["opposed"] == pytest.approx((-1, -1, -1))
+    assert found == rank_correlations(factors, skipped, seed=3, resamples=300)
+    assert found["related"][1] != rank_correlations(factors, skipped, seed=4, resamples=300)["related"][1]
+
+
+def test_interval_is_about_as_wide_as_the_theory_says():
+    # for independent columns the deviation of rho is 1 / √(M - 1), Kendall & Gibbons
+    draws = np.random.default_rng(2)
+    found = rank_correlations({"a": draws.normal(size=900)}, draws.normal(size=900), seed=0)
+    assert found["a"][2] - found["a"][1] == pytest.approx(2 * 1.96 / math.sqrt(899), rel=0.15)
+
+
+def test_constant_columns_have_no_rank_correlation():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rank_correlations({"a": [1.0, 2.0, 3.0]}, [4, 4, 4]) == {"a": ISNAN}
+        found = rank_correlations({"a": [1.0, 1.0, 1.0], "b": [1.0, 2.0, 3.0]}, [1, 2, 3])
+        assert found["a"] == ISNAN and found["b"][0] == pytest.approx(1)
+        # nearly constant: a third of the resamples miss the odd image and have no correlation
+        rho, low, high = rank_correlations({"a": range(10)}, [0] * 9 + [1])["a"]
+    assert rho == pytest.approx(stats.spearmanr(range(10), [0] * 9 + [1]).statistic)
+    assert 0 < low <= high <= 1
+
+
+def test_magnitudes():
+    found = magnitudes({"rotation": torch.tensor([-20.0, 5.0]), "blur": [0.0, 2.0], "down": [-3.0, -1.0]})
+    assert list(found) == ["|rotation|", "blur", "down"]
+    assert found["|rotation|"].tolist() == [20, 5]
+    assert found["blur"].tolist() == [0, 2] and found["down"].tolist() == [-3, -1]
