@@ -12,6 +12,8 @@ above that of random skipping at its own rate of execution, on the weights that 
 from __future__ import annotations
 
 import csv
+import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,11 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
-from agents.entries import Entry, collect
+from agents.entries import Entry, collect, flags, half_width
 from agents.finished import FinishedRun
 from agents.report import markdown, print_comparison
 from skipnet_rl import plots
@@ -64,18 +67,44 @@ def write_files(
         writer.writeheader()
         writer.writerows(rows)
     write_json(folder / "comparison.json", {"schema": 1, "title": title, "policies": list(rows)})
+    for name, figure in pictures(rows, entries).items():
+        plots.save_figure(figure, folder / f"{name}.png")
+
+
+def pictures(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> dict[str, Figure]:
+    """The frontier; of the learned policies compute saved and skipped layers; their curves over alpha."""
     learned = [entry for entry in entries if entry.random]
-    figures = {"frontier": plots.frontier(rows)}
+    drawn = [drawn_row(row, entries[0].runs[0].result["n_images"]) for row in rows]
+    figures = {"frontier": plots.frontier(drawn)}
     if learned:
-        chosen = [row for row in rows if "random_accuracy" in row]
+        chosen = [row for row in drawn if "random_accuracy" in row]
         figures["computation_reduction"] = plots.computation_reduction(chosen)
         figures["skipped_layers"] = plots.skipped_layers(
             {entry.name: entry.runs[0].records()[entry.rows[0]["name"]] for entry in learned}
         )
-    if len({run.result["alpha"] for entry in learned for run in entry.runs}) > 1:
-        figures["alpha_curve"] = plots.alpha_curve([run.result for entry in learned for run in entry.runs])
-    for name, figure in figures.items():
-        plots.save_figure(figure, folder / f"{name}.png")
+    if over_alpha := by_alpha(learned):
+        figures["alpha_curve"] = plots.alpha_curve(over_alpha)
+    return figures
+
+
+def drawn_row(row: Mapping[str, Any], n_images: int) -> dict[str, Any]:
+    """A summary with the intervals that a picture is to show: the wider one, and over seeds."""
+    accuracy = half_width(row["accuracy"], row["accuracy_seeds_ci95"], n_images)
+    return {**row, "accuracy_ci95": accuracy, "compute_flops_ci95": row["compute_flops_seeds_ci95"]}
+
+
+def by_alpha(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Results of those policies that were trained at several alphas and otherwise alike."""
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        rest = {key: value for key, value in flags(entry.runs[0]).items() if key != "alpha"}
+        groups[json.dumps([entry.runs[0].agent, rest], sort_keys=True)].append(entry)
+    return [
+        {**run.result, "policies": [{**row, "name": f"{row['name']} ({number})" if number else row["name"]}]}
+        for number, group in enumerate(group for group in groups.values() if len(group) > 1)
+        for entry in group
+        for run, row in zip(entry.runs, entry.rows, strict=True)
+    ]
 
 
 def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:

@@ -43,6 +43,8 @@ class Entry:
         found: dict[str, Any] = {"name": self.name, "agent": self.runs[0].agent, "n": len(self.rows)}
         for key in AVERAGED:
             found[key], found[f"{key}_seeds_ci95"] = mean_interval([row[key] for row in self.rows])
+        rates = zip(*(row["execution_rate"] for row in self.rows), strict=True)
+        found["execution_rate"] = [sum(rate) / len(rate) for rate in rates]
         found["seeds"] = [run.result["seed"] for run in self.runs]
         found["alpha"] = self.runs[0].result["alpha"]
         found["wall_time_s"] = mean_interval([run.result["wall_time_s"] for run in self.runs])[0]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Biased, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.runs import provenance
+from skipnet_rl.statistics import magnitudes
 
 
 @dataclass(frozen=True)
@@ -145,18 +147,37 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     }  # fmt: skip
     print_table(found)
     if subject.out is not None:
-        write(subject.out, f"{'budget' if biases else 'evaluation'}-{images.split}-{args.mode}", found, rows)
+        name = f"{'budget' if biases else 'evaluation'}-{images.split}-{args.mode}"
+        write(subject.out, name, found, rows)
+        figures = pictures(subject, images, found, rows)
+        for title, figure in figures.items():
+            plots.save_figure(figure, subject.out / "plots" / f"{title}-{images.split}-{args.mode}.png")
+        tqdm.write(f"wrote {subject.out / name}.json and {len(figures)} pictures beside it")
     return found
 
 
 def write(folder: Path, name: str, found: dict[str, Any], rows: Mapping[str, Evaluation]) -> None:
-    """The numbers, the routes and, of several biases, the curve."""
+    """The numbers and the routes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", found)
     save_evaluations(folder / f"{name}.npz", rows)
-    if name.startswith("budget"):
-        plots.save_figure(plots.trade_off(found["policies"]), folder / "plots" / f"{name}.png")
-    tqdm.write(f"wrote {folder / name}.json")
+
+
+def pictures(
+    subject: Subject, images: Images, found: Mapping[str, Any], rows: Mapping[str, Evaluation]
+) -> dict[str, Figure]:
+    """Of several biases the curve; else which images and blocks are skipped, and with what it goes."""
+    if any("bias" in row for row in found["policies"]):
+        return {"budget": plots.trade_off(found["policies"])}
+    record = rows[subject.name].record()
+    figures = {
+        "easy_and_hard": plots.easy_and_hard(images, record, subject.mdp.net.stages[1:]),
+        "skip_rate_by_class": plots.skip_rate_by_class(record, images.labels.cpu().numpy(), images.classes),
+    }
+    if factors := getattr(images, "factors", None):
+        known = magnitudes({name: values.cpu().numpy() for name, values in factors.items()})
+        figures["difficulty"] = plots.difficulty(known, (~record.routes).sum(axis=1))
+    return figures
 
 
 def main(args: Args) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ COLUMNS = (
     "policy", "seeds", "accuracy", "± images", "FLOPs", "± per image", "blocks", "return", "routes",
     "random at its rate", "beats it",
 )  # fmt: skip
+NOT_IN_TERMINAL = ("± images", "± per image", "blocks")
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -97,10 +98,12 @@ def markdown(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table in the terminal."""
+    """The table in the terminal, without the columns that a narrow one has no room for."""
     table = Table(title=title)
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left")
+    shown = [number for number, column in enumerate(COLUMNS) if column not in NOT_IN_TERMINAL]
+    for number in shown:
+        table.add_column(COLUMNS[number], justify="right" if number else "left")
     for row in rows:
-        table.add_row(*cells(row))
+        text = cells(row)
+        table.add_row(*(text[number] for number in shown))
     Console().print(table)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,9 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import provenance
+from skipnet_rl.statistics import mean_interval
 from skipnet_rl.weights import build_backbone
 
-T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of seeds
 VARIANTS: dict[str, dict[str, Any]] = {
     "reference": {},
     "no warm-up": {"warmup": False},
@@ -108,24 +107,15 @@ def run(args: Args, net: ResNet, data: Images, val: Images) -> dict[str, float]:
     return {**{key: done[key] for key in kept}, "seconds": time.perf_counter() - started}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of the 95 % interval over seeds (Student's t)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return mean, T975[len(values)] * deviation / math.sqrt(len(values))
-
-
 def table(found: dict[str, Any]) -> str:
     """The result as Markdown: mean and interval over seeds."""
     lines = ["| variant | accuracy | blocks | return | routes | n |", "|---|---|---|---|---|---|"]
     for name, runs in found["variants"].items():
         cells = []
         for key, scale, digits in (("accuracy", 100, 2), ("compute_blocks", 100, 1), ("return", 1, 3)):
-            mean, half = interval([scale * one[key] for one in runs.values()])
+            mean, half = mean_interval([scale * one[key] for one in runs.values()])
             cells.append(f"{mean:.{digits}f} ± {half:.{digits}f}")
-        routes, _ = interval([one["unique_routes"] for one in runs.values()])
+        routes, _ = mean_interval([one["unique_routes"] for one in runs.values()])
         lines.append(f"| {name} | {' | '.join(cells)} | {routes:.0f} | {len(runs)} |")
     return "\n".join(lines)
 

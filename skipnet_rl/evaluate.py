@@ -23,6 +23,14 @@ from skipnet_rl.precision import autocast
 from skipnet_rl.rollout import rollout
 
 
+class Record(NamedTuple):
+    """What `save_evaluations` keeps of a policy: routes [M, N] bool, predictions [M], correct [M] bool."""
+
+    routes: NDArray[np.bool_]
+    predictions: NDArray[np.int16]
+    correct: NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a policy did with each of M images; N decisions, K classes.
@@ -60,6 +68,11 @@ class Evaluation:
         """Half width of the accuracy's 95 % interval over images (normal approximation)."""
         p = self.accuracy
         return 1.96 * math.sqrt(p * (1 - p) / len(self.correct))
+
+    def record(self) -> Record:
+        """What `save_evaluations` keeps of it."""
+        predictions = self.predictions.numpy().astype(np.int16)
+        return Record(self.routes.numpy(), predictions, self.correct.numpy())
 
     def summary(self, name: str) -> dict[str, Any]:
         """The policy's entry in result.json."""
@@ -129,22 +142,15 @@ def save_evaluations(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
     """Write the routes and predictions of each policy, image by image, as one .npz."""
     arrays: dict[str, Any] = {"policies": np.array(list(evaluations))}
     for number, done in enumerate(evaluations.values()):
-        arrays[f"{number}/routes"] = np.packbits(done.routes.numpy(), axis=1)
-        arrays[f"{number}/predictions"] = done.predictions.numpy().astype(np.int16)
-        arrays[f"{number}/correct"] = np.packbits(done.correct.numpy())
-        arrays[f"{number}/shape"] = np.array(done.routes.shape)
+        record = done.record()
+        arrays[f"{number}/routes"] = np.packbits(record.routes, axis=1)
+        arrays[f"{number}/predictions"] = record.predictions
+        arrays[f"{number}/correct"] = np.packbits(record.correct)
+        arrays[f"{number}/shape"] = np.array(record.routes.shape)
     beside = path.with_name(path.name + ".new")
     with beside.open("wb") as file:
         np.savez_compressed(file, **arrays)
     beside.replace(path)
-
-
-class Record(NamedTuple):
-    """What `save_evaluations` keeps of a policy: routes [M, N] bool, predictions [M], correct [M] bool."""
-
-    routes: NDArray[np.bool_]
-    predictions: NDArray[np.int16]
-    correct: NDArray[np.bool_]
 
 
 def load_records(path: Path) -> dict[str, Record]:

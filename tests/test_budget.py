@@ -73,6 +73,8 @@ def test_a_run_played_again_gives_its_result(which, request, play):
     ran = last_row(folder)
     for key in ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "execution_rate"):
         assert rows[1][key] == ran[key], key
+    for picture in ("easy_and_hard", "skip_rate_by_class", "difficulty"):
+        assert (folder / "plots" / f"{picture}-test-greedy.png").is_file()
     stored = json.loads((folder / "evaluation-test-greedy.json").read_text())
     assert stored["policies"] == rows and stored["split"] == "test"
     record = load_records(folder / "evaluation-test-greedy.npz")[ran["name"]]

@@ -20,7 +20,8 @@ def row(name, accuracy, blocks=0.5, **more):
     return {
         "name": name, "accuracy": accuracy, "accuracy_ci95": 0.01, "loss": 0.3, "return": -0.1,
         "compute_blocks": blocks, "compute_flops": blocks, "compute_flops_std": 0.02,
-        "executed_blocks_mean": 4.0, "executed_blocks_std": 1.0, "unique_routes": 3, **more,
+        "executed_blocks_mean": 4.0, "executed_blocks_std": 1.0, "unique_routes": 3,
+        "execution_rate": [accuracy, 0.5], **more,
     }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def test_seeds_are_one_row_with_students_interval(tmp_path):
     assert learned["accuracy"] == pytest.approx(0.82)
     # deviation 0.02, t(0.975; 2) = 4.302653: 4.302653 · 0.02 / √3
     assert learned["accuracy_seeds_ci95"] == pytest.approx(0.0496828, rel=1e-5)
+    assert learned["execution_rate"] == pytest.approx([0.82, 0.5])
     assert learned["random_accuracy"] == pytest.approx(0.6) and learned["beats_random"] is True
 
 
@@ -80,6 +82,17 @@ def test_other_flags_are_other_rows_that_say_so(tmp_path):
     )
     names = {entry.name: len(entry.rows) for entry in collect(runs)}
     assert names == {"all blocks": 1, "PPO alpha=1.0": 2, "PPO alpha=3.0": 1}
+
+
+def test_curves_over_alpha_join_what_differs_in_nothing_else(tmp_path):
+    """Two alphas of the same flags are a curve; a third run with another gate stands alone."""
+    runs = [
+        *seeds(tmp_path, "ppo", [0.8, 0.81], [0.6, 0.6], alpha=1.0, width=64),
+        *seeds(tmp_path, "ppo", [0.7], [0.5], alpha=3.0, width=64),
+        *seeds(tmp_path, "ppo", [0.6], [0.5], alpha=1.0, width=32),
+    ]
+    found = compare.by_alpha([entry for entry in collect(runs) if entry.random])
+    assert sorted(result["policies"][-1]["accuracy"] for result in found) == [0.7, 0.8, 0.81]
 
 
 def test_runs_that_no_table_can_compare(tmp_path):
