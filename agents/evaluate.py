@@ -3,6 +3,7 @@
     python -m agents.evaluate runs/…                                   # the test set, once
     python -m agents.evaluate runs/… runs/…/sp.safetensors             # folders and checkpoints alike
     python -m agents.evaluate runs/… --biases -1 -0.5 0 0.5            # accuracy against FLOPs
+    python -m agents.evaluate resnet110-rendered-digits-hrl            # a shipped one
     python -m agents.evaluate model.zip --trust-sb3 ppo --env SkipResNet20-v0 --weights …
 
 A bias on the policy's log-odds makes every decision a little more or less willing to execute; it traces
@@ -35,6 +36,7 @@ from skipnet_rl.policies import AlwaysExecute, Biased, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import magnitudes
+from skipnet_rl.weights import index, weights_path
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Args:
     """Evaluate runs, checkpoints and models."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """run folders, safetensors files of gated networks, or stable-baselines3 .zip files"""
+    """run folders, safetensors files of gated networks (or names of shipped ones), or stable-baselines3
+    .zip files"""
     stage: str | None = None
     """of a run of hybrid REINFORCE: sp or hrl (default: the last)"""
     biases: tuple[float, ...] = ()
@@ -94,6 +97,8 @@ def restore(path: Path, args: Args) -> Subject:
         FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
     """
     split = args.split or ("val" if args.biases else "test")
+    shipped = next((entry for entry in index() if entry["name"] == str(path)), {})
+    path = weights_path(path)
     if path.is_dir() or not path.suffix:
         run = FinishedRun.read(path)
         images = load_images(run.result["dataset"], split, args.data_dir)
@@ -101,7 +106,7 @@ def restore(path: Path, args: Args) -> Subject:
         about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
         name = (args.stage or run.policy_name).upper() if args.stage else run.policy_name
         return Subject(name, about, mdp, policy, images, args.out or path)
-    dataset, _ = resolve_dataset(args.dataset, args.data_dir)
+    dataset = shipped.get("dataset") or resolve_dataset(args.dataset, args.data_dir)[0]
     images = load_images(dataset, split, args.data_dir)
     about = {"dataset": dataset, "alpha": args.alpha}
     if path.suffix == ".zip":

@@ -220,20 +220,27 @@ def test_learning_rates_fall_in_hrl_and_in_its_tuning():
 
 def test_shipped_weights_are_as_good_as_the_index_says():
     """On the first 1,000 test images, within three deviations of the whole set's accuracy."""
+    from agents.finished import restore_checkpoint
     from skipnet_rl.data import load_images
     from skipnet_rl.evaluate import evaluate
     from skipnet_rl.mdp import RoutingMDP
     from skipnet_rl.policies import AlwaysExecute
-    from skipnet_rl.weights import build_backbone, index
+    from skipnet_rl.weights import build_backbone, index, weights_path
 
     entries = [entry for entry in index() if entry["dataset"] == "rendered-digits"]
     assert {entry["depth"] for entry in entries} == {20, 110}
     test = load_images("rendered-digits", "test").first(1_000)
     for entry in entries:
-        net = build_backbone(entry["depth"], 10, "rendered-digits")
+        if "gate" in entry:
+            mdp, policy = restore_checkpoint(weights_path(entry["name"]), 10, entry["alpha"])
+        else:
+            net = build_backbone(entry["depth"], 10, "rendered-digits", weights=entry["name"])
+            mdp, policy = RoutingMDP(net), AlwaysExecute()
+        done = evaluate(mdp, policy, test)
         stated = entry["test_accuracy"]
         margin = 3 * (stated * (1 - stated) / len(test)) ** 0.5
-        assert evaluate(RoutingMDP(net), AlwaysExecute(), test).accuracy == pytest.approx(stated, abs=margin)
+        assert done.accuracy == pytest.approx(stated, abs=margin), entry["name"]
+        assert done.compute_flops.mean() == pytest.approx(entry.get("compute_flops", 1), abs=0.01)
 
 
 def test_pretrain_learns_and_writes_its_weights(tmp_path, monkeypatch):
