@@ -30,11 +30,6 @@ def test_every_variant_has_the_same_number_of_steps_and_episodes():
         assert args.batch_size == Args().batch_size, name
 
 
-def test_interval_by_hand():
-    # 1, 2, 3: mean 2, deviation 1, Student's t of two degrees of freedom 4.303, over the root of 3
-    assert benchmarks.ablation.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.4843), abs=1e-3)
-
-
 def test_gate_costs():
     stated = json.loads((DOCS / "gates.json").read_text())
     assert benchmarks.gate_costs.table(stated) in (DOCS / "gates.md").read_text()
