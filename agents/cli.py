@@ -23,5 +23,6 @@ def main_with_named_errors(args_type: type[ArgsT], run: Callable[[ArgsT], Any]) 
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume and the same --run-dir", file=sys.stderr)
+        remedy = "; go on with --resume and the same --run-dir" if hasattr(args, "resume") else ""
+        print(f"interrupted{remedy}", file=sys.stderr)
         sys.exit(130)
