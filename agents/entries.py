@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipnet_rl.statistics import mean_interval
-
 from agents.finished import FinishedRun
 from skipnet_rl.runs import NOT_COMPARED
+from skipnet_rl.statistics import mean_interval
 
 AVERAGED = (
     "accuracy", "accuracy_ci95", "loss", "return", "compute_blocks", "compute_flops", "compute_flops_std",

@@ -228,7 +228,8 @@ def train(args: Args) -> dict[str, Any]:
         """Settle the batch norms; keep the weights of a stage whose gates were trained."""
         settle(learner, setting.train, stage, args)
         if stage != "warmup":
-            about = {"stage": FILES[stage].split(".")[0], "env": args.env, "gate": args.gate, "shortcut": args.shortcut}
+            about = {"env": args.env, "gate": args.gate, "shortcut": args.shortcut}
+            about["stage"] = FILES[stage].split(".")[0]
             save_weights(run.folder / FILES[stage], learner.model, about)
 
     wall_time = learn(

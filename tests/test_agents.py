@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from toys import toy_net, two_colours
 
 from agents import hybrid_reinforce, pretrain
 from skipnet_rl.data import ImageSet
@@ -16,42 +17,13 @@ from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run
 
 
-def two_colours(size: int = 64) -> ImageSet:
-    """Red and green noise: two classes that a block can learn to tell apart in seconds."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 120, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(size) % 2
-    images[torch.arange(size), labels] += 60
-    return ImageSet("colours", "train", images, labels, ("red", "green"), (0.3,) * 3, (0.2,) * 3, flip=False)
-
-
 def toy_learner(data: ImageSet, **flags) -> tuple[hybrid_reinforce.Learner, hybrid_reinforce.Args]:
-    """ResNet-8 (N = 2) whose block 1 is needed and whose block 2 does nothing: the best route is [1, 0]."""
+    """Gates over the toy of `toys`."""
     args = hybrid_reinforce.Args(
-        batch_size=32,
-        routes=2,
-        iterations=60,
-        sp_iterations=0,
-        lr=0.0,
-        gate_lr=0.1,
-        schedule="constant",
-        precision="fp32",
-        **flags,
-    )
-    torch.manual_seed(0)
-    net = ResNet(8, 2)
-    learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"))
-    for useless in (net.blocks[1].shortcut[1], net.blocks[2].bn2):  # block 1's shortcut loses the image
-        torch.nn.init.zeros_(useless.weight)
-        useless.weight.requires_grad_(False)
-    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 3e-3)
-    images, labels = data.batch(torch.arange(len(data)))
-    route = Replay(torch.tensor([[1, 0]]).expand(len(data), 2))
-    for _ in range(25):
-        optimizer.zero_grad()
-        rollout(learner.mdp, route, images, labels).loss.mean().backward()
-        optimizer.step()
-    return learner, args
+        batch_size=32, routes=2, iterations=60, sp_iterations=0, lr=0.0, gate_lr=0.1, schedule="constant",
+        precision="fp32", **flags,
+    )  # fmt: skip
+    return hybrid_reinforce.Learner(args, toy_net(data), torch.device("cpu")), args
 
 
 def test_hybrid_reinforce_finds_the_best_route():

@@ -1,0 +1,47 @@
+"""A toy whose best route is known: two colours, and a ResNet-8 with one needed and one useless block."""
+
+import torch
+
+from skipnet_rl.data import ImageSet
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import Replay
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.rollout import rollout
+
+
+def two_colours(size: int = 64) -> ImageSet:
+    """Red and green noise: two classes that a block can learn to tell apart in seconds."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 120, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(size) % 2
+    images[torch.arange(size), labels] += 60
+    return ImageSet("colours", "train", images, labels, ("red", "green"), (0.3,) * 3, (0.2,) * 3, flip=False)
+
+
+def toy_net(data: ImageSet) -> ResNet:
+    """ResNet-8 (N = 2) whose block 1 is needed and whose block 2 does nothing: the best route is [1, 0]."""
+    torch.manual_seed(0)
+    net = ResNet(8, 2)
+    for useless in (net.blocks[1].shortcut[1], net.blocks[2].bn2):  # block 1's shortcut loses the image
+        torch.nn.init.zeros_(useless.weight)
+        useless.weight.requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 3e-3)
+    images, labels = data.batch(torch.arange(len(data)))
+    mdp, route = RoutingMDP(net), Replay(torch.tensor([[1, 0]]).expand(len(data), 2))
+    for _ in range(25):
+        optimizer.zero_grad()
+        rollout(mdp, route, images, labels).loss.mean().backward()
+        optimizer.step()
+    return net
+
+
+def toy_mdp(data: ImageSet, alpha: float = 0.2) -> RoutingMDP:
+    """The decision process over it, in evaluation mode."""
+    return RoutingMDP(toy_net(data).eval(), alpha)
+
+
+def greedy(mdp: RoutingMDP, policy: object, data: ImageSet):
+    """Every image's thresholded episode."""
+    mdp.net.eval()
+    with torch.no_grad():
+        return rollout(mdp, policy, *data.batch(torch.arange(len(data))))
