@@ -73,6 +73,7 @@ def evaluate_all(args: Args) -> dict[str, Any]:
     """Every static policy on the test set once; returns result.json's content."""
     setting = Setting.of(args)
     mdp = setting.mdp()
+    at_random = {f"random {rate:.0%}": RandomSkip(rate) for rate in args.rates}
     run = setting.start_run("static")
     started = time.perf_counter()
     chosen = greedy_order(mdp, setting.val.first(args.eval_images), setting.precision)
@@ -86,8 +87,8 @@ def evaluate_all(args: Args) -> dict[str, Any]:
     routes["no blocks"] = without(mdp, list(range(n)))
     for name, route in routes.items():
         rows[name] = setting.evaluate(mdp, FixedRoute(route))
-    for rate in args.rates:
-        rows[f"random {rate:.0%}"] = setting.evaluate(mdp, RandomSkip(rate), "sample")
+    for name, policy in at_random.items():
+        rows[name] = setting.evaluate(mdp, policy, "sample")
     return setting.finish(run, "static", rows, wall_time, greedy_order=chosen)
 
 

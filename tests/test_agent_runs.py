@@ -1,0 +1,167 @@
+"""Every agent leaves the same run folder, repeats itself, resumes, and refuses bad flags."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, setting, static
+from agents.cli import main_with_named_errors
+from skipnet_rl.data import load_images
+from skipnet_rl.evaluate import load_records
+from skipnet_rl.runs import Run
+
+SMALL = {
+    "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "precision": "fp32",
+}  # fmt: skip
+SB3 = {"episodes": 64, "num_envs": 32, "eval_every": 32}
+LEARNERS = {
+    "PPO": (ppo, {**SB3}),
+    "RecurrentPPO": (ppo, {**SB3, "recurrent": True}),
+    "A2C": (a2c, {**SB3}),
+    "DQN": (dqn, {**SB3, "buffer": 1_000}),
+    "REINFORCE": (reinforce, {"iterations": 4, "batch_size": 8, "eval_every": 2}),
+    "Gumbel": (gumbel, {"iterations": 4, "batch_size": 8, "eval_every": 2}),
+    "BlockDrop": (blockdrop, {"curriculum": 2, "joint": 2, "batch_size": 8, "eval_every": 2}),
+}
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """64 images of each split."""
+
+    def few(*args, **kwargs):
+        return load_images(*args, **kwargs).subset(torch.arange(64))
+
+    monkeypatch.setattr(setting, "load_images", few)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+METRICS = {
+    "step", "stage", "train/loss", "train/accuracy", "train/return", "train/executed", "train/least_executed",
+    "train/images_per_s", "val/accuracy", "val/loss", "val/return", "val/compute_blocks", "val/compute_flops",
+    "val/unique_routes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learners_run_folder(name, tmp_path):
+    module, flags = LEARNERS[name]
+    result = module.train(module.Args(**SMALL, **flags, run_dir=tmp_path / "run"))
+    run = tmp_path / "run"
+    assert json.loads((run / "result.json").read_text())["policies"] == result["policies"]
+    assert result["agent"] == module.__name__.split(".")[-1] and result["n_images"] == 64
+    names = [row["name"] for row in result["policies"]]
+    assert names[:2] == ["all blocks", "random"] and names[-1] == name
+    assert list(load_records(run / "routes.npz")) == names
+    for row in result["policies"]:
+        assert 0 <= row["accuracy"] <= 1 and 1 / 9 <= row["compute_blocks"] <= 1
+        assert (run / row["weights"]).is_file() if row["weights"] else "random," not in row["name"]
+    assert result["policies"][-1]["policy_flops"] > 0
+    assert [set(line) for line in lines(run)] == [METRICS] * 2
+    for file in ("args.json", "plots/training.png", "plots/execution_rate.png", "plots/skipped_layers.png"):
+        assert (run / file).is_file(), file
+    assert list(run.glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("name", ["PPO", "DQN", "Gumbel", "BlockDrop"])
+def test_the_same_seed_gives_the_same_numbers(name, tmp_path):
+    module, flags = LEARNERS[name]
+    runs = [
+        module.train(module.Args(**SMALL, **flags, seed=seed, run_dir=tmp_path / folder))
+        for folder, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    first, again, other = (run["policies"][-1] for run in runs)
+    assert first == again
+    curves = [
+        [{key: line[key] for key in line if key != "train/images_per_s"} for line in lines(tmp_path / folder)]
+        for folder in "abc"
+    ]
+    assert curves[0] == curves[1] != curves[2]
+    assert first["loss"] != other["loss"] or name in ("PPO", "DQN")  # frozen: alike where both execute all
+
+
+@pytest.mark.parametrize("name", ["REINFORCE", "Gumbel", "BlockDrop"])
+def test_an_interrupted_run_ends_like_a_whole_one(name, tmp_path, monkeypatch):
+    module, flags = LEARNERS[name]
+    whole = module.train(module.Args(**SMALL, **flags, run_dir=tmp_path / "a"))
+    save = Run.save
+
+    def interrupted(self, state):
+        save(self, state)
+        if state["step"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", interrupted)
+    args = module.Args(**SMALL, **flags, run_dir=tmp_path / "b")
+    with pytest.raises(KeyboardInterrupt):
+        module.train(args)
+    monkeypatch.setattr(Run, "save", save)
+    assert module.train(dataclasses.replace(args, resume=True))["policies"] == whole["policies"]
+    weights = [(tmp_path / folder / "policy.safetensors").read_bytes() for folder in "ab"]
+    assert weights[0] == weights[1]
+    assert [line["step"] for line in lines(tmp_path / "b")] == [2, 4]
+
+
+def test_policies_that_learn_nothing_leave_the_same_files(tmp_path):
+    fixed = static.evaluate_all(static.Args(**SMALL, points=3, rates=(0.9, 0.5), run_dir=tmp_path / "static"))
+    names = [row["name"] for row in fixed["policies"]]
+    assert names[0] == "all blocks" and "no blocks" in names and "random 90%" in names
+    assert {"greedy, 7 of 8", "greedy, 4 of 8", "greedy, 1 of 8"} < set(names)
+    by_name = {row["name"]: row for row in fixed["policies"]}
+    assert by_name["greedy, 4 of 8"]["executed_blocks_mean"] == 4
+    assert by_name["last first, 4 of 8"]["execution_rate"] == [1] * 4 + [0] * 4
+    assert by_name["no blocks"]["executed_blocks_mean"] == 0
+    bound = oracle.find_routes(oracle.Args(**SMALL, run_dir=tmp_path / "oracle"))
+    assert bound["exact"] and bound["policies"][-1]["accuracy"] >= bound["policies"][0]["accuracy"]
+    searched = oracle.find_routes(oracle.Args(**SMALL, exhaustive=0, run_dir=tmp_path / "searched"))
+    assert not searched["exact"]
+    exact, found = (run["policies"][-1] for run in (bound, searched))
+    assert exact["executed_blocks_mean"] <= found["executed_blocks_mean"]
+    for folder in ("static", "oracle", "searched"):
+        assert (tmp_path / folder / "routes.npz").is_file() and (tmp_path / folder / "args.json").is_file()
+
+
+@pytest.mark.parametrize("env", ["SkipResNet20-v0", "SkipResNet110-v0"])
+def test_presets_are_complete(env):
+    from agents.sb3 import preset
+
+    for module in (ppo, a2c, dqn):
+        numbers = preset(module.Args(env=env), module.PRESETS)
+        assert all(value is not None for value in numbers.values())
+        assert numbers["episodes"] >= 10_000
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        (ppo, ["--env", "SkipResNet111-v0"], "SkipResNet111"),
+        (ppo, ["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
+        (ppo, ["--alpha", "-1"], "alpha is -1.0"),
+        (ppo, ["--num-envs", "0"], "num_envs is 0"),
+        (reinforce, ["--baseline", "value"], "unknown baseline 'value'"),
+        (reinforce, ["--routes", "3"], "not a multiple of --routes 3"),
+        (reinforce, ["--gate", "rrn"], "did you mean 'rnn'"),
+        (gumbel, ["--target", "1.5"], "--target is 1.5"),
+        (gumbel, ["--target-of", "blocks"], "did you mean 'block'"),
+        (blockdrop, ["--bound", "0.3"], "--bound is 0.3"),
+        (blockdrop, ["--policy-depth", "9"], "depth 9 is not 6n+2"),
+        (static, ["--rates", "1.5"], "rate is 1.5"),
+    ],
+)
+def test_bad_flags_end_in_one_line_and_code_2(module, flags, message, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    small = ["--env", "SkipResNet20-v0", "--dataset", "rendered-digits", "--run-dir", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["agent", *small, *flags])
+    main = getattr(module, "train", None) or module.evaluate_all
+    with pytest.raises(SystemExit) as stop:
+        main_with_named_errors(module.Args, main)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2
+    assert message in error[-1] and error[-1].startswith("error: ")
+    assert not folder.exists()
