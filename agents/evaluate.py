@@ -58,8 +58,8 @@ class Args:
     """for files outside of a run folder"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
-    alpha: float = 1.0
-    """for files outside of a run folder"""
+    alpha: float | None = None
+    """for files outside of a run folder (default: what a gate was trained for, or 1 for a .zip)"""
     trust_sb3: str | None = None
     """read .zip files of this algorithm (ppo, recurrent_ppo, a2c or dqn); they can execute code"""
     env: str = "SkipResNet110-v0"
@@ -108,20 +108,20 @@ def restore(path: Path, args: Args) -> Subject:
         return Subject(name, about, mdp, policy, images, args.out or path)
     dataset = shipped.get("dataset") or resolve_dataset(args.dataset, args.data_dir)[0]
     images = load_images(dataset, split, args.data_dir)
-    about = {"dataset": dataset, "alpha": args.alpha}
     if path.suffix == ".zip":
         if args.trust_sb3 is None:
             raise ValueError(
                 f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
                 "it, name its algorithm: --trust-sb3 ppo"
             )
+        alpha = 1.0 if args.alpha is None else args.alpha
         mdp, policy = restore_model(
-            path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, args.alpha
+            path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
         )
-        return Subject(path.stem, {"env": args.env, **about}, mdp, policy, images, args.out)
-    mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
-    env = f"SkipResNet{mdp.net.depth}-v0"
-    return Subject(path.stem, {"env": env, **about}, mdp, policy, images, args.out)
+    else:
+        mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
+    about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
+    return Subject(path.stem, about, mdp, policy, images, args.out)
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:

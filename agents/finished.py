@@ -145,22 +145,33 @@ def read_header(path: Path) -> dict[str, Any]:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
     except (SafetensorError, ValueError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-    if "env" not in about or "gate" not in about:
-        raise WeightsError(f"{path} does not say which environment and gate it is for; give the run's folder")
+    if missing := {"env", "gate", "shortcut", "alpha", "cost"} - about.keys():
+        raise WeightsError(f"{path} does not name its {', '.join(sorted(missing))}; give the run's folder")
     return about
 
 
-def restore_checkpoint(path: Path, num_classes: int, alpha: float) -> tuple[RoutingMDP, Policy]:
+def restore_checkpoint(
+    path: Path, num_classes: int, alpha: float | None = None
+) -> tuple[RoutingMDP, Policy]:
     """Decision process and gate of a gated network's safetensors file, wherever it lies.
 
-    Its header names environment and gate; the shortcut is the projection unless the header names another.
+    Its header names environment, gate and shortcut, and the alpha and cost that it was trained for.
+
+    Args:
+        path: the file.
+        num_classes: K of the data set.
+        alpha: another weight of the compute saving.
+
+    Raises:
+        WeightsError: the file is missing or damaged, does not fit, or is of something else.
     """
     about = read_header(path)
-    net = ResNet(gym.spec(about["env"]).kwargs["depth"], num_classes, about.get("shortcut", "projection"))
+    net = ResNet(gym.spec(about["env"]).kwargs["depth"], num_classes, about["shortcut"])
     gate = make_gate(about["gate"], net)
     load_weights(path, net, prefix="net.")
     load_weights(path, gate, prefix="gate.")
-    return RoutingMDP(net.eval(), alpha), gate.eval()
+    alpha = about["alpha"] if alpha is None else alpha
+    return RoutingMDP(net.eval(), alpha, about["cost"]), gate.eval()
 
 
 def restore_model(

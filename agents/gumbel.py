@@ -143,8 +143,7 @@ def train(args: Args) -> dict[str, Any]:
         resume=args.resume,
     )
     weights = run.folder / "policy.safetensors"
-    about = {"env": args.env, "gate": args.gate, "shortcut": args.shortcut}
-    save_weights(weights, learner.model, about)
+    save_weights(weights, learner.model, setting.header(args.gate))
     load_weights(weights, learner.model)  # what the file does is reported
     learned = setting.evaluate(learner.mdp, learner.gate)
     rows = {**setting.references(learned.rate, learner.mdp, "Gumbel"), "Gumbel": learned}

@@ -57,6 +57,8 @@ NOTHING_SKIPPED = (
 class Args(CommonArgs):
     """Learn which blocks to run, image by image."""
 
+    alpha: float = 1.4
+    """weight of the compute saving against the loss"""
     gate: str = "rnn"
     """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
     stage: str = "sp+hrl"
@@ -228,8 +230,7 @@ def train(args: Args) -> dict[str, Any]:
         """Settle the batch norms; keep the weights of a stage whose gates were trained."""
         settle(learner, setting.train, stage, args)
         if stage != "warmup":
-            about = {"env": args.env, "gate": args.gate, "shortcut": args.shortcut}
-            about["stage"] = FILES[stage].split(".")[0]
+            about = {"stage": FILES[stage].split(".")[0], **setting.header(args.gate)}
             save_weights(run.folder / FILES[stage], learner.model, about)
 
     wall_time = learn(

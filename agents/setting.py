@@ -138,6 +138,13 @@ class Setting:
             rows[f"random, {name} weights"] = self.evaluate(trained, at_rate, "sample")
         return rows
 
+    def header(self, gate: str) -> dict[str, Any]:
+        """What a file of backbone and gate says of itself, for `finished.restore_checkpoint`."""
+        args = self.args
+        return {
+            "env": args.env, "gate": gate, "shortcut": args.shortcut, "alpha": args.alpha, "cost": args.cost
+        }  # fmt: skip
+
     def start_run(self, agent: str, resume: bool = False) -> Run:
         """The run's folder."""
         args = self.args

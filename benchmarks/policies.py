@@ -47,6 +47,8 @@ class Options:
     """folder of its official files"""
     weights: str = "resnet20-cifar10-skips"
     """the network that all start from"""
+    alpha: float = 1.0
+    """weight of the compute saving, the same for all"""
     seeds: int = 3
     """runs of each learner"""
     jobs: int = 2
@@ -62,6 +64,7 @@ class Options:
 def commands(options: Options) -> dict[Path, list[str]]:
     """Run folder → command line, seeds in the outer loop so that one of each comes first."""
     common = ["--env", options.env, "--dataset", options.dataset, "--weights", options.weights]
+    common += ["--alpha", str(options.alpha)]
     if options.data_dir:
         common += ["--data-dir", str(options.data_dir)]
     found = {}

@@ -204,7 +204,7 @@ def test_shipped_weights_are_as_good_as_the_index_says():
     test = load_images("rendered-digits", "test").first(1_000)
     for entry in entries:
         if "gate" in entry:
-            mdp, policy = restore_checkpoint(weights_path(entry["name"]), 10, entry["alpha"])
+            mdp, policy = restore_checkpoint(weights_path(entry["name"]), 10)
         else:
             net = build_backbone(entry["depth"], 10, "rendered-digits", weights=entry["name"])
             mdp, policy = RoutingMDP(net), AlwaysExecute()
