@@ -4,8 +4,9 @@
     python -m agents.compare runs/… --verify --data-dir data
 
 Reads finished runs. Runs that differ in nothing but the seed are one row: mean and 95 % interval over seeds
-(Student's t), with the interval over images beside it. A policy beats random skipping when its interval lies
-above that of random skipping at its own rate of execution, on the weights that suit random skipping better.
+(Student's t), with the interval over images beside it. "over random" is the accuracy above random skipping at
+each seed's own rate of execution, on the weights that suit random skipping better; a seed beats it when its
+interval over images lies above that of random skipping.
 `--verify` plays the stored routes again through the stored weights and compares every number.
 """
 
@@ -72,12 +73,17 @@ def write_files(
 
 
 def pictures(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> dict[str, Figure]:
-    """The frontier; of the learned policies compute saved and skipped layers; their curves over alpha."""
+    """The frontier, whole and its top; of the learned policies compute saved, skipped layers, alphas."""
     learned = [entry for entry in entries if entry.random]
     drawn = [drawn_row(row, entries[0].runs[0].result["n_images"]) for row in rows]
     figures = {"frontier": plots.frontier(drawn)}
     if learned:
-        chosen = [row for row in drawn if "random_accuracy" in row]
+        chosen = [row for row in drawn if "random_gain" in row]
+        lowest = min(row["accuracy"] for row in chosen)
+        policies = [row for row in drawn if not row["bound"]]
+        lowest -= 0.5 * (max(row["accuracy"] for row in policies) - lowest)
+        close = [row for row in policies if row["accuracy"] >= lowest]
+        figures["frontier_top"] = plots.frontier(close, max(0.0, lowest))
         figures["computation_reduction"] = plots.computation_reduction(chosen)
         figures["skipped_layers"] = plots.skipped_layers(
             {entry.name: entry.runs[0].records()[entry.rows[0]["name"]] for entry in learned}

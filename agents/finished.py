@@ -150,9 +150,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return about
 
 
-def restore_checkpoint(
-    path: Path, num_classes: int, alpha: float | None = None
-) -> tuple[RoutingMDP, Policy]:
+def restore_checkpoint(path: Path, num_classes: int, alpha: float | None = None) -> tuple[RoutingMDP, Policy]:
     """Decision process and gate of a gated network's safetensors file, wherever it lies.
 
     Its header names environment, gate and shortcut, and the alpha and cost that it was trained for.

@@ -24,6 +24,7 @@ from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.precision import autocast
 from skipnet_rl.rollout import rollout
 
 
@@ -37,6 +38,8 @@ class Args(CommonArgs):
     """random routes tried for an image that the full network gets wrong (when searching)"""
     batch_size: int = 250
     """images at a time"""
+    precision: str = "fp32"
+    """fp32, bf16 or auto; whoever picks among many routes picks rounding errors too, which are larger in bf16"""
 
 
 class Best:
@@ -119,12 +122,14 @@ def find_routes(args: Args) -> dict[str, Any]:
     started, found = time.perf_counter(), []
     batches = list(setting.test.batches(args.batch_size))
     for images, labels in tqdm(batches, desc="oracle", unit="batch", dynamic_ncols=True):
-        if exact:
-            found.append(every_route(mdp, images, labels))
-        else:
-            found.append(search(mdp, images, labels, draws, args.restarts))
+        with autocast(setting.precision, setting.device):
+            if exact:
+                found.append(every_route(mdp, images, labels))
+            else:
+                found.append(search(mdp, images, labels, draws, args.restarts))
     wall_time = time.perf_counter() - started
-    bound = evaluate(mdp, AlwaysExecute(), setting.test, routes=torch.cat(found), batch_size=args.batch_size)
+    routes = torch.cat(found)
+    bound = evaluate(mdp, AlwaysExecute(), setting.test, routes=routes, precision=setting.precision)
     rows = {**setting.references(bound.rate), "oracle (bound)": bound}
     return setting.finish(run, "oracle", rows, wall_time, exact=exact)
 

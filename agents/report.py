@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -58,21 +59,23 @@ def write_plots(run: Run, result: Mapping[str, Any], stages: Sequence[int]) -> N
 
 COLUMNS = (
     "policy", "seeds", "accuracy", "± images", "FLOPs", "± per image", "blocks", "return", "routes",
-    "random at its rate", "beats it",
+    "over random", "beats it",
 )  # fmt: skip
-NOT_IN_TERMINAL = ("± images", "± per image", "blocks")
+NOT_IN_TERMINAL = ("seeds", "± images", "± per image", "blocks", "routes")
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """A summary as the table's text."""
+def cells(row: Mapping[str, Any], brief: bool = False) -> list[str]:
+    """A summary as the table's text; in brief, only accuracies have intervals."""
 
-    def with_interval(key: str, scale: float, digits: int) -> str:
+    def with_interval(key: str, scale: float, digits: int, sign: str = "") -> str:
         half = row[f"{key}_seeds_ci95"]
-        spread = "" if math.isnan(half) else f" ± {scale * half:.{digits}f}"
-        return f"{scale * row[key]:.{digits}f}{spread}"
+        bare = math.isnan(half) or (brief and key in ("compute_flops", "return"))
+        spread = "" if bare else f" ± {scale * half:.{digits}f}"
+        return f"{scale * row[key]:{sign}.{digits}f}{spread}"
 
-    verdict = {True: "yes", False: "no", None: "skips nothing"}
-    learned = "random_accuracy" in row
+    learned = "random_gain" in row
+    wins = row.get("beats_random")
+    verdict = "skips nothing" if wins is None else f"{wins} of {row['n']}"
     return [
         row["name"] + (" *" if row["bound"] else ""),
         str(row["n"]),
@@ -83,8 +86,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         f"{100 * row['compute_blocks']:.1f}",
         with_interval("return", 1, 3),
         f"{row['unique_routes']:,.0f}",
-        with_interval("random_accuracy", 100, 2) if learned else "",
-        verdict[row["beats_random"]] if learned else "",
+        with_interval("random_gain", 100, 1, "+") if learned else "",
+        verdict if learned else "",
     ]
 
 
@@ -99,11 +102,11 @@ def markdown(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """The table in the terminal, without the columns that a narrow one has no room for."""
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     shown = [number for number, column in enumerate(COLUMNS) if column not in NOT_IN_TERMINAL]
     for number in shown:
-        table.add_column(COLUMNS[number], justify="right" if number else "left")
+        table.add_column(COLUMNS[number], justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        text = cells(row)
+        text = cells(row, brief=True)
         table.add_row(*(text[number] for number in shown))
     Console().print(table)
