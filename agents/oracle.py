@@ -39,7 +39,7 @@ class Args(CommonArgs):
     batch_size: int = 250
     """images at a time"""
     precision: str = "fp32"
-    """fp32, bf16 or auto; whoever picks among many routes picks rounding errors too, which are larger in bf16"""
+    """fp32, bf16 or auto; a choice among many routes chooses rounding errors too, and bf16's are large"""
 
 
 class Best:
