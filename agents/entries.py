@@ -98,13 +98,14 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
         if len(values) > 1:
             raise ValueError(f"the runs differ in {key}: {', '.join(values)}; compare those that share it")
     groups: dict[tuple[str, str, str], list[tuple[FinishedRun, Mapping[str, Any]]]] = defaultdict(list)
-    seen: set[tuple[str, float]] = set()
+    seen = set()
     for run in runs:
         for row in shown(run):
             if row["name"] == "all blocks":  # the network that runs start from, once for each network
-                if (row["name"], row["accuracy"]) in seen:
+                network = (run.args["weights"], run.args.get("shortcut"))
+                if network in seen:
                     continue
-                seen.add((row["name"], row["accuracy"]))
+                seen.add(network)
             groups[run.agent, row["name"], json.dumps(flags(run), sort_keys=True)].append((run, row))
     names = labels(list(groups))
     entries = []

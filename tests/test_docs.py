@@ -1,4 +1,4 @@
-"""Pages in docs/ show the numbers of the JSON files beside them."""
+"""The README and the pages in docs/ show the numbers of the files behind them."""
 
 import json
 from pathlib import Path
@@ -38,3 +38,10 @@ def test_gate_costs():
     assert stated["ff2"]["110"]["of_block"] == pytest.approx(12.5, abs=0.1)  # the paper's figure
     assert stated["ff1"]["38"]["of_block"] == pytest.approx(15.6, abs=0.1)  # the paper says 19
     assert stated["rnn"]["110"]["of_block"] == pytest.approx(0.025, abs=0.001)  # the paper says 0.04
+
+
+def test_the_readme_shows_rows_of_the_comparison():
+    stated = (DOCS / "policies-cifar10" / "comparison.md").read_text().splitlines()
+    _, section = (DOCS.parent / "README.md").read_text().split("### On CIFAR-10")
+    rows = [line for line in section.split("!")[0].splitlines() if line.startswith("| ")]
+    assert len(rows) > 10 and set(rows) <= set(stated)
