@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+PARALLEL = -n auto --maxprocesses 4 --dist worksteal
+test slow: export OMP_NUM_THREADS = 1 # workers side by side share the cores
 
 .PHONY: run test slow clean
 
@@ -11,10 +13,10 @@ run: $(VENV)/installed  ## the main job on the embedded data set
 test: $(VENV)/installed  ## lint and the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 slow: $(VENV)/installed  ## every test, the deep networks included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

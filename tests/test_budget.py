@@ -149,7 +149,7 @@ def test_weights_without_a_header(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    with pytest.raises(WeightsError, match="does not say which environment"):
+    with pytest.raises(WeightsError, match="does not name its alpha, cost, env, gate, shortcut"):
         read_header(tmp_path / "bare.safetensors")
     (tmp_path / "bare.safetensors").write_bytes(b"no")
     with pytest.raises(WeightsError, match="not a readable"):
