@@ -17,7 +17,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.precision import autocast
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.resnet import ResNet, pool
 
 INITIAL_RATE = 0.9  # near "execute": a backbone not trained with skips breaks down under many of them
 Hidden = tuple[Tensor, Tensor]
@@ -66,8 +66,7 @@ class RecurrentGate(Gate):
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Log-odds of "execute" [B] and the LSTM's memory, two [B, size]."""
-        pooled = state.x.to(self.head.weight.dtype).mean(dim=(2, 3))
-        return self.decide(pooled, state.t, hidden)
+        return self.decide(pool(state.x, self.head.weight.dtype), state.t, hidden)
 
     def decide(self, pooled: Tensor, t: int, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """The same from a pooled feature [B, C]."""
@@ -121,7 +120,7 @@ class FeedForwardGate(Gate):
         head = self.heads[t]
         maps = self.features[t](x.to(head.weight.dtype))
         with autocast("fp32", x.device):  # the convolutions may run in bf16, the decision does not
-            skip, execute = head(maps.to(head.weight.dtype).mean(dim=(2, 3))).unbind(dim=1)
+            skip, execute = head(pool(maps, head.weight.dtype)).unbind(dim=1)
         return execute - skip
 
     def macs_per_decision(self) -> list[int]:

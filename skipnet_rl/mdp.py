@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skipnet_rl.flops import block_costs
-from skipnet_rl.resnet import Block, ResNet
+from skipnet_rl.resnet import Block, ResNet, pool
 
 
 class Action(IntEnum):
@@ -83,7 +83,7 @@ class RoutingMDP:
 
         At the end of the episode the one-hot part is zero.
         """
-        pooled = state.x.float().mean(dim=(2, 3))
+        pooled = pool(state.x, torch.float32)
         observation = pooled.new_zeros(len(pooled), self.observation_size)
         observation[:, : pooled.shape[1]] = pooled
         if not self.terminal(state):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.precision import autocast
+from skipnet_rl.resnet import pool
 
 
 class Policy(Protocol):
@@ -111,7 +112,7 @@ class ValueBaseline(nn.Module):
     def forward(self, mdp: RoutingMDP, state: State) -> Tensor:
         """Predictions [B]."""
         head = self.heads[state.t]
-        pooled = state.x.detach().to(head.weight.dtype).mean(dim=(2, 3))
+        pooled = pool(state.x.detach(), head.weight.dtype)
         with autocast("fp32", pooled.device):
             return head(pooled).squeeze(1)
 
