@@ -14,8 +14,9 @@ from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.sources import data_folder
+from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.precision import pick_device
+from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import build_backbone
 
@@ -55,6 +56,7 @@ def parts(
     shortcut: str = "projection",
     weights: str | None = "auto",
     device: str = "auto",
+    precision: str = "fp32",
     **rest: Any,
 ) -> tuple[RoutingMDP, Images, dict[str, Any]]:
     """The decision process and the images that keyword arguments describe, and what is left of them.
@@ -71,12 +73,14 @@ def parts(
         weights: path of a file, `"auto"` (shipped, else untrained with a warning), `"torchvision"`
             (its ImageNet weights) or None (untrained).
         device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
+        precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
     """
     dataset, _ = resolve_dataset(dataset, data_dir)
     place = str(pick_device(device))
     size = Architecture.of_depth(depth).image_size
     images = _images(dataset, split, data_folder(data_dir), download, size, place)
-    net = _network(depth, len(images.classes), dataset, shortcut, weights, _age(weights), place)
+    precision = resolve_precision(precision, place)
+    net = _network(depth, len(images.classes), dataset, shortcut, weights, _age(weights), place, precision)
     return RoutingMDP(net, alpha, cost), images, rest
 
 
@@ -87,9 +91,16 @@ def _images(dataset: str, split: str, folder: Path, download: bool, size: int, d
 
 @lru_cache(maxsize=4)
 def _network(
-    depth: int, num_classes: int, dataset: str, shortcut: str, weights: str | None, age: int, device: str
+    depth: int,
+    num_classes: int,
+    dataset: str,
+    shortcut: str,
+    weights: str | None,
+    age: int,
+    device: str,
+    precision: str,
 ) -> ResNet:
-    return build_backbone(depth, num_classes, dataset, shortcut, weights).to(device)
+    return for_inference(build_backbone(depth, num_classes, dataset, shortcut, weights).to(device), precision)
 
 
 def _age(weights: str | None) -> int:

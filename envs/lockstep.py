@@ -91,7 +91,7 @@ class Lockstep:
             raise ResetNeeded("step() before the first reset(); call reset() to start an episode")
         if self.terminal:
             raise ResetNeeded("step() after the end of the episode; call reset() to start the next one")
-        state, self.state = self.state, self.mdp.transition(self.state, action)
+        state, self.state = self.state, self.mdp.transition(self.state, action, inplace=True)
         self.routes[:, state.t] = action
         reward = self.mdp.reward(state, action, self.state)
         self.returns = self.returns + reward

@@ -53,14 +53,14 @@ def network_macs(net: ResNet) -> NetworkMacs:
     """Count a network's parts for one image."""
     meta = on_meta(net)
     image = torch.empty(1, 3, meta.image_size, meta.image_size, device="meta")
-    stem, x = count_macs(meta.stem, image)
+    stem, x = count_macs(meta.enter, image)
     first, x = count_macs(meta.blocks[0], x)
     transforms, shortcuts = [], []
     for block in meta.blocks[1:]:
         transforms.append(count_macs(block.transform, x)[0])
         macs, x = count_macs(block.shortcut, x)
         shortcuts.append(macs)
-    classifier, _ = count_macs(meta.fc, x.mean(dim=(2, 3)))
+    classifier, _ = count_macs(meta.classify, x)
     return NetworkMacs(stem + first + classifier, tuple(transforms), tuple(shortcuts))
 
 

@@ -76,7 +76,7 @@ class RoutingMDP:
 
     def initial(self, images: Tensor, labels: Tensor) -> State:
         """Stem and first block: normalised images [B, 3, H, W], labels [B] → State at t = 0."""
-        return State(self.net.blocks[0](self.net.stem(images)), labels, 0)
+        return State(self.net.blocks[0](self.net.enter(images)), labels, 0)
 
     def observation(self, state: State) -> Tensor:
         """Pooled feature, zero-padded to the widest stage, then the decision's one-hot: [B, D] float32.
@@ -90,7 +90,7 @@ class RoutingMDP:
             observation[:, self.feature_width + state.t] = 1
         return observation
 
-    def transition(self, state: State, action: Tensor) -> State:
+    def transition(self, state: State, action: Tensor, inplace: bool = False) -> State:
         """Move past one block.
 
         Args:
@@ -98,6 +98,7 @@ class RoutingMDP:
             action: bool [B] runs the block's transform on the executed images alone (gather, run,
                 scatter); float [B] in [0, 1] runs it on all and mixes, differentiable in the gate. In
                 training mode its batch norms then see all images, not the executed ones alone.
+            inplace: the new features may be written over `state.x`, which is then lost; saves a copy.
 
         Raises:
             ValueError: an action of another shape, or neither bool nor floating point.
@@ -109,18 +110,18 @@ class RoutingMDP:
         skipped = block.shortcut(x)  # once for the whole batch: its batch norm moves once
         if action.dtype != torch.bool:
             gate = action.to(skipped.dtype).view(-1, 1, 1, 1)
-            executed = F.relu(block.transform(x) + skipped)
+            executed = block.execute(x, skipped)
             return State(gate * executed + (1 - gate) * skipped, state.y, state.t + 1)
         index = action.nonzero().squeeze(1)
         if len(index) == 0:
             x = skipped
         elif len(index) == len(action):
-            x = F.relu(block.transform(x) + skipped)
+            x = block.execute(x, skipped)
         else:
             rows = take(x, index)
             shortcut = rows if skipped is x else take(skipped, index)
-            executed = F.relu(block.transform(rows) + shortcut)
-            x = put(skipped, index, executed.to(skipped.dtype))
+            executed = block.execute(rows, shortcut)
+            x = put(skipped, index, executed.to(skipped.dtype), inplace or skipped is not x)
         return State(x, state.y, state.t + 1)
 
     def reward(self, state: State, action: Tensor, next_state: State) -> Tensor:
@@ -147,6 +148,8 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
-def put(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """A copy of x [B, C, H, W] with `rows` at `index`, in channels-last memory."""
-    return x.permute(0, 2, 3, 1).index_copy(0, index, rows.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool) -> Tensor:
+    """x [B, C, H, W], or a copy of it, with `rows` at `index`, in channels-last memory."""
+    x, rows = x.permute(0, 2, 3, 1), rows.permute(0, 2, 3, 1)
+    x = x.index_copy_(0, index, rows) if inplace else x.index_copy(0, index, rows)
+    return x.permute(0, 3, 1, 2)

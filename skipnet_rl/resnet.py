@@ -89,12 +89,17 @@ class Block(nn.Module):
         return self.bn2
 
     def transform(self, x: Tensor) -> Tensor:
-        """The residual before the addition: [B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
-        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        """The residual before the addition: [B, C_in, H, W] → [B, C_out, H/stride, W/stride], not aliased."""
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+
+    def execute(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """The executed block, its shortcut given: [B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
+        # in place: neither the convolution nor the batch norm needs its own output to go backward
+        return F.relu(self.transform(x).add_(shortcut), inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """The executed block: [B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
-        return F.relu(self.transform(x) + self.shortcut(x))
+        return self.execute(x, self.shortcut(x))
 
 
 class Bottleneck(Block):
@@ -120,9 +125,9 @@ class Bottleneck(Block):
         return self.bn3
 
     def transform(self, x: Tensor) -> Tensor:
-        """The residual before the addition: [B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.bn3(self.conv3(F.relu(self.bn2(self.conv2(x)))))
+        """The residual before the addition: [B, C_in, H, W] → [B, C_out, H/stride, W/stride], not aliased."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return self.bn3(self.conv3(F.relu(self.bn2(self.conv2(x)), inplace=True)))
 
 
 @dataclass(frozen=True)
@@ -209,14 +214,19 @@ class ResNet(nn.Module):
             size = (size - 1) // block.stride + 1
         return shapes
 
+    def enter(self, images: Tensor) -> Tensor:
+        """The stem, which takes images in any precision: [B, 3, H, W] → [B, C, H, W]."""
+        return self.stem(images.to(self.stem[0].weight.dtype))
+
     def classify(self, x: Tensor) -> Tensor:
         """Logits of the last feature map, in the weights' precision: [B, C, H, W] → [B, K]."""
+        dtype = self.fc.weight.dtype
         with autocast("fp32", x.device):  # bf16 logits would round the loss
-            return self.fc(pool(x, self.fc.weight.dtype))
+            return self.fc(pool(x.to(dtype), dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         """The plain network, every block executed: [B, 3, H, W] → logits [B, K]."""
-        x = self.stem(images)
+        x = self.enter(images)
         for block in self.blocks:
             x = block(x)
         return self.classify(x)
@@ -228,13 +238,14 @@ class ResNet(nn.Module):
 
 
 def pool(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Global average of each channel, accumulated in `dtype`: [B, C, H, W] → [B, C].
+    """Global average of each channel: [B, C, H, W] → [B, C] in `dtype`.
 
-    Written as a sum over the channels-last view, so that its gradient lies in memory as the other gradients
-    of x do: adding a channels-first one to them cost a sixth of a training step.
+    Of a bf16 map the sum is accumulated in float32 and then rounded: converting the whole map first cost a
+    sixth of an episode on a CPU. It is a sum over the channels-last view so that its gradient lies in memory
+    as the other gradients of x do.
     """
     _, _, height, width = x.shape
-    return x.permute(0, 2, 3, 1).sum(dim=(1, 2), dtype=dtype) / (height * width)
+    return x.permute(0, 2, 3, 1).sum(dim=(1, 2)).to(dtype) / (height * width)
 
 
 def _stem(plan: Architecture) -> nn.Sequential:

@@ -126,9 +126,22 @@ def test_take_and_put_by_value():
     x = torch.arange(24.0).view(4, 1, 2, 3)
     rows = take(x, torch.tensor([2, 0]))
     assert torch.equal(rows, torch.stack([x[2], x[0]]))
-    filled = put(x, torch.tensor([2, 0]), rows * 0 - 1)
+    filled = put(x, torch.tensor([2, 0]), rows * 0 - 1, inplace=False)
     assert filled[:, 0, 0, 0].tolist() == [-1, 6, -1, 18]
     assert x[2, 0, 0, 0] == 12  # a copy
+    assert torch.equal(put(x, torch.tensor([2, 0]), rows * 0 - 1, inplace=True), filled)
+    assert torch.equal(x, filled)
+
+
+def test_transition_leaves_the_state_alone_unless_told():
+    mdp = RoutingMDP(lively_net(8, "projection"))
+    with torch.no_grad():
+        first = mdp.initial(*batch(4))
+        x = first.x.clone()
+        some = torch.tensor([True, False, True, False])
+        copied = mdp.transition(first, some)
+        assert torch.equal(first.x, x)
+        assert torch.equal(mdp.transition(first, some, inplace=True).x, copied.x)
 
 
 def test_a_skipped_projection_has_negative_features():

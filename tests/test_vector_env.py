@@ -460,3 +460,21 @@ def test_ragged_actions(env):
     env.reset()
     with pytest.raises(ValueError, match="actions are object"):
         env.step([[1], [1, 0]])
+
+
+def test_precision_of_the_convolutions():
+    """The same episodes in bf16 end near where float32 ends; one network per precision."""
+    kwargs = {**QUICK, "weights": "auto", "num_envs": 16}
+    whole, half = (gym.make_vec("SkipResNet20-v0", precision=p, **kwargs) for p in ("fp32", "bf16"))
+    assert next(half.unwrapped.lockstep.mdp.net.parameters()).dtype == torch.bfloat16
+    losses = []
+    for env in (whole, half):
+        observations, _ = env.reset(options={"index": range(16)})
+        assert observations.dtype == np.float32
+        for actions in random_actions(N, 16):
+            *_, infos = env.step(actions)
+        losses.append(infos["final_info"]["loss"])
+    assert not np.array_equal(*losses)
+    np.testing.assert_allclose(*losses, rtol=0.1, atol=0.1)
+    with pytest.raises(ValueError, match="precision 'bf17'"):
+        gym.make_vec("SkipResNet20-v0", precision="bf17", **kwargs)
