@@ -24,19 +24,20 @@ from torch import nn
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
-from agents.finished import FinishedRun, restore_checkpoint, restore_model
+from agents.finished import FinishedRun, restore_model
 from agents.report import print_table
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
+from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Biased, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import magnitudes
-from skipnet_rl.weights import index, weights_path
+from skipnet_rl.weights import weights_path
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Args:
     split: str | None = None
     """val, test or train (default: test, or val with --biases)"""
     dataset: str = "auto"
-    """for files outside of a run folder"""
+    """for files outside of a run folder (default: what a gate was trained on)"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     alpha: float | None = None
@@ -97,7 +98,6 @@ def restore(path: Path, args: Args) -> Subject:
         FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
     """
     split = args.split or ("val" if args.biases else "test")
-    shipped = next((entry for entry in index() if entry["name"] == str(path)), {})
     path = weights_path(path)
     if path.is_dir() or not path.suffix:
         run = FinishedRun.read(path)
@@ -106,19 +106,21 @@ def restore(path: Path, args: Args) -> Subject:
         about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
         name = (args.stage or run.policy_name).upper() if args.stage else run.policy_name
         return Subject(name, about, mdp, policy, images, args.out or path)
-    dataset = shipped.get("dataset") or resolve_dataset(args.dataset, args.data_dir)[0]
-    images = load_images(dataset, split, args.data_dir)
     if path.suffix == ".zip":
         if args.trust_sb3 is None:
             raise ValueError(
                 f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
                 "it, name its algorithm: --trust-sb3 ppo"
             )
+        dataset = resolve_dataset(args.dataset, args.data_dir)[0]
+        images = load_images(dataset, split, args.data_dir)
         alpha = 1.0 if args.alpha is None else args.alpha
         mdp, policy = restore_model(
             path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
         )
     else:
+        dataset = read_header(path)["dataset"] if args.dataset == "auto" else args.dataset
+        images = load_images(dataset, split, args.data_dir)
         mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
     about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
     return Subject(path.stem, about, mdp, policy, images, args.out)

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import envs  # noqa: F401  (registers the ids)
 from agents import sb3
 from agents.blockdrop import PolicyNetwork
 from skipnet_rl.checkpoint import load_weights
-from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Record, load_records
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
@@ -130,46 +128,6 @@ class FinishedRun:
     def _empty_network(self, num_classes: int) -> ResNet:
         depth = gym.spec(self.result["env"]).kwargs["depth"]
         return ResNet(depth, num_classes, self.args.get("shortcut", "projection")).eval()
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """What `save_weights` wrote about a file of ours: env, gate, …
-
-    Raises:
-        WeightsError: the file is missing or damaged, or carries no such header.
-    """
-    if not path.is_file():
-        raise WeightsError(f"no weights file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-    if missing := {"env", "gate", "shortcut", "alpha", "cost"} - about.keys():
-        raise WeightsError(f"{path} does not name its {', '.join(sorted(missing))}; give the run's folder")
-    return about
-
-
-def restore_checkpoint(path: Path, num_classes: int, alpha: float | None = None) -> tuple[RoutingMDP, Policy]:
-    """Decision process and gate of a gated network's safetensors file, wherever it lies.
-
-    Its header names environment, gate and shortcut, and the alpha and cost that it was trained for.
-
-    Args:
-        path: the file.
-        num_classes: K of the data set.
-        alpha: another weight of the compute saving.
-
-    Raises:
-        WeightsError: the file is missing or damaged, does not fit, or is of something else.
-    """
-    about = read_header(path)
-    net = ResNet(gym.spec(about["env"]).kwargs["depth"], num_classes, about["shortcut"])
-    gate = make_gate(about["gate"], net)
-    load_weights(path, net, prefix="net.")
-    load_weights(path, gate, prefix="gate.")
-    alpha = about["alpha"] if alpha is None else alpha
-    return RoutingMDP(net.eval(), alpha, about["cost"]), gate.eval()
 
 
 def restore_model(

@@ -139,10 +139,11 @@ class Setting:
         return rows
 
     def header(self, gate: str) -> dict[str, Any]:
-        """What a file of backbone and gate says of itself, for `finished.restore_checkpoint`."""
+        """What a file of backbone and gate says of itself, for `gated.restore_checkpoint`."""
         args = self.args
         return {
-            "env": args.env, "gate": gate, "shortcut": args.shortcut, "alpha": args.alpha, "cost": args.cost
+            "depth": args.depth, "dataset": self.dataset, "gate": gate, "shortcut": args.shortcut,
+            "alpha": args.alpha, "cost": args.cost, "mean": self.train.mean, "std": self.train.std,
         }  # fmt: skip
 
     def start_run(self, agent: str, resume: bool = False) -> Run:

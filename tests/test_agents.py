@@ -192,9 +192,9 @@ def test_learning_rates_fall_in_hrl_and_in_its_tuning():
 
 def test_shipped_weights_are_as_good_as_the_index_says():
     """On the first 1,000 test images, within three deviations of the whole set's accuracy."""
-    from agents.finished import restore_checkpoint
     from skipnet_rl.data import load_images
     from skipnet_rl.evaluate import evaluate
+    from skipnet_rl.gated import restore_checkpoint
     from skipnet_rl.mdp import RoutingMDP
     from skipnet_rl.policies import AlwaysExecute
     from skipnet_rl.weights import build_backbone, index, weights_path

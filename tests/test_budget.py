@@ -9,10 +9,11 @@ import torch
 from agents import evaluate as evaluation
 from agents import hybrid_reinforce, ppo, setting
 from agents.cli import main_with_named_errors
-from agents.finished import FinishedRun, read_header
+from agents.finished import FinishedRun
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import load_records
+from skipnet_rl.gated import read_header
 
 
 def few(*args, **kwargs):
@@ -149,7 +150,9 @@ def test_weights_without_a_header(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    with pytest.raises(WeightsError, match="does not name its alpha, cost, env, gate, shortcut"):
+    with pytest.raises(
+        WeightsError, match="does not name its alpha, cost, dataset, depth, gate, num_classes"
+    ):
         read_header(tmp_path / "bare.safetensors")
     (tmp_path / "bare.safetensors").write_bytes(b"no")
     with pytest.raises(WeightsError, match="not a readable"):

@@ -1,0 +1,35 @@
+"""What every command line shares: flags to dataclass, one-line errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+ArgsT = TypeVar("ArgsT")
+
+
+def main_with_named_errors(
+    args_type: type[ArgsT], run: Callable[[ArgsT], Any], errors: tuple[type[Exception], ...] = ()
+) -> None:
+    """Parse the command line and run; a user's mistake ends in one line and exit code 2.
+
+    Args:
+        args_type: a dataclass; with `debug` set an error keeps its traceback.
+        run: what to do.
+        errors: kinds of mistakes beside ValueError and OSError.
+    """
+    args = tyro.cli(args_type)
+    try:
+        run(args)
+    except (ValueError, OSError, *errors) as error:
+        if getattr(args, "debug", False):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        remedy = "; go on with --resume and the same --run-dir" if hasattr(args, "resume") else ""
+        print(f"interrupted{remedy}", file=sys.stderr)
+        sys.exit(130)

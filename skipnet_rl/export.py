@@ -1,0 +1,297 @@
+"""A network and its gate as one ONNX model whose skipped blocks do not run.
+
+    pip install -e ".[export]"
+    python -m skipnet_rl.export resnet110-rendered-digits-hrl --out model.onnx
+    python -m skipnet_rl.export runs/…/hrl.safetensors --out model.onnx --batched
+
+The model takes `images` [B, 3, H, W], float32 and normalised (pixels in 0 … 1, minus the `mean` and over
+the `std` that its metadata names), and gives `logits` [B, K] and `route` [B, N] bool. For one image, B = 1,
+each block is an `If`: onnxruntime runs the branch taken alone. With `--batched` B is free, and the executed
+images are gathered, run and scattered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from skipnet_rl.cli import main_with_named_errors
+from skipnet_rl.data import Images, load_images
+from skipnet_rl.gated import read_header, restore_checkpoint
+from skipnet_rl.gates import Hidden, RecurrentGate
+from skipnet_rl.inference import fold_batchnorm
+from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.policies import Policy
+from skipnet_rl.rollout import rollout
+from skipnet_rl.weights import weights_path
+
+OPSET = 20
+LOGITS_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Args:
+    """Write a gated network as an ONNX model, and check it against PyTorch."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """safetensors file of a gated network, or the name of a shipped one"""
+    out: Path
+    """the file to write"""
+    batched: bool = False
+    """any number of images at a time, gathered and scattered; else one, its blocks in If branches"""
+    check: int = 1000
+    """test images to compare with PyTorch on; 0 for none"""
+    data_dir: Path | None = None
+    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+class Agreement(NamedTuple):
+    """An exported model beside PyTorch on M images.
+
+    Attributes:
+        images: M.
+        same_routes: images on which all N decisions agree.
+        logits: the largest difference of a logit on these.
+    """
+
+    images: int
+    same_routes: int
+    logits: float
+
+
+def export_onnx(
+    mdp: RoutingMDP, policy: Policy, path: Path, batched: bool = False, about: Mapping[str, Any] | None = None
+) -> None:
+    """Write a network and its policy, thresholded, as an ONNX model.
+
+    Args:
+        mdp: over the network, whose batch norms are folded on the way.
+        policy: what decides; anything that `torch.export` can trace.
+        path: the file.
+        batched: for any number of images, else for one.
+        about: entries of the model's metadata.
+
+    Raises:
+        ModuleNotFoundError: the packages of the extra `export` are not installed.
+    """
+    onnx = _import_onnx()
+    graph = _Batched(mdp, policy) if batched else _OneImage(mdp, policy)
+    size, count = mdp.net.image_size, 2 if batched else 1
+    free = {"dynamic_shapes": {"images": {0: torch.export.Dim("images")}}} if batched else {}
+    with torch.no_grad():
+        program = torch.onnx.export(
+            graph.eval(), (torch.zeros(count, 3, size, size),), input_names=["images"],
+            output_names=["logits", "route"], opset_version=OPSET, dynamo=True, verbose=False, **free,
+        )  # fmt: skip
+    model = program.model_proto  # type: ignore[union-attr]
+    _move_weights_into_branches(model.graph)
+    for key, value in (about or {}).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+    onnx.checker.check_model(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+
+
+def export_plain(mdp: RoutingMDP, path: Path) -> None:
+    """Write the plain network, every block executed and no gate: what to compare latencies with."""
+    net = fold_batchnorm(mdp.net)
+    images = torch.zeros(1, 3, net.image_size, net.image_size)
+    torch.onnx.export(
+        net, (images,), path, dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
+        input_names=["images"], output_names=["logits"],
+    )  # fmt: skip
+
+
+def onnx_session(path: Path, threads: int = 1) -> Any:
+    """An onnxruntime session on the CPU."""
+    _import_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def compare_with_torch(path: Path, mdp: RoutingMDP, policy: Policy, images: Images) -> Agreement:
+    """Run every image through the model and through PyTorch in float32."""
+    session, same, furthest = onnx_session(path), 0, 0.0
+    at_a_time = 1 if session.get_inputs()[0].shape[0] == 1 else 64
+    for batch, labels in tqdm(images.batches(at_a_time), desc="check", unit="batch", leave=False):
+        logits, routes = map(torch.from_numpy, session.run(None, {"images": batch.contiguous().numpy()}))
+        with torch.no_grad():
+            episode = rollout(mdp, policy, batch, labels)
+        equal = (routes == episode.actions.bool()).all(dim=1)
+        same += int(equal.sum())
+        if equal.any():
+            furthest = max(furthest, (logits - episode.logits)[equal].abs().max().item())
+    return Agreement(len(images), same, furthest)
+
+
+class _Forward(nn.Module):
+    """The episode as one graph: logits [B, K] and route [B, N]; subclasses say how a block is passed."""
+
+    def __init__(self, mdp: RoutingMDP, policy: Policy) -> None:
+        super().__init__()
+        self.net = fold_batchnorm(mdp.net).to(memory_format=torch.contiguous_format)  # ONNX knows no other
+        self.mdp = RoutingMDP(self.net, mdp.alpha, mdp.cost)
+        self.decide = _decider(policy)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.mdp.initial(images, images.new_zeros(images.shape[0], dtype=torch.int64))
+        hidden, route = None, []
+        for t in range(self.mdp.num_decisions):
+            execute, hidden = self.decide(self.mdp, state, hidden)
+            state = State(self.advance(state, execute), state.y, t + 1)
+            route.append(execute.reshape(-1, 1))
+        return self.mdp.logits(state), torch.cat(route, dim=1)
+
+    def advance(self, state: State, execute: Tensor) -> Tensor:
+        """The features after the block."""
+        raise NotImplementedError
+
+
+class _OneImage(_Forward):
+    """Each block in a conditional."""
+
+    def advance(self, state: State, execute: Tensor) -> Tensor:
+        block, x = self.mdp.block(state.t), state.x
+        if (skipped := block.shortcut(x)) is x:
+            return torch.cond(execute, lambda x: block.execute(x, x), lambda x: x.clone(), (x,))
+        return torch.cond(
+            execute, lambda x, skip: block.execute(x, skip), lambda x, skip: skip.clone(), (x, skipped)
+        )
+
+
+class _Batched(_Forward):
+    """Gather, run, scatter."""
+
+    def advance(self, state: State, execute: Tensor) -> Tensor:
+        block, x = self.mdp.block(state.t), state.x
+        skipped = block.shortcut(x)
+        index = execute.reshape(-1).nonzero().squeeze(1)
+        executed = block.execute(x.index_select(0, index), skipped.index_select(0, index))
+        return skipped.index_put((index,), executed)
+
+
+class _Decider(nn.Module):
+    """A policy's log-odds, thresholded."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = fold_batchnorm(policy) if isinstance(policy, nn.Module) else policy
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+        logit, hidden = self.policy(mdp, state, hidden)
+        return logit > 0, hidden
+
+
+class _RecurrentDecider(nn.Module):
+    """`RecurrentGate` in a third of the operators: ONNX's own LSTM, and one comparison for the bias.
+
+    What an operator costs to start is most of what a gate costs at one image.
+    """
+
+    def __init__(self, gate: RecurrentGate) -> None:
+        super().__init__()
+        cell, self.size = gate.lstm, gate.size
+        self.projections = gate.projections
+        self.weights = nn.ParameterList(
+            [_onnx_order(cell.weight_ih), _onnx_order(cell.weight_hh),
+             torch.cat([_onnx_order(cell.bias_ih), _onnx_order(cell.bias_hh)], dim=1)]
+        ).requires_grad_(False)  # fmt: skip
+        self.head = nn.Parameter(gate.head.weight.detach().T.clone(), requires_grad=False)
+        self.threshold = nn.Parameter(-gate.head.bias.detach(), requires_grad=False)
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        count, size = state.x.shape[0], self.size
+        start = state.x.new_zeros(1, count, size)
+        h, c = hidden or (start, start)
+        feature = torch.relu(self.projections[state.t](state.x.mean(dim=(2, 3)))).unsqueeze(0)
+        kind = 1  # float32, as ONNX numbers its types
+        _, h, c = torch.onnx.ops.symbolic_multi_out(
+            "LSTM", (feature, *self.weights, None, h, c), {"hidden_size": size},
+            dtypes=(kind, kind, kind), shapes=((1, 1, count, size), (1, count, size), (1, count, size)),
+        )  # fmt: skip
+        return h @ self.head > self.threshold, (h, c)
+
+
+def _decider(policy: Policy) -> Callable[..., tuple[Tensor, Any]]:
+    return _RecurrentDecider(policy) if isinstance(policy, RecurrentGate) else _Decider(policy)
+
+
+def _onnx_order(weight: Tensor) -> Tensor:
+    """PyTorch's gates (input, forget, cell, output) in ONNX's order (input, output, forget, cell)."""
+    i, f, g, o = weight.detach().chunk(4)
+    return torch.cat([i, o, f, g]).unsqueeze(0)
+
+
+def _move_weights_into_branches(graph: Any) -> None:
+    """Make each `If` branch own the weights that it alone uses.
+
+    onnxruntime lays weights out for the processor's vector width in the graph that holds them; branches whose
+    convolutions take theirs from outside ran at two thirds of the speed.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    users: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(graph)
+        for attribute in node.attribute:
+            for name in {name for inner in attribute.g.node for name in inner.input}:
+                users.setdefault(name, []).append(attribute.g)
+    for name, places in users.items():
+        if name in weights and len(places) == 1 and places[0] is not graph:
+            places[0].initializer.append(weights[name])
+            graph.initializer.remove(weights[name])
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'{error}; install what exporting needs: pip install -e ".[export]"'
+        ) from error
+    if not hasattr(torch.onnx, "ops"):
+        raise ModuleNotFoundError(f"exporting needs PyTorch 2.8 or newer; this is {torch.__version__}")
+    return onnx
+
+
+def main(args: Args) -> Agreement | None:
+    """Export, check, and only then put the file in its place."""
+    source = weights_path(args.checkpoint)
+    about = read_header(source)
+    mdp, gate = restore_checkpoint(source)
+    beside = args.out.with_name(args.out.name + ".new")
+    export_onnx(mdp, gate, beside, args.batched, about)
+    agreement = None
+    if args.check:
+        images = load_images(about["dataset"], "test", args.data_dir).sized(mdp.net.image_size)
+        agreement = compare_with_torch(beside, mdp, gate, images.first(args.check))
+        tqdm.write(
+            f"{agreement.images} test images: {agreement.same_routes} with PyTorch's route, their logits "
+            f"within {agreement.logits:.1e}"
+        )
+        if agreement.same_routes < agreement.images or agreement.logits > LOGITS_TOLERANCE:
+            beside.unlink()
+            raise ValueError("the exported model does not agree with PyTorch; nothing was written")
+    beside.replace(args.out)
+    tqdm.write(f"wrote {args.out}")
+    return agreement
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, main, (ModuleNotFoundError,))

@@ -1,0 +1,62 @@
+"""A backbone and its gate in one file: what hybrid REINFORCE, REINFORCE and Gumbel leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from skipnet_rl.checkpoint import load_weights
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.gates import Gate, make_gate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.resnet import ResNet
+
+HEADER = {"depth", "dataset", "gate", "shortcut", "alpha", "cost"}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What `save_weights` wrote about a file of ours: depth, data set, gate, …, and its number of classes.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or carries no such header.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            classifier = "net.fc.weight"
+            if classifier in file.keys():  # noqa: SIM118  (the file is no mapping)
+                about["num_classes"] = file.get_slice(classifier).get_shape()[0]
+    except (SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    if missing := {*HEADER, "num_classes"} - about.keys():
+        raise WeightsError(f"{path} does not name its {', '.join(sorted(missing))}; give the run's folder")
+    return about
+
+
+def restore_checkpoint(
+    path: Path, num_classes: int | None = None, alpha: float | None = None
+) -> tuple[RoutingMDP, Gate]:
+    """Decision process and gate of a gated network's safetensors file, wherever it lies.
+
+    Its header names depth, gate and shortcut, and the alpha and cost that it was trained for.
+
+    Args:
+        path: the file.
+        num_classes: K of the data set that it is to be played on (default: the file's).
+        alpha: another weight of the compute saving.
+
+    Raises:
+        WeightsError: the file is missing or damaged, does not fit, or is of something else.
+    """
+    about = read_header(path)
+    net = ResNet(about["depth"], num_classes or about["num_classes"], about["shortcut"])
+    gate = make_gate(about["gate"], net)
+    load_weights(path, net, prefix="net.")
+    load_weights(path, gate, prefix="gate.")
+    alpha = about["alpha"] if alpha is None else alpha
+    return RoutingMDP(net.eval(), alpha, about["cost"]), gate.eval()

@@ -1,0 +1,155 @@
+"""The exported model takes PyTorch's routes to PyTorch's logits, and does not run what it skips."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from skipnet_rl import export
+from skipnet_rl.checkpoint import save_weights
+from skipnet_rl.cli import main_with_named_errors
+from skipnet_rl.data import load_images
+from skipnet_rl.gates import make_gate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.rollout import rollout
+
+onnx = pytest.importorskip("onnx", reason="needs the extra: pip install -e '.[export]'")
+
+
+def undecided(name: str, shortcut: str) -> tuple[RoutingMDP, nn.Module]:
+    """A ResNet-8 and a gate whose decisions differ between images."""
+    torch.manual_seed(1)
+    net = ResNet(8, shortcut=shortcut)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    gate = make_gate(name, net)
+    for head in [gate.head] if name == "rnn" else gate.heads:
+        nn.init.normal_(head.weight, std=3.0)
+        nn.init.zeros_(head.bias)
+    mdp, gate = RoutingMDP(net.eval()), gate.eval()
+    images, labels = load_images("rendered-digits", "val").first(64).batch(torch.arange(64))
+    with torch.no_grad():  # thresholds at the median of each decision
+        for t in range(mdp.num_decisions):
+            logit = rollout(mdp, gate, images, labels).gate_logits[:, t].median()
+            if name == "rnn":
+                gate.head.bias -= logit / mdp.num_decisions
+            else:
+                gate.heads[t].bias += torch.tensor([logit / 2, -logit / 2])
+    return mdp, gate
+
+
+@pytest.mark.parametrize("gate, shortcut, batched", [
+    ("rnn", "projection", False), ("rnn", "pool", True), ("ff1", "projection", True), ("ff2", "pad", False),
+])  # fmt: skip
+def test_routes_and_logits_are_those_of_pytorch(gate, shortcut, batched, tmp_path):
+    mdp, policy = undecided(gate, shortcut)
+    images = load_images("rendered-digits", "test").first(100)
+    routes = rollout(mdp, policy, *images.batch(torch.arange(100))).actions
+    assert len(routes.unique(dim=0)) >= 2  # or the test would not see a decision
+    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
+    found = export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
+    assert found.images == found.same_routes == 100
+    assert found.logits < 1e-5
+
+
+def test_a_difference_is_seen(tmp_path):
+    mdp, policy = undecided("rnn", "projection")
+    images = load_images("rendered-digits", "test").first(20)
+    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched=True)
+    with torch.no_grad():
+        mdp.net.fc.bias[3] += 0.5
+    assert export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).logits > 0.49
+    with torch.no_grad():
+        policy.head.bias += 100
+    assert export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).same_routes < 20
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_skipped_block_does_not_run(batched, tmp_path):
+    mdp, gate = undecided("ff1", "projection")
+    images, _ = load_images("rendered-digits", "test").first(1).batch(torch.arange(1))
+    nn.init.constant_(mdp.block(1).conv1.weight, torch.nan)  # whatever it touches is NaN, times zero too
+    outcomes = {}
+    for name, route in {"skipped": [1, 0], "executed": [1, 1]}.items():
+        for head, action in zip(gate.heads, route, strict=True):
+            head.weight.data.zero_()
+            head.bias.data = torch.tensor([1.0 - action, float(action)])
+        export.export_onnx(mdp, gate, tmp_path / "model.onnx", batched)
+        session = export.onnx_session(tmp_path / "model.onnx")
+        logits, routes = session.run(None, {"images": images.contiguous().numpy()})
+        outcomes[name] = torch.from_numpy(logits).isnan().any().item()
+        assert routes.tolist() == [[bool(action) for action in route]]
+    assert outcomes == {"skipped": False, "executed": True}
+
+
+def test_each_branch_owns_its_weights(tmp_path):
+    mdp, policy = undecided("rnn", "projection")
+    export.export_onnx(mdp, policy, tmp_path / "model.onnx", about={"mean": [0.5], "dataset": "x"})
+    model = onnx.load(tmp_path / "model.onnx")
+    branches = [
+        attribute.g for node in model.graph.node if node.op_type == "If" for attribute in node.attribute
+    ]
+    assert len(branches) == 2 * mdp.num_decisions
+    for graph in branches:
+        own = {tensor.name for tensor in graph.initializer}
+        convolutions = [node for node in graph.node if node.op_type == "Conv"]
+        assert len(convolutions) == (2 if graph is branches[0] or own else 0)
+        assert all(set(node.input[1:]) <= own for node in convolutions)
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"mean": "[0.5]", "dataset": "x"}
+
+
+def test_the_plain_network(tmp_path):
+    mdp, _ = undecided("rnn", "projection")
+    images, _ = load_images("rendered-digits", "test").first(1).batch(torch.arange(1))
+    export.export_plain(mdp, tmp_path / "plain.onnx")
+    session = export.onnx_session(tmp_path / "plain.onnx")
+    (logits,) = session.run(None, {"images": images.contiguous().numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), mdp.net(images).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A gated ResNet-8 as agents save it."""
+    mdp, gate = undecided("rnn", "projection")
+    about = {
+        "depth": 8, "dataset": "rendered-digits", "gate": "rnn", "shortcut": "projection", "alpha": 1.0,
+        "cost": "blocks", "mean": [0.376] * 3, "std": [0.202] * 3,
+    }  # fmt: skip
+    path = tmp_path / "hrl.safetensors"
+    save_weights(path, nn.ModuleDict({"net": mdp.net, "gate": gate}), about)
+    return path
+
+
+def run(monkeypatch, *flags: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, flags)])
+    try:
+        main_with_named_errors(export.Args, export.main, (ModuleNotFoundError,))
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def test_the_command_checks_before_it_writes(checkpoint, monkeypatch, capsys):
+    out = checkpoint.with_name("model.onnx")
+    flags = (checkpoint, "--out", out, "--batched", "--check", "50")
+    with monkeypatch.context() as strict:
+        strict.setattr(export, "LOGITS_TOLERANCE", -1.0)
+        assert run(strict, *flags) == 2
+    assert "does not agree with PyTorch; nothing was written" in capsys.readouterr().err
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+    assert run(monkeypatch, *flags) == 0
+    assert "50 test images: 50 with PyTorch's route" in capsys.readouterr().out
+    metadata = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert json.loads(metadata["mean"]) == [0.376] * 3
+    assert metadata["dataset"] == "rendered-digits"
+
+
+def test_without_the_packages_the_error_names_the_extra(checkpoint, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert run(monkeypatch, checkpoint, "--out", checkpoint.with_name("model.onnx")) == 2
+    assert "pip install -e" in capsys.readouterr().err
