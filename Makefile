@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PARALLEL = -n auto --maxprocesses 4 --dist worksteal
 test slow: export OMP_NUM_THREADS = 1 # workers side by side share the cores
 
-.PHONY: run test slow clean
+.PHONY: run test slow bench clean
 
 run: $(VENV)/installed  ## the main job on the embedded data set
 	$(BIN)/python -m agents.hybrid_reinforce --env SkipResNet110-v0
@@ -17,6 +17,9 @@ test: $(VENV)/installed  ## lint and the test suite
 
 slow: $(VENV)/installed  ## every test, the deep networks included
 	$(BIN)/python -m pytest $(PARALLEL)
+
+bench: $(VENV)/installed  ## speed, as ratios inside one run; WRITE=--write renews docs/benchmarks.md
+	for name in throughput training latency scaling; do $(BIN)/python -m benchmarks.$$name $(WRITE) || exit; done
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

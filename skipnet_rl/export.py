@@ -127,7 +127,9 @@ def compare_with_torch(path: Path, mdp: RoutingMDP, policy: Policy, images: Imag
     """Run every image through the model and through PyTorch in float32."""
     session, same, furthest = onnx_session(path), 0, 0.0
     at_a_time = 1 if session.get_inputs()[0].shape[0] == 1 else 64
-    for batch, labels in tqdm(images.batches(at_a_time), desc="check", unit="batch", leave=False):
+    for batch, labels in tqdm(
+        images.batches(at_a_time), desc="check", unit="batch", leave=False, disable=None
+    ):
         logits, routes = map(torch.from_numpy, session.run(None, {"images": batch.contiguous().numpy()}))
         with torch.no_grad():
             episode = rollout(mdp, policy, batch, labels)

@@ -151,5 +151,16 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool) -> Tensor:
     """x [B, C, H, W], or a copy of it, with `rows` at `index`, in channels-last memory."""
     x, rows = x.permute(0, 2, 3, 1), rows.permute(0, 2, 3, 1)
-    x = x.index_copy_(0, index, rows) if inplace else x.index_copy(0, index, rows)
+    if not inplace:
+        return x.index_copy(0, index, rows).permute(0, 3, 1, 2)
+    if not (x.requires_grad or rows.requires_grad) and (_in_words(x) and _in_words(rows)):
+        # the same bytes as 64-bit integers: on a CPU copying costs by the number of elements
+        x.view(torch.int64).index_copy_(0, index, rows.view(torch.int64))
+    else:
+        x.index_copy_(0, index, rows)
     return x.permute(0, 3, 1, 2)
+
+
+def _in_words(x: Tensor) -> bool:
+    """Whether each row of channels lies in memory as whole 64-bit words."""
+    return x.is_contiguous() and x.shape[-1] * x.element_size() % 8 == 0

@@ -8,6 +8,7 @@ import pytest
 import benchmarks.ablation
 import benchmarks.gate_costs
 from agents.hybrid_reinforce import Args
+from benchmarks import latency, measure, scaling, throughput, training
 from skipnet_rl.gates import GATES
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -45,3 +46,19 @@ def test_the_readme_shows_rows_of_the_comparison():
     _, section = (DOCS.parent / "README.md").read_text().split("### On CIFAR-10")
     rows = [line for line in section.split("!")[0].splitlines() if line.startswith("| ")]
     assert len(rows) > 10 and set(rows) <= set(stated)
+
+
+@pytest.mark.parametrize("name, module", [
+    ("throughput-cpu", throughput), ("training-cpu", training), ("latency", latency), ("scaling", scaling),
+])  # fmt: skip
+def test_benchmarks(name, module):
+    found = json.loads((DOCS / "benchmarks" / f"{name}.json").read_text())
+    assert f"<!-- {name} -->\n{module.table(found)}<!-- end of {name} -->" in measure.PAGE.read_text()
+
+
+def test_candidates_take_turns_and_the_first_does_not_count():
+    calls = []
+    timings = measure.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert 0 < timings["a"].lower <= timings["a"].median <= timings["a"].upper
+    assert measure.Timing.of([1.0, 2.0, 4.0]) == measure.Timing(2.0, 1.5, 3.0)

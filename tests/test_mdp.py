@@ -1,6 +1,7 @@
 """The decision process against hand-worked numbers, per-image loops and finite differences."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -131,6 +132,25 @@ def test_take_and_put_by_value():
     assert x[2, 0, 0, 0] == 12  # a copy
     assert torch.equal(put(x, torch.tensor([2, 0]), rows * 0 - 1, inplace=True), filled)
     assert torch.equal(x, filled)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_put_in_place_whatever_the_layout(dtype, channels):
+    index = torch.tensor([3, 1])
+    for layouts in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+        x, rows = (
+            torch.randn(count, channels, 2, 2, dtype=dtype).contiguous(memory_format=layout)
+            for count, layout in zip((4, 2), layouts, strict=True)
+        )
+        expected = x.clone()
+        expected[index] = rows
+        assert torch.equal(put(x, index, rows, inplace=True), expected)
+        weight = torch.ones((), dtype=dtype, requires_grad=True)
+        filled = put(x * 1, index, rows * weight, inplace=True)
+        filled.sum().backward()
+        assert torch.equal(filled, expected)
+        assert weight.grad.item() == pytest.approx(rows.sum().item(), rel=0.05, abs=0.05)
 
 
 def test_transition_leaves_the_state_alone_unless_told():

@@ -1,0 +1,135 @@
+"""One image at a time: what skipping saves in milliseconds, in PyTorch and in onnxruntime.
+
+    python -m benchmarks.latency
+
+ResNet-110 with the main job's recurrent gate, batch 1, CPU. A bias on the gate's log-odds is chosen so that
+the image timed executes the stated share of its 53 blocks. Beside it, in the same runtime, the plain network
+without any gate, and shallower plain ResNets: what else the same time would buy.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import measure
+from skipnet_rl.data import load_images
+from skipnet_rl.export import export_onnx, export_plain, onnx_session
+from skipnet_rl.gated import restore_checkpoint
+from skipnet_rl.gates import RecurrentGate
+from skipnet_rl.inference import for_inference
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.rollout import rollout
+from skipnet_rl.weights import weights_path
+
+CHECKPOINT = "resnet110-rendered-digits-hrl"
+RATES = (1.0, 0.75, 0.5, 0.25)
+SHALLOWER = (20, 32, 44, 56, 74)
+RUNTIMES = ("PyTorch", "onnxruntime")
+AIMS = ((1.0, 1.15), (0.5, 0.65))
+
+
+@dataclass(frozen=True)
+class Options(measure.Options):
+    """Time single images on the CPU."""
+
+    device: str = "cpu"
+    """the CPU alone"""
+    threads: int = 1
+    """of either runtime"""
+    repeats: int = 60
+    """turns of each candidate"""
+
+
+def executed(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor) -> int:
+    """Blocks that the gate executes."""
+    with torch.no_grad():
+        return int(rollout(mdp, gate, image, torch.zeros(1, dtype=torch.int64)).actions.sum())
+
+
+def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) -> RecurrentGate:
+    """The gate with the bias that executes this share of the blocks, or as near as a bias comes."""
+    wanted, found = round(rate * mdp.num_decisions), {}
+    low, high = -60.0, 60.0
+    for _ in range(16):
+        biased, middle = copy.deepcopy(gate), (low + high) / 2
+        torch.nn.init.constant_(biased.head.bias, gate.head.bias.item() + middle)
+        count = executed(mdp, biased, image)
+        found[abs(count - wanted)] = biased
+        low, high = (middle, high) if count < wanted else (low, middle)
+    return found[min(found)]
+
+
+def candidates(folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+    """What takes turns, and the blocks that each gated one executes."""
+    mdp, gate = restore_checkpoint(weights_path(CHECKPOINT))
+    image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1))
+    gates = {rate: at_rate(mdp, gate, image, rate) for rate in RATES}  # type: ignore[arg-type]
+    counts = {f"{rate:.0%}": executed(mdp, biased, image) for rate, biased in gates.items()}
+    folded, feed = RoutingMDP(for_inference(mdp.net)), {"images": image.contiguous().numpy()}
+    shallower = {f"ResNet-{depth}": ResNet(depth).eval() for depth in SHALLOWER}
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, net in {"plain": mdp.net, **shallower}.items():
+        eager = for_inference(net)
+        runs[f"PyTorch: {name}"] = lambda eager=eager: eager(image)
+        export_plain(RoutingMDP(net), folder / "plain.onnx")
+        session = onnx_session(folder / "plain.onnx")
+        runs[f"onnxruntime: {name}"] = lambda session=session: session.run(None, feed)
+    for rate, biased in gates.items():
+        tqdm.write(f"exporting {rate:.0%}")
+        runs[f"PyTorch: {rate:.0%}"] = lambda biased=biased: rollout(folded, biased, image, label)
+        export_onnx(mdp, biased, folder / "gated.onnx")
+        session = onnx_session(folder / "gated.onnx")
+        runs[f"onnxruntime: {rate:.0%}"] = lambda session=session: session.run(None, feed)
+    return runs, counts
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    timings, counts = found["timings"], found["executed"]
+    names = ["plain", *counts, *(f"ResNet-{depth}" for depth in SHALLOWER)]
+    rows = []
+    for name in names:
+        label = f"gated, {counts[name]} of 53 executed" if name in counts else f"plain {name}"
+        cells = ["plain ResNet-110" if name == "plain" else label]
+        for runtime in RUNTIMES:
+            timing, reference = timings[f"{runtime}: {name}"], timings[f"{runtime}: plain"]["median"]
+            cells += [measure.milliseconds(timing), f"{timing['median'] / reference:.2f}"]
+        rows.append(cells)
+    head = [f"one image, {found['threads']} CPU thread{'s' * (found['threads'] > 1)}"]
+    for runtime in RUNTIMES:
+        head += [f"{runtime}, ms (quartiles)", "of plain"]
+    reference = timings["onnxruntime: plain"]["median"]
+    reached = [
+        f"{aim} at {rate:.0%} executed: {timings[f'onnxruntime: {rate:.0%}']['median'] / reference:.2f}"
+        for rate, aim in AIMS
+    ]
+    return f"{measure.markdown(head, rows)}\nAim and reached in onnxruntime: {'; '.join(reached)}.\n"
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure and publish."""
+    options.start()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        runs, counts = candidates(Path(folder))
+        timings = measure.take_turns(runs, options.repeats)
+    found = {
+        "checkpoint": CHECKPOINT, "threads": options.threads, "repeats": options.repeats, "executed": counts,
+        "timings": measure.plain(timings),
+    }  # fmt: skip
+    measure.publish("latency", found, table(found), options)
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

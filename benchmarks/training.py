@@ -1,0 +1,133 @@
+"""A training step of hybrid REINFORCE against the same step as published code does it.
+
+    python -m benchmarks.training
+    python -m benchmarks.training --device cuda
+
+SkipResNet110-v0 with the recurrent gate, 128 episodes a step, p(execute) held at 1/2 and at 1. The published
+way: float32, one route per image, every block computed for every image and masked, gradients through all of
+it. Here: executed images alone are computed, in bf16 where the hardware has it, with this project's defaults
+(four routes per image, leave-one-out baseline), and once more in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import nn
+
+from agents.hybrid_reinforce import Args, Learner, hrl_loss, train_step
+from benchmarks import measure
+from skipnet_rl.data import Images, load_images
+from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.precision import resolve_precision
+from skipnet_rl.rollout import rollout
+from skipnet_rl.weights import build_backbone
+
+DATASET = "rendered-digits"
+RATES = {"half": 0.5, "all": 1.0}
+LABELS = {
+    "published": "as published, half executed",
+    "half": "here, half executed",
+    "all": "here, all executed",
+}
+
+
+@dataclass(frozen=True)
+class Options(measure.Options):
+    """Time training steps."""
+
+    depth: int = 110
+    """of the network"""
+    batch_size: int = 128
+    """episodes per step"""
+    precision: str = "auto"
+    """of this project's steps: bf16, fp32, or auto"""
+    repeats: int = 3
+    """turns of each candidate"""
+
+
+class Masked(RoutingMDP):
+    """A block for every image, whatever the action, and a mask."""
+
+    def transition(self, state: State, action: torch.Tensor, inplace: bool = False) -> State:
+        """The dense mix."""
+        return super().transition(state, action.float())
+
+
+def learner(options: Options, args: Args, rate: float, device: torch.device) -> Learner:
+    """A gate whose p(execute) is `rate` at every decision, and stays there."""
+    made = Learner(args, build_backbone(options.depth, 10, DATASET).to(device), device)
+    nn.init.zeros_(made.gate.head.weight)
+    nn.init.constant_(made.gate.head.bias, torch.logit(torch.tensor(rate), eps=1e-7).item())
+    return made
+
+
+def candidates(options: Options, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """What takes turns; each call is one training step."""
+    data = load_images(DATASET, "train").to(device)
+    ours = Args(batch_size=options.batch_size, lr=0.0, gate_lr=0.0, precision=options.precision)
+    found: dict[str, Callable[[], Any]] = {}
+    for name, rate in RATES.items():
+        for precision in sorted({resolve_precision(options.precision, device), "fp32"}):
+            args = dataclasses.replace(ours, precision=precision)
+            made = learner(options, args, rate, device)
+            found[f"{name}, {precision}"] = lambda made=made, args=args: train_step(
+                made, data, 0, "hrl", args
+            )
+    args = dataclasses.replace(ours, precision="fp32", routes=1, baseline="none")
+    made = learner(options, args, 0.5, device)
+    net = made.model["net"].to(memory_format=torch.contiguous_format)
+    masked = Masked(net, args.alpha)
+    found["published, fp32"] = lambda: published_step(made, masked, data, args)
+    return found
+
+
+def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> None:
+    """One step with every block computed."""
+    index = training_index(0, args.batch_size, len(data), args.seed).to(data.device)
+    images, labels = data.training_batch(index, step_generator(args.seed, 0, data.device))
+    mdp.net.train()
+    draws = step_generator(args.seed, 0, data.device, stream=2)
+    episode = rollout(mdp, made.gate, images.contiguous(), labels, "sample", draws)
+    made.optimizer.zero_grad()
+    hrl_loss(episode, args).backward()
+    made.optimizer.step()
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    timings, reference = found["timings"], found["timings"]["published, fp32"]["median"]
+    rows = [
+        [name.replace(name.split(",")[0], LABELS[name.split(",")[0]]),
+         measure.milliseconds(timing), f"{found['batch_size'] / timing['median']:,.0f}",
+         f"{reference / timing['median']:.2f}"]
+        for name, timing in timings.items()
+    ]  # fmt: skip
+    head = "ResNet-{depth}, {batch_size} episodes, {device}".format(**found)
+    text = measure.markdown([head, "ms per step (quartiles)", "images per second", "speed-up"], rows)
+    best = found["precision"]
+    half, every = (reference / timings[f"{name}, {best}"]["median"] for name in RATES)
+    return f"{text}\nAim and reached: 2.5 at half executed: {half:.2f}; 1 at all executed: {every:.2f}.\n"
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure and publish."""
+    device = options.start()
+    timings = measure.take_turns(candidates(options, device), options.repeats, device)
+    found = {
+        "depth": options.depth, "batch_size": options.batch_size, "device": device.type,
+        "precision": resolve_precision(options.precision, device), "repeats": options.repeats,
+        "timings": measure.plain(timings),
+    }  # fmt: skip
+    measure.publish(f"training-{device.type}", found, table(found), options)
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
