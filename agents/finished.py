@@ -81,7 +81,7 @@ class FinishedRun:
             kind = self.args.get("shortcut", "projection")
             return build_backbone(depth, num_classes, self.result["dataset"], kind, self.args["weights"])
         net = self._empty_network(num_classes)
-        load_weights(self.folder / file, net, prefix="net.")
+        load_weights(self._inside(file), net, prefix="net.")
         return net
 
     def mdp(self, net: ResNet) -> RoutingMDP:
@@ -104,7 +104,7 @@ class FinishedRun:
             return self.mdp(self.network(num_classes, "weights.safetensors")), AlwaysExecute()
         if agent in GATED or agent == "blockdrop":
             name = stage or self.policy_name.lower() if agent == "hybrid_reinforce" else "policy"
-            path = self.folder / f"{name}.safetensors"
+            path = self._inside(f"{name}.safetensors")
             net = self._empty_network(num_classes)
             load_weights(path, net, prefix="net.")
             policy = self._own_policy(net)
@@ -119,6 +119,12 @@ class FinishedRun:
             f"{self.folder} is a run of agents.{agent}, whose rows are not policies to be played again; "
             "agents.compare reads them as they are"
         )
+
+    def _inside(self, file: str) -> Path:
+        path = self.folder / file
+        if path.resolve().parent != self.folder.resolve():
+            raise ValueError(f"{self.folder}/result.json names weights outside of the run's folder: {file}")
+        return path
 
     def _own_policy(self, net: ResNet) -> nn.Module:
         if self.agent == "blockdrop":

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from agents.setting import val_metrics
+from agents.watch import Watch, check_finite
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.runs import Run
 
@@ -47,16 +48,21 @@ def learn(
         end_stage: called after the last step of each stage, before it is validated.
         eval_every: steps between validations and checkpoints; each stage ends with one, too.
         resume: go on from the run's checkpoint.
+
+    Raises:
+        DivergenceError: a NaN or an infinity; the checkpoint before it is kept.
     """
     state = (run.load() if resume else None) or {"step": 0, "elapsed": 0.0}
     first = state["step"]
     if first:
         learner.load_state_dict(state["learner"])
     begun, episodes = time.perf_counter(), 0
+    watch = Watch()
     bar = tqdm(total=len(plan), initial=first, unit="step", dynamic_ncols=True)
     for step in range(first, len(plan)):
         stage, done = plan[step], step + 1
         episode = train_step(step, stage)
+        watch.step(done, stage, episode)
         episodes += len(episode.labels)
         metrics = step_metrics(episode, episodes / (time.perf_counter() - begun))
         bar.set_description(stage.upper())
@@ -64,11 +70,14 @@ def learn(
         bar.update()
         ends_stage = done == len(plan) or plan[done] != stage
         if ends_stage:
+            check_finite(learner.state_dict(), done, stage)  # before it writes weights
             end_stage(stage)
         if ends_stage or done % eval_every == 0:
             run.log(done, stage, **metrics, **val_metrics(validate()))
             elapsed = state["elapsed"] + time.perf_counter() - begun
-            run.save({"learner": learner.state_dict(), "step": done, "elapsed": elapsed})
+            learned = learner.state_dict()
+            check_finite(learned, done, stage)
+            run.save({"learner": learned, "step": done, "elapsed": elapsed})
     bar.close()
     return state["elapsed"] + time.perf_counter() - begun
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
+from agents.watch import check_finite, check_loss
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images, load_images, resolve_dataset
@@ -190,6 +191,7 @@ def run_steps(net: ResNet, run: Run, data: Images, val: Images, args: Args) -> f
         optimizer.step()
         bar.update()
         done = step + 1
+        check_loss(loss.item(), done, "pretrain")
         if done % steps_per_epoch and done != steps:
             continue
         seconds = time.perf_counter() - begun
@@ -199,6 +201,7 @@ def run_steps(net: ResNet, run: Run, data: Images, val: Images, args: Args) -> f
         metrics |= {"val/accuracy": greedy.accuracy, "val/loss": greedy.loss.mean().item()}
         run.log(done, "pretrain", **metrics)
         state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+        check_finite(state, done, "pretrain")
         run.save({**state, "elapsed": before + seconds})
         bar.set_postfix_str(f"loss {loss.item():.3f}, val {greedy.accuracy:.2%}, {speed:.0f} img/s")
     bar.close()

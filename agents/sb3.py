@@ -3,6 +3,11 @@
 The backbone is frozen and fp32; the agent sees the environment's observations and rewards and nothing
 else. Discount 1, as in SkipNet: with SB3's 0.99 the loss at the end of 53 decisions would count for 0.59
 at the first of them.
+
+`--resume` goes on with the weights, the optimizer and the count of episodes of the last evaluation. What
+stable-baselines3 keeps to itself is begun anew: a half-filled rollout, DQN's replay memory, the state of its
+random numbers. A resumed run is therefore not the run that was interrupted, bit by bit, as it is with the
+other agents here.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from tqdm import tqdm
 
 from agents.loop import progress
 from agents.setting import CommonArgs, Setting, val_metrics
+from agents.watch import check_finite
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.checkpoint import load_weights, save_weights
@@ -60,6 +66,8 @@ class SB3Args(CommonArgs):
     """episodes between evaluations on validation images"""
     eval_images: int = 1_000
     """validation images in each of them"""
+    resume: bool = False
+    """go on from the checkpoint in --run-dir, with the rollout or the replay memory empty"""
 
 
 def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -143,13 +151,23 @@ class ModelPolicy(nn.Module):
 
 
 class Progress(BaseCallback):
-    """Bar, metrics and validation, under the names that every agent uses."""
+    """Bar, metrics, validation and checkpoints, under the names that every agent uses."""
 
-    def __init__(self, run: Run, validate: Callable[[], dict[str, Any]], episodes: int, every: int) -> None:
+    def __init__(
+        self, run: Run, validate: Callable[[], dict[str, Any]], episodes: int, every: int,
+        done: int = 0, elapsed: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.run, self.validate, self.episodes, self.every = run, validate, episodes, every
-        self.done, self.next_evaluation, self.begun = 0, every, time.perf_counter()
-        self.bar = tqdm(total=episodes, unit="episode", dynamic_ncols=True)
+        self.first = self.done = done
+        self.next_evaluation = (done // every + 1) * every
+        self.before, self.begun = elapsed, time.perf_counter()
+        self.bar = tqdm(total=episodes, initial=done, unit="episode", dynamic_ncols=True)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self.before + time.perf_counter() - self.begun
 
     def _on_step(self) -> bool:
         ended = [info for info in self.locals["infos"] if "episode" in info]
@@ -162,7 +180,18 @@ class Progress(BaseCallback):
         if self.done >= min(self.next_evaluation, self.episodes):
             self.next_evaluation += self.every
             self.run.log(self.done, "train", **metrics, **val_metrics(self.validate()))
+            self._save()
         return True
+
+    def _save(self) -> None:
+        parameters = self.model.get_parameters()
+        check_finite(parameters, self.done, "train")
+        self.run.save(
+            {
+                "parameters": parameters, "timesteps": self.num_timesteps, "done": self.done,
+                "elapsed": self.elapsed,
+            }
+        )  # fmt: skip
 
     def _metrics(self, infos: list[dict[str, Any]]) -> dict[str, float]:
         routes = np.stack([info["route"] for info in infos])
@@ -172,7 +201,7 @@ class Progress(BaseCallback):
             "train/return": float(np.mean([info["episode"]["r"] for info in infos])),
             "train/executed": float(routes.mean()),
             "train/least_executed": float(routes.mean(axis=0).min()),
-            "train/images_per_s": self.done / (time.perf_counter() - self.begun),
+            "train/images_per_s": (self.done - self.first) / (time.perf_counter() - self.begun),
         }
 
     def _on_training_end(self) -> None:
@@ -210,13 +239,22 @@ def train_sb3(
     mdp = setting.mdp()
     env = training_env(setting, numbers["num_envs"])
     model = make_model(env, numbers)
-    run = setting.start_run(agent.replace("_", "-"))
+    run = setting.start_run(agent.replace("_", "-"), args.resume)
+    state = (run.load() if args.resume else None) or {"timesteps": 0, "done": 0, "elapsed": 0.0}
+    if state["done"]:
+        model.set_parameters(state["parameters"])
+        model.num_timesteps = state["timesteps"]
+        model.set_random_seed(args.seed + state["done"])  # not the images of the beginning once more
     model.set_logger(configure(str(run.folder / "sb3"), ["csv", "tensorboard"]))
     policy = ModelPolicy(model.policy, mdp.num_decisions)
-    callback = Progress(run, lambda: setting.validate(mdp, policy), numbers["episodes"], args.eval_every)
-    started = time.perf_counter()
-    model.learn(numbers["episodes"] * mdp.num_decisions, callback=callback)
-    wall_time = time.perf_counter() - started
+    episodes = numbers["episodes"]
+    callback = Progress(
+        run, lambda: setting.validate(mdp, policy), episodes, args.eval_every, state["done"], state["elapsed"]
+    )
+    left = episodes * mdp.num_decisions - state["timesteps"]
+    if left > 0:
+        model.learn(left, callback=callback, reset_num_timesteps=not state["done"])
+    wall_time = callback.elapsed
     model.save(run.folder / "model.zip")
     save_weights(run.folder / WEIGHTS, model.policy, {"agent": agent, "env": args.env})
     load_weights(run.folder / WEIGHTS, model.policy)  # what the file does is reported

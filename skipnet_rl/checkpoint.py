@@ -31,7 +31,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     previous = folder.with_name(folder.name + ".previous")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file(tensors, beside / TENSORS)
+    _save_tensors(tensors, beside / TENSORS)
     (beside / TREE).write_text(json.dumps(tree))
     for written in (beside / TENSORS, beside / TREE, beside):
         _sync(written)
@@ -57,8 +57,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     except FileNotFoundError as error:
         raise WeightsError(f"no checkpoint in {folder}: {error.filename or error} is missing") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = f"; delete it to go on from {previous.name}" if source != previous else ""
-        raise WeightsError(f"the checkpoint in {source} is damaged: {error}{remedy}") from error
+        raise WeightsError(f"the checkpoint in {source} is damaged: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,7 +84,7 @@ def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
         tensors[name] = half.contiguous().cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")
-    save_file(tensors, beside, metadata={"about": json.dumps(about)})
+    _save_tensors(tensors, beside, {"about": json.dumps(about)})
     _sync(beside)
     os.replace(beside, path)
 
@@ -142,6 +141,13 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
         has = f"{surplus[0]} {tuple(tensors[surplus[0]].shape)}"
         raise WeightsError(f"{source} does not fit: it has a layer {has} that the network lacks")
     module.load_state_dict({**expected, **tensors})
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # the library's own name for a full disk
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shutil
 import subprocess
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from skipnet_rl.checkpoint import load_checkpoint, save_checkpoint, write_json
+from skipnet_rl.errors import WeightsError
 
 PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
@@ -69,12 +72,27 @@ class Run:
         save_checkpoint(self.checkpoint_folder, {**state, "metric_lines": len(self.metrics())})
 
     def load(self, device: Any = "cpu") -> dict[str, Any] | None:
-        """The checkpoint, or None before the first; metric lines that came after it are dropped."""
+        """The checkpoint, or None before the first; metric lines that came after it are dropped.
+
+        A damaged checkpoint is put aside, with a warning, and the one before it taken.
+
+        Raises:
+            WeightsError: the only checkpoint is damaged.
+        """
         previous = self.checkpoint_folder.with_name("checkpoint.previous")
         if not (self.checkpoint_folder.exists() or previous.exists()):
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return None
-        state = load_checkpoint(self.checkpoint_folder, device)
+        try:
+            state = load_checkpoint(self.checkpoint_folder, device)
+        except WeightsError as error:
+            if not (self.checkpoint_folder.exists() and previous.exists()):
+                raise
+            state = load_checkpoint(previous, device)
+            aside = self.checkpoint_folder.with_name("checkpoint.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.checkpoint_folder.rename(aside)  # or the next save would put it in the good one's place
+            warnings.warn(f"{error}. Going on from the one before it, {previous}", stacklevel=2)
         kept = self.metrics()[: state["metric_lines"]]
         beside = self.folder / "metrics.jsonl.new"
         beside.write_text("".join(json.dumps(line) + "\n" for line in kept))

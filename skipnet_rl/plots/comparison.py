@@ -147,7 +147,7 @@ def frontier(entries: Sequence[Mapping[str, Any]], lowest: float = 0.0) -> Figur
     axes.set(xlabel=FLOPS_LABEL, ylabel="accuracy (%)")
     if lowest > 0:
         highest = max((entry["accuracy"] for entry in entries), default=1.0)
-        axes.set_ylim(100 * lowest, 100 * (highest + 0.08 * (highest - lowest)))
+        axes.set_ylim(100 * lowest, 100 * (highest + 0.08 * max(highest - lowest, 0.01)))
     legend_beside(figure, axes)
     return figure
 
