@@ -56,7 +56,7 @@ class FinishedRun:
             args, result = (json.loads((folder / name).read_text()) for name in ("args.json", "result.json"))
         except ValueError as error:
             raise ValueError(f"{folder} holds a damaged args.json or result.json: {error}") from error
-        if "agent" not in result or "policies" not in result:
+        if not (isinstance(args, dict) and isinstance(result, dict) and _is_result(result)):
             raise ValueError(f"{folder}/result.json names no agent or no policies; was it made by one here?")
         return cls(folder, args, result)
 
@@ -97,8 +97,15 @@ class FinishedRun:
 
         Raises:
             WeightsError: a file is missing or does not fit.
-            ValueError: the run has no policy that could be played on other images.
+            ValueError: the run has no policy that could be played on other images, or its args.json lacks
+                what made it.
         """
+        try:
+            return self._restore(num_classes, stage)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.folder}/args.json or result.json is damaged: {error!r}") from error
+
+    def _restore(self, num_classes: int, stage: str | None) -> tuple[RoutingMDP, Policy]:
         agent = self.agent
         if agent == "pretrain":
             return self.mdp(self.network(num_classes, "weights.safetensors")), AlwaysExecute()
@@ -134,6 +141,16 @@ class FinishedRun:
     def _empty_network(self, num_classes: int) -> ResNet:
         depth = gym.spec(self.result["env"]).kwargs["depth"]
         return ResNet(depth, num_classes, self.args.get("shortcut", "projection")).eval()
+
+
+def _is_result(result: Mapping[str, Any]) -> bool:
+    names = all(isinstance(result.get(key), str) for key in ("agent", "env", "dataset"))
+    rows = result.get("policies")
+    return names and isinstance(rows, list) and bool(rows) and all(_is_row(row) for row in rows)
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("name"), str)
 
 
 def restore_model(

@@ -58,27 +58,26 @@ def learn(
         learner.load_state_dict(state["learner"])
     begun, episodes = time.perf_counter(), 0
     watch = Watch()
-    bar = tqdm(total=len(plan), initial=first, unit="step", dynamic_ncols=True)
-    for step in range(first, len(plan)):
-        stage, done = plan[step], step + 1
-        episode = train_step(step, stage)
-        watch.step(done, stage, episode)
-        episodes += len(episode.labels)
-        metrics = step_metrics(episode, episodes / (time.perf_counter() - begun))
-        bar.set_description(stage.upper())
-        bar.set_postfix_str(progress(metrics))
-        bar.update()
-        ends_stage = done == len(plan) or plan[done] != stage
-        if ends_stage:
-            check_finite(learner.state_dict(), done, stage)  # before it writes weights
-            end_stage(stage)
-        if ends_stage or done % eval_every == 0:
-            run.log(done, stage, **metrics, **val_metrics(validate()))
-            elapsed = state["elapsed"] + time.perf_counter() - begun
-            learned = learner.state_dict()
-            check_finite(learned, done, stage)
-            run.save({"learner": learned, "step": done, "elapsed": elapsed})
-    bar.close()
+    with tqdm(total=len(plan), initial=first, unit="step", dynamic_ncols=True) as bar:
+        for step in range(first, len(plan)):
+            stage, done = plan[step], step + 1
+            episode = train_step(step, stage)
+            watch.step(done, stage, episode)
+            episodes += len(episode.labels)
+            metrics = step_metrics(episode, episodes / (time.perf_counter() - begun))
+            bar.set_description(stage.upper())
+            bar.set_postfix_str(progress(metrics))
+            bar.update()
+            ends_stage = done == len(plan) or plan[done] != stage
+            if ends_stage:
+                check_finite(learner.state_dict(), done, stage)  # before it writes weights
+                end_stage(stage)
+            if ends_stage or done % eval_every == 0:
+                run.log(done, stage, **metrics, **val_metrics(validate()))
+                elapsed = state["elapsed"] + time.perf_counter() - begun
+                learned = learner.state_dict()
+                check_finite(learned, done, stage)
+                run.save({"learner": learned, "step": done, "elapsed": elapsed})
     return state["elapsed"] + time.perf_counter() - begun
 
 

@@ -181,30 +181,29 @@ def run_steps(net: ResNet, run: Run, data: Images, val: Images, args: Args) -> f
         optimizer.load_state_dict(state["optimizer"])
         first, before = state["step"], state["elapsed"]
     begun = time.perf_counter()
-    bar = tqdm(total=steps, initial=first, desc="pretrain", unit="step", dynamic_ncols=True)
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, args)
-        loss = train_step(mdp, data, step, args, precision).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        bar.update()
-        done = step + 1
-        check_loss(loss.item(), done, "pretrain")
-        if done % steps_per_epoch and done != steps:
-            continue
-        seconds = time.perf_counter() - begun
-        speed = (done - first) * args.batch_size / seconds
-        metrics = {"train/loss": loss.item(), "train/images_per_s": speed}
-        greedy = evaluate(mdp, AlwaysExecute(), val, precision=precision)
-        metrics |= {"val/accuracy": greedy.accuracy, "val/loss": greedy.loss.mean().item()}
-        run.log(done, "pretrain", **metrics)
-        state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-        check_finite(state, done, "pretrain")
-        run.save({**state, "elapsed": before + seconds})
-        bar.set_postfix_str(f"loss {loss.item():.3f}, val {greedy.accuracy:.2%}, {speed:.0f} img/s")
-    bar.close()
+    with tqdm(total=steps, initial=first, desc="pretrain", unit="step", dynamic_ncols=True) as bar:
+        for step in range(first, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, args)
+            loss = train_step(mdp, data, step, args, precision).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            bar.update()
+            done = step + 1
+            check_loss(loss.item(), done, "pretrain")
+            if done % steps_per_epoch and done != steps:
+                continue
+            seconds = time.perf_counter() - begun
+            speed = (done - first) * args.batch_size / seconds
+            metrics = {"train/loss": loss.item(), "train/images_per_s": speed}
+            greedy = evaluate(mdp, AlwaysExecute(), val, precision=precision)
+            metrics |= {"val/accuracy": greedy.accuracy, "val/loss": greedy.loss.mean().item()}
+            run.log(done, "pretrain", **metrics)
+            state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            check_finite(state, done, "pretrain")
+            run.save({**state, "elapsed": before + seconds})
+            bar.set_postfix_str(f"loss {loss.item():.3f}, val {greedy.accuracy:.2%}, {speed:.0f} img/s")
     return before + time.perf_counter() - begun
 
 

@@ -89,7 +89,7 @@ class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
         """
         check_options(options, ("index", "reset_mask"))
         mask = (options or {}).get("reset_mask")
-        if mask is not None and not (np.shape(mask) == (self.num_envs,) and np.all(mask)):
+        if mask is not None and not _all_true(mask, self.num_envs):
             raise ValueError("options['reset_mask'] must be all True: the sub-environments move in lockstep")
         super().reset(seed=seed)
         self.lockstep.reset(self.np_random, options)
@@ -184,3 +184,8 @@ def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
         if mode in (known, known.value):
             return known
     raise unknown_name("autoreset_mode", mode, [known.value for known in AutoresetMode])
+
+
+def _all_true(mask: Any, count: int) -> bool:
+    array = as_array(mask)
+    return array.dtype.kind in "biu" and array.shape == (count,) and bool(array.all())

@@ -56,3 +56,25 @@ def cifar10_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Faults injected and inputs tried, summed over the tests that record them."""
+    counts: dict[str, int] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for key, value in getattr(report, "user_properties", []) if report_is_final(report) else []:
+                counts[key] = counts.get(key, 0) + int(value)
+    crashed = sum("test_properties" in report.nodeid for report in terminalreporter.stats.get("failed", []))
+    if "kills" in counts:
+        terminalreporter.write_line(f"kill -9: {counts['kills']} injected, {counts['kills']} survived")
+    if "refused" in counts:
+        accepted, refused = counts["accepted"], counts["refused"]
+        terminalreporter.write_line(
+            f"inputs: {accepted + refused} tried, {accepted} accepted, {refused} refused, {crashed} crashed"
+        )
+
+
+def report_is_final(report: object) -> bool:
+    """Properties recorded when a test is torn down are in that report, together with those before."""
+    return getattr(report, "when", None) == "teardown"

@@ -1,11 +1,14 @@
 """Every agent leaves the same run folder, repeats itself, resumes, and refuses bad flags."""
 
+import copy
 import dataclasses
 import json
 import sys
 
 import pytest
 import torch
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import DQN, PPO
 
 from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, setting, static
 from agents.cli import main_with_named_errors
@@ -165,3 +168,41 @@ def test_bad_flags_end_in_one_line_and_code_2(module, flags, message, tmp_path, 
     assert stop.value.code == 2
     assert message in error[-1] and error[-1].startswith("error: ")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["PPO", "RecurrentPPO", "DQN"])
+def test_stable_baselines_goes_on_from_its_weights(name, tmp_path, monkeypatch):
+    """Weights, optimizer and count of episodes; the rollout, or the replay memory, is begun anew."""
+    module, flags = LEARNERS[name]
+    args = module.Args(**SMALL, **{**flags, "episodes": 128}, run_dir=tmp_path / "run")
+    save = Run.save
+
+    def interrupted(self, state):
+        save(self, state)
+        if state["done"] == 64:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "save", interrupted)
+        module.train(args)
+    saved = Run(tmp_path / "run", dataclasses.replace(args, resume=True), resume=True).load()
+    assert saved["done"] == 64 and saved["timesteps"] == 64 * 8
+    started = {}
+
+    def spied(self, *positional, **keywords):
+        started.update(
+            parameters=copy.deepcopy(self.get_parameters()), timesteps=self.num_timesteps, left=positional[0]
+        )
+        return learn(self, *positional, **keywords)
+
+    owner = next(kind for kind in (RecurrentPPO, PPO, DQN) if kind.__name__ == name)
+    learn = owner.learn
+    monkeypatch.setattr(owner, "learn", spied)
+    module.train(dataclasses.replace(args, resume=True))
+    assert started["timesteps"] == 64 * 8 and started["left"] == 64 * 8
+    for key, value in saved["parameters"]["policy"].items():
+        assert torch.equal(started["parameters"]["policy"][key], value), key
+    assert started["parameters"]["policy.optimizer"]["state"].keys() == (
+        saved["parameters"]["policy.optimizer"]["state"].keys()
+    )
+    assert [line["step"] for line in lines(tmp_path / "run")] == [32, 64, 96, 128]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from skipnet_rl import checkpoint
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.runs import Run, commit, run_folder, versions
 
 
@@ -152,3 +153,22 @@ def test_run_folder_names():
     named = run_folder(None, "SkipResNet20-v0", "ppo", 3)
     assert named.parent == Path("runs")
     assert named.name.startswith("SkipResNet20-v0-ppo-3-20")
+
+
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(tmp_path):
+    run = Run(tmp_path, Args())
+    for step in (1, 2):
+        run.log(step, "sp", loss=1.0)
+        run.save({"step": step, "weights": torch.ones(3)})
+    (tmp_path / "checkpoint" / "state.json").write_text("{")
+    resumed = Run(tmp_path, Args(), resume=True)
+    with pytest.warns(UserWarning, match="is damaged.*Going on from the one before it"):
+        assert resumed.load()["step"] == 1
+    assert [line["step"] for line in resumed.metrics()] == [1]
+    resumed.save({"step": 2})
+    assert Run(tmp_path, Args(), resume=True).load()["step"] == 2
+    for folder in ("checkpoint", "checkpoint.previous"):
+        (tmp_path / folder / "state.json").write_text("{")
+    with pytest.raises(WeightsError, match="damaged"):
+        Run(tmp_path, Args(), resume=True).load()
+    assert (tmp_path / "checkpoint").is_dir()  # nothing is moved where nothing can be read

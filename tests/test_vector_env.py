@@ -157,6 +157,26 @@ def test_a_neighbour_changes_nothing(mdp, tiny_images):
     assert not np.allclose(np.array(rewards[0])[-1, 1], np.array(rewards[1])[-1, 1])
 
 
+@pytest.mark.parametrize("num_envs", [1, 3, 5])
+def test_results_do_not_depend_on_the_number_of_sub_environments(mdp, tiny_images, num_envs):
+    """All twelve images at once, or some at a time: the same predictions, losses and returns."""
+    actions = np.stack(random_actions(N, 12))
+
+    def play(index):
+        env = SkipNetVectorEnv(mdp, tiny_images, len(index), autoreset_mode="Disabled")
+        env.reset(options={"index": index})
+        rewards = [env.step(action[index]) for action in actions]
+        info = rewards[-1][-1]
+        return info["prediction"], np.stack([info["loss"], sum(step[1] for step in rewards)])
+
+    whole, numbers = play(list(range(12)))
+    for first in range(0, 12, num_envs):
+        part = list(range(12))[first : first + num_envs]
+        prediction, found = play(part)
+        assert prediction.tolist() == whole[part].tolist()
+        np.testing.assert_allclose(found, numbers[:, part], rtol=1e-5, atol=1e-6)
+
+
 def test_statistics_wrapper_sees_the_returns(mdp, tiny_images):
     env = RecordEpisodeStatistics(SkipNetVectorEnv(mdp, tiny_images, 3))
     env.reset(seed=0)

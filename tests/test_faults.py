@@ -1,0 +1,100 @@
+"""Full disks, folders that cannot be written, and code that could execute what it reads."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RUN = (
+    "import torch, sys; from agents import hybrid_reinforce, setting; from agents.cli import "
+    "main_with_named_errors; from skipnet_rl.data import load_images; setting.load_images = lambda *a, **k: "
+    "load_images(*a, **k).subset(torch.arange(64)); {limit}; "
+    "main_with_named_errors(hybrid_reinforce.Args, hybrid_reinforce.train)"
+)
+FLAGS = [
+    "--env", "SkipResNet20-v0", "--dataset", "rendered-digits", "--sp-iterations", "1", "--iterations", "2",
+    "--tune-iterations", "0", "--batch-size", "16", "--eval-every", "1", "--eval-images", "16",
+    "--precision", "fp32",
+]  # fmt: skip
+
+
+def run(folder: Path, *flags: str, limit: str = "pass") -> subprocess.CompletedProcess:
+    """A short run in a process of its own, under a limit set there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", RUN.format(limit=limit), *FLAGS, "--run-dir", str(folder), *flags],
+        capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits on the size of a file")
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path):
+    """The kernel refuses to write past 200 kB of any file, and then lets the run go on."""
+    folder = tmp_path / "run"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+    full = run(folder, limit=limit)
+    assert full.returncode == 2, full.stderr
+    lines = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "File too large" in lines[0]
+    assert "Traceback" not in full.stderr
+    assert not (folder / "checkpoint").exists() and not (folder / "sp.safetensors").exists()
+    assert json.loads((folder / "args.json").read_text())["env"] == "SkipResNet20-v0"
+    freed = run(folder, "--resume")
+    assert freed.returncode == 0, freed.stderr
+    assert (folder / "result.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs a folder that refuses even root")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    refused = run(Path("/proc/skipnet"))
+    assert refused.returncode == 2
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert "/proc/skipnet" in line
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """Every call in a file, with the dotted name of what is called."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            found.append((ast.unparse(node.func), node))
+    return found
+
+
+def sources() -> list[Path]:
+    return [
+        path
+        for room in ("skipnet_rl", "envs", "agents", "benchmarks")
+        for path in (ROOT / room).rglob("*.py")
+    ]
+
+
+def test_nothing_read_can_execute_code():
+    """Pickles are read as weights only; stable-baselines3's files in one place, behind a flag."""
+    places = []
+    for path in sources():
+        for name, call in calls(path):
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            if name == "torch.load":
+                assert keywords.get("weights_only") == "True", path
+            if name.endswith((".load", "np.load")) and name.startswith(("np.", "numpy.")):
+                assert keywords.get("allow_pickle") == "False", path
+            assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "joblib.load"), path
+            assert name not in ("os.system", "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive"), path
+            if name.startswith("ALGORITHMS["):
+                places.append(path.relative_to(ROOT).as_posix())
+    assert places == ["agents/sb3.py"]
+    assert "trust_sb3 is None" in (ROOT / "agents" / "evaluate.py").read_text()
+
+
+def test_files_of_the_index_stay_in_their_folder():
+    from skipnet_rl.weights import FOLDER, index
+
+    for entry in index():
+        assert (FOLDER / entry["file"]).resolve().parent == FOLDER.resolve()
+        assert len(entry["sha256"]) == 64
