@@ -36,6 +36,7 @@ from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.estimators import BASELINES, advantages, entropy, score_function_loss
 from skipnet_rl.gates import make_gate
+from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, ValueBaseline
 from skipnet_rl.precision import autocast, resolve_precision
@@ -45,6 +46,7 @@ from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 STAGES = ("sp", "hrl", "sp+hrl")
 RELAXATIONS = ("straight-through", "soft")
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after which stage
+TEMPERATURE = 4.0  # of distillation
 BN_MODES = ("train", "frozen", "recalibrate")
 SCHEDULES = ("constant", "linear")
 NOTHING_SKIPPED = (
@@ -87,6 +89,9 @@ class Args(CommonArgs):
     """weight of the gates' entropy, a bonus"""
     policy_weight: float = 1.0
     """of the score-function term against the cross-entropy"""
+    distillation: float = 0.0
+    """share of the backbone's loss that asks for the predictions of the network it started from, all blocks
+    executed, instead of the labels"""
     lr: float = 3e-4
     """Adam's learning rate for the backbone"""
     gate_lr: float = 1e-2
@@ -116,6 +121,8 @@ class Args(CommonArgs):
             raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
         if self.baseline == "leave-one-out" and self.routes == 1:
             raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"--distillation {self.distillation} is not a share between 0 and 1")
         if not self.plan():
             raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
 
@@ -152,6 +159,7 @@ class Learner:
             "tune": (gate, "greedy"),  # a threshold has no gradient: the gates stay
         }
         self.precision = resolve_precision(args.precision, device)
+        self.teacher = for_inference(net, self.precision) if args.distillation else None
         groups = [
             {"params": net.parameters(), "base_lr": args.lr},
             {"params": gate.parameters(), "base_lr": args.gate_lr},
@@ -159,6 +167,11 @@ class Learner:
         if self.critic:
             groups.append({"params": self.critic.parameters(), "base_lr": args.gate_lr})
         self.optimizer = torch.optim.Adam(groups)
+
+    @torch.no_grad()
+    def predictions(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits [B, K], or None without one."""
+        return None if self.teacher is None else self.teacher(images)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -177,16 +190,31 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def supervised_loss(episode: Trajectory) -> Tensor:
-    """The cross-entropy; in SP its gradient reaches the gates through the relaxation."""
-    return episode.loss.mean()
+def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
+    """The cross-entropy, mixed with distillation; in SP its gradient reaches the gates, too.
+
+    The teacher's share is T² KL(teacher ‖ student) at temperature T = 4 (Hinton, Vinyals, Dean 2015,
+    arXiv 1503.02531, section 2).
+
+    Args:
+        episode: of B images.
+        args: the flags.
+        targets: the teacher's logits [B, K], or None for the labels alone.
+    """
+    loss = episode.loss.mean()
+    if targets is None:
+        return loss
+    student, teacher = (F.log_softmax(logits / TEMPERATURE, dim=1) for logits in (episode.logits, targets))
+    divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+    return loss + args.distillation * (TEMPERATURE**2 * divergence - loss)
 
 
-def hrl_loss(episode: Trajectory, args: Args) -> Tensor:
+def hrl_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
     """Hybrid loss: the backbone follows the cross-entropy, the gates the score function."""
     to_go = rewards_to_go(episode.rewards)
     weights = advantages(to_go, args.baseline, args.routes, episode.values)
-    loss = episode.loss.mean() + args.policy_weight * score_function_loss(episode.log_probs, weights)
+    score = score_function_loss(episode.log_probs, weights)
+    loss = backbone_loss(episode, args, targets) + args.policy_weight * score
     if args.entropy:
         loss = loss - args.entropy * entropy(episode.gate_logits).sum(dim=1).mean()
     if episode.values is not None:
@@ -200,6 +228,9 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     routes = args.routes if stage == "hrl" else 1
     index = training_index(step, args.batch_size // routes, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    targets = learner.predictions(images)
+    if targets is not None:
+        targets = targets.repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)
     learner.model.train()
@@ -209,7 +240,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     draws = step_generator(args.seed, step, device, stream=2)
     with autocast(learner.precision, device):
         episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
-        loss = hrl_loss(episode, args) if stage == "hrl" else supervised_loss(episode)
+        loss = (hrl_loss if stage == "hrl" else backbone_loss)(episode, args, targets)
     for group in learner.optimizer.param_groups:
         group["lr"] = group["base_lr"] * args.decay(step)
     learner.optimizer.zero_grad()

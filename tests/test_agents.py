@@ -11,7 +11,7 @@ from toys import toy_net, two_colours
 
 from agents import hybrid_reinforce, pretrain
 from skipnet_rl.data import ImageSet
-from skipnet_rl.policies import Replay
+from skipnet_rl.policies import RandomSkip, Replay
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run
@@ -168,6 +168,28 @@ def test_every_option_trains_what_it_should(gate, stage, flags):
     assert moved(before["gate"], learner.gate) == (stage in ("sp", "hrl"))  # routes given, or thresholds
     if learner.critic:
         assert moved(before["critic"], learner.critic)
+
+
+def test_distillation_follows_the_network_that_the_run_started_from():
+    """By hand on four images: a share of the loss is T² KL at T = 4; the teacher stays as it was."""
+    torch.manual_seed(0)
+    net = ResNet(8).eval()
+    args = hybrid_reinforce.Args(distillation=0.25, routes=2, batch_size=8, precision="fp32", lr=0.1)
+    learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"))
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    targets = learner.predictions(images)
+    torch.testing.assert_close(targets, net(images).detach(), rtol=1e-4, atol=1e-5)
+    episode = rollout(learner.mdp, RandomSkip(0.5), images, labels, "sample")
+    p, q = (torch.softmax(logits.double() / 4, dim=1) for logits in (targets, episode.logits))
+    by_hand = 0.75 * episode.loss.mean() + 0.25 * 16 * (p * (p / q).log()).sum() / 4
+    found = hybrid_reinforce.backbone_loss(episode, args, targets)
+    assert found.item() == pytest.approx(by_hand.item(), rel=1e-4)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    hybrid_reinforce.train_step(learner, two_colours(32), 0, "hrl", args)
+    assert moved(before, net)
+    assert torch.equal(learner.predictions(images), targets)
+    plain = dataclasses.replace(args, distillation=0.0)
+    assert hybrid_reinforce.Learner(plain, net, torch.device("cpu")).predictions(images) is None
 
 
 def test_frozen_batch_norms_keep_their_statistics():
