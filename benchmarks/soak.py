@@ -2,9 +2,11 @@
 
     python -m benchmarks.soak
 
-After a warm-up of a tenth, the resident memory is read a hundred times; its growth is the mean of the last
-tenth of the readings over that of the first. It fails where that is more than 2 %, or where a file or a
-thread is left open.
+After a warm-up the resident memory is read a hundred times; its growth is the mean of the last tenth of the
+readings over that of the first. It fails where that is more than 2 %, or where a file or a thread is left
+open. The warm-up is there for oneDNN, which keeps what it prepared for each size of batch that it met (up to
+1,024 of them, some 100 MiB), and a block meets as many images as its policy executes: the environment is
+warmed up with each number of executed images, training with as many iterations as are then watched.
 """
 
 from __future__ import annotations
@@ -45,12 +47,12 @@ class Options(measure.Options):
 
 
 def watch(unit: Callable[[], Any], units: int) -> dict[str, float]:
-    """Do a unit of work many times, and read this process's resources along the way."""
+    """Do a warm unit of work many times, and read this process's resources along the way."""
     process, readings = psutil.Process(), []
     every = max(units // READINGS, 1)
-    for number in tqdm(range(units + units // 10), disable=None, leave=False):
+    for number in tqdm(range(units), disable=None, leave=False):
         unit()
-        if number >= units // 10 and number % every == 0:
+        if number % every == 0:
             gc.collect()
             readings.append((process.memory_info().rss, process.num_fds(), process.num_threads()))
     memory, files, threads = (np.array(column, dtype=float) for column in zip(*readings, strict=True))
@@ -72,6 +74,10 @@ def environment(options: Options) -> dict[str, float]:
         for _ in range(decisions):
             env.step(env.action_space.sample())
 
+    for executed in range(options.num_envs + 1):
+        env.reset()
+        for _ in range(decisions):
+            env.step(np.arange(options.num_envs) < executed)
     return watch(episode, options.steps // (decisions * options.num_envs))
 
 
@@ -81,7 +87,13 @@ def training(options: Options) -> dict[str, float]:
     args = Args(env="SkipResNet20-v0", schedule="constant", iterations=2 * options.iterations)
     learner = Learner(args, build_backbone(20, 10, DATASET).to(device), device)
     data, steps = load_images(DATASET, "train").to(device), iter(range(sys.maxsize))
-    return watch(lambda: train_step(learner, data, next(steps), "hrl", args), options.iterations)
+
+    def step() -> None:
+        train_step(learner, data, next(steps), "hrl", args)
+
+    for _ in range(options.iterations):
+        step()
+    return watch(step, options.iterations)
 
 
 def table(found: Mapping[str, Any]) -> str:
