@@ -37,7 +37,7 @@ from skipnet_rl.policies import AlwaysExecute, Biased, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import magnitudes
-from skipnet_rl.weights import weights_path
+from skipnet_rl.weights import build_backbone, index, weights_path
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Args:
     """Evaluate runs, checkpoints and models."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """run folders, safetensors files of gated networks (or names of shipped ones), or stable-baselines3
+    """run folders, safetensors files of gated networks, names of shipped weights, or stable-baselines3
     .zip files"""
     stage: str | None = None
     """of a run of hybrid REINFORCE: sp or hrl (default: the last)"""
@@ -98,6 +98,13 @@ def restore(path: Path, args: Args) -> Subject:
         FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
     """
     split = args.split or ("val" if args.biases else "test")
+    if (shipped := backbone_entry(str(path))) is not None:
+        dataset = shipped["dataset"] if args.dataset == "auto" else args.dataset
+        images = load_images(dataset, split, args.data_dir)
+        net = build_backbone(shipped["depth"], len(images.classes), dataset, shipped["shortcut"], str(path))
+        mdp = RoutingMDP(net, args.alpha or 0.0)
+        about = {"env": f"SkipResNet{net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
+        return Subject("all blocks", about, mdp, AlwaysExecute(), images, args.out)
     path = weights_path(path)
     if path.is_dir() or not path.suffix:
         run = FinishedRun.read(path)
@@ -124,6 +131,11 @@ def restore(path: Path, args: Args) -> Subject:
         mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
     about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
     return Subject(path.stem, about, mdp, policy, images, args.out)
+
+
+def backbone_entry(name: str) -> dict[str, Any] | None:
+    """What the index says of a shipped network without gates; None for any other path."""
+    return next((entry for entry in index() if entry["name"] == name and "gate" not in entry), None)
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:

@@ -117,6 +117,15 @@ def test_stages_and_checkpoints_outside_of_a_run(finished, play, tmp_path):
     assert (tmp_path / "out" / "evaluation-test-greedy.json").is_file()
 
 
+def test_a_shipped_network_by_its_name(play, tmp_path):
+    (rows,) = play("resnet20-rendered-digits", out=tmp_path)
+    assert [row["name"] for row in rows] == ["all blocks"]
+    assert rows[0]["accuracy"] > 0.9 and rows[0]["compute_flops"] == 1
+    assert json.loads((tmp_path / "evaluation-test-greedy.json").read_text())["dataset"] == "rendered-digits"
+    with pytest.raises(WeightsError, match="no weights file resnet21-rendered-digits.st"):
+        play("resnet21-rendered-digits.st")
+
+
 def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):
     path = model / "model.zip"
     with pytest.raises(ValueError, match="can execute code.*--trust-sb3 ppo"):

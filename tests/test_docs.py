@@ -8,7 +8,7 @@ import pytest
 import benchmarks.ablation
 import benchmarks.gate_costs
 from agents.hybrid_reinforce import Args
-from benchmarks import latency, measure, scaling, throughput, training
+from benchmarks import latency, measure, scaling, soak, throughput, training
 from skipnet_rl.gates import GATES
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -50,6 +50,7 @@ def test_the_readme_shows_rows_of_the_comparison():
 
 @pytest.mark.parametrize("name, module", [
     ("throughput-cpu", throughput), ("training-cpu", training), ("latency", latency), ("scaling", scaling),
+    ("soak", soak),
 ])  # fmt: skip
 def test_benchmarks(name, module):
     found = json.loads((DOCS / "benchmarks" / f"{name}.json").read_text())
