@@ -18,6 +18,7 @@ too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from agents.loop import learn
+from agents.optimizers import OPTIMIZERS
 from agents.setting import CommonArgs, Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
@@ -42,13 +44,14 @@ from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, Va
 from skipnet_rl.precision import autocast, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
+from skipnet_rl.weights import weights_path
 
 STAGES = ("sp", "hrl", "sp+hrl")
 RELAXATIONS = ("straight-through", "soft")
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after which stage
 TEMPERATURE = 4.0  # of distillation
 BN_MODES = ("train", "frozen", "recalibrate")
-SCHEDULES = ("constant", "linear")
+SCHEDULES = ("constant", "linear", "cosine")
 NOTHING_SKIPPED = (
     "nothing is skipped: to this network a skipped block costs more than alpha/N pays. Make it used to skips "
     "(--warmup-iterations 400, or a backbone of agents.pretrain --survival 0.5), or raise --alpha"
@@ -63,6 +66,9 @@ class Args(CommonArgs):
     """weight of the compute saving against the loss"""
     gate: str = "rnn"
     """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
+    gate_weights: str | None = None
+    """gates to start from, of the same kind: a file of a gated network, or the name of a shipped one
+    (default: new ones, near "execute")"""
     stage: str = "sp+hrl"
     """sp, hrl or sp+hrl"""
     sp_iterations: int = 20
@@ -92,12 +98,15 @@ class Args(CommonArgs):
     distillation: float = 0.0
     """share of the backbone's loss that asks for the predictions of the network it started from, all blocks
     executed, instead of the labels"""
+    optimizer: str = "adam"
+    """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
     lr: float = 3e-4
-    """Adam's learning rate for the backbone"""
+    """learning rate of the backbone"""
     gate_lr: float = 1e-2
     """Adam's learning rate for the gates"""
     schedule: str = "linear"
-    """of the learning rates in HRL and in the tuning after it: constant (the paper), or linear to zero"""
+    """of the learning rates: constant (the paper), linear to zero in HRL and again in the tuning after it, or
+    cosine to zero in SP, and again over HRL and tuning together"""
     bn: str = "recalibrate"
     """batch norm: train (the batch's statistics), frozen (the running ones), or recalibrate: train, and
     estimate the running ones anew after each stage"""
@@ -112,6 +121,7 @@ class Args(CommonArgs):
             ("stage", self.stage, STAGES),
             ("bn mode", self.bn, BN_MODES),
             ("schedule", self.schedule, SCHEDULES),
+            ("optimizer", self.optimizer, OPTIMIZERS),
             ("baseline", self.baseline, BASELINES),
             ("relaxation", self.relaxation, RELAXATIONS),
         ):
@@ -137,10 +147,13 @@ class Args(CommonArgs):
         """Factor of the learning rates at a step of the plan."""
         plan = self.plan()
         stage = plan[step]
-        if self.schedule == "constant" or stage in ("warmup", "sp"):
+        if self.schedule == "constant" or stage == "warmup" or (self.schedule, stage) == ("linear", "sp"):
             return 1.0
-        begin, length = plan.index(stage), plan.count(stage)
-        return (begin + length - step) / length
+        span = ("hrl", "tune") if self.schedule == "cosine" and stage != "sp" else (stage,)
+        begin = plan.index(span[0])
+        length = sum(map(plan.count, span))
+        left = (begin + length - step) / length
+        return left if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
 
 
 class Learner:
@@ -160,13 +173,24 @@ class Learner:
         }
         self.precision = resolve_precision(args.precision, device)
         self.teacher = for_inference(net, self.precision) if args.distillation else None
-        groups = [
-            {"params": net.parameters(), "base_lr": args.lr},
-            {"params": gate.parameters(), "base_lr": args.gate_lr},
-        ]
-        if self.critic:
-            groups.append({"params": self.critic.parameters(), "base_lr": args.gate_lr})
-        self.optimizer = torch.optim.Adam(groups)
+        gates = [*gate.parameters(), *(self.critic.parameters() if self.critic else [])]
+        self.optimizers = {
+            "net": OPTIMIZERS[args.optimizer](net, args.lr),
+            "gate": torch.optim.Adam(gates, args.gate_lr),
+        }
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+
+    def descend(self, loss: Tensor, decay: float = 1.0) -> None:
+        """One step down a loss, at a share of the learning rates."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = decay * group["base_lr"]
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
 
     @torch.no_grad()
     def predictions(self, images: Tensor) -> Tensor | None:
@@ -179,7 +203,7 @@ class Learner:
         return {
             "model": self.model.state_dict(),
             "critic": critic,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -187,7 +211,8 @@ class Learner:
         self.model.load_state_dict(state["model"])
         if self.critic:
             self.critic.load_state_dict(state["critic"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
@@ -241,11 +266,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     with autocast(learner.precision, device):
         episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
         loss = (hrl_loss if stage == "hrl" else backbone_loss)(episode, args, targets)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * args.decay(step)
-    learner.optimizer.zero_grad()
-    loss.backward()
-    learner.optimizer.step()
+    learner.descend(loss, args.decay(step))
     return episode
 
 
@@ -254,6 +275,8 @@ def train(args: Args) -> dict[str, Any]:
     args.check()
     setting = Setting.of(args)
     learner = Learner(args, setting.mdp().net, setting.device)
+    if args.gate_weights:
+        load_weights(weights_path(args.gate_weights), learner.gate, prefix="gate.")
     run = setting.start_run("hybrid-reinforce", args.resume)
     files: dict[str, str] = {}
 

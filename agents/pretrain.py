@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
+from agents.optimizers import sgd
 from agents.watch import check_finite, check_loss
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
@@ -108,14 +109,6 @@ def learning_rate(step: int, steps: int, args: Args) -> float:
     return args.lr * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
 
 
-def make_optimizer(net: ResNet, args: Args) -> torch.optim.SGD:
-    """SGD whose weight decay spares biases and batch norm."""
-    matrices = [p for p in net.parameters() if p.ndim > 1]
-    vectors = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors}]
-    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, nesterov=True)
-
-
 def train_step(mdp: RoutingMDP, data: Images, step: int, args: Args, precision: str) -> torch.Tensor:
     """Loss [B] of one batch with its augmentation and its dropped blocks."""
     device = data.device
@@ -171,7 +164,7 @@ def train(args: Args) -> dict[str, Any]:
 
 def run_steps(net: ResNet, run: Run, data: Images, val: Images, args: Args) -> float:
     """Train from the run's checkpoint, or from nothing, to the last step; seconds spent."""
-    mdp, optimizer = RoutingMDP(net), make_optimizer(net, args)
+    mdp, optimizer = RoutingMDP(net), sgd(net, args.lr, args.momentum, args.weight_decay)
     precision = resolve_precision(args.precision, data.device)
     steps_per_epoch = len(data) // args.batch_size
     steps, first, before = args.steps(len(data)), 0, 0.0

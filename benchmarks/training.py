@@ -95,9 +95,7 @@ def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> 
     mdp.net.train()
     draws = step_generator(args.seed, 0, data.device, stream=2)
     episode = rollout(mdp, made.gate, images.contiguous(), labels, "sample", draws)
-    made.optimizer.zero_grad()
-    hrl_loss(episode, args).backward()
-    made.optimizer.step()
+    made.descend(hrl_loss(episode, args))
 
 
 def table(found: Mapping[str, Any]) -> str:

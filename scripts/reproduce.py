@@ -1,18 +1,17 @@
 """The results on CIFAR-10, row by row, from nothing to the table.
 
-    python scripts/reproduce.py --data-dir data --list           # the steps, and how long they take here
-    python scripts/reproduce.py --data-dir data --rows resnet38
-    python scripts/reproduce.py --data-dir data --minutes 9      # stops in time; the same command goes on
+    python -m scripts.reproduce --data-dir data --list           # the steps, and how long they take here
+    python -m scripts.reproduce --data-dir data --rows resnet38
+    python -m scripts.reproduce --data-dir data --minutes 9      # stops in time; the same command goes on
 
-A row is a chain of this project's commands: the backbone, a warm restart, a fine-tuning with blocks left out
-at random, then SP and HRL at several alphas. Each has a folder under `--runs`: what is finished is not run
-again, what was interrupted is resumed. At the end `agents.compare` makes the table and the pictures in
-`--out` from these folders, and `published.png` has the figures of the literature beside them.
+A row is a chain of this project's commands: the backbone, a warm restart of it, SP and HRL at the smallest
+alpha, then HRL at each larger alpha from the weights and gates of the one before. Each has a folder under
+`--runs`: what is finished is not run again, what was interrupted is resumed. At the end
+`scripts.results` makes the table and the pictures in `--out` from these folders.
 """
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -25,39 +24,56 @@ import torch
 import tyro
 
 from agents import hybrid_reinforce, pretrain
-from skipnet_rl import plots
+from scripts import results
 from skipnet_rl.data import Images, load_images
+from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.weights import find_shipped
 
-ALPHAS = (1.0, 2.0)
-HRL = (
-    "--sp-iterations", "100", "--iterations", "1000", "--tune-iterations", "4000", "--lr", "5e-4",
-    "--eval-every", "250",
+
+@dataclass(frozen=True)
+class Row:
+    """A network and its kind of gate."""
+
+    depth: int
+    gate: str = "rnn"
+
+
+ROWS = {
+    "resnet110": Row(110), "resnet38": Row(38), "resnet74": Row(74), "resnet152": Row(152),
+    "resnet38-ff1": Row(38, "ff1"), "resnet74-ff1": Row(74, "ff1"),
+    "resnet110-ff2": Row(110, "ff2"), "resnet152-ff2": Row(152, "ff2"),
+}  # fmt: skip
+ALPHAS = (1.0, 2.0, 4.0)
+BACKBONE = {"backbone": 40, "restart": 15}  # epochs
+FIRST = {"warmup": 600, "sp": 300, "hrl": 2000, "tune": 2500}  # steps at the smallest alpha
+NEXT = {"hrl": 1500, "tune": 2000}  # and at each larger one
+FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
+         "tune": "--tune-iterations"}  # fmt: skip
+GATED = (
+    "--routes", "2", "--optimizer", "sgd", "--lr", "0.05", "--gate-lr", "5e-3", "--schedule", "cosine",
+    "--eval-every", "250", "--eval-images", "1000",
 )  # fmt: skip
-# accuracy, share of computation; of SkipNet's the share of blocks, of BlockDrop's that of FLOPs
-PUBLISHED = {
-    "SkipNet-38": (0.9275, 0.703),  # Wang et al. 2018, the authors' README
-    "SkipNet-74": (0.9277, 0.523),
-    "SkipNet-110": (0.9330, 0.495),
-    "BlockDrop-110": (0.936, 0.36),  # Wu et al. 2018, the authors' README
-}
-DEPTHS = {"resnet38": 38, "resnet74": 74, "resnet110": 110, "resnet152": 152}
 
 
 @dataclass(frozen=True)
 class Options:
     """Train and compare the rows."""
 
-    rows: tuple[str, ...] = ("resnet110", "resnet38", "resnet74", "resnet152")
+    rows: tuple[str, ...] = tuple(ROWS)
     """which, in this order"""
+    length: float = 1.0
+    """factor of every step's length; 1 is what two CPU cores do with a ResNet-38 in a few hours"""
+    shipped_backbone: bool = False
+    """start from the shipped backbones, where there are, instead of training them"""
     data_dir: Path = Path("data")
     """folder of CIFAR-10"""
     runs: Path = Path("runs/results")
     """folder of the run folders"""
     out: Path = Path("docs/results-cifar10")
-    """folder of the table and the pictures, one for each row"""
+    """folder of the table and the pictures"""
     minutes: float | None = None
     """stop after so many (default: never)"""
     device: str = "auto"
@@ -70,12 +86,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a row."""
+    """One command of a row.
+
+    Attributes:
+        agent: the module's name.
+        flags: those that make the step.
+        folder: of the run.
+        plan: epochs of a backbone, or steps of each stage.
+    """
 
     agent: str
     flags: tuple[str, ...]
     folder: Path
-    epochs: int = 0
+    plan: dict[str, float]
 
     @property
     def done(self) -> bool:
@@ -92,48 +115,64 @@ class Step:
         ]  # fmt: skip
 
 
-def chain(row: str, options: Options) -> list[Step]:
-    """The steps of a row in order."""
-    depth, folder = DEPTHS[row], options.runs / f"{row}-{options.seed}"
-    backbone, restart, skips = (folder / name for name in ("backbone", "restart", "skips"))
+def chain(name: str, options: Options) -> list[Step]:
+    """The steps of a row in order; networks of one depth share their backbone."""
+    row = ROWS[name]
+    folder = options.runs / f"resnet{row.depth}-{options.seed}"
+    steps, before = [], f"resnet{row.depth}-cifar10"
+    if not (options.shipped_backbone and find_shipped(row.depth, "cifar10", "projection")):
+        steps, before = pretraining(row, folder, options)
+    lengths = [FIRST, *[NEXT] * (len(ALPHAS) - 1)]
+    gates: tuple[str, ...] = ()
+    for alpha, length in zip(ALPHAS, lengths, strict=True):
+        plan = {stage: round(count * options.length) for stage, count in length.items()}
+        counts = (part for stage in plan for part in (FLAGS[stage], str(plan[stage])))
+        flags = (
+            "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha),
+            "--weights", before, *gates, *counts, *GATED,
+        )  # fmt: skip
+        place = folder / (f"hrl-{alpha}" if row.gate == "rnn" else f"hrl-{row.gate}-{alpha}")
+        steps.append(Step("hybrid_reinforce", flags, place, plan))
+        before = str(place / "hrl.safetensors")
+        gates = ("--gate-weights", before, "--stage", "hrl")
+    return steps
 
-    def pretraining(place: Path, epochs: int, *flags: str) -> Step:
-        return Step("pretrain", ("--depth", str(depth), "--epochs", str(epochs), *flags), place, epochs)
 
-    def start(place: Path) -> tuple[str, ...]:
-        return ("--weights", str(place / "weights.safetensors"))
-
-    def gated(alpha: float) -> Step:
-        flags = ("--env", f"SkipResNet{depth}-v0", *start(skips), "--alpha", str(alpha), *HRL)
-        return Step("hybrid_reinforce", flags, folder / f"hrl-{alpha}")
-
-    again = ("--lr", "0.05", "--warmup", "0.02")
-    return [
-        pretraining(backbone, 40),
-        pretraining(restart, 15, *start(backbone), *again),
-        pretraining(skips, 16, *start(restart), *again, "--survival", "0.6"),
-        *(gated(alpha) for alpha in ALPHAS),
-    ]
+def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], str]:
+    """The backbone and its warm restart, and the file of weights that they end with."""
+    steps, start = [], ()
+    for name, epochs in BACKBONE.items():
+        epochs = epochs * options.length
+        flags = ("--depth", str(row.depth), "--epochs", f"{epochs:g}", *start)
+        steps.append(Step("pretrain", flags, folder / name, {"epochs": epochs}))
+        weights = str(folder / name / "weights.safetensors")
+        start = ("--weights", weights, "--lr", "0.05", "--warmup", "0.02")
+    return steps, weights
 
 
-def estimate(row: str, options: Options, data: Images) -> dict[Path, float]:
-    """Seconds that each step of a row takes on this machine, from a few training steps timed now."""
-    device = pick_device(options.device)
-    precision, data = resolve_precision("auto", device), data.to(device)
-    net = ResNet(DEPTHS[row]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mdp, plain = RoutingMDP(net), pretrain.Args()
-    backbone = timed(lambda: pretrain.train_step(mdp, data, 0, plain, precision).mean().backward())
-    args = hybrid_reinforce.Args()
-    learner = hybrid_reinforce.Learner(args, net, device)
-    plan = args.plan()
-    sampled, tuned = (
-        timed(lambda stage=stage: hybrid_reinforce.train_step(learner, data, plan.index(stage), stage, args))
-        for stage in ("hrl", "tune")
-    )
-    per_epoch = len(data) // plain.batch_size
-    sp, hrl, tune = (int(HRL[HRL.index(f"--{name}iterations") + 1]) for name in ("sp-", "", "tune-"))
-    gated = hrl * sampled + (sp + tune) * tuned
-    return {step.folder: step.epochs * per_epoch * backbone or gated for step in chain(row, options)}
+def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
+    """Seconds that each step of a row takes on this machine, from a few training steps timed now.
+
+    Of HRL it is an upper bound: an untrained gate executes nine tenths of the blocks.
+    """
+    row, device = ROWS[name], pick_device(options.device)
+    data = data.to(device)
+    args = hybrid_reinforce.Args(gate=row.gate, warmup_iterations=1, routes=2)
+    net = ResNet(row.depth).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learner, plain = hybrid_reinforce.Learner(args, net, device), pretrain.Args()
+    precision, plan = resolve_precision("auto", device), args.plan()
+    seconds = {
+        stage: timed(
+            lambda stage=stage: hybrid_reinforce.train_step(learner, data, plan.index(stage), stage, args)
+        )
+        for stage in FIRST
+    }
+    one = timed(lambda: pretrain.train_step(RoutingMDP(net), data, 0, plain, precision).mean().backward())
+    seconds["epochs"] = one * (len(data) // plain.batch_size)
+    return {
+        step.folder: sum(count * seconds[part] for part, count in step.plan.items())
+        for step in chain(name, options)
+    }
 
 
 def timed(step: Callable[[], object]) -> float:
@@ -163,39 +202,26 @@ def run(step: Step, options: Options, deadline: float | None) -> bool:
     return True
 
 
-def published(out: Path) -> None:
-    """The frontier of a comparison with the literature's figures in it."""
-    rows = json.loads((out / "comparison.json").read_text())["policies"]
-    learned = [row for row in rows if not row["name"].startswith("SP")]
-    figure = plots.frontier(learned, 0.89)
-    axes = figure.axes[0]
-    for name, (accuracy, compute) in PUBLISHED.items():
-        axes.plot(100 * compute, 100 * accuracy, "D", mfc="none", color="0.3")
-        axes.annotate(name, (100 * compute, 100 * accuracy), (5, 4), textcoords="offset points", fontsize=8)
-    axes.set_ylim(89, 94.2)
-    plots.save_figure(figure, out / "published.png")
-
-
 def main(options: Options) -> None:
-    """Run what is left, then compare."""
+    """Run what is left, then the table."""
+    for name in options.rows:
+        if name not in ROWS:
+            raise unknown_name("row", name, ROWS)
     data = load_images("cifar10", "train", options.data_dir)
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    for row in options.rows:
-        seconds = estimate(row, options, data)
-        steps = chain(row, options)
+    for name in options.rows:
+        steps = chain(name, options)
+        seconds = {} if all(step.done for step in steps) else estimate(name, options, data)
         for step in steps:
             state = "done" if step.done else f"about {seconds[step.folder] / 60:.0f} minutes here"
-            print(f"{row}: {step.folder.name}: {state}", flush=True)
+            print(f"{name}: {step.folder.name}: {state}", flush=True)
         if options.list:
             continue
         for step in steps:
             if not step.done and not run(step, options, deadline):
                 print("the time is up; the same command goes on from here")
                 return
-        out = options.out / row
-        folders = [str(step.folder) for step in steps if step.agent == "hybrid_reinforce"]
-        subprocess.run([sys.executable, "-m", "agents.compare", *folders, "--out", str(out)], check=True)
-        published(out)
+        results.add(name, [step.folder for step in steps], options.out)
 
 
 if __name__ == "__main__":

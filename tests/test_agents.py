@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from toys import toy_net, two_colours
 
 from agents import hybrid_reinforce, pretrain
 from skipnet_rl.data import ImageSet
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.policies import RandomSkip, Replay
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
@@ -208,8 +210,45 @@ def test_learning_rates_fall_in_hrl_and_in_its_tuning():
     assert [args.decay(step) for step in range(9)] == [1, 1, 1, 1, 0.75, 0.5, 0.25, 1, 0.5]
     constant = dataclasses.replace(args, schedule="constant")
     assert {constant.decay(step) for step in range(9)} == {1.0}
+    cosine = dataclasses.replace(args, schedule="cosine")
+    of_two, of_six = [1, 0.5], [0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    assert [cosine.decay(step) for step in range(9)] == pytest.approx([1, *of_two, *of_six])
     assert dataclasses.replace(args, stage="hrl").plan() == ["warmup"] + ["hrl"] * 4 + ["tune"] * 2
     assert dataclasses.replace(args, stage="sp").plan() == ["warmup", "sp", "sp"]
+
+
+def test_sgd_moves_the_backbone_and_adam_the_gates():
+    """One step of HRL: Nesterov with weight decay on the backbone, Adam on the gates."""
+    args = hybrid_reinforce.Args(batch_size=16, precision="fp32", optimizer="sgd", lr=0.1, gate_lr=1e-3)
+    learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"))
+    weight, bias, head = learner.mdp.net.fc.weight, learner.mdp.net.fc.bias, learner.gate.head.bias
+    before = [value.detach().clone() for value in (weight, bias, head)]
+    hybrid_reinforce.train_step(learner, two_colours(), 0, "hrl", args)
+    by_hand = before[0] - 0.1 * 1.9 * (weight.grad + 5e-4 * before[0])  # 1 + momentum, on the first step
+    torch.testing.assert_close(weight.detach(), by_hand)
+    torch.testing.assert_close(bias.detach(), before[1] - 0.1 * 1.9 * bias.grad)  # no decay of vectors
+    assert (head.detach() - before[2]).abs().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_gates_to_start_from(tmp_path, few_images):
+    """HRL of no effect, from the file of another run, is that run's policy again."""
+    args = small_args(tmp_path, stage="hrl")
+    first = hybrid_reinforce.train(args)
+    file = str(tmp_path / "run" / "hrl.safetensors")
+    still = {
+        "weights": file,
+        "iterations": 1,
+        "tune_iterations": 0,
+        "lr": 0.0,
+        "gate_lr": 0.0,
+        "bn": "frozen",
+    }
+    again = dataclasses.replace(args, run_dir=tmp_path / "again", gate_weights=file, **still)
+    second = hybrid_reinforce.train(again)
+    for key in ("accuracy", "loss", "execution_rate"):
+        assert second["policies"][-1][key] == first["policies"][-1][key], key
+    with pytest.raises(WeightsError, match="features.0.0.weight"):
+        hybrid_reinforce.train(dataclasses.replace(again, gate="ff2", run_dir=tmp_path / "other"))
 
 
 def test_shipped_weights_are_as_good_as_the_index_says():
@@ -294,6 +333,8 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--baseline", "batchmean"], "did you mean 'batch-mean'"),
         (["--relaxation", "softt"], "did you mean 'soft'"),
         (["--bn", "freeze"], "did you mean 'frozen'"),
+        (["--optimizer", "sdg"], "did you mean 'sgd'"),
+        (["--gate-weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--exploration", "0.6"], "exploration floor is 0.6"),
         (["--warmup-rate", "1.5"], "rate is 1.5"),
         (["--weights", "torchvision"], "torchvision has no weights for this ResNet-110"),

@@ -1,48 +1,67 @@
-"""The script behind the results: its commands are those of the agents, and it stops in time."""
+"""What is behind the results: commands that are those of the agents, tables that are those of the runs."""
 
-import importlib.util
+import json
 import sys
 import time
-from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
-from agents import hybrid_reinforce, pretrain
+from agents import hybrid_reinforce, pretrain, setting
+from agents.finished import FinishedRun
+from scripts import reproduce, results, ship
+from skipnet_rl import weights
+from skipnet_rl.data import load_images
 
-PATH = Path(__file__).parent.parent / "scripts" / "reproduce.py"
 AGENTS = {"pretrain": pretrain.Args, "hybrid_reinforce": hybrid_reinforce.Args}
 
 
-@pytest.fixture(scope="module")
-def reproduce():
-    spec = importlib.util.spec_from_file_location("reproduce", PATH)
-    module = sys.modules["reproduce"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["reproduce"]
+def parsed(step, options):
+    """The step's command as its agent reads it."""
+    python, dash_m, module, *flags = step.command(options)
+    assert (dash_m, module) == ("-m", f"agents.{step.agent}")
+    return tyro.cli(AGENTS[step.agent], args=flags)
 
 
-@pytest.mark.parametrize("row", ["resnet38", "resnet110"])
-def test_each_step_is_a_command_that_starts_from_the_one_before(reproduce, tmp_path, row):
-    options = reproduce.Options(runs=tmp_path, seed=3)
+@pytest.mark.parametrize("row", reproduce.ROWS)
+def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
+    options = reproduce.Options(runs=tmp_path, seed=3, length=0.5)
     steps = reproduce.chain(row, options)
-    assert [step.folder.name for step in steps] == ["backbone", "restart", "skips", "hrl-1.0", "hrl-2.0"]
-    before = {"restart": "backbone", "skips": "restart", "hrl-1.0": "skips", "hrl-2.0": "skips"}
-    for step in steps:
-        python, dash_m, module, *flags = step.command(options)
-        assert (dash_m, module) == ("-m", f"agents.{step.agent}")
-        args = tyro.cli(AGENTS[step.agent], args=flags)
+    gate = reproduce.ROWS[row].gate
+    places = [f"hrl-{alpha}" if gate == "rnn" else f"hrl-{gate}-{alpha}" for alpha in reproduce.ALPHAS]
+    assert [step.folder.name for step in steps] == ["backbone", "restart", *places]
+    files = ["weights.safetensors"] * 2 + ["hrl.safetensors"] * len(places)
+    before = None
+    for step, file in zip(steps, files, strict=True):
+        args = parsed(step, options)
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
-        assert args.depth == reproduce.DEPTHS[row] and not args.resume
-        if step.folder.name in before:
-            weights = tmp_path / f"{row}-3" / before[step.folder.name] / "weights.safetensors"
-            assert Path(args.weights) == weights
+        assert args.depth == reproduce.ROWS[row].depth and not args.resume
+        assert args.weights == before
         if step.agent == "hybrid_reinforce":
             args.check()
+            assert args.gate == gate
+            assert (args.gate_weights or "hrl.safetensors" not in before) and (
+                args.gate_weights in (None, before)
+            )
+            assert {stage: args.plan().count(stage) for stage in step.plan} == step.plan
+        before = str(step.folder / file)
+    assert parsed(steps[0], options).epochs == 20
 
 
-def test_what_is_done_is_not_run_again_and_what_was_begun_goes_on(reproduce, tmp_path):
+def test_the_shipped_backbone_instead(tmp_path):
+    first = reproduce.chain("resnet38", reproduce.Options(runs=tmp_path, shipped_backbone=True))[0]
+    assert first.agent == "hybrid_reinforce" and "resnet38-cifar10" in first.flags
+    (tmp_path / "none").mkdir()
+    assert reproduce.chain("resnet152", reproduce.Options(shipped_backbone=True))[0].agent == "pretrain"
+
+
+def test_an_unknown_row(tmp_path):
+    with pytest.raises(ValueError, match="unknown row 'resnet39'; did you mean 'resnet38'"):
+        reproduce.main(reproduce.Options(rows=("resnet39",)))
+
+
+def test_what_is_done_is_not_run_again_and_what_was_begun_goes_on(tmp_path):
     options = reproduce.Options(runs=tmp_path)
     step = reproduce.chain("resnet38", options)[0]
     assert not step.done and "--resume" not in step.command(options)
@@ -53,19 +72,99 @@ def test_what_is_done_is_not_run_again_and_what_was_begun_goes_on(reproduce, tmp
     assert step.done
 
 
-def test_it_stops_in_time(reproduce, tmp_path, monkeypatch):
+def test_it_stops_in_time(tmp_path, monkeypatch):
     script = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open('told', 'w')"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce.Step, "command", lambda *_: [sys.executable, "-c", script])
-    step = reproduce.Step("pretrain", (), tmp_path)
+    step = reproduce.Step("pretrain", (), tmp_path, {})
     begun = time.monotonic()
     assert reproduce.run(step, reproduce.Options(), begun + 1.5) is False
     assert time.monotonic() - begun < 30
     assert (tmp_path / "told").exists()  # an interrupt, after which agents can be resumed
 
 
-def test_a_step_that_fails_ends_the_row(reproduce, tmp_path, monkeypatch):
+def test_a_step_that_fails_ends_the_row(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce.Step, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"])
     with pytest.raises(SystemExit) as stop:
-        reproduce.run(reproduce.Step("pretrain", (), tmp_path), reproduce.Options(), None)
+        reproduce.run(reproduce.Step("pretrain", (), tmp_path, {}), reproduce.Options(), None)
     assert stop.value.code == 2
+
+
+def few(*args, **kwargs):
+    return load_images("rendered-digits", *args[1:2]).subset(torch.arange(64))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A row's gated runs at two alphas with two seeds, from a backbone that was trained before."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        for agent in (setting, pretrain):
+            patch.setattr(agent, "load_images", few)
+        for seed in (0, 1):
+            place = folder / f"resnet20-{seed}"
+            backbone = pretrain.Args(
+                depth=20,
+                dataset="rendered-digits",
+                batch_size=32,
+                epochs=1,
+                seed=seed,
+                run_dir=place / "backbone",
+            )
+            pretrain.train(backbone)
+            before, gates = str(place / "backbone" / "weights.safetensors"), {}
+            for alpha in (0.5, 3.0):
+                hybrid_reinforce.train(hybrid_reinforce.Args(
+                    env="SkipResNet20-v0", dataset="rendered-digits", weights=before, alpha=alpha, seed=seed,
+                    sp_iterations=1, iterations=2, tune_iterations=1, batch_size=8, eval_images=16,
+                    precision="fp32", run_dir=place / f"hrl-{alpha}", **gates,
+                ))  # fmt: skip
+                before = str(place / f"hrl-{alpha}" / "hrl.safetensors")
+                gates = {"gate_weights": before, "stage": "hrl"}
+    return folder
+
+
+@pytest.fixture
+def folders(finished):
+    return [finished / "resnet20-0" / name for name in ("backbone", "hrl-0.5", "hrl-3.0")]
+
+
+def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "load_images", few)
+    results.add("resnet20", folders, tmp_path)
+    rows = results.read(tmp_path)
+    assert [(row["name"], row["alpha"], row["n"]) for row in rows] == [
+        ("all blocks", None, 2), ("SP", None, 2), ("HRL", 0.5, 2), ("HRL", 3.0, 2),
+    ]  # fmt: skip
+    runs = [FinishedRun.read(finished / f"resnet20-{seed}" / "hrl-3.0") for seed in (0, 1)]
+    accuracies = [run.result["policies"][-1]["accuracy"] for run in runs]
+    assert rows[-1]["accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert rows[-1]["mega_flops"] == pytest.approx(rows[-1]["compute_flops"] * 82.2, rel=2e-3)
+    assert len(rows[0]["command"]) == 1 and len(rows[-1]["command"]) == 3
+    assert rows[-1]["wall_time_s"] > rows[2]["wall_time_s"] > rows[0]["wall_time_s"] > 0
+    text = (tmp_path / "results.md").read_text()
+    assert text == results.table(rows) and text.count("| ResNet-20 |") == 4
+    for name in ("results", "resnet20-skipped_layers", "resnet20-easy_and_hard"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+    other = [{**row, "row": "resnet38"} for row in rows]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": other}))
+    results.add("resnet20", folders, tmp_path)
+    assert results.read(tmp_path) == [*other, *rows]
+
+
+def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch):
+    package = tmp_path / "weights"
+    package.mkdir()
+    (package / "index.json").write_text("[]")
+    for module in (weights, ship):
+        monkeypatch.setattr(module, "FOLDER", package)
+    for run, name, stage in ((0, "plain", None), (1, "supervised", "sp"), (2, "hybrid", None)):
+        ship.main(ship.Options(folders[run], name, stage))
+        ship.main(ship.Options(folders[run], name, stage))  # replaces its entry
+    plain, supervised, hybrid = weights.index()
+    assert weights.find_shipped(20, "rendered-digits", "projection") == package / "plain.safetensors"
+    assert weights.weights_path("hybrid").read_bytes() == (folders[2] / "hrl.safetensors").read_bytes()
+    assert supervised["stage"] == "sp" and hybrid["stage"] == "hrl" and "gate" not in plain
+    last = FinishedRun.read(folders[2]).result["policies"][-1]
+    assert hybrid["test_accuracy"] == last["accuracy"] and hybrid["alpha"] == 3.0
+    assert len(hybrid["command"]) == 3 and len(supervised["command"]) == 2

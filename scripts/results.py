@@ -1,0 +1,186 @@
+"""The table and the pictures of the results, from the run folders of `scripts.reproduce`.
+
+    python -m scripts.results --out docs/results-cifar10        # draw them again from results.json
+
+`results.json` has a row for each network and policy, seeds averaged. Rows come and go by network, so that
+those of another machine stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import tyro
+from matplotlib.figure import Figure
+
+import envs  # noqa: F401  (registers the ids)
+from agents.entries import Entry, half_width, random_at_rate
+from agents.finished import FinishedRun
+from scripts.ship import before, lineage
+from skipnet_rl import plots
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.data import load_images
+from skipnet_rl.flops import network_macs
+from skipnet_rl.plots.canvas import legend_beside, palette, plain_axes
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.weights import index
+
+PUBLISHED = {  # accuracy, depth, share of that network's computation
+    "SkipNet-38": (0.9275, 38, 0.703),  # Wang et al. 2018, the authors' README; shares of blocks
+    "SkipNet-74": (0.9277, 74, 0.523),
+    "SkipNet-110": (0.9330, 110, 0.495),
+    "BlockDrop-110": (0.936, 110, 0.36),  # Wu et al. 2018, the authors' README; share of FLOPs
+    "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
+}
+COLUMNS = (
+    "network", "gate", "policy", "α", "seeds", "accuracy", "± images", "blocks", "FLOPs", "± per image",
+    "MFLOPs per image", "routes", "random at its rate", "hours", "machine",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw the table and the picture again."""
+
+    out: Path = Path("docs/results-cifar10")
+    """folder of results.json"""
+
+
+def mega_flops(depth: int) -> float:
+    """Millions of FLOPs (2 × MACs) of the plain CIFAR network, for one image."""
+    return 2e-6 * network_macs(ResNet(depth)).total
+
+
+def add(name: str, folders: Sequence[Path], out: Path) -> None:
+    """Put a row of runs into results.json, then table and pictures.
+
+    Args:
+        name: of the row, such as `"resnet38"`.
+        folders: its run folders of one seed; those of other seeds are found beside it.
+        out: where to.
+    """
+    seeds = [_seeds(folder) for folder in folders]
+    gated = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
+    entries = [_entry(gated[0], row) for row in ("all blocks", "SP")] + [
+        _entry(runs, "HRL") for runs in gated
+    ]
+    stored = [row for row in read(out) if row["row"] != name]
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", {"schema": 1, "rows": stored + [_summary(name, e) for e in entries]})
+    policies = {
+        f"{entry.name}, α = {entry.runs[0].result['alpha']:g}": entry
+        for entry in entries
+        if entry.name == "HRL"
+    }
+    records = {title: _record(entry) for title, entry in policies.items()}
+    plots.save_figure(plots.skipped_layers(records), out / f"{name}-skipped_layers.png")
+    varied = max(policies, key=lambda title: policies[title].rows[0]["unique_routes"])
+    first = policies[varied].runs[0]
+    images = load_images("cifar10", "test", Path(first.args["data_dir"]))
+    stages = ResNet(gym.spec(first.result["env"]).kwargs["depth"]).stages[1:]
+    plots.save_figure(plots.easy_and_hard(images, records[varied], stages), out / f"{name}-easy_and_hard.png")
+    draw(out)
+
+
+def _seeds(folder: Path) -> list[FinishedRun]:
+    row, _, _ = folder.parent.name.rpartition("-")
+    found = sorted(folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json"))
+    return [FinishedRun.read(path.parent) for path in found]
+
+
+def _entry(runs: Sequence[FinishedRun], name: str) -> Entry:
+    rows = tuple(next(row for row in run.result["policies"] if row["name"] == name) for run in runs)
+    return Entry(name, tuple(runs), rows, random_at_rate(name, runs))
+
+
+def _record(entry: Entry) -> Any:
+    return entry.runs[0].records()[entry.rows[0]["name"]]
+
+
+def _summary(name: str, entry: Entry) -> dict[str, Any]:
+    first = entry.runs[0]
+    depth = gym.spec(first.result["env"]).kwargs["depth"]
+    plain = entry.name == "all blocks"
+    commands, seconds = before(first) if plain else lineage(first)
+    found = entry.summary()
+    return {
+        **found, "row": name, "depth": depth, "gate": None if plain else first.args["gate"],
+        "alpha": found["alpha"] if entry.name == "HRL" else None,
+        "mega_flops": mega_flops(depth) * found["compute_flops"], "command": commands,
+        "wall_time_s": seconds, "machine": first.result["machine"],
+    }  # fmt: skip
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """The rows so far."""
+    path = out / "results.json"
+    return json.loads(path.read_text())["rows"] if path.is_file() else []
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as the table's text."""
+    over_seeds = row["accuracy_seeds_ci95"]
+    spread = "" if math.isnan(over_seeds) else f" ± {100 * over_seeds:.2f}"
+    return [
+        f"ResNet-{row['depth']}", row["gate"] or "", "plain" if row["name"] == "all blocks" else row["name"],
+        "" if row["alpha"] is None else f"{row['alpha']:g}", str(row["n"]),
+        f"{100 * row['accuracy']:.2f}{spread}", f"{100 * row['accuracy_ci95']:.2f}",
+        f"{100 * row['compute_blocks']:.1f}", f"{100 * row['compute_flops']:.1f}",
+        f"{100 * row['compute_flops_std']:.1f}", f"{row['mega_flops']:.0f}", f"{row['unique_routes']:,.0f}",
+        f"{100 * row['random_accuracy']:.2f}" if "random_accuracy" in row else "",
+        f"{row['wall_time_s'] / 3600:.1f}", row["machine"],
+    ]  # fmt: skip
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy against FLOPs per image, so that networks of all depths share an axis."""
+    figure, axes = plain_axes(8.5, 4.4)
+    plain = [(entry["depth"], entry["test_accuracy"]) for entry in index()
+             if entry["dataset"] == "cifar10" and entry["stage"] == "backbone"]  # fmt: skip
+    series: dict[str, list[tuple[float, float, float]]] = {"plain networks, ours": sorted(
+        (mega_flops(depth), 100 * accuracy, math.nan) for depth, accuracy in plain)}  # fmt: skip
+    for row in rows:
+        if row["name"] == "HRL":
+            half = 100 * half_width(row["accuracy"], row["accuracy_seeds_ci95"], 10_000)
+            point = (row["mega_flops"], 100 * row["accuracy"], half)
+            series.setdefault(f"ResNet-{row['depth']}, HRL ({row['gate']}), ours", []).append(point)
+    colours = palette(series)
+    for label, points in series.items():
+        flops, accuracy, half = zip(*sorted(points), strict=True)
+        style = "s:" if label.startswith("plain") else "o-"
+        axes.errorbar(flops, accuracy, half, fmt=style, color=colours[label], capsize=2, lw=1, label=label)
+    for name, (accuracy, depth, share) in PUBLISHED.items():
+        point = (share * mega_flops(depth), 100 * accuracy)
+        axes.plot(*point, "D", mfc="none", color="0.3", label="published" if name == "SkipNet-38" else None)
+        axes.annotate(name, point, (6, 4), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    ticks = [30, 50, 80, 130, 200, 300, 500]
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.set(xlabel="MFLOPs per image (2 × MACs, gates included)", ylabel="CIFAR-10 test accuracy (%)")
+    legend_beside(figure, axes)
+    return figure
+
+
+def draw(out: Path) -> None:
+    """Table and picture from results.json."""
+    rows = read(out)
+    (out / "results.md").write_text(table(rows))
+    plots.save_figure(picture(rows), out / "results.png")
+    print(f"wrote {out}/results.md and results.png")
+
+
+if __name__ == "__main__":
+    draw(tyro.cli(Options).out)

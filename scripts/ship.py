@@ -1,0 +1,98 @@
+"""Put a finished run's weights into the package, with what the index says of them.
+
+    python -m scripts.ship runs/results/resnet38-0/hrl-1.0 resnet38-cifar10-hrl
+    python -m scripts.ship runs/results/resnet38-0/hrl-0.5 resnet38-cifar10-sp --stage sp
+
+Every field of the entry comes from the run's files, so the index says what was measured and how.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import tyro
+
+from agents.finished import FinishedRun
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.weights import FOLDER, find_shipped, index
+
+LARGEST = 4 * 2**20  # bytes of a file
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Ship the weights of a run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """its folder"""
+    name: Annotated[str, tyro.conf.Positional]
+    """what it is to be called; an entry of that name is replaced"""
+    stage: str | None = None
+    """of hybrid REINFORCE: sp or hrl (default: the last); a backbone has none"""
+
+
+def lineage(run: FinishedRun) -> tuple[list[str], float]:
+    """The commands that made a run's weights from nothing, first to last, and their seconds together."""
+    commands, seconds = before(run)
+    return [*commands, run.result["command"]], seconds + run.result["wall_time_s"]
+
+
+def before(run: FinishedRun) -> tuple[list[str], float]:
+    """The same for the weights that the run started from."""
+    weights = run.args["weights"]
+    if weights in (None, "none"):
+        return [], 0.0
+    if (Path(weights).parent / "result.json").is_file():
+        return lineage(FinishedRun.read(Path(weights).parent))
+    depth, dataset = gym.spec(run.result["env"]).kwargs["depth"], run.result["dataset"]
+    path = find_shipped(depth, dataset, run.args["shortcut"]) if weights == "auto" else None
+    for entry in index():
+        if entry["name"] == weights or (path is not None and entry["file"] == path.name):
+            return entry["command"], entry["wall_time_s"]
+    raise ValueError(f"{run.folder} began with {weights}, which is neither a run here nor shipped weights")
+
+
+def describe(run: FinishedRun, name: str, stage: str | None) -> tuple[Path, dict[str, Any]]:
+    """The file and its entry in the index."""
+    args, result = run.args, run.result
+    gated = result["agent"] == "hybrid_reinforce"
+    stage = stage or (run.policy_name.lower() if gated else "backbone")
+    wanted = stage.upper() if gated else "all blocks"
+    row = next(row for row in result["policies"] if row["name"] == wanted)
+    source = run.folder / (f"{stage}.safetensors" if gated else "weights.safetensors")
+    about = {
+        "depth": gym.spec(result["env"]).kwargs["depth"], "dataset": result["dataset"],
+        "shortcut": args["shortcut"], "stage": stage,
+    }  # fmt: skip
+    if gated:
+        about |= {"gate": args["gate"], "alpha": result["alpha"]}
+        about["compute_flops"] = round(row["compute_flops"], 5)
+    commands, seconds = lineage(run)
+    return source, {
+        "name": name, "file": f"{name}.safetensors",
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), **about,
+        "test_accuracy": row["accuracy"], "test_images": result["n_images"], "seed": result["seed"],
+        "command": commands, "wall_time_s": round(seconds), "machine": result["machine"],
+    }  # fmt: skip
+
+
+def main(options: Options) -> None:
+    """Copy the file, write the index."""
+    source, entry = describe(FinishedRun.read(options.run), options.name, options.stage)
+    if source.stat().st_size > LARGEST:
+        sys.exit(f"{source} is larger than {LARGEST / 2**20:g} MB")
+    shutil.copyfile(source, FOLDER / entry["file"])
+    others = [other for other in index() if other["name"] != options.name]
+    write_json(FOLDER / INDEX, [*others, entry])
+    print(f"{entry['name']}: {entry['test_accuracy']:.2%} of {entry['test_images']:,} images")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
