@@ -4,15 +4,14 @@
     python -m scripts.reproduce --data-dir data --rows resnet38
     python -m scripts.reproduce --data-dir data --minutes 9      # stops in time; the same command goes on
 
-A row is a chain of this project's commands: the backbone, a warm restart of it, SP and HRL at the smallest
-alpha, then HRL at each larger alpha from the weights and gates of the one before. Each has a folder under
-`--runs`: what is finished is not run again, what was interrupted is resumed. At the end
-`scripts.results` makes the table and the pictures in `--out` from these folders.
+A row is a chain of this project's commands: the backbone, a warm restart of it, SP, and from the weights and
+gates of SP HRL at each alpha. Each has a folder under `--runs`:
+what is finished is not run again, what was interrupted is resumed. At the end `scripts.results` makes the
+table and the pictures in `--out` from these folders.
 """
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -46,15 +45,15 @@ ROWS = {
     "resnet38-ff1": Row(38, "ff1"), "resnet74-ff1": Row(74, "ff1"),
     "resnet110-ff2": Row(110, "ff2"), "resnet152-ff2": Row(152, "ff2"),
 }  # fmt: skip
-ALPHAS = (1.0, 2.0, 4.0)
+ALPHAS = (1.0, 0.7, 2.0)
 BACKBONE = {"backbone": 40, "restart": 15}  # epochs
-FIRST = {"warmup": 600, "sp": 300, "hrl": 2000, "tune": 2500}  # steps at the smallest alpha
-NEXT = {"hrl": 1500, "tune": 2000}  # and at each larger one
+SP = {"warmup": 600, "sp": 300}  # steps
+HRL = {"hrl": 1500, "tune": 2500}  # steps at each alpha
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip
 GATED = (
     "--routes", "2", "--optimizer", "sgd", "--lr", "0.05", "--gate-lr", "5e-3", "--schedule", "cosine",
-    "--eval-every", "250", "--eval-images", "1000",
+    "--entropy", "0.02", "--eval-every", "250", "--eval-images", "1000",
 )  # fmt: skip
 
 
@@ -119,23 +118,23 @@ def chain(name: str, options: Options) -> list[Step]:
     """The steps of a row in order; networks of one depth share their backbone."""
     row = ROWS[name]
     folder = options.runs / f"resnet{row.depth}-{options.seed}"
-    steps, before = [], f"resnet{row.depth}-cifar10"
-    if not (options.shipped_backbone and find_shipped(row.depth, "cifar10", "projection")):
-        steps, before = pretraining(row, folder, options)
-    lengths = [FIRST, *[NEXT] * (len(ALPHAS) - 1)]
-    gates: tuple[str, ...] = ()
-    for alpha, length in zip(ALPHAS, lengths, strict=True):
-        plan = {stage: round(count * options.length) for stage, count in length.items()}
-        counts = (part for stage in plan for part in (FLAGS[stage], str(plan[stage])))
+
+    def gated(title: str, alpha: float, stage: str, length: dict[str, int], *start: str) -> Step:
+        plan = {part: round(steps * options.length) for part, steps in length.items()}
         flags = (
-            "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha),
-            "--weights", before, *gates, *counts, *GATED,
+            "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha), *start,
+            "--stage", stage, *(text for part in plan for text in (FLAGS[part], str(plan[part]))), *GATED,
         )  # fmt: skip
-        place = folder / (f"hrl-{alpha}" if row.gate == "rnn" else f"hrl-{row.gate}-{alpha}")
-        steps.append(Step("hybrid_reinforce", flags, place, plan))
-        before = str(place / "hrl.safetensors")
-        gates = ("--gate-weights", before, "--stage", "hrl")
-    return steps
+        place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
+        return Step("hybrid_reinforce", flags, place, plan)
+
+    steps, backbone = [], f"resnet{row.depth}-cifar10"
+    if not (options.shipped_backbone and find_shipped(row.depth, "cifar10", "projection")):
+        steps, backbone = pretraining(row, folder, options)
+    steps.append(gated("sp", ALPHAS[0], "sp", SP, "--weights", backbone))
+    supervised = str(steps[-1].folder / "sp.safetensors")
+    start = ("--weights", supervised, "--gate-weights", supervised)
+    return steps + [gated(f"hrl-{alpha}", alpha, "hrl", HRL, *start) for alpha in ALPHAS]
 
 
 def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], str]:
@@ -165,7 +164,7 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
         stage: timed(
             lambda stage=stage: hybrid_reinforce.train_step(learner, data, plan.index(stage), stage, args)
         )
-        for stage in FIRST
+        for stage in (*SP, *HRL)
     }
     one = timed(lambda: pretrain.train_step(RoutingMDP(net), data, 0, plain, precision).mean().backward())
     seconds["epochs"] = one * (len(data) // plain.batch_size)
@@ -194,7 +193,7 @@ def run(step: Step, options: Options, deadline: float | None) -> bool:
         try:
             code = process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # at any moment: checkpoints are whole or not at all
             process.wait()
             return False
     if code:
@@ -221,7 +220,7 @@ def main(options: Options) -> None:
             if not step.done and not run(step, options, deadline):
                 print("the time is up; the same command goes on from here")
                 return
-        results.add(name, [step.folder for step in steps], options.out)
+        results.add(name, [step.folder for step in steps], options.out, options.data_dir)
 
 
 if __name__ == "__main__":

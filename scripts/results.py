@@ -57,13 +57,14 @@ def mega_flops(depth: int) -> float:
     return 2e-6 * network_macs(ResNet(depth)).total
 
 
-def add(name: str, folders: Sequence[Path], out: Path) -> None:
+def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = None) -> None:
     """Put a row of runs into results.json, then table and pictures.
 
     Args:
         name: of the row, such as `"resnet38"`.
         folders: its run folders of one seed; those of other seeds are found beside it.
         out: where to.
+        data_dir: folder of the data set, for the picture of its images.
     """
     seeds = [_seeds(folder) for folder in folders]
     gated = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
@@ -82,7 +83,7 @@ def add(name: str, folders: Sequence[Path], out: Path) -> None:
     plots.save_figure(plots.skipped_layers(records), out / f"{name}-skipped_layers.png")
     varied = max(policies, key=lambda title: policies[title].rows[0]["unique_routes"])
     first = policies[varied].runs[0]
-    images = load_images("cifar10", "test", Path(first.args["data_dir"]))
+    images = load_images(first.result["dataset"], "test", data_dir)
     stages = ResNet(gym.spec(first.result["env"]).kwargs["depth"]).stages[1:]
     plots.save_figure(plots.easy_and_hard(images, records[varied], stages), out / f"{name}-easy_and_hard.png")
     draw(out)

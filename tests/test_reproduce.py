@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,21 +32,19 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
     gate = reproduce.ROWS[row].gate
     places = [f"hrl-{alpha}" if gate == "rnn" else f"hrl-{gate}-{alpha}" for alpha in reproduce.ALPHAS]
     assert [step.folder.name for step in steps] == ["backbone", "restart", *places]
-    files = ["weights.safetensors"] * 2 + ["hrl.safetensors"] * len(places)
-    before = None
-    for step, file in zip(steps, files, strict=True):
+    backbone, restart, first, *others = steps
+    begun_from = [None, backbone, restart, *[first] * len(others)]
+    for step, before in zip(steps, begun_from, strict=True):
         args = parsed(step, options)
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
         assert args.depth == reproduce.ROWS[row].depth and not args.resume
-        assert args.weights == before
+        if before:
+            assert Path(args.weights).parent == before.folder
         if step.agent == "hybrid_reinforce":
             args.check()
-            assert args.gate == gate
-            assert (args.gate_weights or "hrl.safetensors" not in before) and (
-                args.gate_weights in (None, before)
-            )
-            assert {stage: args.plan().count(stage) for stage in step.plan} == step.plan
-        before = str(step.folder / file)
+            assert args.gate == gate and (args.gate_weights == args.weights) == (step in others)
+            stages = ["warmup", "sp", "hrl", "tune"] if step is first else ["hrl", "tune"]
+            assert {stage: args.plan().count(stage) for stage in stages} == step.plan
     assert parsed(steps[0], options).epochs == 20
 
 
@@ -73,14 +72,14 @@ def test_what_is_done_is_not_run_again_and_what_was_begun_goes_on(tmp_path):
 
 
 def test_it_stops_in_time(tmp_path, monkeypatch):
-    script = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open('told', 'w')"
-    monkeypatch.chdir(tmp_path)
+    script = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"  # as under nohup
+    )
     monkeypatch.setattr(reproduce.Step, "command", lambda *_: [sys.executable, "-c", script])
     step = reproduce.Step("pretrain", (), tmp_path, {})
     begun = time.monotonic()
     assert reproduce.run(step, reproduce.Options(), begun + 1.5) is False
     assert time.monotonic() - begun < 30
-    assert (tmp_path / "told").exists()  # an interrupt, after which agents can be resumed
 
 
 def test_a_step_that_fails_ends_the_row(tmp_path, monkeypatch):
@@ -119,7 +118,7 @@ def finished(tmp_path_factory):
                     sp_iterations=1, iterations=2, tune_iterations=1, batch_size=8, eval_images=16,
                     precision="fp32", run_dir=place / f"hrl-{alpha}", **gates,
                 ))  # fmt: skip
-                before = str(place / f"hrl-{alpha}" / "hrl.safetensors")
+                before = str(place / "hrl-0.5" / "sp.safetensors")
                 gates = {"gate_weights": before, "stage": "hrl"}
     return folder
 
@@ -139,7 +138,7 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     runs = [FinishedRun.read(finished / f"resnet20-{seed}" / "hrl-3.0") for seed in (0, 1)]
     accuracies = [run.result["policies"][-1]["accuracy"] for run in runs]
     assert rows[-1]["accuracy"] == pytest.approx(sum(accuracies) / 2)
-    assert rows[-1]["mega_flops"] == pytest.approx(rows[-1]["compute_flops"] * 82.2, rel=2e-3)
+    assert rows[-1]["mega_flops"] == pytest.approx(rows[-1]["compute_flops"] * 81.626, rel=1e-4)
     assert len(rows[0]["command"]) == 1 and len(rows[-1]["command"]) == 3
     assert rows[-1]["wall_time_s"] > rows[2]["wall_time_s"] > rows[0]["wall_time_s"] > 0
     text = (tmp_path / "results.md").read_text()
