@@ -67,18 +67,13 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
         data_dir: folder of the data set, for the picture of its images.
     """
     seeds = [_seeds(folder) for folder in folders]
-    gated = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
-    entries = [_entry(gated[0], row) for row in ("all blocks", "SP")] + [
-        _entry(runs, "HRL") for runs in gated
-    ]
+    sp, *hrl = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
+    entries = [_entry(sp, "all blocks"), _entry(sp, "SP"), *(_entry(runs, "HRL") for runs in hrl)]
+    entries[2:] = sorted(entries[2:], key=lambda entry: entry.runs[0].result["alpha"])
     stored = [row for row in read(out) if row["row"] != name]
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", {"schema": 1, "rows": stored + [_summary(name, e) for e in entries]})
-    policies = {
-        f"{entry.name}, α = {entry.runs[0].result['alpha']:g}": entry
-        for entry in entries
-        if entry.name == "HRL"
-    }
+    policies = {f"HRL, α = {entry.runs[0].result['alpha']:g}": entry for entry in entries[2:]}
     records = {title: _record(entry) for title, entry in policies.items()}
     plots.save_figure(plots.skipped_layers(records), out / f"{name}-skipped_layers.png")
     varied = max(policies, key=lambda title: policies[title].rows[0]["unique_routes"])
@@ -134,7 +129,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         f"{100 * row['accuracy']:.2f}{spread}", f"{100 * row['accuracy_ci95']:.2f}",
         f"{100 * row['compute_blocks']:.1f}", f"{100 * row['compute_flops']:.1f}",
         f"{100 * row['compute_flops_std']:.1f}", f"{row['mega_flops']:.0f}", f"{row['unique_routes']:,.0f}",
-        f"{100 * row['random_accuracy']:.2f}" if "random_accuracy" in row else "",
+        "" if row["alpha"] is None else f"{100 * row['random_accuracy']:.2f}",
         f"{row['wall_time_s'] / 3600:.1f}", row["machine"],
     ]  # fmt: skip
 

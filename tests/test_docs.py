@@ -9,6 +9,7 @@ import benchmarks.ablation
 import benchmarks.gate_costs
 from agents.hybrid_reinforce import Args
 from benchmarks import latency, measure, scaling, soak, throughput, training
+from scripts import results
 from skipnet_rl.gates import GATES
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -41,11 +42,22 @@ def test_gate_costs():
     assert stated["rnn"]["110"]["of_block"] == pytest.approx(0.025, abs=0.001)  # the paper says 0.04
 
 
-def test_the_readme_shows_rows_of_the_comparison():
-    stated = (DOCS / "policies-cifar10" / "comparison.md").read_text().splitlines()
-    _, section = (DOCS.parent / "README.md").read_text().split("### On CIFAR-10")
+@pytest.mark.parametrize("heading, page, least", [
+    ("### On CIFAR-10", "policies-cifar10/comparison.md", 10),
+    ("### ResNet-38 on CIFAR-10", "results-cifar10/results.md", 5),
+])  # fmt: skip
+def test_the_readme_shows_rows_of(heading, page, least):
+    stated = (DOCS / page).read_text().splitlines()
+    _, section = (DOCS.parent / "README.md").read_text().split(heading)
     rows = [line for line in section.split("!")[0].splitlines() if line.startswith("| ")]
-    assert len(rows) > 10 and set(rows) <= set(stated)
+    assert len(rows) >= least and set(rows) <= set(stated)
+
+
+def test_the_table_of_results():
+    assert (
+        results.table(results.read(DOCS / "results-cifar10"))
+        == (DOCS / "results-cifar10" / "results.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("name, module", [
