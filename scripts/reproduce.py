@@ -45,7 +45,7 @@ ROWS = {
     "resnet38-ff1": Row(38, "ff1"), "resnet74-ff1": Row(74, "ff1"),
     "resnet110-ff2": Row(110, "ff2"), "resnet152-ff2": Row(152, "ff2"),
 }  # fmt: skip
-ALPHAS = (1.0, 0.7, 2.0)
+ALPHAS = (0.5, 1.0, 2.0)
 BACKBONE = {"backbone": 40, "restart": 15}  # epochs
 SP = {"warmup": 600, "sp": 300}  # steps
 HRL = {"hrl": 1500, "tune": 2500}  # steps at each alpha
