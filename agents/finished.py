@@ -66,6 +66,11 @@ class FinishedRun:
         return self.result["agent"]
 
     @property
+    def depth(self) -> int:
+        """Of the network that the environment's id names."""
+        return gym.spec(self.result["env"]).kwargs["depth"]
+
+    @property
     def policy_name(self) -> str:
         """The policy that the run is about, as the table calls it."""
         return self.result["policies"][-1]["name"]
@@ -77,9 +82,8 @@ class FinishedRun:
     def network(self, num_classes: int, file: str | None = None) -> ResNet:
         """The backbone in one of the run's files, or the one that it started from."""
         if file is None:
-            depth = gym.spec(self.result["env"]).kwargs["depth"]
             kind = self.args.get("shortcut", "projection")
-            return build_backbone(depth, num_classes, self.result["dataset"], kind, self.args["weights"])
+            return build_backbone(self.depth, num_classes, self.result["dataset"], kind, self.args["weights"])
         net = self._empty_network(num_classes)
         load_weights(self._inside(file), net, prefix="net.")
         return net
@@ -139,8 +143,7 @@ class FinishedRun:
         return make_gate(self.args["gate"], net)
 
     def _empty_network(self, num_classes: int) -> ResNet:
-        depth = gym.spec(self.result["env"]).kwargs["depth"]
-        return ResNet(depth, num_classes, self.args.get("shortcut", "projection")).eval()
+        return ResNet(self.depth, num_classes, self.args.get("shortcut", "projection")).eval()
 
 
 def _is_result(result: Mapping[str, Any]) -> bool:

@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import tyro
 from matplotlib.figure import Figure
 
-import envs  # noqa: F401  (registers the ids)
 from agents.entries import Entry, half_width, random_at_rate
 from agents.finished import FinishedRun
-from scripts.ship import before, lineage
+from scripts.ship import lineage, lineage_before
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
@@ -40,7 +38,7 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
 }
 COLUMNS = (
     "network", "gate", "policy", "α", "seeds", "accuracy", "± images", "blocks", "FLOPs", "± per image",
-    "MFLOPs per image", "routes", "random at its rate", "hours", "machine",
+    "MFLOPs per image", "routes", "random at its rate", "hours from nothing", "machine",
 )  # fmt: skip
 
 
@@ -68,20 +66,28 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     """
     seeds = [_seeds(folder) for folder in folders]
     sp, *hrl = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
+    hrl.sort(key=lambda runs: runs[0].result["alpha"])
     entries = [_entry(sp, "all blocks"), _entry(sp, "SP"), *(_entry(runs, "HRL") for runs in hrl)]
-    entries[2:] = sorted(entries[2:], key=lambda entry: entry.runs[0].result["alpha"])
     stored = [row for row in read(out) if row["row"] != name]
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", {"schema": 1, "rows": stored + [_summary(name, e) for e in entries]})
-    policies = {f"HRL, α = {entry.runs[0].result['alpha']:g}": entry for entry in entries[2:]}
-    records = {title: _record(entry) for title, entry in policies.items()}
-    plots.save_figure(plots.skipped_layers(records), out / f"{name}-skipped_layers.png")
-    varied = max(policies, key=lambda title: policies[title].rows[0]["unique_routes"])
-    first = policies[varied].runs[0]
-    images = load_images(first.result["dataset"], "test", data_dir)
-    stages = ResNet(gym.spec(first.result["env"]).kwargs["depth"]).stages[1:]
-    plots.save_figure(plots.easy_and_hard(images, records[varied], stages), out / f"{name}-easy_and_hard.png")
+    for title, figure in _pictures(entries[2:], data_dir).items():
+        plots.save_figure(figure, out / f"{name}-{title}.png")
     draw(out)
+
+
+def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
+    """What is skipped at each alpha, and on which images by the gates that tell most of them apart."""
+    records = {
+        f"HRL, α = {entry.runs[0].result['alpha']:g}": entry.runs[0].records()["HRL"] for entry in entries
+    }
+    varied = max(entries, key=lambda entry: entry.rows[0]["unique_routes"]).runs[0]
+    images = load_images(varied.result["dataset"], "test", data_dir)
+    stages = ResNet(varied.depth).stages[1:]
+    return {
+        "skipped_layers": plots.skipped_layers(records),
+        "easy_and_hard": plots.easy_and_hard(images, varied.records()["HRL"], stages),
+    }
 
 
 def _seeds(folder: Path) -> list[FinishedRun]:
@@ -95,21 +101,16 @@ def _entry(runs: Sequence[FinishedRun], name: str) -> Entry:
     return Entry(name, tuple(runs), rows, random_at_rate(name, runs))
 
 
-def _record(entry: Entry) -> Any:
-    return entry.runs[0].records()[entry.rows[0]["name"]]
-
-
 def _summary(name: str, entry: Entry) -> dict[str, Any]:
     first = entry.runs[0]
-    depth = gym.spec(first.result["env"]).kwargs["depth"]
     plain = entry.name == "all blocks"
-    commands, seconds = before(first) if plain else lineage(first)
+    origin = lineage_before(first) if plain else lineage(first)
     found = entry.summary()
     return {
-        **found, "row": name, "depth": depth, "gate": None if plain else first.args["gate"],
+        **found, "row": name, "depth": first.depth, "gate": None if plain else first.args["gate"],
         "alpha": found["alpha"] if entry.name == "HRL" else None,
-        "mega_flops": mega_flops(depth) * found["compute_flops"], "command": commands,
-        "wall_time_s": seconds, "machine": first.result["machine"],
+        "mega_flops": mega_flops(first.depth) * found["compute_flops"], "command": origin.commands,
+        "wall_time_s": origin.seconds, "machine": origin.machine,
     }  # fmt: skip
 
 

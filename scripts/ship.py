@@ -13,9 +13,8 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-import gymnasium as gym
 import tyro
 
 from agents.finished import FinishedRun
@@ -38,24 +37,38 @@ class Options:
     """of hybrid REINFORCE: sp or hrl (default: the last); a backbone has none"""
 
 
-def lineage(run: FinishedRun) -> tuple[list[str], float]:
-    """The commands that made a run's weights from nothing, first to last, and their seconds together."""
-    commands, seconds = before(run)
-    return [*commands, run.result["command"]], seconds + run.result["wall_time_s"]
+class Lineage(NamedTuple):
+    """What made some weights from nothing: commands, first to last, their seconds, the last one's machine."""
+
+    commands: list[str]
+    seconds: float
+    machine: str
 
 
-def before(run: FinishedRun) -> tuple[list[str], float]:
-    """The same for the weights that the run started from."""
+def lineage(run: FinishedRun) -> Lineage:
+    """Of the weights that a run ended with."""
+    start, result = lineage_before(run), run.result
+    return Lineage(
+        [*start.commands, result["command"]], start.seconds + result["wall_time_s"], result["machine"]
+    )
+
+
+def lineage_before(run: FinishedRun) -> Lineage:
+    """Of the weights that a run started from.
+
+    Raises:
+        ValueError: they are neither those of a run that is still there nor shipped ones.
+    """
     weights = run.args["weights"]
     if weights in (None, "none"):
-        return [], 0.0
+        return Lineage([], 0.0, "")
     if (Path(weights).parent / "result.json").is_file():
         return lineage(FinishedRun.read(Path(weights).parent))
-    depth, dataset = gym.spec(run.result["env"]).kwargs["depth"], run.result["dataset"]
-    path = find_shipped(depth, dataset, run.args["shortcut"]) if weights == "auto" else None
+    fitting = (run.depth, run.result["dataset"], run.args["shortcut"])
+    path = find_shipped(*fitting) if weights == "auto" else None
     for entry in index():
         if entry["name"] == weights or (path is not None and entry["file"] == path.name):
-            return entry["command"], entry["wall_time_s"]
+            return Lineage(entry["command"], entry["wall_time_s"], entry["machine"])
     raise ValueError(f"{run.folder} began with {weights}, which is neither a run here nor shipped weights")
 
 
@@ -68,18 +81,18 @@ def describe(run: FinishedRun, name: str, stage: str | None) -> tuple[Path, dict
     row = next(row for row in result["policies"] if row["name"] == wanted)
     source = run.folder / (f"{stage}.safetensors" if gated else "weights.safetensors")
     about = {
-        "depth": gym.spec(result["env"]).kwargs["depth"], "dataset": result["dataset"],
+        "depth": run.depth, "dataset": result["dataset"],
         "shortcut": args["shortcut"], "stage": stage,
     }  # fmt: skip
     if gated:
         about |= {"gate": args["gate"], "alpha": result["alpha"]}
         about["compute_flops"] = round(row["compute_flops"], 5)
-    commands, seconds = lineage(run)
+    origin = lineage(run)
     return source, {
         "name": name, "file": f"{name}.safetensors",
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), **about,
         "test_accuracy": row["accuracy"], "test_images": result["n_images"], "seed": result["seed"],
-        "command": commands, "wall_time_s": round(seconds), "machine": result["machine"],
+        "command": origin.commands, "wall_time_s": round(origin.seconds), "machine": origin.machine,
     }  # fmt: skip
 
 
