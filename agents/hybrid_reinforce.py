@@ -66,6 +66,8 @@ class Args(CommonArgs):
     """weight of the compute saving against the loss"""
     gate: str = "rnn"
     """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
+    gate_gain: float = 1.0
+    """factor on the gates' initial weights: at 1 they begin all but blind to the image"""
     gate_weights: str | None = None
     """gates to start from, of the same kind: a file of a gated network, or the name of a shipped one
     (default: new ones, near "execute")"""
@@ -161,7 +163,7 @@ class Learner:
 
     def __init__(self, args: Args, net: ResNet, device: torch.device) -> None:
         torch.manual_seed(args.seed)
-        self.gate = gate = make_gate(args.gate, net)
+        self.gate = gate = make_gate(args.gate, net, args.gate_gain)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
         self.mdp = mdp = RoutingMDP(net, args.alpha, args.cost)
         self.critic = ValueBaseline(mdp).to(device) if args.baseline == "value" else None

@@ -49,12 +49,16 @@ class RecurrentGate(Gate):
         net: the backbone whose blocks are to be gated.
         size: width of the projections and of the LSTM.
         initial_rate: p(execute) before training.
+        gain: factor on the initial weights between the pooled feature and the log-odds. At 1 an untrained
+            gate hardly tells images apart (`docs/gates.md`).
 
     Raises:
-        ValueError: an initial rate that is not a probability.
+        ValueError: an initial rate that is not a probability, or a gain that is not positive.
     """
 
-    def __init__(self, net: ResNet, size: int = 10, initial_rate: float = INITIAL_RATE) -> None:
+    def __init__(
+        self, net: ResNet, size: int = 10, initial_rate: float = INITIAL_RATE, gain: float = 1.0
+    ) -> None:
         bias = _log_odds(initial_rate)
         super().__init__()
         self.size = size
@@ -63,6 +67,7 @@ class RecurrentGate(Gate):
         self.head = nn.Linear(size, 1)
         nn.init.normal_(self.head.weight, std=0.1)
         nn.init.constant_(self.head.bias, bias)
+        _amplify(gain, *(layer.weight for layer in self.projections), self.lstm.weight_ih, self.head.weight)
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Log-odds of "execute" [B] and the LSTM's memory, two [B, size]."""
@@ -90,12 +95,13 @@ class FeedForwardGate(Gate):
     Args:
         net: the backbone whose blocks are to be gated.
         initial_rate: p(execute) before training.
+        gain: factor on the initial weights of the last linear layer.
 
     Raises:
-        ValueError: an initial rate that is not a probability.
+        ValueError: an initial rate that is not a probability, or a gain that is not positive.
     """
 
-    def __init__(self, net: ResNet, initial_rate: float = INITIAL_RATE) -> None:
+    def __init__(self, net: ResNet, initial_rate: float = INITIAL_RATE, gain: float = 1.0) -> None:
         bias = _log_odds(initial_rate)
         super().__init__()
         self.shapes = net.input_shapes()[1:]
@@ -105,6 +111,7 @@ class FeedForwardGate(Gate):
             nn.init.normal_(head.weight, std=0.02)  # the bias decides at first, whatever the feature
             with torch.no_grad():
                 head.bias.copy_(torch.tensor([0.0, bias]))
+        _amplify(gain, *(head.weight for head in self.heads))
 
     @staticmethod
     def layers(channels: int) -> nn.Sequential:
@@ -155,21 +162,29 @@ GATES: dict[str, type[RecurrentGate] | type[FeedForwardGate]] = {
 }
 
 
-def make_gate(name: str, net: ResNet) -> RecurrentGate | FeedForwardGate:
-    """The gate called `name` for a backbone.
+def make_gate(name: str, net: ResNet, gain: float = 1.0) -> RecurrentGate | FeedForwardGate:
+    """The gate called `name` for a backbone, see the classes for `gain`.
 
     Raises:
-        ValueError: an unknown name; it lists the known ones and the nearest.
+        ValueError: an unknown name; it lists the known ones and the nearest. A gain that is not positive.
     """
     if name not in GATES:
         raise unknown_name("gate", name, GATES)
-    return GATES[name](net)
+    return GATES[name](net, gain=gain)
 
 
 def _conv(channels: int, stride: int) -> tuple[nn.Module, ...]:
     conv = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv, nn.BatchNorm2d(channels), nn.ReLU()
+
+
+@torch.no_grad()
+def _amplify(gain: float, *weights: Tensor) -> None:
+    if not 0 < gain < math.inf:
+        raise ValueError(f"gain is {gain!r}; expected a positive number, such as 1.0")
+    for weight in weights:
+        weight.mul_(gain)
 
 
 def _log_odds(rate: float) -> float:

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from skipnet_rl.data import load_images
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import GATES, RecurrentGate, make_gate
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
+from skipnet_rl.weights import build_backbone
 
 
 def sequence_logits(gate: RecurrentGate, pooled: list[torch.Tensor]) -> torch.Tensor:
@@ -184,3 +186,36 @@ def test_gate_decides_in_float32_under_autocast(tiny_net):
 def test_unknown_gate_names_the_nearest(tiny_net):
     with pytest.raises(ValueError, match="unknown gate 'rrn'; did you mean 'rnn'"):
         make_gate("rrn", tiny_net)
+
+
+def spread_over_images(gain: float) -> tuple[float, float]:
+    """Mean of an untrained recurrent gate's log-odds, and their standard deviation over images."""
+    images, labels = load_images("rendered-digits", "test").batch(torch.arange(200))
+    mdp = RoutingMDP(build_backbone(20, 10, "rendered-digits"))
+    torch.manual_seed(0)
+    gate = make_gate("rnn", mdp.net, gain)
+    with torch.no_grad():
+        logits = rollout(mdp, gate, images, labels, routes=torch.ones(200, 8, dtype=torch.bool)).gate_logits
+    return logits.mean().item(), logits.std(dim=0).mean().item()
+
+
+def test_without_a_gain_an_untrained_gate_is_all_but_blind():
+    """What docs/gates.md says of it."""
+    (_, blind), (mean, sighted) = spread_over_images(1.0), spread_over_images(6.0)
+    assert blind < 0.01 and sighted > 50 * blind
+    assert mean == pytest.approx(2.2, abs=0.6)  # still near "execute"
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gain_scales_the_first_weights(name, tiny_net):
+    gates = []
+    for gain in (1.0, 3.0):
+        torch.manual_seed(0)
+        gates.append(make_gate(name, tiny_net, gain))
+    for (key, plain), amplified in zip(gates[0].named_parameters(), gates[1].parameters(), strict=True):
+        scaled = key.startswith("head") or key == "lstm.weight_ih" or key.startswith("projections")
+        factor = 3.0 if scaled and key.endswith(("weight", "weight_ih")) else 1.0
+        torch.testing.assert_close(amplified, factor * plain, msg=key)
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"gain is .*expected a positive number"):
+            make_gate(name, tiny_net, bad)
