@@ -4,8 +4,8 @@
     python -m scripts.reproduce --data-dir data --rows resnet38
     python -m scripts.reproduce --data-dir data --minutes 9      # stops in time; the same command goes on
 
-A row is a chain of this project's commands: the backbone, a warm restart of it, SP, and from the weights and
-gates of SP HRL at each alpha. Each has a folder under `--runs`:
+A row is a chain of this project's commands: the backbone, a warm restart of it, SP, and from there HRL
+at several alphas. Each has a folder under `--runs`:
 what is finished is not run again, what was interrupted is resumed. At the end `scripts.results` makes the
 table and the pictures in `--out` from these folders.
 """
@@ -45,10 +45,11 @@ ROWS = {
     "resnet38-ff1": Row(38, "ff1"), "resnet74-ff1": Row(74, "ff1"),
     "resnet110-ff2": Row(110, "ff2"), "resnet152-ff2": Row(152, "ff2"),
 }  # fmt: skip
-ALPHAS = (0.5, 1.0, 2.0)
+# alpha, and gain of the gates' initial weights: at 1 the gates are those of SP, else new ones
+HRL_RUNS = ((0.5, 1.0), (1.0, 1.0), (1.0, 6.0))
 BACKBONE = {"backbone": 40, "restart": 15}  # epochs
 SP = {"warmup": 600, "sp": 300}  # steps
-HRL = {"hrl": 1500, "tune": 2500}  # steps at each alpha
+HRL = {"hrl": 1500, "tune": 2500}  # steps of each run
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip
 GATED = (
@@ -131,10 +132,14 @@ def chain(name: str, options: Options) -> list[Step]:
     steps, backbone = [], f"resnet{row.depth}-cifar10"
     if not (options.shipped_backbone and find_shipped(row.depth, "cifar10", "projection")):
         steps, backbone = pretraining(row, folder, options)
-    steps.append(gated("sp", ALPHAS[0], "sp", SP, "--weights", backbone))
+    steps.append(gated("sp", HRL_RUNS[0][0], "sp", SP, "--weights", backbone))
     supervised = str(steps[-1].folder / "sp.safetensors")
-    start = ("--weights", supervised, "--gate-weights", supervised)
-    return steps + [gated(f"hrl-{alpha}", alpha, "hrl", HRL, *start) for alpha in ALPHAS]
+    for alpha, gain in HRL_RUNS:
+        title, gates = f"hrl-{alpha}", ("--gate-weights", supervised)
+        if gain != 1:
+            title, gates = f"{title}-gain{gain:g}", ("--gate-gain", f"{gain:g}")
+        steps.append(gated(title, alpha, "hrl", HRL, "--weights", supervised, *gates))
+    return steps
 
 
 def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], str]:

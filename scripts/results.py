@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from agents.entries import Entry, half_width, random_at_rate
+from agents.entries import Entry, over_images, random_at_rate
 from agents.finished import FinishedRun
 from scripts.ship import lineage, lineage_before
 from skipnet_rl import plots
@@ -66,7 +68,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     """
     seeds = [_seeds(folder) for folder in folders]
     sp, *hrl = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
-    hrl.sort(key=lambda runs: runs[0].result["alpha"])
+    hrl.sort(key=lambda runs: (runs[0].result["alpha"], _gain(runs[0])))
     entries = [_entry(sp, "all blocks"), _entry(sp, "SP"), *(_entry(runs, "HRL") for runs in hrl)]
     stored = [row for row in read(out) if row["row"] != name]
     out.mkdir(parents=True, exist_ok=True)
@@ -78,9 +80,8 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
 
 def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
     """What is skipped at each alpha, and on which images by the gates that tell most of them apart."""
-    records = {
-        f"HRL, α = {entry.runs[0].result['alpha']:g}": entry.runs[0].records()["HRL"] for entry in entries
-    }
+    firsts = [entry.runs[0] for entry in entries]
+    records = {f"α = {run.result['alpha']:g}{_gain(run)}": run.records()["HRL"] for run in firsts}
     varied = max(entries, key=lambda entry: entry.rows[0]["unique_routes"]).runs[0]
     images = load_images(varied.result["dataset"], "test", data_dir)
     stages = ResNet(varied.depth).stages[1:]
@@ -88,6 +89,11 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
         "skipped_layers": plots.skipped_layers(records),
         "easy_and_hard": plots.easy_and_hard(images, varied.records()["HRL"], stages),
     }
+
+
+def _gain(run: FinishedRun) -> str:
+    gain = run.args.get("gate_gain", 1)
+    return "" if gain == 1 else f", gain {gain:g}"
 
 
 def _seeds(folder: Path) -> list[FinishedRun]:
@@ -107,7 +113,8 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     origin = lineage_before(first) if plain else lineage(first)
     found = entry.summary()
     return {
-        **found, "row": name, "depth": first.depth, "gate": None if plain else first.args["gate"],
+        **found, "row": name, "depth": first.depth,
+        "gate": None if plain else first.args["gate"] + _gain(first),
         "alpha": found["alpha"] if entry.name == "HRL" else None,
         "mega_flops": mega_flops(first.depth) * found["compute_flops"], "command": origin.commands,
         "wall_time_s": origin.seconds, "machine": origin.machine,
@@ -144,15 +151,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy against FLOPs per image, so that networks of all depths share an axis."""
     figure, axes = plain_axes(8.5, 4.4)
-    plain = [(entry["depth"], entry["test_accuracy"]) for entry in index()
-             if entry["dataset"] == "cifar10" and entry["stage"] == "backbone"]  # fmt: skip
-    series: dict[str, list[tuple[float, float, float]]] = {"plain networks, ours": sorted(
-        (mega_flops(depth), 100 * accuracy, math.nan) for depth, accuracy in plain)}  # fmt: skip
+    series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for entry in index():
+        if entry["dataset"] == "cifar10" and entry["stage"] == "backbone":
+            accuracy = entry["test_accuracy"]
+            half = over_images(accuracy, entry["test_images"])
+            series["plain networks, ours"].append((mega_flops(entry["depth"]), 100 * accuracy, 100 * half))
     for row in rows:
         if row["name"] == "HRL":
-            half = 100 * half_width(row["accuracy"], row["accuracy_seeds_ci95"], 10_000)
-            point = (row["mega_flops"], 100 * row["accuracy"], half)
-            series.setdefault(f"ResNet-{row['depth']}, HRL ({row['gate']}), ours", []).append(point)
+            half = np.nanmax([row["accuracy_ci95"], row["accuracy_seeds_ci95"]])
+            point = (row["mega_flops"], 100 * row["accuracy"], 100 * half)
+            series[f"ResNet-{row['depth']}, HRL ({row['gate']}), ours"].append(point)
     colours = palette(series)
     for label, points in series.items():
         flops, accuracy, half = zip(*sorted(points), strict=True)

@@ -31,7 +31,7 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
     steps = reproduce.chain(row, options)
     gate = reproduce.ROWS[row].gate
     prefix = "" if gate == "rnn" else f"{gate}-"
-    gated = [f"{prefix}{title}" for title in ("sp", *(f"hrl-{alpha}" for alpha in reproduce.ALPHAS))]
+    gated = [f"{prefix}{title}" for title in ("sp", "hrl-0.5", "hrl-1.0", "hrl-1.0-gain6")]
     assert [step.folder.name for step in steps] == ["backbone", "restart", *gated]
     backbone, restart, sp, *hrl = steps
     begun_from = [None, backbone, restart, *[sp] * len(hrl)]
@@ -43,11 +43,14 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
             assert Path(args.weights).parent == before.folder
         if step.agent == "hybrid_reinforce":
             args.check()
-            assert args.gate == gate and (args.gate_weights == args.weights) == (step is not sp)
+            assert args.gate == gate
+            goes_on = step is not sp and args.gate_gain == 1
+            assert args.gate_weights == (args.weights if goes_on else None)
             stages = ["warmup", "sp"] if step is sp else ["hrl", "tune"]
             assert args.plan() == [stage for stage in stages for _ in range(step.plan[stage])]
     assert parsed(steps[0], options).epochs == 20
-    assert [parsed(step, options).alpha for step in hrl] == list(reproduce.ALPHAS)
+    found = [parsed(step, options) for step in hrl]
+    assert [(args.alpha, args.gate_gain) for args in found] == list(reproduce.HRL_RUNS)
 
 
 def test_the_shipped_backbone_instead(tmp_path):
