@@ -9,6 +9,7 @@ Every field of the entry comes from the run's files, so the index says what was 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from skipnet_rl.weights import FOLDER, find_shipped, index
 
 LARGEST = 4 * 2**20  # bytes of a file
 INDEX = "index.json"
+OF_A_MACHINE = re.compile(r" --(data-dir \S+|device \S+|resume|debug)")  # flags that shape no number
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ def lineage(run: FinishedRun) -> Lineage:
     """Of the weights that a run ended with."""
     start, result = lineage_before(run), run.result
     return Lineage(
-        [*start.commands, result["command"]], start.seconds + result["wall_time_s"], result["machine"]
+        [*start.commands, OF_A_MACHINE.sub("", result["command"])],
+        start.seconds + result["wall_time_s"],
+        result["machine"],
     )
 
 

@@ -1,5 +1,6 @@
 """What is behind the results: commands that are those of the agents, tables that are those of the runs."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -166,6 +167,13 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     (tmp_path / "results.json").write_text(json.dumps({"rows": other}))
     results.add("resnet20", folders, tmp_path)
     assert results.read(tmp_path) == [*other, *rows]
+
+
+def test_commands_are_told_without_what_a_machine_has(folders):
+    run = FinishedRun.read(folders[0])
+    command = "python -m agents.pretrain --data-dir /mine --depth 20 --device cpu --run-dir runs/a --resume"
+    ran = dataclasses.replace(run, result={**run.result, "command": command})
+    assert ship.lineage(ran).commands == ["python -m agents.pretrain --depth 20 --run-dir runs/a"]
 
 
 def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch):
