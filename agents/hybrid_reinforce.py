@@ -133,6 +133,8 @@ class Args(CommonArgs):
             raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
         if self.baseline == "leave-one-out" and self.routes == 1:
             raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
+        if self.gate_weights and self.gate_gain != 1:
+            raise ValueError("--gate-gain is of new gates; leave it out, or --gate-weights")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"--distillation {self.distillation} is not a share between 0 and 1")
         if not self.plan():

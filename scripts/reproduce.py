@@ -4,18 +4,19 @@
     python -m scripts.reproduce --data-dir data --rows resnet38
     python -m scripts.reproduce --data-dir data --minutes 9      # stops in time; the same command goes on
 
-A row is a chain of this project's commands: the backbone, a warm restart of it, SP, and from there HRL
-at several alphas. Each has a folder under `--runs`:
-what is finished is not run again, what was interrupted is resumed. At the end `scripts.results` makes the
-table and the pictures in `--out` from these folders.
+A row is a chain of this project's commands: the backbone, a warm restart of it, SP, and from there HRL at
+several alphas. Each has a folder under `--runs`: what is finished is not run again, what was interrupted is
+resumed from its last checkpoint, an epoch of a backbone or 250 steps of gates ago at most. At the end
+`scripts.results` makes the table and the pictures in `--out` from these folders.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,14 @@ import torch
 import tyro
 
 from agents import hybrid_reinforce, pretrain
+from agents.cli import main_with_named_errors
 from scripts import results
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.runs import as_stored, check_same
 from skipnet_rl.weights import find_shipped
 
 
@@ -40,6 +43,7 @@ class Row:
     gate: str = "rnn"
 
 
+AGENTS = {"pretrain": pretrain.Args, "hybrid_reinforce": hybrid_reinforce.Args}
 ROWS = {
     "resnet110": Row(110), "resnet38": Row(38), "resnet74": Row(74), "resnet152": Row(152),
     "resnet38-ff1": Row(38, "ff1"), "resnet74-ff1": Row(74, "ff1"),
@@ -52,9 +56,10 @@ SP = {"warmup": 600, "sp": 300}  # steps
 HRL = {"hrl": 1500, "tune": 2500}  # steps of each run
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip
+EVAL_EVERY = 250  # steps, and of a checkpoint
 GATED = (
     "--routes", "2", "--optimizer", "sgd", "--lr", "0.05", "--gate-lr", "5e-3", "--schedule", "cosine",
-    "--entropy", "0.02", "--eval-every", "250", "--eval-images", "1000",
+    "--entropy", "0.02", "--eval-every", str(EVAL_EVERY), "--eval-images", "1000",
 )  # fmt: skip
 
 
@@ -68,12 +73,14 @@ class Options:
     """factor of every step's length; 1 is what two CPU cores do with a ResNet-38 in a few hours"""
     shipped_backbone: bool = False
     """start from the shipped backbones, where there are, instead of training them"""
-    data_dir: Path = Path("data")
-    """folder of CIFAR-10"""
+    data_dir: Path | None = None
+    """folder of CIFAR-10's official files (else $SKIPNET_DATA, else ./data)"""
+    download: bool = False
+    """fetch missing files through torchvision"""
     runs: Path = Path("runs/results")
     """folder of the run folders"""
-    out: Path = Path("docs/results-cifar10")
-    """folder of the table and the pictures"""
+    out: Path = Path("runs/results/table")
+    """folder of the table and the pictures (those of the README: docs/results-cifar10)"""
     minutes: float | None = None
     """stop after so many (default: never)"""
     device: str = "auto"
@@ -82,6 +89,8 @@ class Options:
     """of every run"""
     list: bool = False
     """only say what would be run"""
+    debug: bool = False
+    """show the traceback of an error"""
 
 
 @dataclass(frozen=True)
@@ -107,12 +116,22 @@ class Step:
 
     def command(self, options: Options) -> list[str]:
         """What is run; goes on where it was interrupted."""
-        place = ["--data-dir", str(options.data_dir), "--device", options.device]
+        place = ["--data-dir", str(options.data_dir)] if options.data_dir else []
         resume = ["--resume"] if (self.folder / "args.json").is_file() else []
         return [
             sys.executable, "-m", f"agents.{self.agent}", "--dataset", "cifar10", "--seed", str(options.seed),
-            *self.flags, *place, "--run-dir", str(self.folder), *resume,
+            *self.flags, *place, "--device", options.device, "--run-dir", str(self.folder), *resume,
         ]  # fmt: skip
+
+    def check(self, options: Options) -> None:
+        """Raise a ValueError where the folder holds a run with other flags, of another `--length` say."""
+        stored = self.folder / "args.json"
+        if stored.is_file():
+            now = tyro.cli(AGENTS[self.agent], args=self.command(options)[3:])
+            try:
+                check_same(json.loads(stored.read_text()), as_stored(now))
+            except ValueError as error:
+                raise ValueError(f"{self.folder} has other flags: {error}; or take another --runs") from error
 
 
 def chain(name: str, options: Options) -> list[Step]:
@@ -155,7 +174,7 @@ def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], s
 
 
 def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
-    """Seconds that each step of a row takes on this machine, from a few training steps timed now.
+    """Seconds that each whole step of a row takes on this machine, from a few training steps timed now.
 
     Of HRL it is an upper bound: an untrained gate executes nine tenths of the blocks.
     """
@@ -182,12 +201,17 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
 def timed(step: Callable[[], object]) -> float:
     """Seconds of one call, after one that does not count."""
     step()
+    _synchronize()
     begun = time.perf_counter()
     for _ in range(3):
         step()
+    _synchronize()
+    return (time.perf_counter() - begun) / 3
+
+
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - begun) / 3
 
 
 def run(step: Step, options: Options, deadline: float | None) -> bool:
@@ -206,19 +230,38 @@ def run(step: Step, options: Options, deadline: float | None) -> bool:
     return True
 
 
+def announce(name: str, steps: Sequence[Step], options: Options, data: Images) -> None:
+    """Print each step with its time here.
+
+    Raises:
+        ValueError: `--minutes` end before the first checkpoint of a step, so that nothing would ever be kept.
+    """
+    seconds = {} if all(step.done for step in steps) else estimate(name, options, data)
+    for step in steps:
+        minutes = 0 if step.done else seconds[step.folder] / 60
+        state = "done" if step.done else f"about {minutes:.0f} minutes here"
+        print(f"{name}: {step.folder.name}: {state}", flush=True)
+        unit = 1 if "epochs" in step.plan else EVAL_EVERY
+        between = minutes * unit / sum(step.plan.values())
+        if options.minutes is not None and between > options.minutes:
+            raise ValueError(
+                f"--minutes {options.minutes:g} is less than the {between:.0f} between two checkpoints of "
+                f"{step.folder.name}, so nothing would be kept; give it more"
+            )
+
+
 def main(options: Options) -> None:
     """Run what is left, then the table."""
     for name in options.rows:
         if name not in ROWS:
             raise unknown_name("row", name, ROWS)
-    data = load_images("cifar10", "train", options.data_dir)
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    data = load_images("cifar10", "train", options.data_dir, options.download)
     for name in options.rows:
         steps = chain(name, options)
-        seconds = {} if all(step.done for step in steps) else estimate(name, options, data)
         for step in steps:
-            state = "done" if step.done else f"about {seconds[step.folder] / 60:.0f} minutes here"
-            print(f"{name}: {step.folder.name}: {state}", flush=True)
+            step.check(options)
+        announce(name, steps, options, data)
         if options.list:
             continue
         for step in steps:
@@ -229,4 +272,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

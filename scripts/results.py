@@ -2,8 +2,8 @@
 
     python -m scripts.results --out docs/results-cifar10        # draw them again from results.json
 
-`results.json` has a row for each network and policy, seeds averaged. Rows come and go by network, so that
-those of another machine stay as they are.
+`results.json` has a row for each network and policy, seeds averaged; commands and hours are those of
+the first seed. Rows come and go by network, so that those of another machine stay as they are.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _gain(run: FinishedRun) -> str:
 
 def _seeds(folder: Path) -> list[FinishedRun]:
     row, _, _ = folder.parent.name.rpartition("-")
-    found = sorted(folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json"))
-    return [FinishedRun.read(path.parent) for path in found]
+    found = folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json")
+    return sorted((FinishedRun.read(path.parent) for path in found), key=lambda run: run.result["seed"])
 
 
 def _entry(runs: Sequence[FinishedRun], name: str) -> Entry:

@@ -1,7 +1,7 @@
 """Put a finished run's weights into the package, with what the index says of them.
 
     python -m scripts.ship runs/results/resnet38-0/hrl-1.0 resnet38-cifar10-hrl
-    python -m scripts.ship runs/results/resnet38-0/hrl-0.5 resnet38-cifar10-sp --stage sp
+    python -m scripts.ship runs/… my-sp --stage sp                           # of a run with both stages
 
 Every field of the entry comes from the run's files, so the index says what was measured and how.
 """
@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
 
+from agents.cli import main_with_named_errors
 from agents.finished import FinishedRun
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.weights import FOLDER, find_shipped, index
@@ -82,7 +82,9 @@ def describe(run: FinishedRun, name: str, stage: str | None) -> tuple[Path, dict
     gated = result["agent"] == "hybrid_reinforce"
     stage = stage or (run.policy_name.lower() if gated else "backbone")
     wanted = stage.upper() if gated else "all blocks"
-    row = next(row for row in result["policies"] if row["name"] == wanted)
+    row = next((row for row in result["policies"] if row["name"] == wanted), None)
+    if row is None:
+        raise ValueError(f"{run.folder} has no row {wanted!r}; leave --stage out for its last one")
     source = run.folder / (f"{stage}.safetensors" if gated else "weights.safetensors")
     about = {
         "depth": run.depth, "dataset": result["dataset"],
@@ -104,7 +106,7 @@ def main(options: Options) -> None:
     """Copy the file, write the index."""
     source, entry = describe(FinishedRun.read(options.run), options.name, options.stage)
     if source.stat().st_size > LARGEST:
-        sys.exit(f"{source} is larger than {LARGEST / 2**20:g} MB")
+        raise ValueError(f"{source} is larger than {LARGEST / 2**20:g} MB")
     shutil.copyfile(source, FOLDER / entry["file"])
     others = [other for other in index() if other["name"] != options.name]
     write_json(FOLDER / INDEX, [*others, entry])
@@ -112,4 +114,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

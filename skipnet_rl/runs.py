@@ -49,9 +49,9 @@ class Run:
             raise FileExistsError(f"{folder} holds a run; pass --resume to go on, or another --run-dir")
         if resume and not started:
             raise FileNotFoundError(f"nothing to resume in {folder}: it has no args.json")
-        arguments = {key: _plain(value) for key, value in dataclasses.asdict(args).items()}
+        arguments = as_stored(args)
         if started:
-            _check_same(json.loads((folder / "args.json").read_text()), arguments)
+            check_same(json.loads((folder / "args.json").read_text()), arguments)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "args.json", {**arguments, **provenance()})
@@ -159,14 +159,23 @@ def machine() -> str:
     return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+def as_stored(args: Any) -> dict[str, Any]:
+    """The arguments, a dataclass, as args.json has them."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in dataclasses.asdict(args).items()
+    }
+
+
+def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Whether a run's stored arguments are those given now, where that shapes the result.
+
+    Raises:
+        ValueError: the first that differs, with both values.
+    """
     for name in sorted(set(before) & set(now) - NOT_COMPARED):
         if before[name] != now[name]:
             raise ValueError(
                 f"--resume with {name} {now[name]!r}, but the run was started with {before[name]!r}; "
                 "pass the same arguments, or another --run-dir"
             )
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

@@ -346,6 +346,8 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--relaxation", "softt"], "did you mean 'soft'"),
         (["--bn", "freeze"], "did you mean 'frozen'"),
         (["--optimizer", "sdg"], "did you mean 'sgd'"),
+        (["--gate-weights", "hrl.safetensors", "--gate-gain", "6"], "--gate-gain is of new gates"),
+        (["--gate-gain", "0"], "gain is 0.0"),
         (["--gate-weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--exploration", "0.6"], "exploration floor is 0.6"),
         (["--warmup-rate", "1.5"], "rate is 1.5"),

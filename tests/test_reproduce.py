@@ -15,15 +15,14 @@ from agents.finished import FinishedRun
 from scripts import reproduce, results, ship
 from skipnet_rl import weights
 from skipnet_rl.data import load_images
-
-AGENTS = {"pretrain": pretrain.Args, "hybrid_reinforce": hybrid_reinforce.Args}
+from skipnet_rl.runs import as_stored
 
 
 def parsed(step, options):
     """The step's command as its agent reads it."""
     python, dash_m, module, *flags = step.command(options)
     assert (dash_m, module) == ("-m", f"agents.{step.agent}")
-    return tyro.cli(AGENTS[step.agent], args=flags)
+    return tyro.cli(reproduce.AGENTS[step.agent], args=flags)
 
 
 @pytest.mark.parametrize("row", reproduce.ROWS)
@@ -57,13 +56,49 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
 def test_the_shipped_backbone_instead(tmp_path):
     first = reproduce.chain("resnet38", reproduce.Options(runs=tmp_path, shipped_backbone=True))[0]
     assert first.agent == "hybrid_reinforce" and "resnet38-cifar10" in first.flags
-    (tmp_path / "none").mkdir()
     assert reproduce.chain("resnet152", reproduce.Options(shipped_backbone=True))[0].agent == "pretrain"
 
 
-def test_an_unknown_row(tmp_path):
+def test_an_unknown_row():
     with pytest.raises(ValueError, match="unknown row 'resnet39'; did you mean 'resnet38'"):
         reproduce.main(reproduce.Options(rows=("resnet39",)))
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """A data set of no size, and steps that would take 40 minutes each."""
+    monkeypatch.setattr(reproduce, "load_images", lambda *rest: None)
+    monkeypatch.setattr(
+        reproduce,
+        "estimate",
+        lambda name, options, data: {s.folder: 2400.0 for s in reproduce.chain(name, options)},
+    )
+    monkeypatch.setattr(reproduce, "run", lambda *rest: pytest.fail("a step was run"))
+
+
+def test_the_list_runs_nothing(tmp_path, no_work, capsys):
+    options = reproduce.Options(rows=("resnet38",), runs=tmp_path, list=True)
+    reproduce.main(options)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "resnet38: backbone: about 40 minutes here"
+    assert len(lines) == 3 + len(reproduce.HRL_RUNS)
+
+
+def test_too_few_minutes_for_a_checkpoint_are_refused(tmp_path, no_work):
+    options = reproduce.Options(rows=("resnet38",), runs=tmp_path, minutes=0.5)
+    with pytest.raises(ValueError, match="0.5 is less than the 1 between two checkpoints of backbone"):
+        reproduce.main(options)
+
+
+def test_a_folder_with_other_flags_is_refused(tmp_path, no_work):
+    options = reproduce.Options(rows=("resnet38",), runs=tmp_path)
+    for step in reproduce.chain("resnet38", options)[:3]:
+        step.folder.mkdir(parents=True)
+        (step.folder / "args.json").write_text(json.dumps(as_stored(parsed(step, options))))
+        step.check(options)
+    for change, flag in (({"length": 2.0}, "epochs"), ({"shipped_backbone": True}, "weights")):
+        with pytest.raises(ValueError, match=f"has other flags: .*{flag}.*another --runs"):
+            reproduce.main(dataclasses.replace(options, **change))
 
 
 def test_what_is_done_is_not_run_again_and_what_was_begun_goes_on(tmp_path):

@@ -30,13 +30,13 @@ def index() -> list[dict[str, Any]]:
     return json.loads((FOLDER / "index.json").read_text())
 
 
-def find_shipped(depth: int, dataset: str, shortcut: str, stage: str = "backbone") -> Path | None:
-    """The shipped file for a network, its bytes checked against the index; None where there is none.
+def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
+    """The shipped backbone for a network, its bytes checked against the index; None where there is none.
 
     Raises:
         WeightsError: the file is missing or its sha256 is not the index's.
     """
-    wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut, "stage": stage}
+    wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut, "stage": "backbone"}
     for entry in index():
         if all(entry[key] == value for key, value in wanted.items()):
             return _checked(entry)
