@@ -137,10 +137,15 @@ def test_index_outside(index):
         render_digits("test", np.array([index]))
 
 
+# of the first 200 test images, by what NumPy's float32 exponentials and powers are computed with
+TEST_BYTES = {"fc88d24d4e6d3b31": "AVX-512", "d7e3dd2f714c9c00": "AVX2", "16b0f4a8fea86753": "SSE"}
+
+
 def test_the_same_bytes_on_every_run():
     """Of the first 200 images of each split; where another library draws others, results move with them."""
     found = {
         split: hashlib.sha256(render_digits(split, np.arange(200))[0].tobytes()).hexdigest()[:16]
         for split in SIZES
     }
-    assert found == {"train": "0d1856a1d5f4cb52", "test": "fc88d24d4e6d3b31"}
+    assert found["train"] == "0d1856a1d5f4cb52"
+    assert found["test"] in TEST_BYTES
