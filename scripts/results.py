@@ -80,14 +80,18 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
 
 def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
     """What is skipped at each alpha, and on which images by the gates that tell most of them apart."""
-    firsts = [entry.runs[0] for entry in entries]
-    records = {f"α = {run.result['alpha']:g}{_gain(run)}": run.records()["HRL"] for run in firsts}
-    varied = max(entries, key=lambda entry: entry.rows[0]["unique_routes"]).runs[0]
-    images = load_images(varied.result["dataset"], "test", data_dir)
-    stages = ResNet(varied.depth).stages[1:]
+    records = {
+        f"α = {entry.runs[0].result['alpha']:g}{_gain(entry.runs[0])}": entry.runs[0].records()["HRL"]
+        for entry in entries
+    }
+    varied, record = max(
+        zip(entries, records.values(), strict=True), key=lambda pair: pair[0].rows[0]["unique_routes"]
+    )
+    first = varied.runs[0]
+    images = load_images(first.result["dataset"], "test", data_dir)
     return {
         "skipped_layers": plots.skipped_layers(records),
-        "easy_and_hard": plots.easy_and_hard(images, varied.records()["HRL"], stages),
+        "easy_and_hard": plots.easy_and_hard(images, record, ResNet(first.depth).stages[1:]),
     }
 
 
