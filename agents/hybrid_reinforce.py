@@ -46,7 +46,7 @@ from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.weights import weights_path
 
-STAGES = ("sp", "hrl", "sp+hrl")
+STAGES = ("sp", "hrl", "sp+hrl", "tune")
 RELAXATIONS = ("straight-through", "soft")
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after which stage
 TEMPERATURE = 4.0  # of distillation
@@ -72,7 +72,7 @@ class Args(CommonArgs):
     """gates to start from, of the same kind: a file of a gated network, or the name of a shipped one
     (default: new ones, near "execute")"""
     stage: str = "sp+hrl"
-    """sp, hrl or sp+hrl"""
+    """sp, hrl, sp+hrl, or tune: the tuning that ends HRL alone, on the routes of --gate-weights"""
     sp_iterations: int = 20
     """steps of supervised pre-training"""
     relaxation: str = "straight-through"
@@ -98,8 +98,10 @@ class Args(CommonArgs):
     policy_weight: float = 1.0
     """of the score-function term against the cross-entropy"""
     distillation: float = 0.0
-    """share of the backbone's loss that asks for the predictions of the network it started from, all blocks
-    executed, instead of the labels"""
+    """share of the backbone's loss that asks for the teacher's predictions instead of the labels"""
+    teacher: str | None = None
+    """network of --distillation, all blocks executed: a file, or the name of a shipped one (default: the one
+    that the run starts from)"""
     optimizer: str = "adam"
     """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
     lr: float = 3e-4
@@ -135,8 +137,12 @@ class Args(CommonArgs):
             raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
         if self.gate_weights and self.gate_gain != 1:
             raise ValueError("--gate-gain is of new gates; leave it out, or --gate-weights")
+        if self.stage == "tune" and not self.gate_weights:
+            raise ValueError("--stage tune trains no gates; give it some with --gate-weights")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"--distillation {self.distillation} is not a share between 0 and 1")
+        if self.teacher and not self.distillation:
+            raise ValueError("--teacher has no say without --distillation")
         if not self.plan():
             raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
 
@@ -144,7 +150,7 @@ class Args(CommonArgs):
         """The stage of each training step."""
         sp = self.sp_iterations if "sp" in self.stage else 0
         hrl = self.iterations if "hrl" in self.stage else 0
-        tune = self.tune_iterations if hrl else 0
+        tune = self.tune_iterations if hrl or self.stage == "tune" else 0
         return ["warmup"] * self.warmup_iterations + ["sp"] * sp + ["hrl"] * hrl + ["tune"] * tune
 
     def decay(self, step: int) -> float:
@@ -154,16 +160,16 @@ class Args(CommonArgs):
         if self.schedule == "constant" or stage == "warmup" or (self.schedule, stage) == ("linear", "sp"):
             return 1.0
         span = ("hrl", "tune") if self.schedule == "cosine" and stage != "sp" else (stage,)
-        begin = plan.index(span[0])
+        begin = min(plan.index(part) for part in span if part in plan)
         length = sum(map(plan.count, span))
         left = (begin + length - step) / length
         return left if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
 
 
 class Learner:
-    """Backbone, gate and optimizer of one run."""
+    """Backbone, gate and optimizer of one run; the teacher is the backbone as it came, or another network."""
 
-    def __init__(self, args: Args, net: ResNet, device: torch.device) -> None:
+    def __init__(self, args: Args, net: ResNet, device: torch.device, teacher: ResNet | None = None) -> None:
         torch.manual_seed(args.seed)
         self.gate = gate = make_gate(args.gate, net, args.gate_gain)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
@@ -176,7 +182,7 @@ class Learner:
             "tune": (gate, "greedy"),  # a threshold has no gradient: the gates stay
         }
         self.precision = resolve_precision(args.precision, device)
-        self.teacher = for_inference(net, self.precision) if args.distillation else None
+        self.teacher = for_inference(teacher or net, self.precision) if args.distillation else None
         gates = [*gate.parameters(), *(self.critic.parameters() if self.critic else [])]
         self.optimizers = {
             "net": OPTIMIZERS[args.optimizer](net, args.lr),
@@ -278,7 +284,8 @@ def train(args: Args) -> dict[str, Any]:
     """Both stages, then the test set once; returns result.json's content."""
     args.check()
     setting = Setting.of(args)
-    learner = Learner(args, setting.mdp().net, setting.device)
+    teacher = setting.network(args.teacher) if args.teacher else None
+    learner = Learner(args, setting.mdp().net, setting.device, teacher)
     if args.gate_weights:
         load_weights(weights_path(args.gate_weights), learner.gate, prefix="gate.")
     run = setting.start_run("hybrid-reinforce", args.resume)
@@ -302,8 +309,8 @@ def train(args: Args) -> dict[str, Any]:
         resume=args.resume,
     )
     rows = {}
-    for stage in ("sp", "hrl"):
-        if stage in args.plan():
+    for stage, parts in {"sp": {"sp"}, "hrl": {"hrl", "tune"}}.items():
+        if parts & set(args.plan()):
             load_weights(run.folder / FILES[stage], learner.model)  # what the file does is reported
             rows[stage.upper()] = setting.evaluate(learner.mdp, learner.gate)
             files[stage.upper()] = FILES[stage]

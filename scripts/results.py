@@ -68,12 +68,15 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     """
     seeds = [_seeds(folder) for folder in folders]
     sp, *hrl = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
-    hrl.sort(key=lambda runs: (runs[0].result["alpha"], _gain(runs[0])))
-    entries = [_entry(sp, "all blocks"), _entry(sp, "SP"), *(_entry(runs, "HRL") for runs in hrl)]
+    hrl.sort(key=lambda runs: (runs[0].result["alpha"], _gain(runs[0]), _distillation(runs[0])))
+    hybrid = [_entry(runs, "HRL") for runs in hrl]
+    entries = [_entry(sp, "all blocks"), _entry(sp, "SP"), *hybrid]
     stored = [row for row in read(out) if row["row"] != name]
+    if any((row["name"], row["depth"]) == ("all blocks", sp[0].depth) for row in stored):
+        del entries[0]  # another gate's row of this network has it
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", {"schema": 1, "rows": stored + [_summary(name, e) for e in entries]})
-    for title, figure in _pictures(entries[2:], data_dir).items():
+    for title, figure in _pictures(hybrid, data_dir).items():
         plots.save_figure(figure, out / f"{name}-{title}.png")
     draw(out)
 
@@ -81,8 +84,10 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
 def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
     """What is skipped at each alpha, and on which images by the gates that tell most of them apart."""
     records = {
-        f"α = {entry.runs[0].result['alpha']:g}{_gain(entry.runs[0])}": entry.runs[0].records()["HRL"]
-        for entry in entries
+        f"α = {first.result['alpha']:g}{_gain(first)}{_distilled(_distillation(first))}": first.records()[
+            "HRL"
+        ]
+        for first in (entry.runs[0] for entry in entries)
     }
     varied, record = max(
         zip(entries, records.values(), strict=True), key=lambda pair: pair[0].rows[0]["unique_routes"]
@@ -98,6 +103,14 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
 def _gain(run: FinishedRun) -> str:
     gain = run.args.get("gate_gain", 1)
     return "" if gain == 1 else f", gain {gain:g}"
+
+
+def _distillation(run: FinishedRun) -> float:
+    return run.args.get("distillation", 0.0)
+
+
+def _distilled(share: float) -> str:
+    return ", distilled" if share else ""
 
 
 def _seeds(folder: Path) -> list[FinishedRun]:
@@ -119,7 +132,7 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     return {
         **found, "row": name, "depth": first.depth,
         "gate": None if plain else first.args["gate"] + _gain(first),
-        "alpha": found["alpha"] if entry.name == "HRL" else None,
+        "alpha": found["alpha"] if entry.name == "HRL" else None, "distillation": _distillation(first),
         "mega_flops": mega_flops(first.depth) * found["compute_flops"], "command": origin.commands,
         "wall_time_s": origin.seconds, "machine": origin.machine,
     }  # fmt: skip
@@ -135,8 +148,9 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as the table's text."""
     over_seeds = row["accuracy_seeds_ci95"]
     spread = "" if math.isnan(over_seeds) else f" ± {100 * over_seeds:.2f}"
+    policy = "plain" if row["name"] == "all blocks" else row["name"] + _distilled(row["distillation"])
     return [
-        f"ResNet-{row['depth']}", row["gate"] or "", "plain" if row["name"] == "all blocks" else row["name"],
+        f"ResNet-{row['depth']}", row["gate"] or "", policy,
         "" if row["alpha"] is None else f"{row['alpha']:g}", str(row["n"]),
         f"{100 * row['accuracy']:.2f}{spread}", f"{100 * row['accuracy_ci95']:.2f}",
         f"{100 * row['compute_blocks']:.1f}", f"{100 * row['compute_flops']:.1f}",
@@ -165,7 +179,8 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if row["name"] == "HRL":
             half = np.nanmax([row["accuracy_ci95"], row["accuracy_seeds_ci95"]])
             point = (row["mega_flops"], 100 * row["accuracy"], 100 * half)
-            series[f"ResNet-{row['depth']}, HRL ({row['gate']}), ours"].append(point)
+            label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row['distillation'])}), ours"
+            series[label].append(point)
     colours = palette(series)
     for label, points in series.items():
         flops, accuracy, half = zip(*sorted(points), strict=True)

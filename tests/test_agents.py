@@ -12,6 +12,7 @@ import torch
 from toys import toy_net, two_colours
 
 from agents import hybrid_reinforce, pretrain
+from skipnet_rl.checkpoint import read_tensors
 from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
@@ -197,6 +198,9 @@ def test_distillation_follows_the_network_that_the_run_started_from():
     assert torch.equal(learner.predictions(images), targets)
     plain = dataclasses.replace(args, distillation=0.0)
     assert hybrid_reinforce.Learner(plain, net, torch.device("cpu")).predictions(images) is None
+    other = ResNet(8).eval()
+    taught = hybrid_reinforce.Learner(args, net, torch.device("cpu"), other).predictions(images)
+    torch.testing.assert_close(taught, other(images).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_batch_norms_keep_their_statistics():
@@ -215,6 +219,10 @@ def test_learning_rates_fall_in_hrl_and_in_its_tuning():
     assert [args.decay(step) for step in range(9)] == [1, 1, 1, 1, 0.75, 0.5, 0.25, 1, 0.5]
     constant = dataclasses.replace(args, schedule="constant")
     assert {constant.decay(step) for step in range(9)} == {1.0}
+    tuned = dataclasses.replace(
+        args, stage="tune", gate_weights="some", warmup_iterations=0, schedule="cosine"
+    )
+    assert [tuned.decay(step) for step in range(2)] == pytest.approx([1, 0.5])
     cosine = dataclasses.replace(args, schedule="cosine")
     of_two, of_six = [1, 0.5], [0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
     assert [cosine.decay(step) for step in range(9)] == pytest.approx([1, *of_two, *of_six])
@@ -233,6 +241,25 @@ def test_sgd_moves_the_backbone_and_adam_the_gates():
     torch.testing.assert_close(weight.detach(), by_hand)
     torch.testing.assert_close(bias.detach(), before[1] - 0.1 * 1.9 * bias.grad)  # no decay of vectors
     assert (head.detach() - before[2]).abs().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_tuning_alone_keeps_the_gates_and_follows_the_teacher(tmp_path, few_images):
+    """From the files of one run: the backbone moves, the gates do not; another teacher, other weights."""
+    hybrid_reinforce.train(small_args(tmp_path, stage="hrl"))
+    file = tmp_path / "run" / "hrl.safetensors"
+    start = {"weights": str(file), "gate_weights": str(file), "stage": "tune", "schedule": "cosine"}
+    stored, ends = read_tensors(file), {}
+    for teacher in (None, "resnet20-rendered-digits"):
+        place = tmp_path / str(teacher)
+        args = small_args(place, **start, distillation=0.9, teacher=teacher)
+        assert args.plan() == ["tune"]
+        result = hybrid_reinforce.train(args)
+        assert [row["name"] for row in result["policies"]][-2:] == ["random, HRL weights", "HRL"]
+        ends[teacher] = read_tensors(place / "run" / "hrl.safetensors")
+        for name, value in ends[teacher].items():
+            assert torch.equal(value, stored[name]) or name.startswith("net."), name
+        assert not torch.equal(ends[teacher]["net.stem.0.weight"], stored["net.stem.0.weight"])
+    assert not torch.equal(ends[None]["net.fc.weight"], ends["resnet20-rendered-digits"]["net.fc.weight"])
 
 
 def test_gates_to_start_from(tmp_path, few_images):
@@ -347,6 +374,12 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--bn", "freeze"], "did you mean 'frozen'"),
         (["--optimizer", "sdg"], "did you mean 'sgd'"),
         (["--gate-weights", "hrl.safetensors", "--gate-gain", "6"], "--gate-gain is of new gates"),
+        (["--stage", "tune"], "--stage tune trains no gates"),
+        (["--teacher", "resnet110-rendered-digits"], "--teacher has no say without --distillation"),
+        (
+            ["--teacher", "/nowhere.safetensors", "--distillation", "0.5"],
+            "no weights file /nowhere.safetensors",
+        ),
         (["--gate-gain", "0"], "gain is 0.0"),
         (["--gate-weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--exploration", "0.6"], "exploration floor is 0.6"),

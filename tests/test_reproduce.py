@@ -31,10 +31,13 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
     steps = reproduce.chain(row, options)
     gate = reproduce.ROWS[row].gate
     prefix = "" if gate == "rnn" else f"{gate}-"
-    gated = [f"{prefix}{title}" for title in ("sp", "hrl-0.5", "hrl-1.0", "hrl-1.0-gain6")]
+    gated = [
+        f"{prefix}{title}" for title in ("sp", "hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6")
+    ]
     assert [step.folder.name for step in steps] == ["backbone", "restart", *gated]
     backbone, restart, sp, *hrl = steps
-    begun_from = [None, backbone, restart, *[sp] * len(hrl)]
+    distilled = hrl[1]
+    begun_from = [None, backbone, restart, sp, hrl[0], *[sp] * (len(hrl) - 2)]
     for step, before in zip(steps, begun_from, strict=True):
         args = parsed(step, options)
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
@@ -46,10 +49,11 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
             assert args.gate == gate
             goes_on = step is not sp and args.gate_gain == 1
             assert args.gate_weights == (args.weights if goes_on else None)
-            stages = ["warmup", "sp"] if step is sp else ["hrl", "tune"]
+            stages = ["warmup", "sp"] if step is sp else ["tune"] if step is distilled else ["hrl", "tune"]
+            assert Path(args.teacher or "").parent == (restart.folder if step is distilled else Path())
             assert args.plan() == [stage for stage in stages for _ in range(step.plan[stage])]
     assert parsed(steps[0], options).epochs == 20
-    found = [parsed(step, options) for step in hrl]
+    found = [parsed(step, options) for step in hrl if step is not distilled]
     assert [(args.alpha, args.gate_gain) for args in found] == list(reproduce.HRL_RUNS)
 
 
@@ -81,7 +85,7 @@ def test_the_list_runs_nothing(tmp_path, no_work, capsys):
     reproduce.main(options)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "resnet38: backbone: about 40 minutes here"
-    assert len(lines) == 3 + len(reproduce.HRL_RUNS)
+    assert len(lines) == 4 + len(reproduce.HRL_RUNS)
 
 
 def test_too_few_minutes_for_a_checkpoint_are_refused(tmp_path, no_work):
@@ -173,21 +177,29 @@ def finished(tmp_path_factory):
                     **shared, stage="hrl", weights=sp, gate_weights=sp, alpha=alpha,
                     run_dir=place / f"hrl-{alpha}",
                 ))  # fmt: skip
+            routed = str(place / "hrl-0.5" / "hrl.safetensors")
+            hybrid_reinforce.train(hybrid_reinforce.Args(
+                **shared, stage="tune", weights=routed, gate_weights=routed, alpha=0.5, distillation=0.9,
+                teacher=str(place / "backbone" / "weights.safetensors"), run_dir=place / "hrl-0.5-distilled",
+            ))  # fmt: skip
     return folder
 
 
 @pytest.fixture
 def folders(finished):
-    return [finished / "resnet20-0" / name for name in ("backbone", "sp", "hrl-3.0", "hrl-0.5")]
+    names = ("backbone", "sp", "hrl-3.0", "hrl-0.5-distilled", "hrl-0.5")
+    return [finished / "resnet20-0" / name for name in names]
 
 
 def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "load_images", few)
     results.add("resnet20", folders, tmp_path)
     rows = results.read(tmp_path)
-    assert [(row["name"], row["alpha"], row["n"]) for row in rows] == [
-        ("all blocks", None, 2), ("SP", None, 2), ("HRL", 0.5, 2), ("HRL", 3.0, 2),
+    assert [(row["name"], row["alpha"], row["distillation"], row["n"]) for row in rows] == [
+        ("all blocks", None, 0, 2), ("SP", None, 0, 2),
+        ("HRL", 0.5, 0, 2), ("HRL", 0.5, 0.9, 2), ("HRL", 3.0, 0, 2),
     ]  # fmt: skip
+    assert len(rows[3]["command"]) == 4
     runs = [FinishedRun.read(finished / f"resnet20-{seed}" / "hrl-3.0") for seed in (0, 1)]
     accuracies = [run.result["policies"][-1]["accuracy"] for run in runs]
     assert rows[-1]["accuracy"] == pytest.approx(sum(accuracies) / 2)
@@ -195,13 +207,15 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     assert len(rows[0]["command"]) == 1 and len(rows[-1]["command"]) == 3
     assert rows[-1]["wall_time_s"] > rows[1]["wall_time_s"] > rows[0]["wall_time_s"] > 0
     text = (tmp_path / "results.md").read_text()
-    assert text == results.table(rows) and text.count("| ResNet-20 |") == 4
+    assert text == results.table(rows) and text.count("| ResNet-20 |") == 5
+    assert text.count("| HRL, distilled | 0.5 |") == 1
     for name in ("results", "resnet20-skipped_layers", "resnet20-easy_and_hard"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
-    other = [{**row, "row": "resnet38"} for row in rows]
-    (tmp_path / "results.json").write_text(json.dumps({"rows": other}))
-    results.add("resnet20", folders, tmp_path)
-    assert results.read(tmp_path) == [*other, *rows]
+    for depth, kept in ((38, rows), (20, rows[1:])):  # another gate's row of this depth has the plain network
+        other = [{**row, "row": "other", "depth": depth} for row in rows]
+        (tmp_path / "results.json").write_text(json.dumps({"rows": other}))
+        results.add("resnet20", folders, tmp_path)
+        assert results.read(tmp_path) == [*other, *kept]
 
 
 def test_commands_are_told_without_what_a_machine_has(folders):
