@@ -9,14 +9,12 @@ the first seed. Rows come and go by network, so that those of another machine st
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
@@ -147,7 +145,7 @@ def read(out: Path) -> list[dict[str, Any]]:
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as the table's text."""
     over_seeds = row["accuracy_seeds_ci95"]
-    spread = "" if math.isnan(over_seeds) else f" ± {100 * over_seeds:.2f}"
+    spread = "" if over_seeds is None else f" ± {100 * over_seeds:.2f}"
     policy = "plain" if row["name"] == "all blocks" else row["name"] + _distilled(row["distillation"])
     return [
         f"ResNet-{row['depth']}", row["gate"] or "", policy,
@@ -177,7 +175,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
             series["plain networks, ours"].append((mega_flops(entry["depth"]), 100 * accuracy, 100 * half))
     for row in rows:
         if row["name"] == "HRL":
-            half = np.nanmax([row["accuracy_ci95"], row["accuracy_seeds_ci95"]])
+            half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)
             point = (row["mega_flops"], 100 * row["accuracy"], 100 * half)
             label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row['distillation'])}), ours"
             series[label].append(point)

@@ -7,6 +7,7 @@ It is written beside its place, synced and renamed, so an interrupted write leav
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -61,9 +62,9 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON whole or not at all; a NaN or an infinity, for which JSON has no word, as null."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
+    beside.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
     _sync(beside)
     os.replace(beside, path)
 
@@ -170,6 +171,16 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
         return {key: _unpack(item, tensors) for key, item in value}
     if kind == "list":
         return [_unpack(item, tensors) for item in value]
+    return value
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
     return value
 
 

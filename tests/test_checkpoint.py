@@ -5,6 +5,7 @@ import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -210,8 +211,8 @@ def test_names_that_join_to_the_same_path(tmp_path):
 
 def test_write_json_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "value.json"
-    write_json(path, {"a": [1, 2.5, None]})
-    assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
+    write_json(path, {"a": [1, 2.5, math.nan], "b": {"c": (np.float64("inf"), -math.inf, np.float64(1.5))}})
+    assert json.loads(path.read_text()) == {"a": [1, 2.5, None], "b": {"c": [None, None, 1.5]}}
     before = path.read_bytes()
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})

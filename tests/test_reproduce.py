@@ -88,6 +88,18 @@ def test_the_list_runs_nothing(tmp_path, no_work, capsys):
     assert len(lines) == 4 + len(reproduce.HRL_RUNS)
 
 
+def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
+    monkeypatch.setitem(reproduce.ROWS, "resnet20", reproduce.Row(20))
+    options = reproduce.Options(runs=tmp_path, device="cpu")
+    steps = reproduce.chain("resnet20", options)
+    seconds = reproduce.estimate("resnet20", options, load_images("rendered-digits", "train"))
+    assert list(seconds) == [step.folder for step in steps] and min(seconds.values()) > 1
+    took = {folder.name: value for folder, value in seconds.items()}
+    assert took["backbone"] / took["restart"] == pytest.approx(40 / 15)
+    tuning = took["hrl-0.5-distilled"] * 2500 / 12_000
+    assert took["hrl-0.5"] == took["hrl-1.0"] > tuning
+
+
 def test_too_few_minutes_for_a_checkpoint_are_refused(tmp_path, no_work):
     options = reproduce.Options(rows=("resnet38",), runs=tmp_path, minutes=0.5)
     with pytest.raises(ValueError, match="0.5 is less than the 1 between two checkpoints of backbone"):
