@@ -54,9 +54,9 @@ HRL_RUNS = ((0.5, 1.0), (1.0, 1.0), (1.0, 6.0))
 BACKBONE = {"backbone": 40, "restart": 15}  # epochs
 SP = {"warmup": 600, "sp": 300}  # steps
 HRL = {"hrl": 1500, "tune": 2500}  # steps of each run
-DISTILLED = HRL_RUNS[0]  # is tuned for longer, with the plain network as the teacher
+# steps of longer tuning after some of them, with the plain network as the teacher
+DISTILLED = {(0.5, 1.0): {"tune": 12_000}, (1.0, 6.0): {"tune": 4_000}}
 DISTILLATION = "0.9"  # the teacher's share
-LONG_TUNING = {"tune": 12_000}  # steps
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip
 EVAL_EVERY = 250  # steps, and of a checkpoint
@@ -162,11 +162,11 @@ def chain(name: str, options: Options) -> list[Step]:
             title, gates = f"{title}-gain{gain:g}", ("--gate-gain", f"{gain:g}")
         hybrid = gated(title, alpha, "hrl", HRL, "--weights", supervised, *gates)
         steps.append(hybrid)
-        if (alpha, gain) == DISTILLED:
+        if longer := DISTILLED.get((alpha, gain)):
             routed = str(hybrid.folder / "hrl.safetensors")
             start = ("--weights", routed, "--gate-weights", routed, "--teacher", backbone)
             flags = (*start, "--distillation", DISTILLATION)
-            steps.append(gated(f"{title}-distilled", alpha, "tune", LONG_TUNING, *flags))
+            steps.append(gated(f"{title}-distilled", alpha, "tune", longer, *flags))
     return steps
 
 

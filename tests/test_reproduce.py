@@ -17,6 +17,8 @@ from skipnet_rl import weights
 from skipnet_rl.data import load_images
 from skipnet_rl.runs import as_stored
 
+HYBRID = ("hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6", "hrl-1.0-gain6-distilled")
+
 
 def parsed(step, options):
     """The step's command as its agent reads it."""
@@ -31,13 +33,11 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
     steps = reproduce.chain(row, options)
     gate = reproduce.ROWS[row].gate
     prefix = "" if gate == "rnn" else f"{gate}-"
-    gated = [
-        f"{prefix}{title}" for title in ("sp", "hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6")
-    ]
+    gated = [f"{prefix}{title}" for title in ("sp", *HYBRID)]
     assert [step.folder.name for step in steps] == ["backbone", "restart", *gated]
     backbone, restart, sp, *hrl = steps
-    distilled = hrl[1]
-    begun_from = [None, backbone, restart, sp, hrl[0], *[sp] * (len(hrl) - 2)]
+    distilled = hrl[1], hrl[4]
+    begun_from = [None, backbone, restart, sp, hrl[0], sp, sp, hrl[3]]
     for step, before in zip(steps, begun_from, strict=True):
         args = parsed(step, options)
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
@@ -49,11 +49,11 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
             assert args.gate == gate
             goes_on = step is not sp and args.gate_gain == 1
             assert args.gate_weights == (args.weights if goes_on else None)
-            stages = ["warmup", "sp"] if step is sp else ["tune"] if step is distilled else ["hrl", "tune"]
-            assert Path(args.teacher or "").parent == (restart.folder if step is distilled else Path())
+            stages = ["warmup", "sp"] if step is sp else ["tune"] if step in distilled else ["hrl", "tune"]
+            assert Path(args.teacher or "").parent == (restart.folder if step in distilled else Path())
             assert args.plan() == [stage for stage in stages for _ in range(step.plan[stage])]
     assert parsed(steps[0], options).epochs == 20
-    found = [parsed(step, options) for step in hrl if step is not distilled]
+    found = [parsed(step, options) for step in hrl if step not in distilled]
     assert [(args.alpha, args.gate_gain) for args in found] == list(reproduce.HRL_RUNS)
 
 
@@ -85,7 +85,7 @@ def test_the_list_runs_nothing(tmp_path, no_work, capsys):
     reproduce.main(options)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "resnet38: backbone: about 40 minutes here"
-    assert len(lines) == 4 + len(reproduce.HRL_RUNS)
+    assert len(lines) == 3 + len(HYBRID)
 
 
 def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
