@@ -10,10 +10,10 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
 
 Where this differs from the paper: r_i is compared with the other routes of the same image
 (leave-one-out baseline), the schedule is short, and in HRL's last steps the backbone alone trains, on
-the thresholded routes that it will be given at test time. For the paper's: --routes 1 --baseline none
---schedule constant --gate-lr 1e-4 --lr 1e-4 --batch-size 128 --iterations 10000 --tune-iterations 0. Its
-warning example, HRL from nothing: --stage hrl, and --weights none where the backbone is to be untrained
-too.
+the thresholded routes that it will be given at test time; --stage tune gives it more of these, and
+--distillation a teacher. For the paper's: --routes 1 --baseline none --schedule constant --gate-lr 1e-4
+--lr 1e-4 --batch-size 128 --iterations 10000 --tune-iterations 0. Its warning example, HRL from nothing:
+--stage hrl, and --weights none where the backbone is to be untrained too.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Args(CommonArgs):
     """gates to start from, of the same kind: a file of a gated network, or the name of a shipped one
     (default: new ones, near "execute")"""
     stage: str = "sp+hrl"
-    """sp, hrl, sp+hrl, or tune: the tuning that ends HRL alone, on the routes of --gate-weights"""
+    """sp, hrl, sp+hrl, or tune: only the steps that end HRL (--tune-iterations), by the gates of
+    --gate-weights; the flags for routes, baseline, entropy and the gates' learning do not act in them"""
     sp_iterations: int = 20
     """steps of supervised pre-training"""
     relaxation: str = "straight-through"
@@ -100,8 +101,8 @@ class Args(CommonArgs):
     distillation: float = 0.0
     """share of the backbone's loss that asks for the teacher's predictions instead of the labels"""
     teacher: str | None = None
-    """network of --distillation, all blocks executed: a file, or the name of a shipped one (default: the one
-    that the run starts from)"""
+    """network of --distillation, all blocks executed: a file, the name of a shipped one, or auto, of the same
+    depth and shortcut (default: the network that the run starts from)"""
     optimizer: str = "adam"
     """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
     lr: float = 3e-4
@@ -135,6 +136,12 @@ class Args(CommonArgs):
             raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
         if self.baseline == "leave-one-out" and self.routes == 1:
             raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
+        self._check_sources()
+        if set(self.plan()) <= {"warmup"}:
+            steps = "--tune-iterations" if self.stage == "tune" else "--iterations or --sp-iterations"
+            raise ValueError(f"no training step of --stage {self.stage} is asked for; raise {steps}")
+
+    def _check_sources(self) -> None:
         if self.gate_weights and self.gate_gain != 1:
             raise ValueError("--gate-gain is of new gates; leave it out, or --gate-weights")
         if self.stage == "tune" and not self.gate_weights:
@@ -143,8 +150,8 @@ class Args(CommonArgs):
             raise ValueError(f"--distillation {self.distillation} is not a share between 0 and 1")
         if self.teacher and not self.distillation:
             raise ValueError("--teacher has no say without --distillation")
-        if not self.plan():
-            raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
+        if self.teacher == "none":
+            raise ValueError("--teacher none is an untrained network; name a trained one, or leave it out")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -281,7 +288,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 
 def train(args: Args) -> dict[str, Any]:
-    """Both stages, then the test set once; returns result.json's content."""
+    """The stages asked for, then the test set once; returns result.json's content."""
     args.check()
     setting = Setting.of(args)
     teacher = setting.network(args.teacher) if args.teacher else None
@@ -292,7 +299,7 @@ def train(args: Args) -> dict[str, Any]:
     files: dict[str, str] = {}
 
     def end_stage(stage: str) -> None:
-        """Settle the batch norms; keep the weights of a stage whose gates were trained."""
+        """Settle the batch norms; keep the weights of a stage that ends with gates to be used."""
         settle(learner, setting.train, stage, args)
         if stage != "warmup":
             about = {"stage": FILES[stage].split(".")[0], **setting.header(args.gate)}

@@ -4,10 +4,11 @@
     python -m scripts.reproduce --data-dir data --rows resnet38
     python -m scripts.reproduce --data-dir data --minutes 9      # stops in time; the same command goes on
 
-A row is a chain of this project's commands: the backbone, a warm restart of it, SP, and from there HRL at
-several alphas. Each has a folder under `--runs`: what is finished is not run again, what was interrupted is
-resumed from its last checkpoint, an epoch of a backbone or 250 steps of gates ago at most. At the end
-`scripts.results` makes the table and the pictures in `--out` from these folders.
+A row is a chain of this project's commands: the backbone, a warm restart of it, SP, from there HRL at
+several alphas, and after some of them a longer tuning with the plain network as the teacher. Each has a
+folder under `--runs`: what is finished is not run again, what was interrupted is resumed from its last
+checkpoint, an epoch of a backbone or 250 steps of gates ago at most. At the end `scripts.results` makes the
+table and the pictures in `--out` from these folders.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ BACKBONE = {"backbone": 40, "restart": 15}  # epochs
 SP = {"warmup": 600, "sp": 300}  # steps
 HRL = {"hrl": 1500, "tune": 2500}  # steps of each run
 # steps of longer tuning after some of them, with the plain network as the teacher
-DISTILLED = {(0.5, 1.0): {"tune": 12_000}, (1.0, 6.0): {"tune": 4_000}}
+DISTILLED = {(0.5, 1.0): {"tune": 12_000}}
 DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip
@@ -185,7 +186,8 @@ def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], s
 def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
     """Seconds that each whole step of a row takes on this machine, from a few training steps timed now.
 
-    Of HRL it is an upper bound: an untrained gate executes nine tenths of the blocks.
+    Of HRL it is mostly an upper bound: an untrained gate executes nine tenths of the blocks; but a teacher's
+    forward passes are not counted.
     """
     row, device = ROWS[name], pick_device(options.device)
     data = data.to(device)

@@ -99,6 +99,10 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
 
 
 def _gain(run: FinishedRun) -> str:
+    """Of the gates' first weights, in the run that these gates began in."""
+    before = Path(run.args.get("gate_weights") or "nowhere").parent
+    if (before / "result.json").is_file():
+        return _gain(FinishedRun.read(before))
     gain = run.args.get("gate_gain", 1)
     return "" if gain == 1 else f", gain {gain:g}"
 
@@ -107,7 +111,7 @@ def _distillation(run: FinishedRun) -> float:
     return run.args.get("distillation", 0.0)
 
 
-def _distilled(share: float) -> str:
+def _distilled(share: float | None) -> str:
     return ", distilled" if share else ""
 
 
@@ -146,7 +150,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as the table's text."""
     over_seeds = row["accuracy_seeds_ci95"]
     spread = "" if over_seeds is None else f" ± {100 * over_seeds:.2f}"
-    policy = "plain" if row["name"] == "all blocks" else row["name"] + _distilled(row["distillation"])
+    policy = "plain" if row["name"] == "all blocks" else row["name"] + _distilled(row.get("distillation"))
     return [
         f"ResNet-{row['depth']}", row["gate"] or "", policy,
         "" if row["alpha"] is None else f"{row['alpha']:g}", str(row["n"]),
@@ -177,7 +181,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if row["name"] == "HRL":
             half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)
             point = (row["mega_flops"], 100 * row["accuracy"], 100 * half)
-            label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row['distillation'])}), ours"
+            label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row.get('distillation'))}), ours"
             series[label].append(point)
     colours = palette(series)
     for label, points in series.items():

@@ -375,6 +375,9 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--optimizer", "sdg"], "did you mean 'sgd'"),
         (["--gate-weights", "hrl.safetensors", "--gate-gain", "6"], "--gate-gain is of new gates"),
         (["--stage", "tune"], "--stage tune trains no gates"),
+        (["--stage", "tune", "--gate-weights", "a", "--tune-iterations", "0"], "raise --tune-iterations"),
+        (["--stage", "hrl", "--warmup-iterations", "1", "--iterations", "0"], "raise --iterations or"),
+        (["--teacher", "none", "--distillation", "0.5"], "--teacher none is an untrained network"),
         (["--teacher", "resnet110-rendered-digits"], "--teacher has no say without --distillation"),
         (
             ["--teacher", "/nowhere.safetensors", "--distillation", "0.5"],

@@ -17,7 +17,7 @@ from skipnet_rl import weights
 from skipnet_rl.data import load_images
 from skipnet_rl.runs import as_stored
 
-HYBRID = ("hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6", "hrl-1.0-gain6-distilled")
+HYBRID = ("hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6")
 
 
 def parsed(step, options):
@@ -36,8 +36,8 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
     gated = [f"{prefix}{title}" for title in ("sp", *HYBRID)]
     assert [step.folder.name for step in steps] == ["backbone", "restart", *gated]
     backbone, restart, sp, *hrl = steps
-    distilled = hrl[1], hrl[4]
-    begun_from = [None, backbone, restart, sp, hrl[0], sp, sp, hrl[3]]
+    distilled = (hrl[1],)
+    begun_from = [None, backbone, restart, sp, hrl[0], sp, sp]
     for step, before in zip(steps, begun_from, strict=True):
         args = parsed(step, options)
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
@@ -189,17 +189,21 @@ def finished(tmp_path_factory):
                     **shared, stage="hrl", weights=sp, gate_weights=sp, alpha=alpha,
                     run_dir=place / f"hrl-{alpha}",
                 ))  # fmt: skip
-            routed = str(place / "hrl-0.5" / "hrl.safetensors")
+            hybrid_reinforce.train(hybrid_reinforce.Args(
+                **shared, stage="hrl", weights=sp, gate_gain=6.0, alpha=0.5, run_dir=place / "hrl-0.5-gain6",
+            ))  # fmt: skip
+            routed = str(place / "hrl-0.5-gain6" / "hrl.safetensors")
             hybrid_reinforce.train(hybrid_reinforce.Args(
                 **shared, stage="tune", weights=routed, gate_weights=routed, alpha=0.5, distillation=0.9,
-                teacher=str(place / "backbone" / "weights.safetensors"), run_dir=place / "hrl-0.5-distilled",
+                teacher=str(place / "backbone" / "weights.safetensors"),
+                run_dir=place / "hrl-0.5-gain6-distilled",
             ))  # fmt: skip
     return folder
 
 
 @pytest.fixture
 def folders(finished):
-    names = ("backbone", "sp", "hrl-3.0", "hrl-0.5-distilled", "hrl-0.5")
+    names = ("backbone", "sp", "hrl-3.0", "hrl-0.5-gain6-distilled", "hrl-0.5-gain6", "hrl-0.5")
     return [finished / "resnet20-0" / name for name in names]
 
 
@@ -207,11 +211,11 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     monkeypatch.setattr(results, "load_images", few)
     results.add("resnet20", folders, tmp_path)
     rows = results.read(tmp_path)
-    assert [(row["name"], row["alpha"], row["distillation"], row["n"]) for row in rows] == [
-        ("all blocks", None, 0, 2), ("SP", None, 0, 2),
-        ("HRL", 0.5, 0, 2), ("HRL", 0.5, 0.9, 2), ("HRL", 3.0, 0, 2),
+    assert [(row["name"], row["gate"], row["alpha"], row["distillation"], row["n"]) for row in rows] == [
+        ("all blocks", None, None, 0, 2), ("SP", "rnn", None, 0, 2), ("HRL", "rnn", 0.5, 0, 2),
+        ("HRL", "rnn, gain 6", 0.5, 0, 2), ("HRL", "rnn, gain 6", 0.5, 0.9, 2), ("HRL", "rnn", 3.0, 0, 2),
     ]  # fmt: skip
-    assert len(rows[3]["command"]) == 4
+    assert len(rows[4]["command"]) == 4
     runs = [FinishedRun.read(finished / f"resnet20-{seed}" / "hrl-3.0") for seed in (0, 1)]
     accuracies = [run.result["policies"][-1]["accuracy"] for run in runs]
     assert rows[-1]["accuracy"] == pytest.approx(sum(accuracies) / 2)
@@ -219,8 +223,8 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     assert len(rows[0]["command"]) == 1 and len(rows[-1]["command"]) == 3
     assert rows[-1]["wall_time_s"] > rows[1]["wall_time_s"] > rows[0]["wall_time_s"] > 0
     text = (tmp_path / "results.md").read_text()
-    assert text == results.table(rows) and text.count("| ResNet-20 |") == 5
-    assert text.count("| HRL, distilled | 0.5 |") == 1
+    assert text == results.table(rows) and text.count("| ResNet-20 |") == 6
+    assert text.count("| rnn, gain 6 | HRL, distilled | 0.5 |") == 1
     for name in ("results", "resnet20-skipped_layers", "resnet20-easy_and_hard"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
     for depth, kept in ((38, rows), (20, rows[1:])):  # another gate's row of this depth has the plain network
