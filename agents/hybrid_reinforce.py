@@ -316,11 +316,11 @@ def train(args: Args) -> dict[str, Any]:
         resume=args.resume,
     )
     rows = {}
-    for stage, parts in {"sp": {"sp"}, "hrl": {"hrl", "tune"}}.items():
-        if parts & set(args.plan()):
-            load_weights(run.folder / FILES[stage], learner.model)  # what the file does is reported
-            rows[stage.upper()] = setting.evaluate(learner.mdp, learner.gate)
-            files[stage.upper()] = FILES[stage]
+    for file in dict.fromkeys(FILES[stage] for stage in args.plan() if stage in FILES):
+        name = file.split(".")[0].upper()
+        load_weights(run.folder / file, learner.model)  # what the file does is reported
+        rows[name] = setting.evaluate(learner.mdp, learner.gate)
+        files[name] = file
     last = list(rows)[-1]
     files[f"random, {last} weights"] = files[last]
     references = setting.references(rows[last].rate, learner.mdp, last)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from agents.entries import Entry, over_images, random_at_rate
 from agents.finished import FinishedRun
-from scripts.ship import lineage, lineage_before
+from scripts.ship import lineage, lineage_before, run_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
@@ -66,7 +66,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     """
     seeds = [_seeds(folder) for folder in folders]
     sp, *hrl = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
-    hrl.sort(key=lambda runs: (runs[0].result["alpha"], _gain(runs[0]), _distillation(runs[0])))
+    hrl.sort(key=lambda runs: (runs[0].result["alpha"], _title(runs[0])))
     hybrid = [_entry(runs, "HRL") for runs in hrl]
     entries = [_entry(sp, "all blocks"), _entry(sp, "SP"), *hybrid]
     stored = [row for row in read(out) if row["row"] != name]
@@ -81,12 +81,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
 
 def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
     """What is skipped at each alpha, and on which images by the gates that tell most of them apart."""
-    records = {
-        f"α = {first.result['alpha']:g}{_gain(first)}{_distilled(_distillation(first))}": first.records()[
-            "HRL"
-        ]
-        for first in (entry.runs[0] for entry in entries)
-    }
+    records = {_title(entry.runs[0]): entry.runs[0].records()["HRL"] for entry in entries}
     varied, record = max(
         zip(entries, records.values(), strict=True), key=lambda pair: pair[0].rows[0]["unique_routes"]
     )
@@ -98,11 +93,15 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
     }
 
 
+def _title(run: FinishedRun) -> str:
+    """Of an HRL run among those of its row."""
+    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(_distillation(run))}"
+
+
 def _gain(run: FinishedRun) -> str:
     """Of the gates' first weights, in the run that these gates began in."""
-    before = Path(run.args.get("gate_weights") or "nowhere").parent
-    if (before / "result.json").is_file():
-        return _gain(FinishedRun.read(before))
+    if origin := run_of(run.args.get("gate_weights")):
+        return _gain(origin)
     gain = run.args.get("gate_gain", 1)
     return "" if gain == 1 else f", gain {gain:g}"
 
@@ -111,7 +110,7 @@ def _distillation(run: FinishedRun) -> float:
     return run.args.get("distillation", 0.0)
 
 
-def _distilled(share: float | None) -> str:
+def _distilled(share: float) -> str:
     return ", distilled" if share else ""
 
 
@@ -150,7 +149,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as the table's text."""
     over_seeds = row["accuracy_seeds_ci95"]
     spread = "" if over_seeds is None else f" ± {100 * over_seeds:.2f}"
-    policy = "plain" if row["name"] == "all blocks" else row["name"] + _distilled(row.get("distillation"))
+    policy = "plain" if row["name"] == "all blocks" else row["name"] + _distilled(row["distillation"])
     return [
         f"ResNet-{row['depth']}", row["gate"] or "", policy,
         "" if row["alpha"] is None else f"{row['alpha']:g}", str(row["n"]),
@@ -181,7 +180,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if row["name"] == "HRL":
             half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)
             point = (row["mega_flops"], 100 * row["accuracy"], 100 * half)
-            label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row.get('distillation'))}), ours"
+            label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row['distillation'])}), ours"
             series[label].append(point)
     colours = palette(series)
     for label, points in series.items():

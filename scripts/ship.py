@@ -57,6 +57,12 @@ def lineage(run: FinishedRun) -> Lineage:
     )
 
 
+def run_of(weights: str | None) -> FinishedRun | None:
+    """The run here that left a file of weights; None for one from elsewhere, a shipped name, or no file."""
+    folder = Path(weights).parent if weights else None
+    return FinishedRun.read(folder) if folder and (folder / "result.json").is_file() else None
+
+
 def lineage_before(run: FinishedRun) -> Lineage:
     """Of the weights that a run started from.
 
@@ -66,8 +72,8 @@ def lineage_before(run: FinishedRun) -> Lineage:
     weights = run.args["weights"]
     if weights in (None, "none"):
         return Lineage([], 0.0, "")
-    if (Path(weights).parent / "result.json").is_file():
-        return lineage(FinishedRun.read(Path(weights).parent))
+    if origin := run_of(weights):
+        return lineage(origin)
     fitting = (run.depth, run.result["dataset"], run.args["shortcut"])
     path = find_shipped(*fitting) if weights == "auto" else None
     for entry in index():
