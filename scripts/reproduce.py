@@ -55,8 +55,8 @@ HRL_RUNS = ((0.5, 1.0), (1.0, 1.0), (1.0, 6.0))
 BACKBONE = {"backbone": 40, "restart": 15}  # epochs
 SP = {"warmup": 600, "sp": 300}  # steps
 HRL = {"hrl": 1500, "tune": 2500}  # steps of each run
-# steps of longer tuning after some of them, with the plain network as the teacher
-DISTILLED = {(0.5, 1.0): {"tune": 12_000}}
+# steps of longer tuning after the best at half and at a third of the FLOPs, the plain network the teacher
+DISTILLED = {(0.5, 1.0): {"tune": 12_000}, (1.0, 6.0): {"tune": 12_000}}
 DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip

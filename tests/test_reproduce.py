@@ -17,7 +17,7 @@ from skipnet_rl import weights
 from skipnet_rl.data import load_images
 from skipnet_rl.runs import as_stored
 
-HYBRID = ("hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6")
+HYBRID = ("hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6", "hrl-1.0-gain6-distilled")
 
 
 def parsed(step, options):
@@ -36,8 +36,8 @@ def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
     gated = [f"{prefix}{title}" for title in ("sp", *HYBRID)]
     assert [step.folder.name for step in steps] == ["backbone", "restart", *gated]
     backbone, restart, sp, *hrl = steps
-    distilled = (hrl[1],)
-    begun_from = [None, backbone, restart, sp, hrl[0], sp, sp]
+    distilled = hrl[1], hrl[4]
+    begun_from = [None, backbone, restart, sp, hrl[0], sp, sp, hrl[3]]
     for step, before in zip(steps, begun_from, strict=True):
         args = parsed(step, options)
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
