@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -24,6 +25,11 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Go on from it."""
         ...
+
+
+def progress_bar(**options: Any) -> tqdm:
+    """tqdm's bar, drawn every 10 seconds where it goes to a file, so that a job's log stays short."""
+    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, dynamic_ncols=True, **options)
 
 
 def learn(
@@ -58,15 +64,15 @@ def learn(
         learner.load_state_dict(state["learner"])
     begun, episodes = time.perf_counter(), 0
     watch = Watch()
-    with tqdm(total=len(plan), initial=first, unit="step", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(plan), initial=first, unit="step") as bar:
         for step in range(first, len(plan)):
             stage, done = plan[step], step + 1
             episode = train_step(step, stage)
             watch.step(done, stage, episode)
             episodes += len(episode.labels)
             metrics = step_metrics(episode, episodes / (time.perf_counter() - begun))
-            bar.set_description(stage.upper())
-            bar.set_postfix_str(progress(metrics))
+            bar.set_description(stage.upper(), refresh=False)
+            bar.set_postfix_str(progress(metrics), refresh=False)
             bar.update()
             ends_stage = done == len(plan) or plan[done] != stage
             if ends_stage:

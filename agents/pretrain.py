@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
+from agents.loop import progress_bar
 from agents.optimizers import sgd
 from agents.watch import check_finite, check_loss
 from skipnet_rl.batchnorm import recalibrate
@@ -174,7 +175,7 @@ def run_steps(net: ResNet, run: Run, data: Images, val: Images, args: Args) -> f
         optimizer.load_state_dict(state["optimizer"])
         first, before = state["step"], state["elapsed"]
     begun = time.perf_counter()
-    with tqdm(total=steps, initial=first, desc="pretrain", unit="step", dynamic_ncols=True) as bar:
+    with progress_bar(total=steps, initial=first, desc="pretrain", unit="step") as bar:
         for step in range(first, steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, args)

@@ -31,9 +31,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from agents.loop import progress
+from agents.loop import progress, progress_bar
 from agents.setting import CommonArgs, Setting, val_metrics
 from agents.watch import check_finite
 from envs.sb3 import SB3VecEnv
@@ -162,7 +161,7 @@ class Progress(BaseCallback):
         self.first = self.done = done
         self.next_evaluation = (done // every + 1) * every
         self.before, self.begun = elapsed, time.perf_counter()
-        self.bar = tqdm(total=episodes, initial=done, unit="episode", dynamic_ncols=True)
+        self.bar = progress_bar(total=episodes, initial=done, unit="episode")
 
     @property
     def elapsed(self) -> float:
@@ -176,7 +175,7 @@ class Progress(BaseCallback):
         self.done += len(ended)
         self.bar.update(len(ended))
         metrics = self._metrics(ended)
-        self.bar.set_postfix_str(progress(metrics))
+        self.bar.set_postfix_str(progress(metrics), refresh=False)
         if self.done >= min(self.next_evaluation, self.episodes):
             self.next_evaluation += self.every
             self.run.log(self.done, "train", **metrics, **val_metrics(self.validate()))

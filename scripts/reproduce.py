@@ -29,6 +29,7 @@ from agents.cli import main_with_named_errors
 from scripts import results
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.errors import unknown_name
+from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import ResNet
@@ -186,8 +187,7 @@ def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], s
 def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
     """Seconds that each whole step of a row takes on this machine, from a few training steps timed now.
 
-    Of HRL it is mostly an upper bound: an untrained gate executes nine tenths of the blocks; but a teacher's
-    forward passes are not counted.
+    Of HRL it is an upper bound: an untrained gate executes nine tenths of the blocks.
     """
     row, device = ROWS[name], pick_device(options.device)
     data = data.to(device)
@@ -203,8 +203,14 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
     }
     one = timed(lambda: pretrain.train_step(RoutingMDP(net), data, 0, plain, precision).mean().backward())
     seconds["epochs"] = one * (len(data) // plain.batch_size)
+    teacher, (images, _) = for_inference(net, precision), next(data.batches(args.batch_size))
+    with torch.no_grad():
+        taught = timed(lambda: teacher(images))
     return {
-        step.folder: sum(count * seconds[part] for part, count in step.plan.items())
+        step.folder: sum(
+            count * (seconds[part] + taught * ("--teacher" in step.flags))
+            for part, count in step.plan.items()
+        )
         for step in chain(name, options)
     }
 

@@ -99,7 +99,8 @@ def test_a_run_leaves_the_promised_files(tmp_path, few_images, capsys):
     ):
         assert (run / file).is_file(), file
     assert list(run.glob("events.out.tfevents*"))
-    shown = capsys.readouterr().out
+    shown, bar = capsys.readouterr()
+    assert "TUNE: 100%" in bar and bar.count("step/s") < 6, "a log file has not a line for each step"
     assert "SkipResNet20-v0 on rendered-digits" in shown
     assert ("nothing is skipped" in shown) == (result["policies"][-1]["compute_blocks"] == 1)
 

@@ -334,6 +334,16 @@ def test_the_plots_of_a_run_show_its_policy(tmp_path, monkeypatch, first, last):
     assert files == {"executed_blocks.png", "execution_rate.png", "skipped_layers.png"} | trained
 
 
+def test_training_curves_name_the_stage_where_no_point_is():
+    lines = [{"step": step, "stage": "sp" if step < 3 else "hrl", "val/accuracy": 0.5 + step / 9,
+              "val/compute_blocks": 1 / step} for step in range(1, 5)]  # fmt: skip
+    figure = draw(plots.training_curves(lines))
+    (label,) = figure.axes[0].texts
+    assert label.get_text() == "HRL from here" and label.get_position()[0] == 2
+    frame, text = figure.axes[0].get_window_extent(), label.get_window_extent()
+    assert text.y0 >= frame.y1 and text.y1 <= figure.bbox.y1 and text.x1 <= figure.bbox.x1
+
+
 def test_plots_of_a_run_without_routes(tmp_path):
     run = SimpleNamespace(folder=tmp_path, metrics=list)
     write_plots(run, {"policies": [evaluation("1100", "1111").summary("PPO")]}, STAGES)
