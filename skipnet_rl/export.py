@@ -150,6 +150,7 @@ class _Forward(nn.Module):
         self.decide = _decider(policy)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K] and route [B, N] bool of normalised images [B, 3, H, W]."""
         state = self.mdp.initial(images, images.new_zeros(images.shape[0], dtype=torch.int64))
         hidden, route = None, []
         for t in range(self.mdp.num_decisions):
@@ -159,7 +160,7 @@ class _Forward(nn.Module):
         return self.mdp.logits(state), torch.cat(route, dim=1)
 
     def advance(self, state: State, execute: Tensor) -> Tensor:
-        """The features after the block."""
+        """The features [B, C, H, W] after block t of the images [B] that execute it and those that skip."""
         raise NotImplementedError
 
 
