@@ -2,8 +2,9 @@
 
     python -m scripts.results --out docs/results-cifar10        # draw them again from results.json
 
-`results.json` has a row for each network and policy, seeds averaged; commands and hours are those of
-the first seed. Rows come and go by network, so that those of another machine stay as they are.
+`results.json` has a row for each network and policy, seeds averaged; a backbone that several of them start
+from counts once. Commands and hours are those of the first seed. Rows come and go by network, so that those
+of another machine stay as they are.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     sp, *hrl = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
     hrl.sort(key=lambda runs: (runs[0].result["alpha"], _title(runs[0])))
     hybrid = [_entry(runs, "HRL") for runs in hrl]
-    entries = [_entry(sp, "all blocks"), _entry(sp, "SP"), *hybrid]
+    entries = [_entry(_by_backbone(sp), "all blocks"), _entry(sp, "SP"), *hybrid]
     stored = [row for row in read(out) if row["row"] != name]
     if any((row["name"], row["depth"]) == ("all blocks", sp[0].depth) for row in stored):
         del entries[0]  # another gate's row of this network has it
@@ -118,6 +119,11 @@ def _seeds(folder: Path) -> list[FinishedRun]:
     row, _, _ = folder.parent.name.rpartition("-")
     found = folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json")
     return sorted((FinishedRun.read(path.parent) for path in found), key=lambda run: run.result["seed"])
+
+
+def _by_backbone(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """One run of each backbone; a shipped one is the start of every seed."""
+    return list({run.args["weights"]: run for run in reversed(runs)}.values())[::-1]
 
 
 def _entry(runs: Sequence[FinishedRun], name: str) -> Entry:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -239,6 +240,20 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
         (tmp_path / "results.json").write_text(json.dumps({"rows": other}))
         results.add("resnet20", folders, tmp_path)
         assert results.read(tmp_path) == [*other, *kept]
+
+
+def test_a_backbone_that_seeds_share_is_counted_once(finished, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "load_images", few)
+    copy = tmp_path / "runs"
+    shutil.copytree(finished, copy)
+    own, shared = (copy / f"resnet20-{seed}" / "sp" / "args.json" for seed in (1, 0))
+    args = json.loads(own.read_text())
+    own.write_text(json.dumps({**args, "weights": json.loads(shared.read_text())["weights"]}))
+    results.add("resnet20", [copy / "resnet20-0" / folder.name for folder in folders], tmp_path / "out")
+    plain, *gated = results.read(tmp_path / "out")
+    first = FinishedRun.read(folders[1]).result["policies"][0]
+    assert (plain["n"], plain["accuracy_seeds_ci95"], plain["accuracy"]) == (1, None, first["accuracy"])
+    assert {row["n"] for row in gated} == {2}
 
 
 def test_commands_are_told_without_what_a_machine_has(folders):
