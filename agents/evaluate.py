@@ -4,6 +4,7 @@
     python -m agents.evaluate runs/… runs/…/sp.safetensors             # folders and checkpoints alike
     python -m agents.evaluate runs/… --biases -1 -0.5 0 0.5            # accuracy against FLOPs
     python -m agents.evaluate resnet110-rendered-digits-hrl            # a shipped one
+    python -m agents.evaluate runs/… --controls --split val            # what choosing by the image is worth
     python -m agents.evaluate model.zip --trust-sb3 ppo --env SkipResNet20-v0 --weights …
 
 A bias on the policy's log-odds makes every decision a little more or less willing to execute; it traces
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
@@ -36,8 +38,10 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Biased, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.runs import provenance
-from skipnet_rl.statistics import magnitudes
+from skipnet_rl.statistics import magnitudes, mean_interval
 from skipnet_rl.weights import build_backbone, index, weights_path
+
+EXCHANGED, MOST_FREQUENT = "routes exchanged", "most frequent route"  # the controls' rows
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class Args:
     """of a run of hybrid REINFORCE: sp or hrl (default: the last)"""
     biases: tuple[float, ...] = ()
     """added to the log-odds, one row each (default: none)"""
+    controls: bool = False
+    """add two rows that do not choose by the image: each image with the route of another one, drawn at
+    random, and all with the most frequent route"""
     mode: str = "greedy"
     """greedy (threshold) or sample"""
     split: str | None = None
@@ -139,24 +146,19 @@ def backbone_entry(name: str) -> dict[str, Any] | None:
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
-    """One subject at every bias, and the whole network beside it; prints the table, writes the files."""
+    """One subject at every bias, and the whole network beside it; prints the table, writes the files.
+
+    Raises:
+        ValueError: controls of a plain network, or of several biases.
+    """
+    if args.controls and (args.biases or isinstance(subject.policy, AlwaysExecute)):
+        raise ValueError(
+            "--controls are of gates, at one budget: neither of a plain network nor with --biases"
+        )
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
-    mdp, images = subject.mdp, subject.images.sized(subject.mdp.net.image_size).to(device)
-    for part in (mdp.net, subject.policy):
-        if isinstance(part, nn.Module):
-            part.to(device)
-
-    def row(policy: Policy, mode: str) -> Evaluation:
-        draws = step_generator(args.seed, 0, device, stream=3)
-        return evaluate(mdp, policy, images, mode=mode, generator=draws, precision=precision)
-
-    rows, biases = {"all blocks": row(AlwaysExecute(), "greedy")}, sorted(args.biases)
-    if biases:
-        for bias in tqdm(biases, desc="bias", unit="policy"):
-            rows[f"bias {bias:+g}"] = row(Biased(subject.policy, bias), args.mode)
-    else:
-        rows[subject.name] = row(subject.policy, args.mode)
+    images = subject.images.sized(subject.mdp.net.image_size).to(device)
+    rows, biases = play(subject, images, args, precision), sorted(args.biases)
     summaries = [done.summary(name) for name, done in rows.items()]
     for summary, bias in zip(summaries[1:], biases, strict=False):
         summary["bias"] = bias
@@ -165,6 +167,8 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
         "seed": args.seed, "precision": precision, "policies": summaries, **provenance(),
     }  # fmt: skip
     print_table(found)
+    if args.controls:
+        found["gain_over"] = gains(subject.name, rows)
     if subject.out is not None:
         name = f"{'budget' if biases else 'evaluation'}-{images.split}-{args.mode}"
         write(subject.out, name, found, rows)
@@ -173,6 +177,51 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
             plots.save_figure(figure, subject.out / "plots" / f"{title}-{images.split}-{args.mode}.png")
         tqdm.write(f"wrote {subject.out / name}.json and {len(figures)} pictures beside it")
     return found
+
+
+def play(subject: Subject, images: Images, args: Args, precision: str) -> dict[str, Evaluation]:
+    """The whole network, and the policy: at every bias, or once and then its controls."""
+    mdp, policy = subject.mdp, subject.policy
+    for part in (mdp.net, policy):
+        if isinstance(part, nn.Module):
+            part.to(images.device)
+
+    def row(policy: Policy, mode: str, routes: Tensor | None = None) -> Evaluation:
+        draws = step_generator(args.seed, 0, images.device, stream=3)
+        return evaluate(mdp, policy, images, mode=mode, generator=draws, routes=routes, precision=precision)
+
+    rows = {"all blocks": row(AlwaysExecute(), "greedy")}
+    if args.biases:
+        for bias in tqdm(sorted(args.biases), desc="bias", unit="policy"):
+            rows[f"bias {bias:+g}"] = row(Biased(policy, bias), args.mode)
+        return rows
+    rows[subject.name] = own = row(policy, args.mode)
+    if args.controls:
+        dealt, fixed = exchanged(own.routes, args.seed), most_frequent(own.routes)
+        rows[EXCHANGED] = row(policy, "greedy", dealt)
+        rows[MOST_FREQUENT] = row(AlwaysExecute(), "greedy", fixed)  # needs no gates
+    return rows
+
+
+def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """What the policy's accuracy is above each control's, on the same images; printed, too."""
+    found = {}
+    for control in (EXCHANGED, MOST_FREQUENT):
+        gain, half = mean_interval((rows[name].correct.double() - rows[control].correct.double()).numpy())
+        found[control] = {"accuracy": gain, "ci95": half}
+        tqdm.write(f"{name} over {control}: {100 * gain:+.2f} ± {100 * half:.2f} points of accuracy")
+    return found
+
+
+def exchanged(routes: Tensor, seed: int) -> Tensor:
+    """The routes [M, N] dealt out anew: as many of each, but to images that they were not chosen for."""
+    return routes[torch.randperm(len(routes), generator=step_generator(seed, 0, "cpu", stream=7))]
+
+
+def most_frequent(routes: Tensor) -> Tensor:
+    """The commonest of the routes [M, N], M times."""
+    each, counts = routes.unique(dim=0, return_counts=True)
+    return each[counts.argmax()].expand_as(routes)
 
 
 def write(folder: Path, name: str, found: dict[str, Any], rows: Mapping[str, Evaluation]) -> None:

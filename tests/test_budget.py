@@ -3,8 +3,10 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from agents import evaluate as evaluation
 from agents import hybrid_reinforce, ppo, setting
@@ -93,6 +95,39 @@ def test_bias_zero_is_the_run_and_more_bias_more_blocks(finished, play):
     assert rows[0]["compute_flops"] == 1 and rows[0]["accuracy"] == rows[3]["accuracy"]
     assert (finished / "plots" / "budget-test-greedy.png").is_file()
     assert json.loads((finished / "budget-test-greedy.json").read_text())["policies"] == rows
+
+
+def test_controls_do_not_choose_by_the_image(finished, play, tmp_path, capsys):
+    """Sampled gates, whose routes vary: exchanged they cost the same; the most frequent is one of them."""
+    _, own, exchanged, frequent = play(finished, controls=True, mode="sample", out=tmp_path)[0]
+    assert [exchanged["name"], frequent["name"]] == ["routes exchanged", "most frequent route"]
+    for key in (
+        "compute_blocks",
+        "policy_flops",
+        "executed_blocks_histogram",
+        "execution_rate",
+        "unique_routes",
+    ):
+        assert exchanged[key] == own[key] and own["unique_routes"] > 8, key
+    assert frequent["unique_routes"] == 1 and frequent["policy_flops"] == 0
+    records = load_records(tmp_path / "evaluation-test-sample.npz")
+    routes, counts = np.unique(records["HRL"].routes, axis=0, return_counts=True)
+    assert (records["most frequent route"].routes == routes[counts.argmax()]).all()
+    dealt = records["routes exchanged"].routes
+    assert (dealt != records["HRL"].routes).any()
+    assert sorted(map(tuple, dealt)) == sorted(map(tuple, records["HRL"].routes))
+    gains = json.loads((tmp_path / "evaluation-test-sample.json").read_text())["gain_over"]
+    for row in (exchanged, frequent):
+        differs = np.subtract(records["HRL"].correct, records[row["name"]].correct, dtype=float)
+        assert gains[row["name"]]["accuracy"] == pytest.approx(own["accuracy"] - row["accuracy"])
+        assert gains[row["name"]]["ci95"] == pytest.approx(stats.sem(differs) * stats.t.ppf(0.975, 63))
+    assert "HRL over routes exchanged: " in capsys.readouterr().out
+
+
+def test_controls_where_nothing_is_chosen(finished, play):
+    for path, flags in (("resnet20-rendered-digits", {}), (finished, {"biases": (1.0,)})):
+        with pytest.raises(ValueError, match="--controls are of gates, at one budget"):
+            play(path, controls=True, **flags)
 
 
 def test_biases_are_read_on_validation_images(finished, play):
