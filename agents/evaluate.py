@@ -4,12 +4,12 @@
     python -m agents.evaluate runs/… runs/…/sp.safetensors             # folders and checkpoints alike
     python -m agents.evaluate runs/… --biases -1 -0.5 0 0.5            # accuracy against FLOPs
     python -m agents.evaluate resnet110-rendered-digits-hrl            # a shipped one
-    python -m agents.evaluate runs/… --controls --split val            # what choosing by the image is worth
+    python -m agents.evaluate runs/… --controls                        # what choosing by the image is worth
     python -m agents.evaluate model.zip --trust-sb3 ppo --env SkipResNet20-v0 --weights …
 
 A bias on the policy's log-odds makes every decision a little more or less willing to execute; it traces
 accuracy against FLOPs without training anew. That is for choosing, so with `--biases` the split is the
-validation split unless `--split` says otherwise.
+validation split unless `--split` says otherwise; so it is with `--controls`.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class Args:
     biases: tuple[float, ...] = ()
     """added to the log-odds, one row each (default: none)"""
     controls: bool = False
-    """add two rows that do not choose by the image: each image with the route of another one, drawn at
-    random, and all with the most frequent route"""
+    """add two rows that do not choose by the image: the routes dealt out to the images anew, at random, and
+    the most frequent route for all"""
     mode: str = "greedy"
     """greedy (threshold) or sample"""
     split: str | None = None
-    """val, test or train (default: test, or val with --biases)"""
+    """val, test or train (default: test, or val with --biases or --controls)"""
     dataset: str = "auto"
     """for files outside of a run folder (default: what a gate was trained on)"""
     data_dir: Path | None = None
@@ -81,7 +81,7 @@ class Args:
     device: str = "auto"
     """cpu, cuda, or auto"""
     seed: int = 0
-    """of sampled routes"""
+    """of sampled routes, and of those dealt out anew"""
     debug: bool = False
     """show the traceback of an error"""
 
@@ -104,7 +104,7 @@ def restore(path: Path, args: Args) -> Subject:
     Raises:
         FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
     """
-    split = args.split or ("val" if args.biases else "test")
+    split = args.split or ("val" if args.biases or args.controls else "test")
     if (shipped := backbone_entry(str(path))) is not None:
         dataset = shipped["dataset"] if args.dataset == "auto" else args.dataset
         images = load_images(dataset, split, args.data_dir)
@@ -146,15 +146,10 @@ def backbone_entry(name: str) -> dict[str, Any] | None:
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
-    """One subject at every bias, and the whole network beside it; prints the table, writes the files.
+    """One subject once or at every bias, beside it the whole network, and its controls if asked for.
 
-    Raises:
-        ValueError: controls of a plain network, or of several biases.
+    Prints the table, writes the files.
     """
-    if args.controls and (args.biases or isinstance(subject.policy, AlwaysExecute)):
-        raise ValueError(
-            "--controls are of gates, at one budget: neither of a plain network nor with --biases"
-        )
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
     images = subject.images.sized(subject.mdp.net.image_size).to(device)
@@ -170,7 +165,8 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     if args.controls:
         found["gain_over"] = gains(subject.name, rows)
     if subject.out is not None:
-        name = f"{'budget' if biases else 'evaluation'}-{images.split}-{args.mode}"
+        kind = "budget" if biases else "controls" if args.controls else "evaluation"
+        name = f"{kind}-{images.split}-{args.mode}"
         write(subject.out, name, found, rows)
         figures = pictures(subject, images, found, rows)
         for title, figure in figures.items():
@@ -204,17 +200,25 @@ def play(subject: Subject, images: Images, args: Args, precision: str) -> dict[s
 
 
 def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """What the policy's accuracy is above each control's, on the same images; printed, too."""
-    found = {}
+    """What the policy's accuracy is above each control's on the same images; printed, too.
+
+    Both differ by no more than the images whose route another one took the place of, `"changed"`.
+    """
+    own, found = rows[name], {}
     for control in (EXCHANGED, MOST_FREQUENT):
-        gain, half = mean_interval((rows[name].correct.double() - rows[control].correct.double()).numpy())
-        found[control] = {"accuracy": gain, "ci95": half}
-        tqdm.write(f"{name} over {control}: {100 * gain:+.2f} ± {100 * half:.2f} points of accuracy")
+        other = rows[control]
+        gain, half = mean_interval((own.correct.double() - other.correct.double()).numpy())
+        changed = (own.routes != other.routes).any(dim=1).double().mean().item()
+        found[control] = {"accuracy": gain, "ci95": half, "changed": changed}
+        tqdm.write(
+            f"{name} over {control}: {100 * gain:+.2f} ± {100 * half:.2f} points of accuracy; "
+            f"{changed:.0%} of the images have another route there"
+        )
     return found
 
 
 def exchanged(routes: Tensor, seed: int) -> Tensor:
-    """The routes [M, N] dealt out anew: as many of each, but to images that they were not chosen for."""
+    """The routes [M, N] dealt out anew: as many of each; an image may come by one like its own."""
     return routes[torch.randperm(len(routes), generator=step_generator(seed, 0, "cpu", stream=7))]
 
 
@@ -249,8 +253,16 @@ def pictures(
 
 
 def main(args: Args) -> list[dict[str, Any]]:
-    """Evaluate every path; returns what was written."""
-    return [evaluate_subject(restore(path, args), args) for path in args.paths]
+    """Evaluate every path; returns what was written.
+
+    Raises:
+        ValueError: `--controls` of several biases, or of a plain network.
+    """
+    subjects = [restore(path, args) for path in args.paths]
+    plain = [subject for subject in subjects if isinstance(subject.policy, AlwaysExecute)]
+    if args.controls and (args.biases or plain):
+        raise ValueError("--controls needs a policy that chooses blocks, and goes without --biases")
+    return [evaluate_subject(subject, args) for subject in subjects]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +29,10 @@ class Stateful(Protocol):
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """tqdm's bar, drawn every 10 seconds where it goes to a file, so that a job's log stays short."""
-    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, dynamic_ncols=True, **options)
+    """tqdm's bar; in a job's log, which is no terminal, a line every 10 seconds ($TQDM_MININTERVAL)."""
+    if not sys.stderr.isatty() and "TQDM_MININTERVAL" not in os.environ:
+        options["mininterval"] = 10
+    return tqdm(dynamic_ncols=True, **options)
 
 
 def learn(

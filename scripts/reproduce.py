@@ -56,7 +56,8 @@ HRL_RUNS = ((0.5, 1.0), (1.0, 1.0), (1.0, 6.0))
 BACKBONE = {"backbone": 40, "restart": 15}  # epochs
 SP = {"warmup": 600, "sp": 300}  # steps
 HRL = {"hrl": 1500, "tune": 2500}  # steps of each run
-# steps of longer tuning after the best at half and at a third of the FLOPs, the plain network the teacher
+# steps of longer tuning, the plain network the teacher: after the run at half of the FLOPs, and after that
+# of the two at a third whose routes vary
 DISTILLED = {(0.5, 1.0): {"tune": 12_000}, (1.0, 6.0): {"tune": 12_000}}
 DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
@@ -187,7 +188,8 @@ def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], s
 def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
     """Seconds that each whole step of a row takes on this machine, from a few training steps timed now.
 
-    Of HRL it is an upper bound: an untrained gate executes nine tenths of the blocks.
+    Of HRL's steps it is an upper bound: an untrained gate executes nine tenths of the blocks. Validations and
+    the test at the end are not counted.
     """
     row, device = ROWS[name], pick_device(options.device)
     data = data.to(device)

@@ -122,8 +122,11 @@ def _seeds(folder: Path) -> list[FinishedRun]:
 
 
 def _by_backbone(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """One run of each backbone; a shipped one is the start of every seed."""
-    return list({run.args["weights"]: run for run in reversed(runs)}.values())[::-1]
+    """The first run of each backbone; a shipped one is the start of every seed."""
+    first: dict[str, FinishedRun] = {}
+    for run in runs:
+        first.setdefault(run.args["weights"], run)
+    return list(first.values())
 
 
 def _entry(runs: Sequence[FinishedRun], name: str) -> Entry:

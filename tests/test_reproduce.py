@@ -100,12 +100,14 @@ def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
     assert took["backbone"] / took["restart"] == pytest.approx(40 / 15)
     assert took["hrl-0.5"] == took["hrl-1.0"]
     assert took["hrl-0.5-distilled"] == took["hrl-1.0-gain6-distilled"]
-    monkeypatch.setattr(reproduce, "timed", lambda step: 1.0)  # every step and look a second
+    monkeypatch.setattr(
+        reproduce, "timed", lambda step: 1.0
+    )  # every step and every pass of the teacher a second
     counted = {
         folder.name: value for folder, value in reproduce.estimate("resnet20", options, images).items()
     }
     assert counted["hrl-0.5"] == 1500 + 2500
-    assert counted["hrl-0.5-distilled"] == 2 * 12_000  # the student's steps and the teacher's looks
+    assert counted["hrl-0.5-distilled"] == 2 * 12_000  # the student's steps and the teacher's passes
 
 
 def test_too_few_minutes_for_a_checkpoint_are_refused(tmp_path, no_work):
