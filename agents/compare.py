@@ -28,6 +28,7 @@ from tqdm import tqdm
 from agents.cli import main_with_named_errors
 from agents.entries import Entry, collect, flags, half_width
 from agents.finished import FinishedRun
+from agents.loop import progress_bar
 from agents.report import markdown, print_comparison
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
@@ -123,7 +124,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
     images = load_images(result["dataset"], result["split"], data_dir)
     place = pick_device(device)
     records, files = run.records(), {}
-    for row in tqdm(result["policies"], desc=f"verify {run.folder.name}", unit="policy"):
+    for row in progress_bar(result["policies"], desc=f"verify {run.folder.name}", unit="policy"):
         file = row.get("weights")
         if file not in files:
             files[file] = run.mdp(run.network(len(images.classes), file).to(place))

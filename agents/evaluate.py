@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from agents.finished import FinishedRun, restore_model
+from agents.loop import progress_bar
 from agents.report import print_table
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
@@ -188,7 +189,7 @@ def play(subject: Subject, images: Images, args: Args, precision: str) -> dict[s
 
     rows = {"all blocks": row(AlwaysExecute(), "greedy")}
     if args.biases:
-        for bias in tqdm(sorted(args.biases), desc="bias", unit="policy"):
+        for bias in progress_bar(sorted(args.biases), desc="bias", unit="policy"):
             rows[f"bias {bias:+g}"] = row(Biased(policy, bias), args.mode)
         return rows
     rows[subject.name] = own = row(policy, args.mode)

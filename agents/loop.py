@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -28,11 +28,11 @@ class Stateful(Protocol):
         ...
 
 
-def progress_bar(**options: Any) -> tqdm:
+def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """tqdm's bar; in a job's log, which is no terminal, a line every 10 seconds ($TQDM_MININTERVAL)."""
     if not sys.stderr.isatty() and "TQDM_MININTERVAL" not in os.environ:
         options["mininterval"] = 10
-    return tqdm(dynamic_ncols=True, **options)
+    return tqdm(items, dynamic_ncols=True, **options)
 
 
 def learn(

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
+from agents.loop import progress_bar
 from agents.setting import CommonArgs, Setting
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import evaluate
@@ -121,7 +121,7 @@ def find_routes(args: Args) -> dict[str, Any]:
     exact = mdp.num_decisions <= args.exhaustive
     started, found = time.perf_counter(), []
     batches = list(setting.test.batches(args.batch_size))
-    for images, labels in tqdm(batches, desc="oracle", unit="batch", dynamic_ncols=True):
+    for images, labels in progress_bar(batches, desc="oracle", unit="batch"):
         with autocast(setting.precision, setting.device):
             if exact:
                 found.append(every_route(mdp, images, labels))

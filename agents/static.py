@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
+from agents.loop import progress_bar
 from agents.setting import CommonArgs, Setting
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Evaluation, evaluate
@@ -50,7 +50,7 @@ def greedy_order(mdp: RoutingMDP, images: Images, precision: str = "fp32") -> li
     N (N + 1) / 2 passes over the images, less the last one, which is no choice.
     """
     kept, order = list(range(mdp.num_decisions)), []
-    bar = tqdm(total=mdp.num_decisions, desc="greedy", unit="block", dynamic_ncols=True)
+    bar = progress_bar(total=mdp.num_decisions, desc="greedy", unit="block")
     while kept:
         returns = []
         for block in kept if len(kept) > 1 else []:

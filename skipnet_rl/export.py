@@ -168,6 +168,7 @@ class _OneImage(_Forward):
     """Each block in a conditional."""
 
     def advance(self, state: State, execute: Tensor) -> Tensor:
+        """`execute` holds one decision, and the branch of the other is not run."""
         block, x = self.mdp.block(state.t), state.x
         if (skipped := block.shortcut(x)) is x:
             return torch.cond(execute, lambda x: block.execute(x, x), lambda x: x.clone(), (x,))
@@ -180,6 +181,7 @@ class _Batched(_Forward):
     """Gather, run, scatter."""
 
     def advance(self, state: State, execute: Tensor) -> Tensor:
+        """The images that execute go through the block together; it may be none."""
         block, x = self.mdp.block(state.t), state.x
         skipped = block.shortcut(x)
         index = execute.reshape(-1).nonzero().squeeze(1)
@@ -195,6 +197,7 @@ class _Decider(nn.Module):
         self.policy = fold_batchnorm(policy) if isinstance(policy, nn.Module) else policy
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+        """Execute [B] bool, and the policy's memory."""
         logit, hidden = self.policy(mdp, state, hidden)
         return logit > 0, hidden
 
@@ -217,6 +220,7 @@ class _RecurrentDecider(nn.Module):
         self.threshold = nn.Parameter(-gate.head.bias.detach(), requires_grad=False)
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        """Execute [1, B, 1] bool, and the cell's (h, c), [1, B, size] each."""
         count, size = state.x.shape[0], self.size
         start = state.x.new_zeros(1, count, size)
         h, c = hidden or (start, start)

@@ -100,12 +100,9 @@ def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
     assert took["backbone"] / took["restart"] == pytest.approx(40 / 15)
     assert took["hrl-0.5"] == took["hrl-1.0"]
     assert took["hrl-0.5-distilled"] == took["hrl-1.0-gain6-distilled"]
-    monkeypatch.setattr(
-        reproduce, "timed", lambda step: 1.0
-    )  # every step and every pass of the teacher a second
-    counted = {
-        folder.name: value for folder, value in reproduce.estimate("resnet20", options, images).items()
-    }
+    monkeypatch.setattr(reproduce, "timed", lambda step: 1.0)  # of a step, and of a pass of the teacher
+    again = reproduce.estimate("resnet20", options, images)
+    counted = {folder.name: value for folder, value in again.items()}
     assert counted["hrl-0.5"] == 1500 + 2500
     assert counted["hrl-0.5-distilled"] == 2 * 12_000  # the student's steps and the teacher's passes
 

@@ -64,8 +64,8 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     )
     if 0 < boundary < max(steps):
         left.axvline(boundary, color="0.6", lw=1)
-        above = {"transform": left.get_xaxis_transform(), "ha": "center"}  # of the axes, where no point is
-        left.text(boundary, 1.02, "HRL from here", color="0.4", **above)
+        place = left.get_xaxis_transform()  # 1.02: above the axes, where no point is
+        left.text(boundary, 1.02, "HRL from here", transform=place, ha="center", color="0.4")
     left.set(xlabel="training step")
     left.set_ylabel("validation accuracy", color="tab:blue")
     right.set_ylabel("share of blocks executed", color="tab:red")
