@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
+from agents.distillation import check_teacher, distilled, load_teacher
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS
 from agents.setting import CommonArgs, Setting
@@ -49,7 +50,6 @@ from skipnet_rl.weights import weights_path
 STAGES = ("sp", "hrl", "sp+hrl", "tune")
 RELAXATIONS = ("straight-through", "soft")
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after which stage
-TEMPERATURE = 4.0  # of distillation
 BN_MODES = ("train", "frozen", "recalibrate")
 SCHEDULES = ("constant", "linear", "cosine")
 NOTHING_SKIPPED = (
@@ -146,12 +146,7 @@ class Args(CommonArgs):
             raise ValueError("--gate-gain is of new gates; leave it out, or --gate-weights")
         if self.stage == "tune" and not self.gate_weights:
             raise ValueError("--stage tune trains no gates; give it some with --gate-weights")
-        if not 0 <= self.distillation <= 1:
-            raise ValueError(f"--distillation {self.distillation} is not a share between 0 and 1")
-        if self.teacher and not self.distillation:
-            raise ValueError("--teacher has no say without --distillation")
-        if self.teacher == "none":
-            raise ValueError("--teacher none is an untrained network; name a trained one, or leave it out")
+        check_teacher(self.teacher, self.distillation)
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -235,20 +230,12 @@ class Learner:
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
     """The cross-entropy, mixed with distillation; in SP its gradient reaches the gates, too.
 
-    The teacher's share is T² KL(teacher ‖ student) at temperature T = 4 (Hinton, Vinyals, Dean 2015,
-    arXiv 1503.02531, section 2).
-
     Args:
         episode: of B images.
         args: the flags.
         targets: the teacher's logits [B, K], or None for the labels alone.
     """
-    loss = episode.loss.mean()
-    if targets is None:
-        return loss
-    student, teacher = (F.log_softmax(logits / TEMPERATURE, dim=1) for logits in (episode.logits, targets))
-    divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
-    return loss + args.distillation * (TEMPERATURE**2 * divergence - loss)
+    return distilled(episode.loss, episode.logits, targets, args.distillation).mean()
 
 
 def hrl_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
@@ -291,7 +278,11 @@ def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
     args.check()
     setting = Setting.of(args)
-    teacher = setting.network(args.teacher) if args.teacher else None
+    teacher = None
+    if args.teacher:
+        classes = len(setting.train.classes)
+        teacher = load_teacher(args.teacher, args.depth, classes, setting.dataset, args.shortcut)
+        teacher = teacher.to(setting.device)
     learner = Learner(args, setting.mdp().net, setting.device, teacher)
     if args.gate_weights:
         load_weights(weights_path(args.gate_weights), learner.gate, prefix="gate.")

@@ -1,4 +1,4 @@
-"""Train a backbone alone: SGD on the cross-entropy, optionally with stochastic depth.
+"""Train a backbone alone: SGD on the cross-entropy, optionally with stochastic depth or a teacher.
 
     python -m agents.pretrain --depth 20 --dataset cifar10 --data-dir data
 
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
+from agents.distillation import check_teacher, distilled, load_teacher
 from agents.loop import progress_bar
 from agents.optimizers import sgd
 from agents.watch import check_finite, check_loss
@@ -31,6 +32,7 @@ from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
+from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.precision import autocast, pick_device, resolve_precision
@@ -77,6 +79,12 @@ class Args:
     """on convolutions and the classifier's matrix"""
     survival: float = 1.0
     """stochastic depth: survival probability of the last block, falling linearly; 1 is none"""
+    distillation: float = 0.0
+    """share of the loss that asks for the predictions of --teacher instead of the labels"""
+    teacher: str | None = None
+    """network of --distillation: a file, the name of a shipped one, or auto, of the same shortcut"""
+    teacher_depth: int | None = None
+    """its depth (default: that of --depth)"""
     precision: str = "auto"
     """bf16, fp32, or auto: bf16 where the hardware has it"""
     device: str = "auto"
@@ -89,6 +97,16 @@ class Args:
     """go on from the checkpoint in --run-dir"""
     debug: bool = False
     """show the traceback of an error"""
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
+        check_teacher(self.teacher, self.distillation)
+        if self.distillation and not self.teacher:
+            raise ValueError("--distillation needs a --teacher")
+        if self.teacher_depth and not self.teacher:
+            raise ValueError("--teacher-depth has no say without --teacher")
 
     def steps(self, images: int) -> int:
         """Number of training steps; a ValueError where that is none."""
@@ -110,24 +128,31 @@ def learning_rate(step: int, steps: int, args: Args) -> float:
     return args.lr * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
 
 
-def train_step(mdp: RoutingMDP, data: Images, step: int, args: Args, precision: str) -> torch.Tensor:
-    """Loss [B] of one batch with its augmentation and its dropped blocks."""
+def train_step(
+    mdp: RoutingMDP, data: Images, step: int, args: Args, precision: str, teacher: ResNet | None = None
+) -> torch.Tensor:
+    """Loss [B] of one batch with its augmentation and its dropped blocks; a teacher sees the same images."""
     device = data.device
     index = training_index(step, args.batch_size, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    with torch.no_grad():
+        targets = None if teacher is None else teacher(images)
     with autocast(precision, device):
         if args.survival == 1:
-            return F.cross_entropy(mdp.net(images), labels, reduction="none")
-        policy = StochasticDepth(args.survival, step_generator(args.seed, step, "cpu", stream=2))
-        return rollout(mdp, policy, images, labels).loss
+            logits = mdp.net(images)
+            loss = F.cross_entropy(logits, labels, reduction="none")
+        else:
+            policy = StochasticDepth(args.survival, step_generator(args.seed, step, "cpu", stream=2))
+            episode = rollout(mdp, policy, images, labels)
+            logits, loss = episode.logits, episode.loss
+        return distilled(loss, logits, targets, args.distillation)
 
 
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate on the test set once, write the run folder; returns result.json's content."""
-    if args.schedule not in SCHEDULES:
-        raise unknown_name("schedule", args.schedule, SCHEDULES)
+    args.check()
     device = pick_device(args.device)
-    resolve_precision(args.precision, device)
+    precision = resolve_precision(args.precision, device)
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
     tqdm.write(f"dataset: {reason}")
     size = Architecture.of_depth(args.depth).image_size
@@ -144,9 +169,14 @@ def train(args: Args) -> dict[str, Any]:
         for block in net.blocks:
             torch.nn.init.zeros_(block.last_norm.weight)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = None
+    if args.teacher:
+        depth = args.teacher_depth or args.depth
+        trained = load_teacher(args.teacher, depth, len(data.classes), dataset, args.shortcut)
+        teacher = for_inference(trained.to(device), precision)
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
-    wall_time = run_steps(net, run, data, val, args)
+    wall_time = run_steps(net, teacher, run, data, val, args)
     if args.survival < 1:  # the statistics are those of networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
     command = " ".join(["python -m agents.pretrain", *sys.argv[1:]])
@@ -163,7 +193,7 @@ def train(args: Args) -> dict[str, Any]:
     return result
 
 
-def run_steps(net: ResNet, run: Run, data: Images, val: Images, args: Args) -> float:
+def run_steps(net: ResNet, teacher: ResNet | None, run: Run, data: Images, val: Images, args: Args) -> float:
     """Train from the run's checkpoint, or from nothing, to the last step; seconds spent."""
     mdp, optimizer = RoutingMDP(net), sgd(net, args.lr, args.momentum, args.weight_decay)
     precision = resolve_precision(args.precision, data.device)
@@ -179,7 +209,7 @@ def run_steps(net: ResNet, run: Run, data: Images, val: Images, args: Args) -> f
         for step in range(first, steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, args)
-            loss = train_step(mdp, data, step, args, precision).mean()
+            loss = train_step(mdp, data, step, args, precision, teacher).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -102,11 +102,6 @@ class Setting:
         net = build_backbone(args.depth, len(train.classes), dataset, args.shortcut, args.weights)
         return cls(args, dataset, train, val, test, net.to(device), device, precision)
 
-    def network(self, weights: str) -> ResNet:
-        """A network like the backbone with other weights, see `build_backbone`; in evaluation mode."""
-        classes, args = len(self.train.classes), self.args
-        return build_backbone(args.depth, classes, self.dataset, args.shortcut, weights).to(self.device)
-
     def mdp(self) -> RoutingMDP:
         """The decision process over a network of its own, as it was loaded."""
         return RoutingMDP(copy.deepcopy(self.net), self.args.alpha, self.args.cost)

@@ -14,6 +14,7 @@ from toys import toy_net, two_colours
 from agents import hybrid_reinforce, pretrain
 from skipnet_rl.checkpoint import read_tensors
 from skipnet_rl.data import ImageSet, load_images
+from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.gated import restore_checkpoint
@@ -326,6 +327,62 @@ def test_pretrain_learns_and_writes_its_weights(tmp_path, monkeypatch):
     result = pretrain.train(args)
     assert result["policies"][0]["accuracy"] > 0.95
     assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("survival", [1.0, 0.5])
+def test_pretraining_follows_a_teacher_of_another_depth(survival):
+    """By hand: the teacher sees the batch that the student sees, and its share is T² KL at T = 4."""
+    torch.manual_seed(0)
+    student, teacher = ResNet(14), ResNet(8).eval()
+    mdp, data = RoutingMDP(student), two_colours(32)
+    args = pretrain.Args(batch_size=8, survival=survival, distillation=1.0, precision="fp32")
+    seen = []
+    teacher.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    student.fc.register_forward_hook(lambda module, inputs, output: seen.append((None, output)))
+    loss = pretrain.train_step(mdp, data, 3, args, "fp32", teacher)
+    (images, targets), (_, logits) = seen[0], seen[-1]
+    index = training_index(3, 8, len(data), args.seed)
+    expected, _ = data.training_batch(index, step_generator(args.seed, 3, torch.device("cpu")))
+    assert torch.equal(images, expected)
+    p, q = (torch.softmax(each.detach().double() / 4, dim=1) for each in (targets, logits))
+    by_hand = 16 * (p * (p / q).log()).sum(dim=1)
+    torch.testing.assert_close(loss.double(), by_hand, rtol=1e-3, atol=1e-5)
+    loss.mean().backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert student.fc.weight.grad is not None
+
+
+def test_a_teacher_is_named_by_its_weights_and_depth(tmp_path, monkeypatch):
+    """A student taught by a trained network alone learns what the labels would have taught."""
+    data = two_colours(256)
+    monkeypatch.setattr(pretrain, "load_images", lambda name, split, *rest: data)
+    monkeypatch.setattr(pretrain, "resolve_dataset", lambda *rest: ("colours", "colours"))
+    common = {"depth": 8, "epochs": 4, "batch_size": 32, "precision": "fp32"}
+    pretrain.train(pretrain.Args(**{**common, "depth": 14}, run_dir=tmp_path / "teacher"))
+    taught = {"distillation": 1.0, "teacher": str(tmp_path / "teacher" / "weights.safetensors")}
+    args = pretrain.Args(**common, **taught, teacher_depth=14, run_dir=tmp_path / "student")
+    assert pretrain.train(args)["policies"][0]["accuracy"] > 0.95
+    with pytest.raises(WeightsError, match="does not fit"):
+        pretrain.train(pretrain.Args(**common, **taught, run_dir=tmp_path / "misfit"))
+    assert not (tmp_path / "misfit").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"distillation": 0.5}, "needs a --teacher"),
+        ({"teacher": "auto"}, "no say without --distillation"),
+        ({"distillation": 1.5, "teacher": "auto"}, "not a share"),
+        ({"distillation": 0.5, "teacher": "none"}, "untrained network"),
+        ({"distillation": 0.5, "teacher": "auto", "depth": 74}, "no ResNet-74 on rendered-digits is shipped"),
+        ({"teacher_depth": 38}, "no say without --teacher"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+    ],
+)
+def test_pretraining_refuses_flags_without_sense(tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain.train(pretrain.Args(dataset="rendered-digits", run_dir=tmp_path / "run", **flags))
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_with_other_arguments_is_refused(tmp_path, few_images):

@@ -1,0 +1,51 @@
+"""Knowledge distillation: what a trained network predicts, as a part of another's loss.
+
+Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.weights import build_backbone, find_shipped
+
+TEMPERATURE = 4.0
+
+
+def distilled(loss: Tensor, logits: Tensor, targets: Tensor | None, share: float) -> Tensor:
+    """Mix each image's cross-entropy with T² KL(teacher ‖ student) at temperature T = 4.
+
+    Args:
+        loss: cross-entropy [B].
+        logits: the student's, [B, K].
+        targets: the teacher's logits [B, K], or None for the labels alone.
+        share: of the teacher in the mixture, from 0 to 1.
+
+    Returns:
+        The loss [B].
+    """
+    if targets is None:
+        return loss
+    student, teacher = (F.log_softmax(each / TEMPERATURE, dim=1) for each in (logits, targets))
+    divergence = F.kl_div(student, teacher, log_target=True, reduction="none").sum(dim=1)
+    return loss + share * (TEMPERATURE**2 * divergence - loss)
+
+
+def check_teacher(teacher: str | None, share: float) -> None:
+    """Raise a ValueError for a share that is none, or a teacher that has no say or no training."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"--distillation {share} is not a share between 0 and 1")
+    if teacher and not share:
+        raise ValueError("--teacher has no say without --distillation")
+    if teacher == "none":
+        raise ValueError("--teacher none is an untrained network; name a trained one, or leave it out")
+
+
+def load_teacher(weights: str, depth: int, num_classes: int, dataset: str, shortcut: str) -> ResNet:
+    """The network of `--teacher`, see `build_backbone`; an untrained one is a WeightsError."""
+    if weights == "auto" and find_shipped(depth, dataset, shortcut) is None:
+        raise WeightsError(f"--teacher auto: no ResNet-{depth} on {dataset} is shipped; name a file")
+    return build_backbone(depth, num_classes, dataset, shortcut, weights)
