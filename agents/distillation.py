@@ -5,6 +5,7 @@ Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,8 +45,12 @@ def check_teacher(teacher: str | None, share: float) -> None:
         raise ValueError("--teacher none is an untrained network; name a trained one, or leave it out")
 
 
-def load_teacher(weights: str, depth: int, num_classes: int, dataset: str, shortcut: str) -> ResNet:
-    """The network of `--teacher`, see `build_backbone`; an untrained one is a WeightsError."""
+def load_teacher(
+    weights: str | None, depth: int, num_classes: int, dataset: str, shortcut: str, device: torch.device
+) -> ResNet | None:
+    """The network of `--teacher` or None, see `build_backbone`; an untrained one is a WeightsError."""
+    if not weights:
+        return None
     if weights == "auto" and find_shipped(depth, dataset, shortcut) is None:
         raise WeightsError(f"--teacher auto: no ResNet-{depth} on {dataset} is shipped; name a file")
-    return build_backbone(depth, num_classes, dataset, shortcut, weights)
+    return build_backbone(depth, num_classes, dataset, shortcut, weights).to(device)

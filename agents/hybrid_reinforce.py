@@ -278,11 +278,8 @@ def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
     args.check()
     setting = Setting.of(args)
-    teacher = None
-    if args.teacher:
-        classes = len(setting.train.classes)
-        teacher = load_teacher(args.teacher, args.depth, classes, setting.dataset, args.shortcut)
-        teacher = teacher.to(setting.device)
+    classes = len(setting.train.classes)
+    teacher = load_teacher(args.teacher, args.depth, classes, setting.dataset, args.shortcut, setting.device)
     learner = Learner(args, setting.mdp().net, setting.device, teacher)
     if args.gate_weights:
         load_weights(weights_path(args.gate_weights), learner.gate, prefix="gate.")

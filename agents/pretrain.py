@@ -152,7 +152,7 @@ def train(args: Args) -> dict[str, Any]:
     """Train, evaluate on the test set once, write the run folder; returns result.json's content."""
     args.check()
     device = pick_device(args.device)
-    precision = resolve_precision(args.precision, device)
+    resolve_precision(args.precision, device)
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
     tqdm.write(f"dataset: {reason}")
     size = Architecture.of_depth(args.depth).image_size
@@ -169,11 +169,8 @@ def train(args: Args) -> dict[str, Any]:
         for block in net.blocks:
             torch.nn.init.zeros_(block.last_norm.weight)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teacher = None
-    if args.teacher:
-        depth = args.teacher_depth or args.depth
-        trained = load_teacher(args.teacher, depth, len(data.classes), dataset, args.shortcut)
-        teacher = for_inference(trained.to(device), precision)
+    depth = args.teacher_depth or args.depth
+    teacher = load_teacher(args.teacher, depth, len(data.classes), dataset, args.shortcut, device)
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
     wall_time = run_steps(net, teacher, run, data, val, args)
@@ -197,6 +194,7 @@ def run_steps(net: ResNet, teacher: ResNet | None, run: Run, data: Images, val: 
     """Train from the run's checkpoint, or from nothing, to the last step; seconds spent."""
     mdp, optimizer = RoutingMDP(net), sgd(net, args.lr, args.momentum, args.weight_decay)
     precision = resolve_precision(args.precision, data.device)
+    teacher = None if teacher is None else for_inference(teacher, precision)
     steps_per_epoch = len(data) // args.batch_size
     steps, first, before = args.steps(len(data)), 0, 0.0
     state = run.load() if args.resume else None
