@@ -78,7 +78,7 @@ def parts(
     dataset, _ = resolve_dataset(dataset, data_dir)
     place = str(pick_device(device))
     size = Architecture.of_depth(depth).image_size
-    images = _images(dataset, split, data_folder(data_dir), download, size, place)
+    images = _images(dataset, split, data_folder(data_dir).resolve(), download, size, place)
     precision = resolve_precision(precision, place)
     net = _network(depth, len(images.classes), dataset, shortcut, weights, _age(weights), place, precision)
     return RoutingMDP(net, alpha, cost), images, rest

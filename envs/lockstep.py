@@ -26,8 +26,8 @@ RESET_OPTIONS = ("index",)
 class Lockstep:
     """B episodes that start and end together.
 
-    The network is put into evaluation mode: with batch statistics an observation would depend on
-    its neighbours in the batch.
+    The network is put into evaluation mode, anew before each block where something else trains it
+    meanwhile: with batch statistics an observation would depend on its neighbours in the batch.
 
     Args:
         mdp: the decision process.
@@ -91,6 +91,8 @@ class Lockstep:
             raise ResetNeeded("step() before the first reset(); call reset() to start an episode")
         if self.terminal:
             raise ResetNeeded("step() after the end of the episode; call reset() to start the next one")
+        if self.mdp.net.training:
+            self.mdp.net.eval()
         state, self.state = self.state, self.mdp.transition(self.state, action, inplace=True)
         self.routes[:, state.t] = action
         reward = self.mdp.reward(state, action, self.state)
@@ -131,10 +133,10 @@ class Lockstep:
 
 
 def as_array(value: Any) -> NDArray:
-    """Anything as an array, from any device; what is none, ragged lists too, becomes one of objects."""
+    """Anything as an array, from any device; what is none, ragged lists or bf16, becomes one of objects."""
     try:
-        return value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    except ValueError:
+        return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (ValueError, TypeError, RuntimeError):  # the last two: tensors that NumPy has no type for
         return np.empty((), dtype=object)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from skipnet_rl.colours import EXECUTED, PALE, RIGHT, SKIPPED, WRONG
+
 if TYPE_CHECKING:
     from envs.lockstep import Lockstep
 
-EXECUTED, SKIPPED, AHEAD, ALWAYS = "#2b6cb0", "white", "#edf2f7", "#1a365d"
-INK, PALE, RIGHT, WRONG = "#1a202c", "#a0aec0", "#2f855a", "#c53030"
+AHEAD, ALWAYS, INK = "#edf2f7", "#1a365d", "#1a202c"
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ class Frame:
         index = int(lockstep.index[row])
         prediction = None
         if lockstep.terminal:
-            prediction = images.classes[int(lockstep.mdp.logits(state)[row].argmax())]
+            prediction = images.class_name(int(lockstep.mdp.logits(state)[row].argmax()))
         return cls(
             image=images.picture(index),
             route=lockstep.routes[row, : state.t].tolist(),
             stages=net.stages[1:],
             reward=float(lockstep.returns[row]),
             index=index,
-            label=images.classes[int(images.labels[index])],
+            label=images.class_name(int(images.labels[index])),
             prediction=prediction,
             depth=net.depth,
         )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
 from numpy.typing import NDArray
@@ -51,7 +52,8 @@ class SB3VecEnv(VecEnv):
 
     def reset(self) -> Any:
         """First observations, [num_envs, …]; `seed()` and `set_options()` apply, once."""
-        if any(options != self._options[0] for options in self._options):
+        first, *others = map(private, self._options)
+        if not all(data_equivalence(first, options, exact=True) for options in others):
             raise ValueError("options differ between environments; a VectorEnv takes one dict for all")
         observations, infos = self._listed.reset(seed=self._seeds[0], options=self._options[0] or None)
         self.reset_infos = list(infos)
@@ -103,7 +105,11 @@ class SB3VecEnv(VecEnv):
         """
         if len(list(self._get_indices(indices))) != self.num_envs:
             raise NotImplementedError("set_attr() of some environments alone; leave out `indices`")
-        setattr(self.env.unwrapped, attr_name, value)
+        many = getattr(self.env.unwrapped, "set_attr", None)
+        if many:
+            many(attr_name, [value] * self.num_envs)  # a list or tuple alone would be taken apart
+        else:
+            setattr(self.env.unwrapped, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any

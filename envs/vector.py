@@ -136,7 +136,8 @@ class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _final_observations(self) -> NDArray[np.object_]:
         rows = np.empty(self.num_envs, dtype=object)
-        rows[:] = list(self._observations())
+        for row, last in enumerate(self._observations()):  # one by one: NumPy would read tensors of a GPU
+            rows[row] = last
         return rows
 
     def _outcome(self, rewards: Tensor) -> tuple[Any, Any, Any]:

@@ -37,6 +37,7 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
     "BlockDrop-110": (0.936, 110, 0.36),  # Wu et al. 2018, the authors' README; share of FLOPs
     "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
 }
+PLAIN = {"backbone": "plain networks, ours", "backbone-distilled": "plain, distilled, ours"}  # by stage
 COLUMNS = (
     "network", "gate", "policy", "α", "seeds", "accuracy", "± images", "blocks", "FLOPs", "± per image",
     "MFLOPs per image", "routes", "random at its rate", "hours from nothing", "machine",
@@ -181,10 +182,11 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = plain_axes(8.5, 4.4)
     series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for entry in index():
-        if entry["dataset"] == "cifar10" and entry["stage"] == "backbone":
+        if entry["dataset"] == "cifar10" and entry["stage"] in PLAIN:
             accuracy = entry["test_accuracy"]
             half = over_images(accuracy, entry["test_images"])
-            series["plain networks, ours"].append((mega_flops(entry["depth"]), 100 * accuracy, 100 * half))
+            point = (mega_flops(entry["depth"]), 100 * accuracy, 100 * half)
+            series[PLAIN[entry["stage"]]].append(point)
     for row in rows:
         if row["name"] == "HRL":
             half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)

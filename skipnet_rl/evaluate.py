@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,12 +116,17 @@ def evaluate(
         mdp: the decision process; its network's mode is put back afterwards.
         policy: what decides; a module's gate MACs are counted where it has `macs()`.
         images: the split, on the network's device.
-        mode: `"greedy"` or `"sample"`, see `rollout.choose`.
-        generator: for `"sample"`, on the images' device.
+        mode: how log-odds become actions, see `rollout.choose`.
+        generator: for the modes that draw, on the images' device.
         routes: [M, N] bool, played instead of the policy's choices: a replay.
         batch_size: images at a time; greedy results do not depend on it beyond rounding.
         precision: `"fp32"` or `"bf16"`.
+
+    Raises:
+        ValueError: no images, or routes of another shape.
     """
+    if len(images) == 0:
+        raise ValueError(f"{images.name} {images.split} has no images; expected at least one to play")
     if routes is not None and routes.shape != (len(images), mdp.num_decisions):
         wanted = (len(images), mdp.num_decisions)
         raise ValueError(f"routes have shape {tuple(routes.shape)}; expected {wanted}, one per image")
@@ -171,7 +177,7 @@ def load_records(path: Path) -> dict[str, Record]:
                     np.unpackbits(stored[f"{number}/correct"], count=count).astype(bool),
                 )
             return records
-    except (KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} does not hold routes: {error}") from error
 
 

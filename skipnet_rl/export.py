@@ -13,7 +13,7 @@ images are gathered, run and scattered.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -29,7 +29,7 @@ from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.gates import Hidden, RecurrentGate
 from skipnet_rl.inference import fold_batchnorm
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.policies import Policy
+from skipnet_rl.policies import Policy, first_memory
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import weights_path
 
@@ -152,7 +152,7 @@ class _Forward(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K] and route [B, N] bool of normalised images [B, 3, H, W]."""
         state = self.mdp.initial(images, images.new_zeros(images.shape[0], dtype=torch.int64))
-        hidden, route = None, []
+        hidden, route = self.decide.start(images), []
         for t in range(self.mdp.num_decisions):
             execute, hidden = self.decide(self.mdp, state, hidden)
             state = State(self.advance(state, execute), state.y, t + 1)
@@ -196,6 +196,10 @@ class _Decider(nn.Module):
         super().__init__()
         self.policy = fold_batchnorm(policy) if isinstance(policy, nn.Module) else policy
 
+    def start(self, images: Tensor) -> Any:
+        """The policy's first memory."""
+        return first_memory(self.policy, images)
+
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
         """Execute [B] bool, and the policy's memory."""
         logit, hidden = self.policy(mdp, state, hidden)
@@ -219,11 +223,15 @@ class _RecurrentDecider(nn.Module):
         self.head = nn.Parameter(gate.head.weight.detach().T.clone(), requires_grad=False)
         self.threshold = nn.Parameter(-gate.head.bias.detach(), requires_grad=False)
 
-    def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        """Execute [1, B, 1] bool, and the cell's (h, c), [1, B, size] each."""
+    def start(self, images: Tensor) -> Hidden:
+        """The cell's (h, c) before the first block, [1, B, size] each."""
+        zeros = images.new_zeros(1, images.shape[0], self.size)
+        return zeros, zeros
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """Execute [1, B, 1] bool, and the cell's (h, c)."""
         count, size = state.x.shape[0], self.size
-        start = state.x.new_zeros(1, count, size)
-        h, c = hidden or (start, start)
+        h, c = hidden
         feature = torch.relu(self.projections[state.t](state.x.mean(dim=(2, 3)))).unsqueeze(0)
         kind = 1  # float32, as ONNX numbers its types
         _, h, c = torch.onnx.ops.symbolic_multi_out(
@@ -233,7 +241,7 @@ class _RecurrentDecider(nn.Module):
         return h @ self.head > self.threshold, (h, c)
 
 
-def _decider(policy: Policy) -> Callable[..., tuple[Tensor, Any]]:
+def _decider(policy: Policy) -> _Decider | _RecurrentDecider:
     return _RecurrentDecider(policy) if isinstance(policy, RecurrentGate) else _Decider(policy)
 
 

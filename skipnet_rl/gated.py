@@ -28,6 +28,8 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError("its header is no JSON object")
             classifier = "net.fc.weight"
             if classifier in file.keys():  # noqa: SIM118  (the file is no mapping)
                 about["num_classes"] = file.get_slice(classifier).get_shape()[0]

@@ -50,7 +50,8 @@ class RoutingMDP:
         cost: `"blocks"` (C_i = 1, the paper), `"flops"` (a block's share of the mean), or C itself, [N].
 
     Raises:
-        ValueError: alpha negative or not a number, an unknown cost, costs of another length than N.
+        ValueError: alpha negative or not a number, an unknown cost, costs of another length than N or
+            not finite, a network of one block, which leaves nothing to decide.
     """
 
     def __init__(self, net: ResNet, alpha: float = 0.1, cost: str | Tensor = "blocks") -> None:
@@ -59,9 +60,13 @@ class RoutingMDP:
         self.net = net
         self.alpha = float(alpha)
         self.num_decisions = len(net.blocks) - 1
-        self.cost = block_costs(net, cost) if isinstance(cost, str) else cost
+        if self.num_decisions < 1:
+            raise ValueError("the network has one block, which always runs; expected at least two")
+        self.cost = block_costs(net, cost) if isinstance(cost, str) else torch.as_tensor(cost)
         if self.cost.shape != (self.num_decisions,):
             raise ValueError(f"cost has shape {tuple(self.cost.shape)}; expected ({self.num_decisions},)")
+        if not self.cost.isfinite().all():
+            raise ValueError(f"cost is {self.cost.tolist()}; expected finite numbers")
         self.payment = (self.alpha / self.num_decisions * self.cost).tolist()  # of skipping decision t
         self.feature_width = max(block.out_channels for block in net.blocks)
 

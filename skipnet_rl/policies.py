@@ -94,6 +94,10 @@ class Exploring(nn.Module):
         down = self.floor + scale * (-logit).sigmoid()
         return up.log() - down.log(), hidden
 
+    def macs(self) -> int:
+        """Those of the policy."""
+        return policy_macs(self.policy)
+
 
 class ValueBaseline(nn.Module):
     """Predicts the rewards-to-go from the pooled feature, one linear map per decision.
@@ -133,7 +137,8 @@ class AlwaysExecute:
 class RandomSkip:
     """Each image executes each block with probability `rate`: stochastic depth at a constant rate.
 
-    Roll it out with `mode="sample"`; its logit is finite, so its returns have log-probabilities.
+    Roll it out with `mode="sample"`. Between rates of 0 and 1 its logit is finite, so its returns have
+    log-probabilities.
     """
 
     def __init__(self, rate: float) -> None:

@@ -40,7 +40,8 @@ class ZeroPadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
-        x = F.avg_pool2d(x, self.stride) if self.average else x[:, :, :: self.stride, :: self.stride]
+        step = self.stride  # of an odd size, the last row and column stand alone, as for a convolution
+        x = F.avg_pool2d(x, step, ceil_mode=True) if self.average else x[:, :, ::step, ::step]
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
@@ -207,7 +208,7 @@ class ResNet(nn.Module):
 
     def input_shapes(self) -> list[tuple[int, int, int]]:
         """(C, H, W) of each block's input for images of `image_size`."""
-        size = self.image_size // (4 if self.architecture.large_stem else 1)
+        size = -(-self.image_size // (4 if self.architecture.large_stem else 1))
         shapes = []
         for block in self.blocks:
             shapes.append((block.in_channels, size, size))

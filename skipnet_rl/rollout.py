@@ -104,7 +104,7 @@ def rollout(
         images: normalised, [B, 3, H, W].
         labels: [B] int64.
         mode: how log-odds become actions, see `choose`.
-        generator: for `mode="sample"`, on the images' device.
+        generator: for the modes that draw, on the images' device.
         routes: [B, N] bool, taken instead of the policy's own choices, whose log-odds are still those
             of the trajectory: what enumeration and importance weighting need.
         critic: predicts the rewards-to-go, for a learned baseline.

@@ -195,6 +195,9 @@ def test_weights_without_a_header(tmp_path):
         WeightsError, match="does not name its alpha, cost, dataset, depth, gate, num_classes"
     ):
         read_header(tmp_path / "bare.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors", metadata={"about": "[1]"})
+    with pytest.raises(WeightsError, match="its header is no JSON object"):
+        read_header(tmp_path / "bare.safetensors")
     (tmp_path / "bare.safetensors").write_bytes(b"no")
     with pytest.raises(WeightsError, match="not a readable"):
         read_header(tmp_path / "bare.safetensors")

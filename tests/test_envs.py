@@ -155,6 +155,12 @@ def test_network_in_training_mode_is_put_into_evaluation(tiny_net, mdp, tiny_ima
     again = play(SkipNetEnv(mdp, tiny_images), [1] * 8, options={"index": 0})
     assert not tiny_net.training and data_equivalence(reference, again, exact=True)
     assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items())
+    env = SkipNetEnv(mdp, tiny_images)
+    env.reset(options={"index": 0})
+    for expected in reference[0][1:]:
+        tiny_net.train()  # as something that trains the network between two blocks does
+        np.testing.assert_array_equal(env.step(1)[0], expected)
+    assert all(torch.equal(before[name], value) for name, value in tiny_net.state_dict().items())
 
 
 # randomness
@@ -216,7 +222,8 @@ def test_ways_to_say_execute(env, action):
 
 
 @pytest.mark.parametrize(
-    "action", [2, -1, 0.0, 1.0, float("nan"), None, "1", [0, 1], np.array([1, 1]), np.array([]), {}],
+    "action", [2, -1, 0.0, 1.0, float("nan"), None, "1", [0, 1], np.array([1, 1]), np.array([]), {},
+     torch.tensor(0.7, requires_grad=True), torch.tensor(1, dtype=torch.bfloat16)],
     ids=repr,
 )  # fmt: skip
 def test_bad_action(env, action):
@@ -275,6 +282,15 @@ def test_line(mdp, tiny_images):
     for _ in range(5):
         info = env.step(0)[4]
     assert "■□□□□□□□" in env.render() and f"class {info['prediction']}" in env.render()
+
+
+def test_a_prediction_that_no_image_has_is_rendered_as_its_number(mdp, tiny_images):
+    with torch.no_grad():
+        mdp.net.fc.bias[9] += 1e6
+    fewer = dataclasses.replace(tiny_images, classes=tiny_images.classes[:3])
+    env = SkipNetEnv(mdp, fewer, render_mode="ansi")
+    play(env, [0] * 8)
+    assert "predicts 9" in env.render()
 
 
 def test_picture(mdp, tiny_images):

@@ -2,14 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from skipnet_rl.evaluate import Evaluation, evaluate
+from skipnet_rl.evaluate import Evaluation, evaluate, load_records, save_evaluations
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, RandomSkip
+from skipnet_rl.policies import AlwaysExecute, Biased, Exploring, RandomSkip, policy_macs
 from skipnet_rl.rollout import rollout
 
 
@@ -80,6 +81,31 @@ def test_gates_are_counted_in_flops(tiny_net, tiny_images):
     assert result.routes.all()
     # ResNet-20, option B: 40,813,184 MACs; its eight gate decisions 9,200
     assert result.compute_flops.tolist() == pytest.approx([1 + 9_200 / 40_813_184] * 12, abs=1e-12)
+    for wrapped in (Biased(gate, 0.0), Exploring(gate, 0.05)):
+        assert policy_macs(wrapped) == policy_macs(gate)
+
+
+def test_no_images_are_said(tiny_net, tiny_images):
+    with pytest.raises(ValueError, match="has no images; expected at least one to play"):
+        evaluate(RoutingMDP(tiny_net), AlwaysExecute(), tiny_images.first(0))
+
+
+def test_damaged_records_are_said(tiny_net, tiny_images, tmp_path):
+    """Every single byte of the file changed: read as they are, or refused by name, never another error."""
+    path = tmp_path / "routes.npz"
+    done = evaluate(RoutingMDP(tiny_net), AlwaysExecute(), tiny_images)
+    save_evaluations(path, {"all blocks": done})
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            load_records(path)
+        except ValueError:
+            refused += 1
+    assert refused > len(whole) / 10
+    np.save(tmp_path / "routes.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="does not hold routes"):
+        load_records(tmp_path / "routes.npy")
 
 
 def test_skipped_blocks_are_saved_in_flops(tiny_net, tiny_images):

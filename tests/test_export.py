@@ -57,6 +57,35 @@ def test_routes_and_logits_are_those_of_pytorch(gate, shortcut, batched, tmp_pat
     assert found.logits < 1e-5
 
 
+class Glance(nn.Module):
+    """Decides on every block from the image's mean colour, before the first of them."""
+
+    def __init__(self, mdp: RoutingMDP) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.head = nn.Linear(3, mdp.num_decisions)
+
+    def start(self, images):
+        return self.head(images.mean(dim=(2, 3)))
+
+    def forward(self, mdp, state, hidden):
+        return hidden[:, state.t], hidden
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_policy_that_looks_at_the_image_first(batched, tmp_path):
+    mdp, _ = undecided("rnn", "projection")
+    images, policy = load_images("rendered-digits", "test").first(100), Glance(mdp)
+    with torch.no_grad():
+        policy.head.bias -= policy.start(images.batch(torch.arange(100))[0]).median(dim=0).values
+        routes = rollout(mdp, policy, *images.batch(torch.arange(100))).actions
+    assert len(routes.unique(dim=0)) >= 2
+    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
+    found = export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
+    assert found.images == found.same_routes == 100
+    assert found.logits < 1e-5
+
+
 def test_a_difference_is_seen(tmp_path):
     mdp, policy = undecided("rnn", "projection")
     images = load_images("rendered-digits", "test").first(20)

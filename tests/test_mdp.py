@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skipnet_rl.mdp import Action, RoutingMDP, State, put, take
-from skipnet_rl.resnet import SHORTCUTS, ResNet
+from skipnet_rl.resnet import SHORTCUTS, Architecture, ResNet
 
 ROUTES = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 0]]).bool()
 
@@ -416,3 +416,11 @@ def test_costs_that_do_not_fit():
         RoutingMDP(ResNet(8), cost=torch.ones(3))
     with pytest.raises(ValueError, match="unknown cost 'flop'; did you mean 'flops'"):
         RoutingMDP(ResNet(8), cost="flop")
+    with pytest.raises(ValueError, match=r"cost is \[nan, 1.0\]; expected finite numbers"):
+        RoutingMDP(ResNet(8), cost=torch.tensor([math.nan, 1.0]))
+    assert RoutingMDP(ResNet(8), alpha=1.0, cost=[1, 3]).payment == [0.5, 1.5]
+
+
+def test_one_block_leaves_nothing_to_decide():
+    with pytest.raises(ValueError, match="one block, which always runs; expected at least two"):
+        RoutingMDP(ResNet(Architecture(32, (16,), (1,))))

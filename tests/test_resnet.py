@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from skipnet_rl.flops import network_macs
-from skipnet_rl.resnet import SHORTCUTS, Block, Bottleneck, ResNet, make_shortcut
+from skipnet_rl.resnet import SHORTCUTS, Architecture, Block, Bottleneck, ResNet, make_shortcut
 
 
 def as_torchvision(net: ResNet) -> nn.Sequential:
@@ -79,6 +79,11 @@ def test_pool_shortcut_by_value():
     # means of [0 1 4 5], [2 3 6 7], [8 9 12 13], [10 11 14 15]
     assert y[0, 1].tolist() == [[2.5, 4.5], [10.5, 12.5]]
     assert not y[:, [0, 2]].any()
+
+
+def test_pool_shortcut_of_an_odd_size_averages_what_there_is():
+    y = make_shortcut("pool", 1, 1, 2)(torch.arange(9).float().view(1, 1, 3, 3))
+    assert y[0, 0].tolist() == [[2.0, 3.5], [6.5, 8.0]]  # of [0 1 3 4], [2 5], [6 7], [8]
 
 
 def test_projection_shortcut_is_a_strided_product_then_batch_norm():
@@ -160,6 +165,20 @@ def test_input_shapes_are_those_that_come(depth):
             x = block(x)
     assert net.input_shapes() == seen
     assert net.depth == depth
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("large_stem", [False, True])
+@pytest.mark.parametrize("size", [28, 30, 33])
+def test_shapes_of_sizes_that_do_not_halve(size, large_stem, shortcut):
+    plan = Architecture(size, (4, 8, 8, 16), (1, 1, 1, 1), large_stem=large_stem)
+    net, seen = ResNet(plan, shortcut=shortcut).eval(), []
+    with torch.no_grad():
+        x = net.stem(torch.zeros(1, 3, size, size))
+        for block in net.blocks:
+            seen.append(tuple(x.shape[1:]))
+            x = block(x)
+    assert net.input_shapes() == seen
 
 
 def test_a_zero_last_norm_makes_the_block_its_shortcut():

@@ -86,9 +86,10 @@ def test_seeds_and_options_apply_once(make):
         bridge.reset()
         indices.append([info["index"] for info in bridge.reset_infos])
     assert indices[0] == indices[1] != indices[2]
-    bridge.set_options({"index": [0, 1, 2, 3, 4, 5, 6, 7]})
-    bridge.reset()
-    assert [info["index"] for info in bridge.reset_infos] == list(range(8))
+    for index in ([0, 1, 2, 3, 4, 5, 6, 7], np.arange(8), torch.arange(8)):
+        bridge.set_options({"index": index})
+        bridge.reset()
+        assert [info["index"] for info in bridge.reset_infos] == list(range(8))
     bridge.reset()
     assert [info["index"] for info in bridge.reset_infos] != list(range(8))
     bridge.set_options([{"index": k} for k in range(8)])
@@ -189,6 +190,8 @@ def test_any_same_step_vector_env_is_what_sb3_makes_of_its_parts():
     assert 0 < cut < ended
     assert bridge.get_attr("render_mode") == [None] * 3
     assert bridge.env_method("get_wrapper_attr", "render_mode") == [None] * 3
+    bridge.set_attr("gravity", (1.0, 2.0))
+    assert bridge.get_attr("gravity") == [(1.0, 2.0)] * 3  # the value is each one's, not spread over them
 
 
 def test_tensors_become_arrays(make):

@@ -1,6 +1,8 @@
 """Data sets through torchvision, on small files in the official formats."""
 
 import hashlib
+import multiprocessing
+import os
 import pickle
 import sys
 
@@ -159,13 +161,50 @@ def test_imagefolder_that_is_missing_or_damaged(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(DataNotFoundError, match="incomplete"):
         load_images("imagefolder", "train", tmp_path)
+    (tmp_path / "train").rmdir()
     write_folder(tmp_path / "test", COLOURS, 1)
     broken = tmp_path / "test" / "red" / "0.png"
     test = load_images("imagefolder", "test", tmp_path)
-    for content in (b"no image", broken.read_bytes()[:300]):
+    whole = broken.read_bytes()
+    truncated_header = whole[:8] + b"\x00\x00\x00\x05" + whole[12:]  # PIL: ValueError
+    another_chunk = whole[:33] + b"\x00\x00\x00\x00!!!!" + whole[41:]  # PIL: SyntaxError
+    for content in (b"no image", whole[:300], truncated_header, another_chunk):
         broken.write_bytes(content)
         with pytest.raises(DataDamagedError, match="0.png is not a readable image"):
             test.batch(torch.tensor([1]))
+
+
+def test_a_label_means_the_same_class_in_every_split(tmp_path):
+    colours = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
+    write_folder(tmp_path / "train", colours, 10)
+    write_folder(tmp_path / "test", COLOURS, 1)  # without green
+    test = load_images("imagefolder", "test", tmp_path)
+    assert test.classes == ("blue", "green", "red") and test.labels.tolist() == [0, 2]
+    for path in (tmp_path / "test").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataNotFoundError, match="no test images: .*test has none"):
+        load_images("imagefolder", "test", tmp_path)
+    write_folder(tmp_path / "test", {"white": (255, 255, 255)}, 1)
+    with pytest.raises(DataDamagedError, match="test/white is a class that .*train does not have"):
+        load_images("imagefolder", "test", tmp_path)
+
+
+def read_in_a_fork(images, answer) -> None:
+    answer.put(images.batch(torch.tensor([0]))[0].shape[2:] == (32, 32))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_forked_process_decodes_images_too(tmp_path):
+    write_folder(tmp_path / "train", COLOURS, 10)
+    images = load_images("imagefolder", "train", tmp_path, size=32)
+    images.batch(torch.tensor([0]))  # the parent's threads exist, and are not forked
+    context = multiprocessing.get_context("fork")
+    answer = context.Queue()
+    child = context.Process(target=read_in_a_fork, args=(images, answer), daemon=True)
+    child.start()
+    assert answer.get(timeout=60)
+    child.join()
 
 
 def test_imagenet(tmp_path):

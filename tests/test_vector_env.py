@@ -327,6 +327,16 @@ def test_torch_mode_is_numpy_mode_in_tensors(mdp, tiny_images, mode):
     assert "torch" not in torch_env.metadata  # Gymnasium 1.4's checker would look for a wrapper it lacks
 
 
+def test_last_observations_are_kept_as_tensors_wherever_they_are(mdp, tiny_images, monkeypatch):
+    """NumPy reads no tensor of a GPU, and none of the device "meta", which every machine has."""
+    env = SkipNetVectorEnv(mdp, tiny_images, 2, array="torch")
+    env.reset(seed=0)
+    monkeypatch.setattr(env, "_observations", lambda: torch.zeros(2, 3, device="meta"))
+    for _ in range(N):
+        infos = env.step(torch.zeros(2, dtype=torch.bool))[4]
+    assert [row.device.type for row in infos["final_obs"]] == ["meta"] * 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
 def test_torch_mode_stays_on_the_gpu(mdp, tiny_images):

@@ -5,6 +5,7 @@ Augmentation and test-time crop are ImageNet's usual ones, as for torchvision's 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
@@ -22,6 +23,7 @@ from skipnet_rl.data.images import Images
 from skipnet_rl.errors import DataDamagedError
 
 DECODERS = 8  # threads; PIL's decoders let go of the interpreter
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what PIL raises of damaged files
 RESIZE = 256 / 224  # short side before the central crop, over the crop
 
 
@@ -95,7 +97,8 @@ class ImageFiles(Images):
         """Top, left, height and width of the crop, and whether to mirror it."""
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(seed)
-            box = RandomResizedCrop.get_params(_open(path), [0.08, 1.0], [3 / 4, 4 / 3])
+            with _open(path) as image:
+                box = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
             return list(box), torch.rand(()).item() < 0.5
 
     def _crop(self, path: str, box: list[int], mirror: bool) -> Tensor:
@@ -108,10 +111,14 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
 
+if hasattr(os, "register_at_fork"):  # not on Windows; a forked process has the pool without its threads
+    os.register_at_fork(after_in_child=_decoders.cache_clear)
+
+
 def _open(path: str) -> Image.Image:
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise DataDamagedError(f"{path} is not a readable image: {error}") from error
 
 
@@ -120,5 +127,5 @@ def _read(path: str) -> Tensor:
     with _open(path) as image:
         try:
             return F.pil_to_tensor(image.convert("RGB"))
-        except OSError as error:  # truncated
+        except UNREADABLE as error:
             raise DataDamagedError(f"{path} is not a readable image: {error}") from error

@@ -60,6 +60,10 @@ class Images(ABC):
         """M."""
         return len(self.labels)
 
+    def class_name(self, number: int) -> str:
+        """Of a label or a prediction; the number where a network has more classes than the images."""
+        return self.classes[number] if number < len(self.classes) else str(number)
+
     @property
     def device(self) -> torch.device:
         """Where batches come."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN, ImageFolder, ImageNet
+from torchvision.datasets.folder import find_classes
 from torchvision.datasets.utils import check_integrity
 
 from skipnet_rl.data.files import ImageFiles
@@ -179,11 +180,33 @@ def _imagefolder(source: str, folder: Path, download: bool) -> ImageFiles:
         raise DataNotFoundError(
             f"no {source} images: {folder / source} is missing; expected one folder per class in it"
         )
-    data = _read("imagefolder", place, lambda: ImageFolder(str(place)))
+    training = folder / "train"
+    data = _read("imagefolder", place, lambda: _NumberedAs(training if training.is_dir() else place, place))
     return _image_files("imagefolder", source, data, data.classes)
 
 
+class _NumberedAs(ImageFolder):
+    """Classes numbered as in another folder, so that a label means the same in every split."""
+
+    def __init__(self, numbering: Path, root: Path) -> None:
+        self.numbering = numbering
+        super().__init__(str(root), allow_empty=root != numbering)  # a test split need not have every class
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """Names and numbers of the classes.
+
+        Raises:
+            DataDamagedError: a class that the other folder does not have.
+        """
+        classes, numbers = find_classes(str(self.numbering))
+        if unknown := sorted(set(find_classes(str(directory))[0]) - set(classes)):
+            raise DataDamagedError(f"{directory}/{unknown[0]} is a class that {self.numbering} does not have")
+        return classes, numbers
+
+
 def _image_files(name: str, source: str, data: ImageFolder, classes: list[str]) -> ImageFiles:
+    if not data.samples:
+        raise DataNotFoundError(f"no {source} images: {data.root} has none in the folders of its classes")
     paths, labels = zip(*data.samples, strict=True)
     return ImageFiles(
         name=name,

@@ -18,9 +18,6 @@ OTHERS = (
     "gold", "salmon", "yellowgreen",
 )  # fmt: skip
 
-EXECUTED, SKIPPED, PALE = "#2b6cb0", "white", "#a0aec0"  # cells of a route, as the environment renders them
-RIGHT, WRONG = "#2f855a", "#c53030"
-
 FLOPS_LABEL = "FLOPs (% of the plain network, gates included)"
 
 

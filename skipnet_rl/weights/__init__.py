@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 
 
 def index() -> list[dict[str, Any]]:
-    """All shipped files: name, file, sha256, depth, dataset, shortcut, stage, accuracy, command.
+    """All shipped files: name, file, sha256, depth, dataset, shortcut, stage, test_accuracy, command.
 
     `stage` is `"backbone"` for what `"auto"` finds, and something else for what is asked for by name.
     """
