@@ -32,6 +32,10 @@ class Record(NamedTuple):
     correct: NDArray[np.bool_]
 
 
+# what NumPy and zipfile raise of files whose bytes have changed
+DAMAGE = (KeyError, TypeError, OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a policy did with each of M images; N decisions, K classes.
@@ -177,7 +181,9 @@ def load_records(path: Path) -> dict[str, Record]:
                     np.unpackbits(stored[f"{number}/correct"], count=count).astype(bool),
                 )
             return records
-    except (KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except FileNotFoundError:
+        raise
+    except DAMAGE as error:
         raise ValueError(f"{path} does not hold routes: {error}") from error
 
 
