@@ -40,8 +40,7 @@ class Lockstep:
     def __init__(self, mdp: RoutingMDP, images: Images, size: int, obs_mode: str, augment: bool) -> None:
         if obs_mode not in OBS_MODES:
             raise unknown_name("obs_mode", obs_mode, OBS_MODES)
-        if len(images) == 0:
-            raise ValueError(f"{images.name} {images.split} has no images; expected at least one to play")
+        images.check_not_empty()
         if len(images.classes) > mdp.net.num_classes:
             raise ValueError(
                 f"{images.name} has {len(images.classes)} classes and the network {mdp.net.num_classes}; "

@@ -129,8 +129,7 @@ def evaluate(
     Raises:
         ValueError: no images, or routes of another shape.
     """
-    if len(images) == 0:
-        raise ValueError(f"{images.name} {images.split} has no images; expected at least one to play")
+    images.check_not_empty()
     if routes is not None and routes.shape != (len(images), mdp.num_decisions):
         wanted = (len(images), mdp.num_decisions)
         raise ValueError(f"routes have shape {tuple(routes.shape)}; expected {wanted}, one per image")

@@ -41,7 +41,23 @@ def first_memory(policy: Any, images: Tensor) -> Any:
     return policy.start(images) if hasattr(policy, "start") else None
 
 
-class Biased(nn.Module):
+class _Adjusted(nn.Module):
+    """A policy whose log-odds are changed on their way; its memory and its costs are its own."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def start(self, images: Tensor) -> Any:
+        """The policy's first memory."""
+        return first_memory(self.policy, images)
+
+    def macs(self) -> int:
+        """Those of the policy."""
+        return policy_macs(self.policy)
+
+
+class Biased(_Adjusted):
     """A policy with a constant added to its log-odds: the compute budget of a trained gate.
 
     Above zero more blocks are executed, below zero less, without training anew.
@@ -50,24 +66,16 @@ class Biased(nn.Module):
     def __init__(self, policy: Policy, bias: float) -> None:
         if math.isnan(bias):
             raise ValueError("bias is nan; expected a number of logits, such as -0.5")
-        super().__init__()
-        self.policy, self.bias = policy, bias
-
-    def start(self, images: Tensor) -> Any:
-        """The policy's first memory."""
-        return first_memory(self.policy, images)
+        super().__init__(policy)
+        self.bias = bias
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
         """The policy's log-odds [B] plus the bias."""
         logit, hidden = self.policy(mdp, state, hidden)
         return logit + self.bias, hidden
 
-    def macs(self) -> int:
-        """Those of the policy."""
-        return policy_macs(self.policy)
 
-
-class Exploring(nn.Module):
+class Exploring(_Adjusted):
     """A policy whose p(execute) is kept within [floor, 1 - floor], so that each action is tried.
 
     p' = floor + (1 - 2 floor) p. What is sampled and what is differentiated are both p', so the
@@ -77,12 +85,8 @@ class Exploring(nn.Module):
     def __init__(self, policy: Policy, floor: float) -> None:
         if not 0 <= floor < 0.5:
             raise ValueError(f"exploration floor is {floor!r}; expected 0 <= floor < 0.5")
-        super().__init__()
-        self.policy, self.floor = policy, floor
-
-    def start(self, images: Tensor) -> Any:
-        """The policy's first memory."""
-        return first_memory(self.policy, images)
+        super().__init__(policy)
+        self.floor = floor
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
         """Log-odds of p' [B]."""
@@ -93,10 +97,6 @@ class Exploring(nn.Module):
         up = self.floor + scale * logit.sigmoid()
         down = self.floor + scale * (-logit).sigmoid()
         return up.log() - down.log(), hidden
-
-    def macs(self) -> int:
-        """Those of the policy."""
-        return policy_macs(self.policy)
 
 
 class ValueBaseline(nn.Module):

@@ -91,7 +91,7 @@ def test_no_images_are_said(tiny_net, tiny_images):
 
 
 def test_damaged_records_are_said(tiny_net, tiny_images, tmp_path):
-    """Every single byte of the file changed: read as they are, or refused by name, never another error."""
+    """A bit of every third byte changed: read as it is, or refused by name, never another error."""
     path = tmp_path / "routes.npz"
     done = evaluate(RoutingMDP(tiny_net), AlwaysExecute(), tiny_images)
     save_evaluations(path, {"all blocks": done})

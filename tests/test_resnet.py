@@ -155,15 +155,22 @@ def test_imagenet_resnets_as_one_flat_list(depth):
     assert network_macs(net).total == pytest.approx(multiply_adds[depth], rel=0.005)
 
 
-@pytest.mark.parametrize("depth", [20, 34, 50])
-def test_input_shapes_are_those_that_come(depth):
-    net, seen = ResNet(depth).eval(), []
+def shapes_that_come(net: ResNet) -> list[tuple[int, ...]]:
+    """Of each block's input, for an image of the size that the network is made for."""
+    net.eval()
+    seen = []
     with torch.no_grad():
         x = net.stem(torch.zeros(1, 3, net.image_size, net.image_size))
         for block in net.blocks:
             seen.append(tuple(x.shape[1:]))
             x = block(x)
-    assert net.input_shapes() == seen
+    return seen
+
+
+@pytest.mark.parametrize("depth", [20, 34, 50])
+def test_input_shapes_are_those_that_come(depth):
+    net = ResNet(depth)
+    assert net.input_shapes() == shapes_that_come(net)
     assert net.depth == depth
 
 
@@ -172,13 +179,8 @@ def test_input_shapes_are_those_that_come(depth):
 @pytest.mark.parametrize("size", [28, 30, 33])
 def test_shapes_of_sizes_that_do_not_halve(size, large_stem, shortcut):
     plan = Architecture(size, (4, 8, 8, 16), (1, 1, 1, 1), large_stem=large_stem)
-    net, seen = ResNet(plan, shortcut=shortcut).eval(), []
-    with torch.no_grad():
-        x = net.stem(torch.zeros(1, 3, size, size))
-        for block in net.blocks:
-            seen.append(tuple(x.shape[1:]))
-            x = block(x)
-    assert net.input_shapes() == seen
+    net = ResNet(plan, shortcut=shortcut)
+    assert net.input_shapes() == shapes_that_come(net)
 
 
 def test_a_zero_last_norm_makes_the_block_its_shortcut():

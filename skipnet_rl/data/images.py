@@ -60,6 +60,11 @@ class Images(ABC):
         """M."""
         return len(self.labels)
 
+    def check_not_empty(self) -> None:
+        """Raise a ValueError where there are none."""
+        if len(self) == 0:
+            raise ValueError(f"{self.name} {self.split} has no images; expected at least one to play")
+
     def class_name(self, number: int) -> str:
         """Of a label or a prediction; the number where a network has more classes than the images."""
         return self.classes[number] if number < len(self.classes) else str(number)

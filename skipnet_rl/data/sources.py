@@ -180,8 +180,8 @@ def _imagefolder(source: str, folder: Path, download: bool) -> ImageFiles:
         raise DataNotFoundError(
             f"no {source} images: {folder / source} is missing; expected one folder per class in it"
         )
-    training = folder / "train"
-    data = _read("imagefolder", place, lambda: _NumberedAs(training if training.is_dir() else place, place))
+    numbering = folder / "train" if (folder / "train").is_dir() else place
+    data = _read("imagefolder", place, lambda: _NumberedAs(numbering, place))
     return _image_files("imagefolder", source, data, data.classes)
 
 
