@@ -18,7 +18,7 @@ from agents.report import print_table, write_plots
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
-from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
@@ -43,7 +43,7 @@ class CommonArgs:
     one, auto for the shipped one that fits, torchvision for torchvision's, or none"""
     shortcut: str = "projection"
     """projection, pad or pool"""
-    alpha: float = 1.0
+    alpha: float = ALPHA
     """weight of the compute saving against the loss"""
     cost: str = "blocks"
     """what a skipped block saves: blocks (1 each) or flops"""

@@ -70,7 +70,7 @@ def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) ->
     return found[min(found)]
 
 
-def candidates(folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
     """What takes turns, and the blocks that each gated one executes."""
     mdp, gate = restore_checkpoint(weights_path(CHECKPOINT))
     image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1))
@@ -83,13 +83,13 @@ def candidates(folder: Path) -> tuple[dict[str, Callable[[], Any]], dict[str, in
         eager = for_inference(net)
         runs[f"PyTorch: {name}"] = lambda eager=eager: eager(image)
         export_plain(RoutingMDP(net), folder / "plain.onnx")
-        session = onnx_session(folder / "plain.onnx")
+        session = onnx_session(folder / "plain.onnx", threads)
         runs[f"onnxruntime: {name}"] = lambda session=session: session.run(None, feed)
     for rate, biased in gates.items():
         tqdm.write(f"exporting {rate:.0%}")
         runs[f"PyTorch: {rate:.0%}"] = lambda biased=biased: rollout(folded, biased, image, label)
         export_onnx(mdp, biased, folder / "gated.onnx")
-        session = onnx_session(folder / "gated.onnx")
+        session = onnx_session(folder / "gated.onnx", threads)
         runs[f"onnxruntime: {rate:.0%}"] = lambda session=session: session.run(None, feed)
     return runs, counts
 
@@ -119,9 +119,10 @@ def table(found: Mapping[str, Any]) -> str:
 
 def main(options: Options) -> dict[str, Any]:
     """Measure and publish."""
-    options.start()
+    if options.start().type != "cpu":
+        raise SystemExit("error: single images are timed on the CPU; leave --device out")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        runs, counts = candidates(Path(folder))
+        runs, counts = candidates(Path(folder), options.threads)
         timings = measure.take_turns(runs, options.repeats)
     found = {
         "checkpoint": CHECKPOINT, "threads": options.threads, "repeats": options.repeats, "executed": counts,

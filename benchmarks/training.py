@@ -48,7 +48,7 @@ class Options(measure.Options):
     """episodes per step"""
     precision: str = "auto"
     """of this project's steps: bf16, fp32, or auto"""
-    repeats: int = 3
+    repeats: int = 7
     """turns of each candidate"""
 
 
@@ -108,7 +108,7 @@ def table(found: Mapping[str, Any]) -> str:
         for name, timing in timings.items()
     ]  # fmt: skip
     head = "ResNet-{depth}, {batch_size} episodes, {device}".format(**found)
-    text = measure.markdown([head, "ms per step (quartiles)", "images per second", "speed-up"], rows)
+    text = measure.markdown([head, "ms per step (quartiles)", "episodes per second", "speed-up"], rows)
     best = found["precision"]
     half, every = (reference / timings[f"{name}, {best}"]["median"] for name in RATES)
     return f"{text}\nAim and reached: 2.5 at half executed: {half:.2f}; 1 at all executed: {every:.2f}.\n"

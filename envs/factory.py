@@ -15,7 +15,7 @@ from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.sources import data_folder
 from skipnet_rl.inference import for_inference
-from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import build_backbone
@@ -51,7 +51,7 @@ def parts(
     data_dir: str | None = None,
     download: bool = False,
     split: str = "train",
-    alpha: float = 0.1,
+    alpha: float = ALPHA,
     cost: str = "blocks",
     shortcut: str = "projection",
     weights: str | None = "auto",

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from skipnet_rl.flops import block_costs
 from skipnet_rl.resnet import Block, ResNet, pool
 
+ALPHA = 1.0  # unless said otherwise; the paper's 0.1 or so asks for its thousands of steps
+
 
 class Action(IntEnum):
     """What to do with an image at a block."""
@@ -54,7 +56,7 @@ class RoutingMDP:
             not finite, a network of one block, which leaves nothing to decide.
     """
 
-    def __init__(self, net: ResNet, alpha: float = 0.1, cost: str | Tensor = "blocks") -> None:
+    def __init__(self, net: ResNet, alpha: float = ALPHA, cost: str | Tensor = "blocks") -> None:
         if isinstance(alpha, bool) or not (isinstance(alpha, Real) and math.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"alpha is {alpha!r}; expected a finite number >= 0, such as 0.1")
         self.net = net

@@ -155,7 +155,8 @@ def machine() -> str:
     """Processor and, where there is one, GPU."""
     import torch
 
-    cores = f"{torch.get_num_threads()} threads of {platform.machine()}"
+    threads = torch.get_num_threads()
+    cores = f"{threads} thread{'s' * (threads > 1)} of {platform.machine()}"
     return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
 
 

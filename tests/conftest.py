@@ -11,7 +11,7 @@ import torch
 from skipnet_rl.data import ImageSet
 from skipnet_rl.resnet import ResNet
 
-SHARED = Path(__file__).parent.parent.parent / "shared"  # beside the repository, on some machines
+SHARED = Path(__file__).parent.parent.parent / "shared"  # files too large for the repository, beside it
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Weights from elsewhere: torchvision's models, the common CIFAR naming, and files that do not fit."""
 
-from pathlib import Path
-
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import SHARED
 
 import envs  # noqa: F401
 from skipnet_rl.errors import WeightsError
@@ -17,7 +16,6 @@ from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import build_backbone, load_backbone
 
-SHARED = Path(__file__).parent.parent.parent / "shared"  # beside the repository, on some machines
 REFERENCE = SHARED / "reference" / "resnet20-12fca82f.th"
 
 
