@@ -64,8 +64,14 @@ class Args(CommonArgs):
     resume: bool = False
     """go on from the checkpoint in --run-dir"""
 
+    @property
+    def images_per_step(self) -> int:
+        """One episode each."""
+        return self.batch_size
+
     def check(self) -> None:
         """Raise a ValueError for a number that makes no sense."""
+        super().check()
         if not 0.5 < self.bound <= 1:
             raise ValueError(f"--bound is {self.bound}; expected 0.5 < bound <= 1")
         if not self.plan():
@@ -186,7 +192,6 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 def train(args: Args) -> dict[str, Any]:
     """Both stages, then the test set once; returns result.json's content."""
-    args.check()
     setting = Setting.of(args)
     learner = Learner(args, setting.mdp(), setting.precision)
     run = setting.start_run("blockdrop", args.resume)

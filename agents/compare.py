@@ -119,7 +119,10 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
 
     Raises:
         FileNotFoundError, WeightsError: the routes or the weights are gone.
+        ValueError: a run that chooses no routes.
     """
+    if run.agent == "pretrain":
+        raise ValueError(f"{run.folder} is of agents.pretrain, which stores no routes to play again")
     result, wrong = run.result, []
     images = load_images(result["dataset"], result["split"], data_dir)
     place = pick_device(device)

@@ -35,22 +35,26 @@ def distilled(loss: Tensor, logits: Tensor, targets: Tensor | None, share: float
     return loss + share * (TEMPERATURE**2 * divergence - loss)
 
 
-def check_teacher(teacher: str | None, share: float) -> None:
-    """Raise a ValueError for a share that is none, or a teacher that has no say or no training."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"--distillation {share} is not a share between 0 and 1")
+def check_teacher(teacher: str | None, share: float, start: str | None = None) -> None:
+    """Raise a ValueError for a teacher that has no say or no training.
+
+    Args:
+        teacher: `--teacher`.
+        share: `--distillation`.
+        start: `--weights`, the teacher where none is named.
+    """
     if teacher and not share:
         raise ValueError("--teacher has no say without --distillation")
-    if teacher == "none":
-        raise ValueError("--teacher none is an untrained network; name a trained one, or leave it out")
+    if share and (teacher or start) == "none":
+        raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
 
 
 def load_teacher(
     weights: str | None, depth: int, num_classes: int, dataset: str, shortcut: str, device: torch.device
 ) -> ResNet | None:
-    """The network of `--teacher` or None, see `build_backbone`; an untrained one is a WeightsError."""
+    """The teacher or None, see `build_backbone`; an untrained one is a WeightsError."""
     if not weights:
         return None
     if weights == "auto" and find_shipped(depth, dataset, shortcut) is None:
-        raise WeightsError(f"--teacher auto: no ResNet-{depth} on {dataset} is shipped; name a file")
+        raise WeightsError(f"no ResNet-{depth} on {dataset} is shipped to teach; name a file: --teacher")
     return build_backbone(depth, num_classes, dataset, shortcut, weights).to(device)

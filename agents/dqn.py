@@ -18,7 +18,7 @@ from agents.cli import main_with_named_errors
 from agents.sb3 import SB3Args, episode_length, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # an update per step of the batch of environments; ε falls from 1 to 0.05 over a third of the steps
+    # two updates per step of the batch of environments; ε falls from 1 to 0.05 over a third of the steps
     "default": {"episodes": 20_000, "num_envs": 32, "lr": 5e-4, "buffer": 200_000, "updates": 2},
     "SkipResNet20-v0": {"episodes": 60_000, "num_envs": 64},
 }
@@ -42,7 +42,7 @@ def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:
         env,
         learning_rate=numbers["lr"],
         buffer_size=numbers["buffer"],
-        learning_starts=4 * decisions * env.num_envs,  # four episodes of each environment
+        learning_starts=min(4 * env.num_envs, numbers["episodes"] // 4) * decisions,  # in episodes
         batch_size=256,
         train_freq=1,
         gradient_steps=numbers["updates"],

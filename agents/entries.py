@@ -84,14 +84,16 @@ def half_width(accuracy: float, over_seeds: float, n_images: int) -> float:
 
 def flags(run: FinishedRun) -> dict[str, Any]:
     """The arguments that make two runs comparable as seeds of one another."""
-    return {key: value for key, value in run.args.items() if key not in NOT_A_FLAG}
+    left_out = NOT_A_FLAG - {"eval_images"} if run.agent == "static" else NOT_A_FLAG  # its greedy choice
+    return {key: value for key, value in run.args.items() if key not in left_out}
 
 
 def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     """One entry per policy; seeds of the same flags together.
 
     Raises:
-        ValueError: runs on different environments, data sets or splits, which no table can compare.
+        ValueError: runs on different environments, data sets or splits, which no table can compare, or two
+            of the same seed that differ in nothing.
     """
     for key in ("env", "dataset", "split", "n_images"):
         values = sorted({str(run.result[key]) for run in runs})
@@ -101,7 +103,7 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     seen = set()
     for run in runs:
         for row in shown(run):
-            if row["name"] == "all blocks":  # the network that runs start from, once for each network
+            if row["name"] == "all blocks" and run.agent != "pretrain":  # where it starts, once for each
                 network = (run.args["weights"], run.args.get("shortcut"))
                 if network in seen:
                     continue
@@ -111,8 +113,18 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     entries = []
     for key, members in groups.items():
         some_runs, rows = zip(*members, strict=True)
+        _check_seeds(some_runs)
         entries.append(Entry(names[key], some_runs, rows, random_at_rate(key[1], some_runs)))
     return entries
+
+
+def _check_seeds(runs: Sequence[FinishedRun]) -> None:
+    first: dict[int, FinishedRun] = {}
+    for run in runs:
+        seed = run.result["seed"]
+        if seed in first:
+            raise ValueError(f"{first[seed].folder} and {run.folder} differ in nothing, not even the seed")
+        first[seed] = run
 
 
 def shown(run: FinishedRun) -> list[Mapping[str, Any]]:

@@ -9,7 +9,8 @@
 
 A bias on the policy's log-odds makes every decision a little more or less willing to execute; it traces
 accuracy against FLOPs without training anew. That is for choosing, so with `--biases` the split is the
-validation split unless `--split` says otherwise; so it is with `--controls`.
+validation split unless `--split` says otherwise; so it is with `--controls`. The row "all blocks" is the network
+with the policy's weights, executed whole; in a run's own table it is the network that the run began with.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
+from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
@@ -42,6 +44,7 @@ from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import magnitudes, mean_interval
 from skipnet_rl.weights import build_backbone, index, weights_path
 
+MODES = ("greedy", "sample")
 EXCHANGED, MOST_FREQUENT = "routes exchanged", "most frequent route"  # the controls' rows
 
 
@@ -119,7 +122,7 @@ def restore(path: Path, args: Args) -> Subject:
         images = load_images(run.result["dataset"], split, args.data_dir)
         mdp, policy = run.restore(len(images.classes), args.stage)
         about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
-        name = (args.stage or run.policy_name).upper() if args.stage else run.policy_name
+        name = args.stage.upper() if args.stage else run.policy_name
         return Subject(name, about, mdp, policy, images, args.out or path)
     if path.suffix == ".zip":
         if args.trust_sb3 is None:
@@ -154,7 +157,7 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
     images = subject.images.sized(subject.mdp.net.image_size).to(device)
-    rows, biases = play(subject, images, args, precision), sorted(args.biases)
+    rows, biases = play(subject, images, args, precision), sorted(set(args.biases))
     summaries = [done.summary(name) for name, done in rows.items()]
     for summary, bias in zip(summaries[1:], biases, strict=False):
         summary["bias"] = bias
@@ -167,11 +170,13 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
         found["gain_over"] = gains(subject.name, rows)
     if subject.out is not None:
         kind = "budget" if biases else "controls" if args.controls else "evaluation"
-        name = f"{kind}-{images.split}-{args.mode}"
+        stage = [args.stage] if args.stage else []  # its results stand beside the last stage's
+        which = "-".join([*stage, images.split, args.mode])
+        name = f"{kind}-{which}"
         write(subject.out, name, found, rows)
         figures = pictures(subject, images, found, rows)
         for title, figure in figures.items():
-            plots.save_figure(figure, subject.out / "plots" / f"{title}-{images.split}-{args.mode}.png")
+            plots.save_figure(figure, subject.out / "plots" / f"{title}-{which}.png")
         tqdm.write(f"wrote {subject.out / name}.json and {len(figures)} pictures beside it")
     return found
 
@@ -188,8 +193,10 @@ def play(subject: Subject, images: Images, args: Args, precision: str) -> dict[s
         return evaluate(mdp, policy, images, mode=mode, generator=draws, routes=routes, precision=precision)
 
     rows = {"all blocks": row(AlwaysExecute(), "greedy")}
+    if isinstance(policy, AlwaysExecute):
+        return rows
     if args.biases:
-        for bias in progress_bar(sorted(args.biases), desc="bias", unit="policy"):
+        for bias in progress_bar(sorted(set(args.biases)), desc="bias", unit="policy"):
             rows[f"bias {bias:+g}"] = row(Biased(policy, bias), args.mode)
         return rows
     rows[subject.name] = own = row(policy, args.mode)
@@ -257,12 +264,20 @@ def main(args: Args) -> list[dict[str, Any]]:
     """Evaluate every path; returns what was written.
 
     Raises:
-        ValueError: `--controls` of several biases, or of a plain network.
+        ValueError: nothing to evaluate, an unknown mode, several paths for one `--out`, both `--biases` and `--controls`, or
+            one of them for a plain network.
     """
+    if not args.paths:
+        raise ValueError("nothing given; name a run folder, a file or shipped weights")
+    if args.mode not in MODES:
+        raise unknown_name("mode", args.mode, MODES)
+    if args.out and len(args.paths) > 1:
+        raise ValueError(f"--out {args.out} holds the results of one path; evaluate the others by themselves")
+    if args.controls and args.biases:
+        raise ValueError("--controls goes without --biases")
     subjects = [restore(path, args) for path in args.paths]
-    plain = [subject for subject in subjects if isinstance(subject.policy, AlwaysExecute)]
-    if args.controls and (args.biases or plain):
-        raise ValueError("--controls needs a policy that chooses blocks, and goes without --biases")
+    if (args.controls or args.biases) and any(isinstance(each.policy, AlwaysExecute) for each in subjects):
+        raise ValueError("--controls and --biases need a policy that chooses blocks")
     return [evaluate_subject(subject, args) for subject in subjects]
 
 

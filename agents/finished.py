@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 from torch import nn
 
-import envs  # noqa: F401  (registers the ids)
 from agents import sb3
 from agents.blockdrop import PolicyNetwork
+from envs import depth_of
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.evaluate import Record, load_records
 from skipnet_rl.gates import make_gate
@@ -68,7 +67,7 @@ class FinishedRun:
     @property
     def depth(self) -> int:
         """Of the network that the environment's id names."""
-        return gym.spec(self.result["env"]).kwargs["depth"]
+        return depth_of(self.result["env"])
 
     @property
     def policy_name(self) -> str:
@@ -97,13 +96,15 @@ class FinishedRun:
 
         Args:
             num_classes: K of the data set.
-            stage: `"sp"` or `"hrl"` of hybrid REINFORCE; None for the last.
+            stage: `"sp"` or `"hrl"` of hybrid REINFORCE; None for the last. Other agents have none.
 
         Raises:
             WeightsError: a file is missing or does not fit.
             ValueError: the run has no policy that could be played on other images, or its args.json lacks
                 what made it.
         """
+        if stage and self.agent != "hybrid_reinforce":
+            raise ValueError(f"{self.folder} is a run of agents.{self.agent}, which has no stage {stage!r}")
         try:
             return self._restore(num_classes, stage)
         except (KeyError, TypeError, AttributeError) as error:
@@ -114,7 +115,7 @@ class FinishedRun:
         if agent == "pretrain":
             return self.mdp(self.network(num_classes, "weights.safetensors")), AlwaysExecute()
         if agent in GATED or agent == "blockdrop":
-            name = stage or self.policy_name.lower() if agent == "hybrid_reinforce" else "policy"
+            name = (stage or self.policy_name.lower()) if agent == "hybrid_reinforce" else "policy"
             path = self._inside(f"{name}.safetensors")
             net = self._empty_network(num_classes)
             load_weights(path, net, prefix="net.")
@@ -160,6 +161,6 @@ def restore_model(
     path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
 ) -> tuple[RoutingMDP, Policy]:
     """Decision process and policy of a stable-baselines3 .zip; see `sb3.load_model` on trust."""
-    net = build_backbone(gym.spec(env).kwargs["depth"], num_classes, dataset, weights=weights)
+    net = build_backbone(depth_of(env), num_classes, dataset, weights=weights)
     mdp = RoutingMDP(net, alpha)
     return mdp, sb3.load_model(path, algorithm, mdp.num_decisions).eval()

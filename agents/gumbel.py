@@ -63,12 +63,16 @@ class Args(CommonArgs):
     resume: bool = False
     """go on from the checkpoint in --run-dir"""
 
+    @property
+    def images_per_step(self) -> int:
+        """One episode each."""
+        return self.batch_size
+
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
+        super().check()
         if self.target_of not in TARGETS:
             raise unknown_name("target_of", self.target_of, TARGETS)
-        if not 0 <= self.target <= 1:
-            raise ValueError(f"--target is {self.target}; expected a share between 0 and 1")
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
 
@@ -124,7 +128,6 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
-    args.check()
     setting = Setting.of(args)
     learner = Learner(args, setting.mdp(), setting.precision)
     run = setting.start_run("gumbel", args.resume)

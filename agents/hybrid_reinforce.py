@@ -113,15 +113,21 @@ class Args(CommonArgs):
     """of the learning rates: constant (the paper), linear to zero in HRL and again in the tuning after it, or
     cosine to zero in SP, and again over HRL and tuning together"""
     bn: str = "recalibrate"
-    """batch norm: train (the batch's statistics), frozen (the running ones), or recalibrate: train, and
-    estimate the running ones anew after each stage"""
+    """batch norm of the backbone: train (the batch's statistics), frozen (the running ones), or recalibrate:
+    train, and estimate the running ones anew after each stage"""
     eval_every: int = 40
     """steps between evaluations on validation images"""
     resume: bool = False
     """go on from the checkpoint in --run-dir"""
 
+    @property
+    def images_per_step(self) -> int:
+        """As many as episodes, but in HRL, where an image has several routes."""
+        return self.batch_size // (self.routes if set(self.plan()) == {"hrl"} else 1)
+
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
+        super().check()
         for kind, name, known in (
             ("stage", self.stage, STAGES),
             ("bn mode", self.bn, BN_MODES),
@@ -132,7 +138,7 @@ class Args(CommonArgs):
         ):
             if name not in known:
                 raise unknown_name(kind, name, known)
-        if self.routes < 1 or self.batch_size % self.routes:
+        if self.batch_size % self.routes:
             raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
         if self.baseline == "leave-one-out" and self.routes == 1:
             raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
@@ -146,7 +152,7 @@ class Args(CommonArgs):
             raise ValueError("--gate-gain is of new gates; leave it out, or --gate-weights")
         if self.stage == "tune" and not self.gate_weights:
             raise ValueError("--stage tune trains no gates; give it some with --gate-weights")
-        check_teacher(self.teacher, self.distillation)
+        check_teacher(self.teacher, self.distillation, self.weights)
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -169,7 +175,7 @@ class Args(CommonArgs):
 
 
 class Learner:
-    """Backbone, gate and optimizer of one run; the teacher is the backbone as it came, or another network."""
+    """Backbone, gate and optimizer of one run; the teacher is another network, or the backbone as it came."""
 
     def __init__(self, args: Args, net: ResNet, device: torch.device, teacher: ResNet | None = None) -> None:
         torch.manual_seed(args.seed)
@@ -239,7 +245,7 @@ def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None
 
 
 def hrl_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
-    """Hybrid loss: the backbone follows the cross-entropy, the gates the score function."""
+    """Hybrid loss: the cross-entropy for the backbone, the score function for the gates and what they see."""
     to_go = rewards_to_go(episode.rewards)
     weights = advantages(to_go, args.baseline, args.routes, episode.values)
     score = score_function_loss(episode.log_probs, weights)
@@ -264,6 +270,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     labels = labels.repeat_interleave(routes)
     learner.model.train()
     learner.mdp.net.train(args.bn != "frozen")
+    learner.gate.train(stage != "tune")  # there its routes are those of test time
     policy, mode = learner.policies[stage]
     critic = learner.critic if stage == "hrl" else None
     draws = step_generator(args.seed, step, device, stream=2)
@@ -276,10 +283,12 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
-    args.check()
     setting = Setting.of(args)
     classes = len(setting.train.classes)
-    teacher = load_teacher(args.teacher, args.depth, classes, setting.dataset, args.shortcut, setting.device)
+    teacher = None
+    if args.distillation:
+        source = args.teacher or args.weights
+        teacher = load_teacher(source, args.depth, classes, setting.dataset, args.shortcut, setting.device)
     learner = Learner(args, setting.mdp().net, setting.device, teacher)
     if args.gate_weights:
         load_weights(weights_path(args.gate_weights), learner.gate, prefix="gate.")
@@ -313,7 +322,7 @@ def train(args: Args) -> dict[str, Any]:
     files[f"random, {last} weights"] = files[last]
     references = setting.references(rows[last].rate, learner.mdp, last)
     result = setting.finish(run, "hybrid_reinforce", {**references, **rows}, wall_time, files)
-    if rows[last].rate == 1 and "hrl" in args.stage:
+    if rows[last].rate == 1 and "hrl" in args.plan():
         tqdm.write(NOTHING_SKIPPED)
     return result
 
@@ -322,7 +331,10 @@ def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
     """Estimate the batch norms' statistics for the routes to come, where `--bn` asks for it."""
     if args.bn == "recalibrate":
         policy = AlwaysExecute() if stage == "warmup" else learner.gate
-        recalibrate(learner.mdp, policy, data, precision=learner.precision, seed=args.seed)
+        gates_too = stage != "tune"
+        recalibrate(
+            learner.mdp, policy, data, precision=learner.precision, seed=args.seed, policy_too=gates_too
+        )
 
 
 if __name__ == "__main__":

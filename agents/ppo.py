@@ -51,6 +51,11 @@ class Args(SB3Args):
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> BaseAlgorithm:
     """PPO or RecurrentPPO with the preset's numbers."""
     decisions = episode_length(env)
+    if numbers["minibatches"] > decisions * env.num_envs // 2:
+        raise ValueError(
+            f"--minibatches {numbers['minibatches']} of {decisions * env.num_envs} steps leave one for each; "
+            "the advantages of a minibatch are normalised, which takes two"
+        )
     common: dict[str, Any] = {
         "n_steps": decisions,
         "batch_size": decisions * env.num_envs // numbers["minibatches"],

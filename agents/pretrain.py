@@ -11,6 +11,7 @@ blocks, and a batch that drops a block does none of its work.
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from agents.checks import check_numbers
 from agents.cli import main_with_named_errors
 from agents.distillation import check_teacher, distilled, load_teacher
 from agents.loop import progress_bar
@@ -38,7 +40,7 @@ from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.precision import autocast, pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
-from skipnet_rl.runs import Run, run_folder
+from skipnet_rl.runs import Run, run_folder, without_places
 from skipnet_rl.weights import load_backbone
 
 SCHEDULES = ("cosine", "step")
@@ -100,6 +102,9 @@ class Args:
 
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
+        check_numbers(self)
+        if self.survival == 0:
+            raise ValueError("--survival 0 drops the last block for good; expected more")
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         check_teacher(self.teacher, self.distillation)
@@ -176,13 +181,14 @@ def train(args: Args) -> dict[str, Any]:
     wall_time = run_steps(net, teacher, run, data, val, args)
     if args.survival < 1:  # the statistics are those of networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
-    command = " ".join(["python -m agents.pretrain", *sys.argv[1:]])
-    save_weights(run.folder / "weights.safetensors", net, {"command": command})
+    command = ["python", "-m", "agents.pretrain", *sys.argv[1:]]
+    save_weights(run.folder / "weights.safetensors", net, {"command": without_places(command)})
     load_weights(run.folder / "weights.safetensors", net)  # report what the file does, rounding included
     final = evaluate(RoutingMDP(net), AlwaysExecute(), test)
     result = {
         "env": env, "agent": "pretrain", "dataset": dataset, "split": "test", "n_images": len(test),
-        "alpha": 0.0, "seed": args.seed, "wall_time_s": wall_time, "command": command,
+        "alpha": 0.0, "seed": args.seed, "wall_time_s": wall_time,
+        "command": shlex.join(command), "precision": "fp32",
         "policies": [final.summary("all blocks")],
     }  # fmt: skip
     run.finish(result)

@@ -50,13 +50,21 @@ class Args(CommonArgs):
     resume: bool = False
     """go on from the checkpoint in --run-dir"""
 
+    @property
+    def images_per_step(self) -> int:
+        """Each has several routes."""
+        return self.batch_size // self.routes
+
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
+        super().check()
         known = [name for name in BASELINES if name != "value"]
         if self.baseline not in known:
             raise unknown_name("baseline", self.baseline, known)
-        if self.routes < 1 or self.batch_size % self.routes:
+        if self.batch_size % self.routes:
             raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
+        if self.baseline == "leave-one-out" and self.routes == 1:
+            raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
 
@@ -103,7 +111,6 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
-    args.check()
     setting = Setting.of(args)
     learner = Learner(args, setting.mdp(), setting.precision)
     run = setting.start_run("reinforce", args.resume)

@@ -1,13 +1,12 @@
 """What the stable-baselines3 agents share: their environment, their progress, their models as policies.
 
-The backbone is frozen and fp32; the agent sees the environment's observations and rewards and nothing
-else. Discount 1, as in SkipNet: with SB3's 0.99 the loss at the end of 53 decisions would count for 0.59
-at the first of them.
+The backbone is frozen; the agent sees the environment's observations and rewards and nothing else.
+Discount 1, as in SkipNet: with SB3's 0.99 the loss at the end of 53 decisions would count for 0.59 at
+the first of them.
 
 `--resume` goes on with the weights, the optimizer and the count of episodes of the last evaluation. What
-stable-baselines3 keeps to itself is begun anew: a half-filled rollout, DQN's replay memory, the state of its
-random numbers. A resumed run is therefore not the run that was interrupted, bit by bit, as it is with the
-other agents here.
+stable-baselines3 keeps to itself is begun anew: DQN's replay memory, the state of its random numbers. A
+resumed run is therefore not the run that was interrupted, bit by bit, as it is with the other agents here.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs
 from skipnet_rl.gates import INITIAL_RATE
+from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.runs import Run
 
@@ -66,7 +66,7 @@ class SB3Args(CommonArgs):
     eval_images: int = 1_000
     """validation images in each of them"""
     resume: bool = False
-    """go on from the checkpoint in --run-dir, with the rollout or the replay memory empty"""
+    """go on from the checkpoint in --run-dir, with the replay memory empty"""
 
 
 def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def start_near_execute(model: BaseAlgorithm) -> None:
 
 
 class ModelPolicy(nn.Module):
-    """A stable-baselines3 model as a `skipnet_rl.policies.Policy`.
+    """A stable-baselines3 model as a `skipnet_rl.policies.Policy`, on its own device.
 
     The log-odds are those of its distribution over the two actions (PPO, A2C, RecurrentPPO), or the
     difference of its two action values (DQN): their sign is its greedy choice in both cases.
@@ -111,14 +111,16 @@ class ModelPolicy(nn.Module):
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
         """Log-odds of "execute" [B], and the memory of a recurrent model."""
-        observation = mdp.observation(state)
         if self.width not in (mdp.observation_size, mdp.feature_width):
             expected = f"{mdp.observation_size}, or {mdp.feature_width} of obs_mode='feature'"
             raise ValueError(
                 f"the model takes observations of length {self.width}; this network has {expected}"
             )
-        with torch.autocast(observation.device.type, enabled=False):
-            return self.decide(observation[:, : self.width], hidden)
+        place = state.x.device
+        observation = mdp.observation(state)[:, : self.width].to(self.policy.device)
+        with torch.autocast(place.type, enabled=False):
+            logit, hidden = self.decide(observation, hidden)
+        return logit.to(place), hidden
 
     def decide(self, observation: Tensor, hidden: Any) -> tuple[Tensor, Any]:
         """The same from observations [B, D]."""
@@ -161,12 +163,15 @@ class Progress(BaseCallback):
         self.first = self.done = done
         self.next_evaluation = (done // every + 1) * every
         self.before, self.begun = elapsed, time.perf_counter()
-        self.bar = progress_bar(total=episodes, initial=done, unit="episode")
+        self.due: dict[str, float] | None = None  # metrics of a checkpoint to come
 
     @property
     def elapsed(self) -> float:
         """Seconds of training, those before an interruption included."""
         return self.before + time.perf_counter() - self.begun
+
+    def _on_training_start(self) -> None:
+        self.bar = progress_bar(total=self.episodes, initial=self.done, unit="episode")
 
     def _on_step(self) -> bool:
         ended = [info for info in self.locals["infos"] if "episode" in info]
@@ -178,11 +183,22 @@ class Progress(BaseCallback):
         self.bar.set_postfix_str(progress(metrics), refresh=False)
         if self.done >= min(self.next_evaluation, self.episodes):
             self.next_evaluation += self.every
-            self.run.log(self.done, "train", **metrics, **val_metrics(self.validate()))
-            self._save()
+            self.due = metrics
         return True
 
-    def _save(self) -> None:
+    def _on_rollout_start(self) -> None:
+        self._checkpoint()
+
+    def _on_training_end(self) -> None:
+        self._checkpoint()
+        self.bar.close()
+
+    def _checkpoint(self) -> None:
+        """Where one is due: not before the update on the episodes that it counts as done."""
+        if self.due is None:
+            return
+        self.run.log(self.done, "train", **self.due, **val_metrics(self.validate()))
+        self.due = None
         parameters = self.model.get_parameters()
         check_finite(parameters, self.done, "train")
         self.run.save(
@@ -203,13 +219,11 @@ class Progress(BaseCallback):
             "train/images_per_s": (self.done - self.first) / (time.perf_counter() - self.begun),
         }
 
-    def _on_training_end(self) -> None:
-        self.bar.close()
-
 
 def training_env(setting: Setting, num_envs: int) -> VecEnv:
     """The native vector environment over the frozen backbone, augmented training images."""
-    return VecMonitor(SB3VecEnv(SkipNetVectorEnv(setting.mdp(), setting.train, num_envs, augment=True)))
+    mdp = RoutingMDP(for_inference(setting.net, setting.precision), setting.args.alpha, setting.args.cost)
+    return VecMonitor(SB3VecEnv(SkipNetVectorEnv(mdp, setting.train, num_envs, augment=True)))
 
 
 def episode_length(env: VecEnv) -> int:
@@ -290,9 +304,17 @@ def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:
         path: of the .zip.
         algorithm: `"ppo"`, `"a2c"`, `"dqn"` or `"recurrent_ppo"`.
         num_decisions: N.
+
+    Raises:
+        ValueError: an unknown algorithm, or another one's model.
+        FileNotFoundError: no such file.
     """
     if algorithm not in ALGORITHMS:
         raise unknown_name("algorithm", algorithm, ALGORITHMS)
     if not path.is_file():
         raise FileNotFoundError(f"no model {path}")
-    return ModelPolicy(ALGORITHMS[algorithm].load(path, device="cpu").policy, num_decisions)
+    try:
+        policy = ALGORITHMS[algorithm].load(path, device="cpu").policy
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is no model of {algorithm}: {error}") from error
+    return ModelPolicy(policy, num_decisions)

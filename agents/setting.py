@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from tqdm import tqdm
 
-import envs  # noqa: F401  (registers the ids)
+from agents.checks import check_numbers
 from agents.report import print_table, write_plots
+from envs import depth_of
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
@@ -63,7 +64,16 @@ class CommonArgs:
     @property
     def depth(self) -> int:
         """Of the network that the id names."""
-        return gym.spec(self.env).kwargs["depth"]
+        return depth_of(self.env)
+
+    @property
+    def images_per_step(self) -> int:
+        """Different images of a training step, at most; 0 where the environments choose them."""
+        return 0
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,14 @@ class Setting:
 
     @classmethod
     def of(cls, args: CommonArgs) -> Setting:
-        """Load what the flags name; the first line printed says which data set and why."""
+        """Check the flags, load what they name; the first line printed says which data set and why.
+
+        Nothing is written, so that a command that is refused leaves no run folder in the way of the next.
+
+        Raises:
+            ValueError: flags that make no sense, also with this data set.
+        """
+        args.check()
         device = pick_device(args.device)
         precision = resolve_precision(args.precision, device)
         dataset, reason = resolve_dataset(args.dataset, args.data_dir)
@@ -99,6 +116,10 @@ class Setting:
             load_images(dataset, split, args.data_dir, args.download, size).to(device)
             for split in ("train", "val", "test")
         )
+        if args.images_per_step > len(train):
+            raise ValueError(
+                f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)}"
+            )
         net = build_backbone(args.depth, len(train.classes), dataset, args.shortcut, args.weights)
         return cls(args, dataset, train, val, test, net.to(device), device, precision)
 
@@ -176,14 +197,14 @@ class Setting:
             "env": self.args.env, "agent": agent, "dataset": self.dataset, "split": "test",
             "n_images": len(self.test), "alpha": self.args.alpha, "cost": self.args.cost,
             "seed": self.args.seed, "precision": self.precision, "wall_time_s": wall_time,
-            "command": " ".join([f"python -m agents.{agent}", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", f"agents.{agent}", *sys.argv[1:]]),
             "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
             **more,
         }  # fmt: skip
-        save_evaluations(run.folder / "routes.npz", rows)
-        run.finish(result)
-        write_plots(run, result, self.net.stages[1:])
         print_table(result)
+        save_evaluations(run.folder / "routes.npz", rows)
+        write_plots(run, result, self.net.stages[1:])
+        run.finish(result)  # last: a run with a result.json is whole
         tqdm.write(f"wrote {run.folder}")
         return result
 

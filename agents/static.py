@@ -73,7 +73,7 @@ def evaluate_all(args: Args) -> dict[str, Any]:
     """Every static policy on the test set once; returns result.json's content."""
     setting = Setting.of(args)
     mdp = setting.mdp()
-    at_random = {f"random {rate:.0%}": RandomSkip(rate) for rate in args.rates}
+    at_random = {f"random {100 * rate:g}%": RandomSkip(rate) for rate in args.rates}
     run = setting.start_run("static")
     started = time.perf_counter()
     chosen = greedy_order(mdp, setting.val.first(args.eval_images), setting.precision)

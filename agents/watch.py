@@ -57,7 +57,7 @@ class Watch:
             what = "execute every block" if rate == 1 else "skip every block"
             self._report(
                 "collapse", done, stage, f"for {self.window} steps the gates {what} of every image: nothing "
-                "else is explored. --exploration 0.05, a lower --gate-lr or another --alpha may help",
+                "else is explored. A lower learning rate of the gates or another --alpha may help",
             )  # fmt: skip
 
     def _unvisited(self, done: int, stage: str, rates: list[float]) -> None:

@@ -7,6 +7,20 @@ import gymnasium as gym
 CIFAR_DEPTHS = (20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
 IMAGENET_DEPTHS = (34, 50, 101)  # for 224×224 images
 
+
+def depth_of(id: str) -> int:
+    """Depth of the network that a registered id names.
+
+    Raises:
+        gymnasium.error.Error: no such id.
+        ValueError: the id of another kind of environment.
+    """
+    depth = gym.spec(id).kwargs.get("depth")
+    if not isinstance(depth, int):
+        raise ValueError(f"{id} is no environment of this project; expected an id such as SkipResNet110-v0")
+    return depth
+
+
 for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS):
     gym.register(
         id=f"SkipResNet{depth}-v0",

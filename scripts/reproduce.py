@@ -25,6 +25,7 @@ import torch
 import tyro
 
 from agents import hybrid_reinforce, pretrain
+from agents.checks import check_numbers
 from agents.cli import main_with_named_errors
 from scripts import results
 from skipnet_rl.data import Images, load_images
@@ -146,7 +147,7 @@ def chain(name: str, options: Options) -> list[Step]:
     folder = options.runs / f"resnet{row.depth}-{options.seed}"
 
     def gated(title: str, alpha: float, stage: str, length: dict[str, int], *start: str) -> Step:
-        plan = {part: round(steps * options.length) for part, steps in length.items()}
+        plan = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
         flags = (
             "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha), *start,
             "--stage", stage, *(text for part in plan for text in (FLAGS[part], str(plan[part]))), *GATED,
@@ -271,6 +272,7 @@ def announce(name: str, steps: Sequence[Step], options: Options, data: Images) -
 
 def main(options: Options) -> None:
     """Run what is left, then the table."""
+    check_numbers(options)
     for name in options.rows:
         if name not in ROWS:
             raise unknown_name("row", name, ROWS)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from matplotlib.figure import Figure
 
-from agents.entries import Entry, over_images, random_at_rate
+from agents.cli import main_with_named_errors
+from agents.entries import Entry, flags, over_images, random_at_rate
 from agents.finished import FinishedRun
 from scripts.ship import lineage, lineage_before, run_of
 from skipnet_rl import plots
@@ -38,6 +38,7 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
     "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
 }
 PLAIN = {"backbone": "plain networks, ours", "backbone-distilled": "plain, distilled, ours"}  # by stage
+STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
 COLUMNS = (
     "network", "gate", "policy", "α", "seeds", "accuracy", "± images", "blocks", "FLOPs", "± per image",
     "MFLOPs per image", "routes", "random at its rate", "hours from nothing", "machine",
@@ -117,9 +118,25 @@ def _distilled(share: float) -> str:
 
 
 def _seeds(folder: Path) -> list[FinishedRun]:
+    """The runs that differ in the seed, in what they start from, which is a seed's own, and in nothing else.
+
+    Raises:
+        ValueError: one has other flags.
+    """
     row, _, _ = folder.parent.name.rpartition("-")
     found = folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json")
-    return sorted((FinishedRun.read(path.parent) for path in found), key=lambda run: run.result["seed"])
+    runs = sorted((FinishedRun.read(path.parent) for path in found), key=lambda run: run.result["seed"])
+    for run in runs:
+        if differing := _differing(runs[0], run):
+            raise ValueError(f"{runs[0].folder} and {run.folder} are no seeds of one another: {differing}")
+    return runs
+
+
+def _differing(one: FinishedRun, other: FinishedRun) -> str:
+    """Names of the flags in which two runs differ that share their row."""
+    left, right = flags(one), flags(other)
+    names = sorted((left.keys() & right.keys()) - STARTS)  # a newer run may have a flag that others had not
+    return ", ".join(name for name in names if left[name] != right[name])
 
 
 def _by_backbone(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
@@ -215,10 +232,12 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def draw(out: Path) -> None:
     """Table and picture from results.json."""
     rows = read(out)
+    if not rows:
+        raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
     (out / "results.md").write_text(table(rows))
     plots.save_figure(picture(rows), out / "results.png")
     print(f"wrote {out}/results.md and results.png")
 
 
 if __name__ == "__main__":
-    draw(tyro.cli(Options).out)
+    main_with_named_errors(Options, lambda options: draw(options.out))

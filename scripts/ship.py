@@ -2,6 +2,7 @@
 
     python -m scripts.ship runs/results/resnet38-0/hrl-1.0 resnet38-cifar10-hrl
     python -m scripts.ship runs/… my-sp --stage sp                           # of a run with both stages
+    python -m scripts.ship runs/… my-net --stage backbone-distilled          # not what --weights auto finds
 
 Every field of the entry comes from the run's files, so the index says what was measured and how.
 """
@@ -9,7 +10,8 @@ Every field of the entry comes from the run's files, so the index says what was 
 from __future__ import annotations
 
 import hashlib
-import re
+import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,12 @@ import tyro
 from agents.cli import main_with_named_errors
 from agents.finished import FinishedRun
 from skipnet_rl.checkpoint import write_json
+from skipnet_rl.runs import without_places
 from skipnet_rl.weights import FOLDER, find_shipped, index
 
 LARGEST = 4 * 2**20  # bytes of a file
 INDEX = "index.json"
-OF_A_MACHINE = re.compile(r" --(data-dir \S+|device \S+|resume|debug)")  # flags that shape no number
+FOUND_BY = ("depth", "dataset", "shortcut", "stage")  # see `skipnet_rl.weights.find_shipped`
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Options:
     name: Annotated[str, tyro.conf.Positional]
     """what it is to be called; an entry of that name is replaced"""
     stage: str | None = None
-    """of hybrid REINFORCE: sp or hrl (default: the last); a backbone has none"""
+    """of hybrid REINFORCE: sp or hrl (default: the last); of a plain network what the index calls it
+    (default: backbone, which --weights auto finds)"""
 
 
 class Lineage(NamedTuple):
@@ -51,7 +55,7 @@ def lineage(run: FinishedRun) -> Lineage:
     """Of the weights that a run ended with."""
     start, result = lineage_before(run), run.result
     return Lineage(
-        [*start.commands, OF_A_MACHINE.sub("", result["command"])],
+        [*start.commands, without_places(shlex.split(result["command"]))],
         start.seconds + result["wall_time_s"],
         result["machine"],
     )
@@ -86,6 +90,8 @@ def describe(run: FinishedRun, name: str, stage: str | None) -> tuple[Path, dict
     """The file and its entry in the index."""
     args, result = run.args, run.result
     gated = result["agent"] == "hybrid_reinforce"
+    if not gated and result["agent"] != "pretrain":
+        raise ValueError(f"{run.folder} is of agents.{result['agent']}, whose policies are not shipped")
     stage = stage or (run.policy_name.lower() if gated else "backbone")
     wanted = stage.upper() if gated else "all blocks"
     row = next((row for row in result["policies"] if row["name"] == wanted), None)
@@ -113,8 +119,13 @@ def main(options: Options) -> None:
     source, entry = describe(FinishedRun.read(options.run), options.name, options.stage)
     if source.stat().st_size > LARGEST:
         raise ValueError(f"{source} is larger than {LARGEST / 2**20:g} MB")
-    shutil.copyfile(source, FOLDER / entry["file"])
     others = [other for other in index() if other["name"] != options.name]
+    for other in others:
+        if entry["stage"] == "backbone" and all(entry[key] == other[key] for key in FOUND_BY):
+            raise ValueError(f"--weights auto would find {other['name']} or this one; give another --stage")
+    beside = FOLDER / f"{entry['file']}.new"
+    shutil.copyfile(source, beside)
+    os.replace(beside, FOLDER / entry["file"])
     write_json(FOLDER / INDEX, [*others, entry])
     print(f"{entry['name']}: {entry['test_accuracy']:.2%} of {entry['test_images']:,} images")
 

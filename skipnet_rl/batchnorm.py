@@ -21,7 +21,7 @@ from skipnet_rl.rollout import rollout
 @torch.no_grad()
 def recalibrate(
     mdp: RoutingMDP, policy: Policy, data: Images, *, batches: int = 16, batch_size: int = 250,
-    precision: str = "fp32", seed: int = 0,
+    precision: str = "fp32", seed: int = 0, policy_too: bool = True,
 ) -> None:  # fmt: skip
     """Estimate the running statistics anew under a policy's greedy routes.
 
@@ -30,14 +30,16 @@ def recalibrate(
 
     Args:
         mdp: the decision process; its network is left in evaluation mode.
-        policy: what decides; the batch norms of its gates are treated alike.
+        policy: what decides.
         data: training images, on the network's device.
         batches, batch_size: how many images.
         precision: `"fp32"` or `"bf16"`.
         seed: of the images drawn and their augmentation.
+        policy_too: whether the batch norms of the policy's gates are treated alike.
     """
     parts = [mdp.net, *([policy] if isinstance(policy, nn.Module) else [])]
-    norms = [m for part in parts for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+    measured = parts if policy_too else parts[:1]
+    norms = [m for part in measured for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
     for part in parts:
         part.eval()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import time
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from skipnet_rl.errors import WeightsError
 
 PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
+OF_A_PLACE = {"data_dir": 1, "device": 1, "resume": 0, "no_resume": 0, "debug": 0, "no_debug": 0}  # values
 NOT_COMPARED = {"resume", "run_dir", "data_dir", "device", "download", "debug"}  # free to change on --resume
 
 
@@ -46,7 +49,8 @@ class Run:
         self.checkpoint_folder = folder / "checkpoint"
         started = (folder / "args.json").exists()
         if started and not resume:
-            raise FileExistsError(f"{folder} holds a run; pass --resume to go on, or another --run-dir")
+            go_on = "pass --resume to go on, or" if hasattr(args, "resume") else "give"
+            raise FileExistsError(f"{folder} holds a run; {go_on} another --run-dir")
         if resume and not started:
             raise FileNotFoundError(f"nothing to resume in {folder}: it has no args.json")
         arguments = as_stored(args)
@@ -115,6 +119,19 @@ class Run:
 def run_folder(run_dir: Path | None, name: str, agent: str, seed: int) -> Path:
     """`run_dir`, or runs/<name>-<agent>-<seed>-<time>."""
     return run_dir or Path("runs") / f"{name}-{agent}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def without_places(command: Sequence[str]) -> str:
+    """A command line without the flags that name a folder or a device of one machine and shape no number."""
+    kept, rest = [], iter(command)
+    for word in rest:
+        name, equals, _ = word.removeprefix("--").partition("=")
+        values = OF_A_PLACE.get(name.replace("-", "_")) if word.startswith("--") else None
+        if values is None:
+            kept.append(word)
+        elif values and not equals:
+            next(rest, None)
+    return shlex.join(kept)
 
 
 def provenance() -> dict[str, Any]:

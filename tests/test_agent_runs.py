@@ -146,14 +146,32 @@ def test_presets_are_complete(env):
         (ppo, ["--env", "SkipResNet111-v0"], "SkipResNet111"),
         (ppo, ["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (ppo, ["--alpha", "-1"], "alpha is -1.0"),
-        (ppo, ["--num-envs", "0"], "num_envs is 0"),
+        (ppo, ["--num-envs", "0"], "--num-envs is 0; expected more than 0"),
+        (ppo, ["--eval-every", "0"], "--eval-every is 0"),
+        (ppo, ["--minibatches", "0"], "--minibatches is 0"),
+        (ppo, ["--minibatches", "9999"], "--minibatches 9999 of 2048 steps leave one"),
+        (ppo, ["--env", "CartPole-v1"], "CartPole-v1 is no environment of this project"),
+        (a2c, ["--width", "0"], "--width is 0"),
+        (dqn, ["--episodes", "0"], "--episodes is 0"),
+        (oracle, ["--batch-size", "0"], "--batch-size is 0"),
+        (reinforce, ["--routes", "1"], "leave-one-out needs --routes 2"),
+        (
+            reinforce,
+            ["--batch-size", "260"],
+            "asks for 65 images a step; rendered-digits has 64",
+        ),
+        (gumbel, ["--lr", "-0.01"], "--lr is -0.01; expected 0 or more"),
+        (gumbel, ["--lr", "inf"], "--lr is inf; expected a finite number"),
+        (gumbel, ["--penalty", "-3"], "--penalty is -3.0"),
+        (blockdrop, ["--batch-size", "0"], "--batch-size is 0"),
+        (static, ["--eval-images", "-3"], "--eval-images is -3"),
         (reinforce, ["--baseline", "value"], "unknown baseline 'value'"),
         (reinforce, ["--routes", "3"], "not a multiple of --routes 3"),
         (reinforce, ["--gate", "rrn"], "did you mean 'rnn'"),
         (gumbel, ["--target", "1.5"], "--target is 1.5"),
         (gumbel, ["--target-of", "blocks"], "did you mean 'block'"),
         (blockdrop, ["--bound", "0.3"], "--bound is 0.3"),
-        (blockdrop, ["--policy-depth", "9"], "depth 9 is not 6n+2"),
+        (blockdrop, ["--policy-depth", "9", "--batch-size", "8"], "depth 9 is not 6n+2"),
         (static, ["--rates", "1.5"], "rate is 1.5"),
     ],
 )
@@ -161,7 +179,7 @@ def test_bad_flags_end_in_one_line_and_code_2(module, flags, message, tmp_path, 
     folder = tmp_path / "run"
     small = ["--env", "SkipResNet20-v0", "--dataset", "rendered-digits", "--run-dir", str(folder)]
     monkeypatch.setattr(sys, "argv", ["agent", *small, *flags])
-    main = getattr(module, "train", None) or module.evaluate_all
+    main = {static: static.evaluate_all, oracle: oracle.find_routes}.get(module) or module.train
     with pytest.raises(SystemExit) as stop:
         main_with_named_errors(module.Args, main)
     error = capsys.readouterr().err.strip().splitlines()
@@ -206,3 +224,35 @@ def test_stable_baselines_goes_on_from_its_weights(name, tmp_path, monkeypatch):
         saved["parameters"]["policy.optimizer"]["state"].keys()
     )
     assert [line["step"] for line in lines(tmp_path / "run")] == [32, 64, 96, 128]
+
+
+@pytest.mark.parametrize("name", ["PPO", "A2C", "DQN"])
+def test_the_last_checkpoint_holds_the_last_update(name, tmp_path):
+    """A run that is at its end, resumed, is the same run."""
+    module, flags = LEARNERS[name]
+    args = module.Args(**SMALL, **flags, run_dir=tmp_path / "run")
+    whole = module.train(args)
+    policy = (tmp_path / "run" / "policy.safetensors").read_bytes()
+    assert module.train(dataclasses.replace(args, resume=True))["policies"] == whole["policies"]
+    assert (tmp_path / "run" / "policy.safetensors").read_bytes() == policy
+    assert len(lines(tmp_path / "run")) == 2
+
+
+def test_a_refused_command_does_not_stand_in_the_way_of_the_next(tmp_path):
+    flags = {**SMALL, "batch_size": 8, "iterations": 1, "run_dir": tmp_path / "run"}
+    with pytest.raises(ValueError, match="leave-one-out needs --routes 2"):
+        reinforce.train(reinforce.Args(**flags, routes=1))
+    assert reinforce.train(reinforce.Args(**flags, routes=2))["policies"]
+    with pytest.raises(FileExistsError, match="holds a run; give another --run-dir"):
+        static.evaluate_all(static.Args(**SMALL, run_dir=tmp_path / "run"))
+
+
+def test_stable_baselines_learns_on_what_is_evaluated(monkeypatch):
+    """Its environment has the precision that the run reports."""
+    from agents.sb3 import training_env
+
+    for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        env = training_env(setting.Setting.of(ppo.Args(**{**SMALL, "precision": precision})), 4)
+        mdp = env.get_attr("lockstep")[0].mdp
+        assert next(mdp.net.parameters()).dtype == kind
+        assert env.reset().dtype == "float32"

@@ -215,6 +215,19 @@ def test_frozen_batch_norms_keep_their_statistics():
         assert torch.equal(before, learner.mdp.net.stem[1].running_mean) == frozen
 
 
+def test_gates_are_those_of_test_time_in_the_tuning():
+    """Feed-forward gates have batch norms of their own, which the tuning leaves as they are."""
+    data = two_colours()
+    args = hybrid_reinforce.Args(batch_size=16, precision="fp32", gate="ff1")
+    learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"))
+    for stage, stays in (("hrl", False), ("tune", True)):
+        before = {name: value.clone() for name, value in learner.gate.state_dict().items()}
+        hybrid_reinforce.train_step(learner, data, 0, stage, args)
+        hybrid_reinforce.settle(learner, data, stage, args)
+        after = learner.gate.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items()) == stays, stage
+
+
 def test_learning_rates_fall_in_hrl_and_in_its_tuning():
     args = hybrid_reinforce.Args(warmup_iterations=1, sp_iterations=2, iterations=4, tune_iterations=2)
     assert args.plan() == ["warmup", "sp", "sp", "hrl", "hrl", "hrl", "hrl", "tune", "tune"]
@@ -372,7 +385,7 @@ def test_a_teacher_is_named_by_its_weights_and_depth(tmp_path, monkeypatch):
     [
         ({"distillation": 0.5}, "needs a --teacher"),
         ({"teacher": "auto"}, "no say without --distillation"),
-        ({"distillation": 1.5, "teacher": "auto"}, "not a share"),
+        ({"distillation": 1.5, "teacher": "auto"}, "expected a share between 0 and 1"),
         ({"distillation": 0.5, "teacher": "none"}, "untrained network"),
         ({"distillation": 0.5, "teacher": "auto", "depth": 74}, "no ResNet-74 on rendered-digits is shipped"),
         ({"teacher_depth": 38}, "no say without --teacher"),
@@ -398,7 +411,7 @@ def test_resume_with_other_arguments_is_refused(tmp_path, few_images):
         pretrain.train(pretrain.Args(**flags, lr=0.3, resume=True))
 
 
-@pytest.mark.parametrize("flags", [{"epochs": 0}, {"batch_size": 65}])
+@pytest.mark.parametrize("flags", [{"epochs": 0.01}, {"batch_size": 65}])
 def test_a_plan_without_a_step_is_refused(tmp_path, few_images, flags):
     with pytest.raises(ValueError, match="is no step"):
         pretrain.train(pretrain.Args(depth=8, dataset="rendered-digits", run_dir=tmp_path / "run", **flags))
@@ -423,8 +436,8 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--gate", "rrn"], "did you mean 'rnn'"),
         (["--shortcut", "projektion"], "did you mean 'projection'"),
         (["--stage", "hlr"], "did you mean 'hrl'"),
-        (["--alpha", "-1"], "alpha is -1.0"),
-        (["--alpha", "nan"], "alpha is nan"),
+        (["--alpha", "-1"], "--alpha is -1.0; expected 0 or more"),
+        (["--alpha", "nan"], "--alpha is nan; expected a finite number"),
         (["--batch-size", "10"], "not a multiple of --routes 4"),
         (["--routes", "1"], "--baseline leave-one-out needs --routes 2"),
         (["--baseline", "batchmean"], "did you mean 'batch-mean'"),
@@ -435,16 +448,25 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--stage", "tune"], "--stage tune trains no gates"),
         (["--stage", "tune", "--gate-weights", "a", "--tune-iterations", "0"], "raise --tune-iterations"),
         (["--stage", "hrl", "--warmup-iterations", "1", "--iterations", "0"], "raise --iterations or"),
-        (["--teacher", "none", "--distillation", "0.5"], "--teacher none is an untrained network"),
+        (["--teacher", "none", "--distillation", "0.5"], "an untrained network cannot teach"),
+        (["--weights", "none", "--distillation", "0.5"], "an untrained network cannot teach"),
+        (["--env", "SkipResNet56-v0", "--distillation", "0.5"], "no ResNet-56 on rendered-digits is shipped"),
+        (["--distillation", "2"], "--distillation is 2.0; expected a share between 0 and 1"),
+        (["--batch-size", "0"], "--batch-size is 0; expected more than 0"),
+        (["--batch-size", "1000000"], "--batch-size asks for 1000000 images a step"),
+        (["--eval-every", "0"], "--eval-every is 0"),
+        (["--eval-images", "-3"], "--eval-images is -3"),
+        (["--sp-iterations", "-5"], "--sp-iterations is -5; expected 0 or more"),
+        (["--lr", "nan"], "--lr is nan; expected a finite number"),
         (["--teacher", "resnet110-rendered-digits"], "--teacher has no say without --distillation"),
         (
             ["--teacher", "/nowhere.safetensors", "--distillation", "0.5"],
             "no weights file /nowhere.safetensors",
         ),
-        (["--gate-gain", "0"], "gain is 0.0"),
+        (["--gate-gain", "0"], "--gate-gain is 0.0; expected more than 0"),
         (["--gate-weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--exploration", "0.6"], "exploration floor is 0.6"),
-        (["--warmup-rate", "1.5"], "rate is 1.5"),
+        (["--warmup-rate", "1.5"], "--warmup-rate is 1.5"),
         (["--weights", "torchvision"], "torchvision has no weights for this ResNet-110"),
         (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--dataset", "cifar10", "--data-dir", "/nowhere"], "no cifar10: /nowhere"),

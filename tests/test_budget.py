@@ -122,9 +122,27 @@ def test_controls_do_not_choose_by_the_image(finished, play, tmp_path, capsys):
 
 
 def test_controls_where_nothing_is_chosen(finished, play):
-    for path, flags in (("resnet20-rendered-digits", {}), (finished, {"biases": (1.0,)})):
-        with pytest.raises(ValueError, match="--controls needs a policy that chooses"):
-            play(path, controls=True, **flags)
+    for flags in ({"controls": True}, {"biases": (1.0,)}):
+        with pytest.raises(ValueError, match="--controls and --biases need a policy that chooses"):
+            play("resnet20-rendered-digits", **flags)
+    with pytest.raises(ValueError, match="--controls goes without --biases"):
+        play(finished, controls=True, biases=(1.0,))
+
+
+def test_results_that_would_take_each_others_place(finished, model, play, tmp_path):
+    with pytest.raises(ValueError, match="--out .* holds the results of one path"):
+        play(finished, model, out=tmp_path)
+    with pytest.raises(ValueError, match="nothing given"):
+        play()
+    with pytest.raises(ValueError, match="a run of agents.ppo, which has no stage 'sp'"):
+        play(model, stage="sp")
+    assert [row["name"] for row in play(finished, biases=(1.0, 0.0, 1.0))[0]] == [
+        "all blocks", "bias +0", "bias +1",
+    ]  # fmt: skip
+    last, supervised = play(finished)[0], play(finished, stage="sp")[0]
+    for file, rows in (("test-greedy", last), ("sp-test-greedy", supervised)):
+        assert json.loads((finished / f"evaluation-{file}.json").read_text())["policies"] == rows
+        assert (finished / "plots" / f"easy_and_hard-{file}.png").is_file()
 
 
 def test_biases_are_read_on_validation_images(finished, play):
@@ -169,6 +187,10 @@ def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):
     )  # fp32 and fp16 weights
     with pytest.raises(ValueError, match="unknown algorithm 'pppo'; did you mean 'ppo'"):
         play(path, trust_sb3="pppo", **flags)
+    with pytest.raises(ValueError, match="model.zip is no model of dqn"):
+        play(path, trust_sb3="dqn", **flags)
+    with pytest.raises(ValueError, match="CartPole-v1 is no environment of this project"):
+        play(path, trust_sb3="ppo", **{**flags, "env": "CartPole-v1"})
 
 
 def test_folders_without_a_run(tmp_path, finished):

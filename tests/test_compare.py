@@ -181,3 +181,36 @@ def test_no_runs_is_one_line(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main_with_named_errors(compare.Args, compare.main)
     assert stop.value.code == 2 and "no run in" in capsys.readouterr().err
+
+
+def test_networks_of_other_trainings_are_rows_of_their_own(tmp_path):
+    """A pretrained network is its run's result; where runs start from one it stands once."""
+    plain = [
+        run(tmp_path / str(seed), "pretrain", seed, [row("all blocks", accuracy, 1.0)], weights=None, lr=lr)
+        for seed, accuracy, lr in ((0, 0.90, 0.1), (1, 0.92, 0.1), (0, 0.80, 0.2))
+    ]
+    entries = [entry.summary() for entry in collect(plain)]
+    assert [(entry["name"], entry["n"]) for entry in entries] == [
+        ("all blocks lr=0.1", 2), ("all blocks lr=0.2", 1),
+    ]  # fmt: skip
+    assert entries[0]["accuracy"] == pytest.approx(0.91)
+
+
+def test_one_run_twice_is_not_two_seeds(tmp_path):
+    (one,) = seeds(tmp_path, "ppo", [0.8], [0.6])
+    with pytest.raises(ValueError, match="differ in nothing, not even the seed"):
+        collect([one, one])
+
+
+def test_the_images_of_a_greedy_choice_are_a_flag(tmp_path):
+    """Of static runs alone: elsewhere they only say how often one looks."""
+    rows = [row("random 50%", 0.5), row("PPO", 0.8)]
+    for agent, seeds_of_each in (("static", [1, 1, 1, 1]), ("ppo", [2])):
+        runs = [run(tmp_path, agent, seed, rows, eval_images=20 * (seed + 1)) for seed in (0, 1)]
+        assert [entry.summary()["n"] for entry in collect(runs)] == seeds_of_each
+
+
+def test_a_pretrained_network_has_no_routes_to_verify(tmp_path):
+    plain = run(tmp_path, "pretrain", 0, [row("all blocks", 0.9, 1.0)])
+    with pytest.raises(ValueError, match="stores no routes to play again"):
+        compare.verify(plain, None, "cpu")

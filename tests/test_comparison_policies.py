@@ -8,6 +8,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, static
 from agents.sb3 import ModelPolicy, build_policy, policy_spec, preset
@@ -113,7 +114,10 @@ def test_gumbel_draws_have_their_probability_and_the_relaxed_gradient():
 
 def models(mdp, images):
     """Each algorithm's model, untrained, with layers that see the observation."""
-    numbers = {"lr": 1e-3, "epochs": 1, "minibatches": 1, "entropy": 0.0, "buffer": 100, "updates": 1}
+    numbers = {
+        "lr": 1e-3, "epochs": 1, "minibatches": 1, "entropy": 0.0, "buffer": 100, "updates": 1,
+        "episodes": 64,
+    }  # fmt: skip
     for module, args in (
         (ppo, ppo.Args()),
         (ppo, ppo.Args(recurrent=True)),
@@ -170,6 +174,21 @@ def test_models_for_other_spaces_are_refused(mdp, batch):
     short = ModelPolicy(ActorCriticPolicy(spaces.Box(-1, 1, (7,)), spaces.Discrete(2), lambda _: 0.0), 8)
     with pytest.raises(ValueError, match="observations of length 7; this network has 72, or 64 of obs_mode"):
         rollout(mdp, short, *batch)
+
+
+def test_a_model_decides_on_its_own_device(mdp, batch):
+    """Its weights may be elsewhere than the network: observations go there, log-odds come back."""
+    policy = ModelPolicy(DQNPolicy(spaces.Box(-1, 1, (72,)), spaces.Discrete(2), lambda _: 0.0), 8)
+    seen = []
+    policy.decide = lambda observation, hidden: (
+        seen.append(observation.device.type) or torch.zeros(len(observation)),
+        hidden,
+    )
+    policy.policy.to("meta")
+    assert rollout(mdp, policy, *batch).gate_logits.device.type == "cpu" and seen == ["meta"] * 8
+    del policy.decide
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # on the way back
+        rollout(mdp, policy, *batch)
 
 
 def test_presets_give_way_to_flags():

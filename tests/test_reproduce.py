@@ -257,9 +257,36 @@ def test_a_backbone_that_seeds_share_is_counted_once(finished, folders, tmp_path
 
 def test_commands_are_told_without_what_a_machine_has(folders):
     run = FinishedRun.read(folders[0])
-    command = "python -m agents.pretrain --data-dir /mine --depth 20 --device cpu --run-dir runs/a --resume"
-    ran = dataclasses.replace(run, result={**run.result, "command": command})
-    assert ship.lineage(ran).commands == ["python -m agents.pretrain --depth 20 --run-dir runs/a"]
+    for places in (
+        "--data-dir /mine --device cpu --resume",
+        "--data-dir='/my data' --device=cuda:0 --no-debug",
+        "--data_dir '/my data' --no-resume --debug",
+    ):
+        command = f"python -m agents.pretrain {places} --depth 20 --run-dir runs/a"
+        ran = dataclasses.replace(run, result={**run.result, "command": command})
+        assert ship.lineage(ran).commands == ["python -m agents.pretrain --depth 20 --run-dir runs/a"]
+
+
+def test_runs_with_other_flags_are_no_seeds(finished, folders, tmp_path):
+    copy = tmp_path / "runs"
+    shutil.copytree(finished, copy)
+    file = copy / "resnet20-1" / "sp" / "args.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sp_iterations": 3000}))
+    with pytest.raises(ValueError, match="are no seeds of one another: sp_iterations"):
+        results.add("resnet20", [copy / "resnet20-0" / folder.name for folder in folders], tmp_path / "out")
+
+
+def test_no_table_of_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no rows in .*no results.json"):
+        results.draw(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_length_that_is_none(no_work):
+    with pytest.raises(ValueError, match="--length is 0.0; expected more than 0"):
+        reproduce.main(reproduce.Options(length=0.0))
+    short = reproduce.chain("resnet38", reproduce.Options(length=1e-4))
+    assert all(min(step.plan.values()) > 0 for step in short)
 
 
 def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch):
@@ -278,3 +305,14 @@ def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch
     last = FinishedRun.read(folders[2]).result["policies"][-1]
     assert hybrid["test_accuracy"] == last["accuracy"] and hybrid["alpha"] == 3.0
     assert len(hybrid["command"]) == 3 and len(supervised["command"]) == 2
+    before = (package / "plain.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="--weights auto would find plain or this one; give another --stage"):
+        ship.main(ship.Options(folders[0], "other"))
+    assert not (package / "other.safetensors").exists()
+    ship.main(ship.Options(folders[0], "other", "backbone-again"))
+    assert weights.find_shipped(20, "rendered-digits", "projection").read_bytes() == before
+    learned = dataclasses.replace(
+        FinishedRun.read(folders[2]), result={**FinishedRun.read(folders[2]).result, "agent": "reinforce"}
+    )
+    with pytest.raises(ValueError, match="is of agents.reinforce, whose policies are not shipped"):
+        ship.describe(learned, "x", None)

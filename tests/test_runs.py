@@ -19,6 +19,11 @@ class Args:
     alpha: float = 0.1
 
 
+@dataclass(frozen=True)
+class Resumable(Args):
+    resume: bool = False
+
+
 def test_folder_records_the_arguments(tmp_path):
     Run(tmp_path / "deep" / "run", Args(alpha=0.7, data_dir=Path("some/data")))
     recorded = json.loads((tmp_path / "deep" / "run" / "args.json").read_text())
@@ -32,8 +37,10 @@ def test_folder_records_the_arguments(tmp_path):
 
 def test_a_run_is_not_overwritten(tmp_path):
     Run(tmp_path, Args())
-    with pytest.raises(FileExistsError, match="holds a run; pass --resume"):
+    with pytest.raises(FileExistsError, match="holds a run; give another --run-dir"):
         Run(tmp_path, Args(alpha=0.5))
+    with pytest.raises(FileExistsError, match="holds a run; pass --resume to go on, or another --run-dir"):
+        Run(tmp_path, Resumable())
     assert json.loads((tmp_path / "args.json").read_text())["alpha"] == 0.1
 
 
@@ -133,7 +140,7 @@ def test_result_has_its_provenance(tmp_path):
     assert result["env"] == "SkipResNet20-v0"
     assert result["versions"] == versions()
     assert result["commit"] == commit()
-    assert "threads" in result["machine"]
+    assert "thread" in result["machine"]
 
 
 def test_tensorboard_holds_the_same_points(tmp_path):

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import shlex
 import warnings
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from skipnet_rl import weights
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.runs import without_places
 from skipnet_rl.weights import build_backbone, find_shipped
 
 
@@ -38,6 +41,11 @@ def test_every_shipped_file_is_what_the_index_says():
         if entry["stage"] == "backbone":
             assert find_shipped(entry["depth"], entry["dataset"], entry["shortcut"]) == path
         assert path.stat().st_size <= 4 * 2**20, f"{path.name} is larger than 4 MB"
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+        commands = [*entry["command"], about.get("command", "")]
+        for command in commands:  # they name no folder of the machine that ran them
+            assert without_places(shlex.split(command)) == command and "/tmp" not in command
 
 
 def test_auto_takes_the_shipped_weights(shipped):

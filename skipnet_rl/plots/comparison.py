@@ -17,7 +17,7 @@ from skipnet_rl.plots.canvas import FLOPS_LABEL, legend_beside, palette, plain_a
 from skipnet_rl.statistics import mean_interval
 
 MARKERS = "osD^vPX<>p"
-PLACE_IN_FAMILY = re.compile(r",? \d+(%| of \d+)(?= |$)")  # "random 90%", "greedy, 7 of 8"
+PLACE_IN_FAMILY = re.compile(r",? \d+(\.\d+)?(%| of \d+)(?= |$)")  # "random 90%", "greedy, 7 of 8"
 
 
 def computation_reduction(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -1,0 +1,38 @@
+"""What the numbers among the flags may be: one rule for each name, whichever agent has the flag."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+POSITIVE = {
+    "batch_size", "buffer", "epochs", "episodes", "eval_every", "eval_images", "gate_gain", "length",
+    "minibatches", "minutes", "num_envs", "points", "routes", "updates", "width",
+}  # fmt: skip
+NOT_NEGATIVE = {
+    "alpha", "curriculum", "entropy", "exhaustive", "gate_lr", "iterations", "joint", "joint_lr", "lr",
+    "momentum", "penalty", "policy_weight", "restarts", "sp_iterations", "tune_iterations",
+    "warmup_iterations", "weight_decay",
+}  # fmt: skip
+SHARES = {"distillation", "survival", "target", "warmup", "warmup_rate"}
+
+
+def check_numbers(args: Any) -> None:
+    """Raise a ValueError for the first number of a dataclass of flags that makes no sense."""
+    for name, value in vars(args).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            expected = _expected(name, value)
+            if expected:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
+
+
+def _expected(name: str, value: float) -> str | None:
+    if not math.isfinite(value):
+        return "a finite number"
+    if name in POSITIVE and value <= 0:
+        return "more than 0"
+    if name in NOT_NEGATIVE and value < 0:
+        return "0 or more"
+    if name in SHARES and not 0 <= value <= 1:
+        return "a share between 0 and 1"
+    return None
