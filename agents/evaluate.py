@@ -9,8 +9,10 @@
 
 A bias on the policy's log-odds makes every decision a little more or less willing to execute; it traces
 accuracy against FLOPs without training anew. That is for choosing, so with `--biases` the split is the
-validation split unless `--split` says otherwise; so it is with `--controls`. The row "all blocks" is the network
-with the policy's weights, executed whole; in a run's own table it is the network that the run began with.
+validation split unless `--split` says otherwise; so it is with `--controls`.
+
+The row "all blocks" is here the network with the policy's weights, executed whole; in a run's own table it
+is the network that the run began with.
 """
 
 from __future__ import annotations
@@ -264,8 +266,8 @@ def main(args: Args) -> list[dict[str, Any]]:
     """Evaluate every path; returns what was written.
 
     Raises:
-        ValueError: nothing to evaluate, an unknown mode, several paths for one `--out`, both `--biases` and `--controls`, or
-            one of them for a plain network.
+        ValueError: nothing to evaluate, an unknown mode, several paths for one `--out`, both `--biases` and
+            `--controls`, or one of them for a plain network.
     """
     if not args.paths:
         raise ValueError("nothing given; name a run folder, a file or shipped weights")
