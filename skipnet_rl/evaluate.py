@@ -170,7 +170,10 @@ def load_records(path: Path) -> dict[str, Record]:
         ValueError: it is damaged, or not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise TypeError("it is a single array")
+        with stored:
             records = {}
             for number, name in enumerate(stored["policies"].tolist()):
                 count, decisions = stored[f"{number}/shape"].tolist()

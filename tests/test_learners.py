@@ -58,7 +58,7 @@ MODELS = {
         ppo, ppo.Args(recurrent=True), {"lr": 3e-3, "epochs": 4, "minibatches": 4, "entropy": 0.0}, 4_000
     ),
     "A2C": (a2c, a2c.Args(), {"lr": 3e-3, "entropy": 0.0}, 8_000),
-    "DQN": (dqn, dqn.Args(), {"lr": 3e-3, "buffer": 10_000, "updates": 2}, 8_000),
+    "DQN": (dqn, dqn.Args(), {"lr": 3e-3, "buffer": 10_000, "updates": 2, "episodes": 4_000}, 8_000),
 }  # fmt: skip
 
 

@@ -291,7 +291,7 @@ def test_difficulty():
     along = scale.containers[0][2][0].get_segments()[0][:, 1]
     assert np.ptp(along) == pytest.approx(2 * mean_interval([0] * 10 + [1] * 10)[1])
     assert distractors.containers[0][0].get_xdata().tolist() == [0, 1]
-    assert distractors.containers[0][0].get_ydata() == pytest.approx([9.5, 9.5])
+    assert np.asarray(distractors.containers[0][0].get_ydata()) == pytest.approx([9.5, 9.5])
     low, high = (rank_correlations(factors, skipped, 5)["distractors"][end] for end in (1, 2))
     expected = f"ρ = +0.00 [{low:+.2f}, {high:+.2f}]".replace("-", "−")
     assert distractors.get_title() == expected and "−0.00" not in expected

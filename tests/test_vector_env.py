@@ -10,6 +10,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from packaging.version import Version
 
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
@@ -177,6 +178,10 @@ def test_results_do_not_depend_on_the_number_of_sub_environments(mdp, tiny_image
         np.testing.assert_allclose(found, numbers[:, part], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(
+    Version(gym.__version__) < Version("1.4"),
+    reason="older Gymnasium drops the first reward after a same-step autoreset",
+)
 def test_statistics_wrapper_sees_the_returns(mdp, tiny_images):
     env = RecordEpisodeStatistics(SkipNetVectorEnv(mdp, tiny_images, 3))
     env.reset(seed=0)
@@ -209,8 +214,9 @@ ROWS = {  # (block observed, reward, terminated) of the steps around an episode'
 @pytest.mark.parametrize("as_text", [False, True])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_rows_around_the_end(mdp, tiny_images, mode, as_text):
+    before = dict(SkipNetEnv.metadata)
     env = SkipNetVectorEnv(mdp, tiny_images, 2, autoreset_mode=mode.value if as_text else mode)
-    assert env.metadata["autoreset_mode"] is mode and "autoreset_mode" not in SkipNetEnv.metadata
+    assert env.metadata["autoreset_mode"] is mode and SkipNetEnv.metadata == before
     index = np.array([3, 7])
     observations, infos = env.reset(seed=1, options={"index": index})
     assert block(observations) == [0, 0] and infos["index"].tolist() == [3, 7]
