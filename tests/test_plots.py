@@ -286,8 +286,8 @@ def test_difficulty():
     figure = draw(plots.difficulty(factors, skipped, seed=5))
     scale, distractors = figure.axes
     points = scale.containers[0][0]
-    assert points.get_xdata() == pytest.approx(np.arange(200).reshape(10, 20).mean(axis=1))
-    assert points.get_ydata() == pytest.approx(np.arange(0.5, 20, 2))  # twenty images of k and k + 1 each
+    assert np.asarray(points.get_xdata()) == pytest.approx(np.arange(200).reshape(10, 20).mean(axis=1))
+    assert np.asarray(points.get_ydata()) == pytest.approx(np.arange(0.5, 20, 2))  # twenty images of k and k + 1 each
     along = scale.containers[0][2][0].get_segments()[0][:, 1]
     assert np.ptp(along) == pytest.approx(2 * mean_interval([0] * 10 + [1] * 10)[1])
     assert distractors.containers[0][0].get_xdata().tolist() == [0, 1]
