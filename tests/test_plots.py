@@ -286,12 +286,13 @@ def test_difficulty():
     figure = draw(plots.difficulty(factors, skipped, seed=5))
     scale, distractors = figure.axes
     points = scale.containers[0][0]
-    assert np.asarray(points.get_xdata()) == pytest.approx(np.arange(200).reshape(10, 20).mean(axis=1))
-    assert np.asarray(points.get_ydata()) == pytest.approx(np.arange(0.5, 20, 2))  # twenty images of k and k + 1 each
+    assert np.asarray(points.get_xdata(), dtype=float) == pytest.approx(np.arange(200).reshape(10, 20).mean(axis=1))
+    means = np.arange(0.5, 20, 2)  # twenty images of k and k + 1 each
+    assert np.asarray(points.get_ydata(), dtype=float) == pytest.approx(means)
     along = scale.containers[0][2][0].get_segments()[0][:, 1]
     assert np.ptp(along) == pytest.approx(2 * mean_interval([0] * 10 + [1] * 10)[1])
     assert distractors.containers[0][0].get_xdata().tolist() == [0, 1]
-    assert np.asarray(distractors.containers[0][0].get_ydata()) == pytest.approx([9.5, 9.5])
+    assert np.asarray(distractors.containers[0][0].get_ydata(), dtype=float) == pytest.approx([9.5, 9.5])
     low, high = (rank_correlations(factors, skipped, 5)["distractors"][end] for end in (1, 2))
     expected = f"ρ = +0.00 [{low:+.2f}, {high:+.2f}]".replace("-", "−")
     assert distractors.get_title() == expected and "−0.00" not in expected
