@@ -286,7 +286,8 @@ def test_difficulty():
     figure = draw(plots.difficulty(factors, skipped, seed=5))
     scale, distractors = figure.axes
     points = scale.containers[0][0]
-    assert np.asarray(points.get_xdata(), dtype=float) == pytest.approx(np.arange(200).reshape(10, 20).mean(axis=1))
+    centres = np.arange(200).reshape(10, 20).mean(axis=1)
+    assert np.asarray(points.get_xdata(), dtype=float) == pytest.approx(centres)
     means = np.arange(0.5, 20, 2)  # twenty images of k and k + 1 each
     assert np.asarray(points.get_ydata(), dtype=float) == pytest.approx(means)
     along = scale.containers[0][2][0].get_segments()[0][:, 1]
