@@ -472,6 +472,7 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--dataset", "cifar10", "--data-dir", "/nowhere"], "no cifar10: /nowhere"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:no shipped weights")
 def test_bad_flags_end_in_one_line_and_code_2(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hybrid_reinforce", *flags, "--run-dir", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as stop:
