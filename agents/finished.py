@@ -66,8 +66,8 @@ class FinishedRun:
 
     @property
     def depth(self) -> int:
-        """Of the network that the environment's id names."""
-        return depth_of(self.result["env"])
+        """Of the network: of pretraining, which takes depths that no id has, the flag; else the id's."""
+        return self.args["depth"] if self.agent == "pretrain" else depth_of(self.result["env"])
 
     @property
     def policy_name(self) -> str:
