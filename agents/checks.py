@@ -1,4 +1,4 @@
-"""What the numbers among the flags may be: one rule for each name, whichever agent has the flag."""
+"""What the flags may be that several agents share: one rule for each name, whichever has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 POSITIVE = {
     "batch_size", "buffer", "epochs", "episodes", "eval_every", "eval_images", "gate_gain", "length",
-    "minibatches", "minutes", "num_envs", "points", "routes", "updates", "width",
+    "minibatches", "minutes", "num_envs", "points", "routes", "survival", "updates", "width",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "alpha", "curriculum", "entropy", "exhaustive", "gate_lr", "iterations", "joint", "joint_lr", "lr",
@@ -24,6 +24,14 @@ def check_numbers(args: Any) -> None:
             expected = _expected(name, value)
             if expected:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
+
+
+def check_routes(batch_size: int, routes: int, baseline: str) -> None:
+    """Raise a ValueError for episodes that are not as many of each image, or too few for the baseline."""
+    if batch_size % routes:
+        raise ValueError(f"--batch-size {batch_size} is not a multiple of --routes {routes}")
+    if baseline == "leave-one-out" and routes == 1:
+        raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
 
 
 def _expected(name: str, value: float) -> str | None:

@@ -91,6 +91,11 @@ class Args:
     debug: bool = False
     """show the traceback of an error"""
 
+    @property
+    def budgets(self) -> list[float]:
+        """The biases in the order of their rows, each once."""
+        return sorted(set(self.biases))
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -159,9 +164,9 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
     images = subject.images.sized(subject.mdp.net.image_size).to(device)
-    rows, biases = play(subject, images, args, precision), sorted(set(args.biases))
+    rows = play(subject, images, args, precision)
     summaries = [done.summary(name) for name, done in rows.items()]
-    for summary, bias in zip(summaries[1:], biases, strict=False):
+    for summary, bias in zip(summaries[1:], args.budgets, strict=False):
         summary["bias"] = bias
     found = {
         "schema": 1, **subject.about, "split": images.split, "n_images": len(images), "mode": args.mode,
@@ -171,7 +176,7 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     if args.controls:
         found["gain_over"] = gains(subject.name, rows)
     if subject.out is not None:
-        kind = "budget" if biases else "controls" if args.controls else "evaluation"
+        kind = "budget" if args.biases else "controls" if args.controls else "evaluation"
         stage = [args.stage] if args.stage else []  # its results stand beside the last stage's
         which = "-".join([*stage, images.split, args.mode])
         name = f"{kind}-{which}"
@@ -198,7 +203,7 @@ def play(subject: Subject, images: Images, args: Args, precision: str) -> dict[s
     if isinstance(policy, AlwaysExecute):
         return rows
     if args.biases:
-        for bias in progress_bar(sorted(set(args.biases)), desc="bias", unit="policy"):
+        for bias in progress_bar(args.budgets, desc="bias", unit="policy"):
             rows[f"bias {bias:+g}"] = row(Biased(policy, bias), args.mode)
         return rows
     rows[subject.name] = own = row(policy, args.mode)

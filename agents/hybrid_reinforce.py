@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from agents.checks import check_routes
 from agents.cli import main_with_named_errors
 from agents.distillation import check_teacher, distilled, load_teacher
 from agents.loop import learn
@@ -138,10 +139,7 @@ class Args(CommonArgs):
         ):
             if name not in known:
                 raise unknown_name(kind, name, known)
-        if self.batch_size % self.routes:
-            raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
-        if self.baseline == "leave-one-out" and self.routes == 1:
-            raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
+        check_routes(self.batch_size, self.routes, self.baseline)
         self._check_sources()
         if set(self.plan()) <= {"warmup"}:
             steps = "--tune-iterations" if self.stage == "tune" else "--iterations or --sp-iterations"
@@ -268,7 +266,6 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
         targets = targets.repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)
-    learner.model.train()
     learner.mdp.net.train(args.bn != "frozen")
     learner.gate.train(stage != "tune")  # there its routes are those of test time
     policy, mode = learner.policies[stage]
@@ -285,10 +282,8 @@ def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
     setting = Setting.of(args)
     classes = len(setting.train.classes)
-    teacher = None
-    if args.distillation:
-        source = args.teacher or args.weights
-        teacher = load_teacher(source, args.depth, classes, setting.dataset, args.shortcut, setting.device)
+    source = (args.teacher or args.weights) if args.distillation else None
+    teacher = load_teacher(source, args.depth, classes, setting.dataset, args.shortcut, setting.device)
     learner = Learner(args, setting.mdp().net, setting.device, teacher)
     if args.gate_weights:
         load_weights(weights_path(args.gate_weights), learner.gate, prefix="gate.")
@@ -331,10 +326,10 @@ def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
     """Estimate the batch norms' statistics for the routes to come, where `--bn` asks for it."""
     if args.bn == "recalibrate":
         policy = AlwaysExecute() if stage == "warmup" else learner.gate
-        gates_too = stage != "tune"
         recalibrate(
-            learner.mdp, policy, data, precision=learner.precision, seed=args.seed, policy_too=gates_too
-        )
+            learner.mdp, policy, data, precision=learner.precision, seed=args.seed,
+            policy_too=stage != "tune",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

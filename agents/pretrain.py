@@ -103,8 +103,6 @@ class Args:
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         check_numbers(self)
-        if self.survival == 0:
-            raise ValueError("--survival 0 drops the last block for good; expected more")
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         check_teacher(self.teacher, self.distillation)

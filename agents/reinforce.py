@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from agents.checks import check_routes
 from agents.cli import main_with_named_errors
 from agents.loop import learn
 from agents.setting import CommonArgs, Setting
@@ -61,10 +62,7 @@ class Args(CommonArgs):
         known = [name for name in BASELINES if name != "value"]
         if self.baseline not in known:
             raise unknown_name("baseline", self.baseline, known)
-        if self.batch_size % self.routes:
-            raise ValueError(f"--batch-size {self.batch_size} is not a multiple of --routes {self.routes}")
-        if self.baseline == "leave-one-out" and self.routes == 1:
-            raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
+        check_routes(self.batch_size, self.routes, self.baseline)
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
 
@@ -93,7 +91,7 @@ class Learner:
 def train_step(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
     """Sample routes, weigh their log-probabilities."""
     device = data.device
-    index = training_index(step, args.batch_size // args.routes, len(data), args.seed).to(device)
+    index = training_index(step, args.images_per_step, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     images = images.repeat_interleave(args.routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(args.routes)

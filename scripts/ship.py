@@ -27,7 +27,6 @@ from skipnet_rl.weights import FOLDER, find_shipped, index
 
 LARGEST = 4 * 2**20  # bytes of a file
 INDEX = "index.json"
-FOUND_BY = ("depth", "dataset", "shortcut", "stage")  # see `skipnet_rl.weights.find_shipped`
 
 
 @dataclass(frozen=True)
@@ -119,10 +118,10 @@ def main(options: Options) -> None:
     source, entry = describe(FinishedRun.read(options.run), options.name, options.stage)
     if source.stat().st_size > LARGEST:
         raise ValueError(f"{source} is larger than {LARGEST / 2**20:g} MB")
+    found = find_shipped(entry["depth"], entry["dataset"], entry["shortcut"])
+    if entry["stage"] == "backbone" and found and found.name != entry["file"]:
+        raise ValueError(f"--weights auto would find {found.stem} or this one; give another --stage")
     others = [other for other in index() if other["name"] != options.name]
-    for other in others:
-        if entry["stage"] == "backbone" and all(entry[key] == other[key] for key in FOUND_BY):
-            raise ValueError(f"--weights auto would find {other['name']} or this one; give another --stage")
     beside = FOLDER / f"{entry['file']}.new"
     shutil.copyfile(source, beside)
     os.replace(beside, FOLDER / entry["file"])

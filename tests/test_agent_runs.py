@@ -12,6 +12,7 @@ from stable_baselines3 import DQN, PPO
 
 from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, setting, static
 from agents.cli import main_with_named_errors
+from agents.sb3 import training_env
 from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
@@ -155,11 +156,7 @@ def test_presets_are_complete(env):
         (dqn, ["--episodes", "0"], "--episodes is 0"),
         (oracle, ["--batch-size", "0"], "--batch-size is 0"),
         (reinforce, ["--routes", "1"], "leave-one-out needs --routes 2"),
-        (
-            reinforce,
-            ["--batch-size", "260"],
-            "asks for 65 images a step; rendered-digits has 64",
-        ),
+        (reinforce, ["--batch-size", "260"], "asks for 65 images a step; rendered-digits has 64"),
         (gumbel, ["--lr", "-0.01"], "--lr is -0.01; expected 0 or more"),
         (gumbel, ["--lr", "inf"], "--lr is inf; expected a finite number"),
         (gumbel, ["--penalty", "-3"], "--penalty is -3.0"),
@@ -247,10 +244,8 @@ def test_a_refused_command_does_not_stand_in_the_way_of_the_next(tmp_path):
         static.evaluate_all(static.Args(**SMALL, run_dir=tmp_path / "run"))
 
 
-def test_stable_baselines_learns_on_what_is_evaluated(monkeypatch):
+def test_stable_baselines_learns_on_what_is_evaluated():
     """Its environment has the precision that the run reports."""
-    from agents.sb3 import training_env
-
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         env = training_env(setting.Setting.of(ppo.Args(**{**SMALL, "precision": precision})), 4)
         mdp = env.get_attr("lockstep")[0].mdp
