@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from agents.cli import main_with_named_errors
 from agents.entries import Entry, flags, over_images, random_at_rate
 from agents.finished import FinishedRun
+from scripts.cascade import FILE as CASCADE
 from scripts.ship import lineage, lineage_before, run_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
@@ -166,9 +167,9 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read(out: Path) -> list[dict[str, Any]]:
+def read(out: Path, file: str = "results.json") -> list[dict[str, Any]]:
     """The rows so far."""
-    path = out / "results.json"
+    path = out / file
     return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
@@ -194,8 +195,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy against FLOPs per image, so that networks of all depths share an axis."""
+def picture(rows: Sequence[Mapping[str, Any]], cascade: Sequence[Mapping[str, Any]] = ()) -> Figure:
+    """Accuracy against FLOPs per image, so that networks of all depths share an axis.
+
+    Args:
+        rows: of results.json.
+        cascade: of the file that `scripts.cascade` writes.
+    """
     figure, axes = plain_axes(8.5, 4.4)
     series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for entry in index():
@@ -210,10 +216,13 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
             point = (row["mega_flops"], 100 * row["accuracy"], 100 * half)
             label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row['distillation'])}), ours"
             series[label].append(point)
+    for row in cascade:
+        point = (row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"])
+        series["cascade of two plain ones, ours"].append(point)
     colours = palette(series)
     for label, points in series.items():
         flops, accuracy, half = zip(*sorted(points), strict=True)
-        style = "s:" if label.startswith("plain") else "o-"
+        style = "o-" if label.startswith("ResNet") else "s:" if label.startswith("plain") else "^--"
         axes.errorbar(flops, accuracy, half, fmt=style, color=colours[label], capsize=2, lw=1, label=label)
     for name, (accuracy, depth, share) in PUBLISHED.items():
         point = (share * mega_flops(depth), 100 * accuracy)
@@ -235,7 +244,7 @@ def draw(out: Path) -> None:
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
     (out / "results.md").write_text(table(rows))
-    plots.save_figure(picture(rows), out / "results.png")
+    plots.save_figure(picture(rows, read(out, CASCADE)), out / "results.png")
     print(f"wrote {out}/results.md and results.png")
 
 
