@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from agents import sb3
 from agents.blockdrop import PolicyNetwork
+from agents.sb3_policies import WEIGHTS, build_policy, load_model
 from envs import depth_of
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.evaluate import Record, load_records
@@ -124,8 +124,8 @@ class FinishedRun:
             return self.mdp(net), policy.eval()
         if agent in FROZEN:
             mdp = self.mdp(self.network(num_classes))
-            model = sb3.build_policy(self.result["policy"], mdp.num_decisions)
-            load_weights(self.folder / sb3.WEIGHTS, model.policy)
+            model = build_policy(self.result["policy"], mdp.num_decisions)
+            load_weights(self.folder / WEIGHTS, model.policy)
             return mdp, model.eval()
         raise ValueError(
             f"{self.folder} is a run of agents.{agent}, whose rows are not policies to be played again; "
@@ -160,7 +160,7 @@ def _is_row(row: Any) -> bool:
 def restore_model(
     path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
 ) -> tuple[RoutingMDP, Policy]:
-    """Decision process and policy of a stable-baselines3 .zip; see `sb3.load_model` on trust."""
+    """Decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
     net = build_backbone(depth_of(env), num_classes, dataset, weights=weights)
     mdp = RoutingMDP(net, alpha)
-    return mdp, sb3.load_model(path, algorithm, mdp.num_decisions).eval()
+    return mdp, load_model(path, algorithm, mdp.num_decisions).eval()

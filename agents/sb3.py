@@ -1,4 +1,4 @@
-"""What the stable-baselines3 agents share: their environment, their progress, their models as policies.
+"""What the stable-baselines3 agents share: their environment, their progress, the run from flags to table.
 
 The backbone is frozen; the agent sees the environment's observations and rewards and nothing else.
 Discount 1, as in SkipNet: with SB3's 0.99 the loss at the end of 53 decisions would count for 0.59 at
@@ -14,39 +14,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
-from stable_baselines3.dqn.policies import DQNPolicy
-from torch import Tensor, nn
+from torch import nn
 
 from agents.loop import progress, progress_bar
+from agents.sb3_policies import WEIGHTS, ModelPolicy, policy_spec
 from agents.setting import CommonArgs, Setting, val_metrics
 from agents.watch import check_finite
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.checkpoint import load_weights, save_weights
-from skipnet_rl.errors import unknown_name
-from skipnet_rl.flops import count_macs
 from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.inference import for_inference
-from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.runs import Run
-
-WEIGHTS = "policy.safetensors"
-ALGORITHMS = {"ppo": PPO, "a2c": A2C, "dqn": DQN, "recurrent_ppo": RecurrentPPO}
-POLICIES = {"actor-critic": ActorCriticPolicy, "dqn": DQNPolicy, "recurrent": RecurrentActorCriticPolicy}
 
 
 @dataclass(frozen=True)
@@ -82,73 +71,6 @@ def start_near_execute(model: BaseAlgorithm) -> None:
     assert isinstance(policy, ActorCriticPolicy) and isinstance(policy.action_net, nn.Linear)
     with torch.no_grad():
         policy.action_net.bias.copy_(torch.logit(torch.tensor([1 - INITIAL_RATE, INITIAL_RATE])) / 2)
-
-
-class ModelPolicy(nn.Module):
-    """A stable-baselines3 model as a `skipnet_rl.policies.Policy`, on its own device.
-
-    The log-odds are those of its distribution over the two actions (PPO, A2C, RecurrentPPO), or the
-    difference of its two action values (DQN): their sign is its greedy choice in both cases.
-
-    Args:
-        policy: the model's `policy`.
-        num_decisions: N, for its cost.
-
-    Raises:
-        ValueError: a policy for other spaces, or of an algorithm that is none of these.
-    """
-
-    def __init__(self, policy: Any, num_decisions: int) -> None:
-        super().__init__()
-        if not (isinstance(policy.action_space, spaces.Discrete) and policy.action_space.n == 2):
-            raise ValueError(f"the model's actions are {policy.action_space}; expected Discrete(2)")
-        if not any(hasattr(policy, name) for name in ("q_net", "lstm_actor", "get_distribution")):
-            raise ValueError(
-                f"{type(policy).__name__} has neither a distribution over actions nor their values"
-            )
-        self.policy, self.num_decisions = policy, num_decisions
-        (self.width,) = policy.observation_space.shape
-
-    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
-        """Log-odds of "execute" [B], and the memory of a recurrent model."""
-        if self.width not in (mdp.observation_size, mdp.feature_width):
-            expected = f"{mdp.observation_size}, or {mdp.feature_width} of obs_mode='feature'"
-            raise ValueError(
-                f"the model takes observations of length {self.width}; this network has {expected}"
-            )
-        place = state.x.device
-        observation = mdp.observation(state)[:, : self.width].to(self.policy.device)
-        with torch.autocast(place.type, enabled=False):
-            logit, hidden = self.decide(observation, hidden)
-        return logit.to(place), hidden
-
-    def decide(self, observation: Tensor, hidden: Any) -> tuple[Tensor, Any]:
-        """The same from observations [B, D]."""
-        policy = self.policy
-        if hasattr(policy, "q_net"):
-            values = policy.q_net(observation)
-            return values[:, 1] - values[:, 0], None
-        if hasattr(policy, "lstm_actor"):
-            distribution, hidden = self._recur(observation, hidden)
-        else:
-            distribution = policy.get_distribution(observation)
-        logits = distribution.distribution.logits
-        return logits[:, 1] - logits[:, 0], hidden
-
-    def _recur(self, observation: Tensor, hidden: Any) -> tuple[Any, Any]:
-        policy, batch = self.policy, len(observation)
-        if hidden is None:
-            layers, _, size = policy.lstm_hidden_state_shape
-            hidden = (observation.new_zeros(layers, batch, size), observation.new_zeros(layers, batch, size))
-        going_on = observation.new_zeros(batch)
-        return policy.get_distribution(observation, hidden, going_on)
-
-    def macs(self) -> int:
-        """MACs of all N decisions for one image."""
-        observation = torch.zeros(1, self.width, device=self.policy.device)
-        with torch.no_grad():
-            once, _ = count_macs(self.decide, observation, None)
-        return once * self.num_decisions
 
 
 class Progress(BaseCallback):
@@ -275,46 +197,3 @@ def train_sb3(
     rows = {**setting.references(learned.rate), name: learned}
     about = {"preset": numbers, "policy": policy_spec(model.policy)}
     return setting.finish(run, agent, rows, wall_time, **about)
-
-
-def policy_spec(policy: Any) -> dict[str, Any]:
-    """What `build_policy` needs to make such a policy again."""
-    return {
-        "class": next(key for key, known in POLICIES.items() if type(policy) is known),
-        "observation_size": policy.observation_space.shape[0],
-        "net_arch": list(policy.net_arch),
-        **({"lstm_hidden_size": policy.lstm_actor.hidden_size} if hasattr(policy, "lstm_actor") else {}),
-    }
-
-
-def build_policy(spec: Mapping[str, Any], num_decisions: int) -> ModelPolicy:
-    """An untrained policy of a `policy_spec`; no pickle is read, unlike by `BaseAlgorithm.load`."""
-    spec = dict(spec)
-    kind, size = POLICIES[spec.pop("class")], spec.pop("observation_size")
-    box = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-    return ModelPolicy(kind(box, spaces.Discrete(2), lambda _: 0.0, **spec), num_decisions)
-
-
-def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:
-    """The policy of a stable-baselines3 .zip that was saved elsewhere.
-
-    Such a file holds pickled objects, which can execute code: open only what you trust.
-
-    Args:
-        path: of the .zip.
-        algorithm: `"ppo"`, `"a2c"`, `"dqn"` or `"recurrent_ppo"`.
-        num_decisions: N.
-
-    Raises:
-        ValueError: an unknown algorithm, or another one's model.
-        FileNotFoundError: no such file.
-    """
-    if algorithm not in ALGORITHMS:
-        raise unknown_name("algorithm", algorithm, ALGORITHMS)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model {path}")
-    try:
-        policy = ALGORITHMS[algorithm].load(path, device="cpu").policy
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} is no model of {algorithm}: {error}") from error
-    return ModelPolicy(policy, num_decisions)

@@ -12,7 +12,7 @@ from stable_baselines3 import DQN, PPO
 
 from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, setting, static
 from agents.cli import main_with_named_errors
-from agents.sb3 import training_env
+from agents.sb3 import preset, training_env
 from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
@@ -133,8 +133,6 @@ def test_policies_that_learn_nothing_leave_the_same_files(tmp_path):
 
 @pytest.mark.parametrize("env", ["SkipResNet20-v0", "SkipResNet110-v0"])
 def test_presets_are_complete(env):
-    from agents.sb3 import preset
-
     for module in (ppo, a2c, dqn):
         numbers = preset(module.Args(env=env), module.PRESETS)
         assert all(value is not None for value in numbers.values())

@@ -88,7 +88,7 @@ def test_nothing_read_can_execute_code():
             assert name not in ("os.system", "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive"), path
             if name.startswith("ALGORITHMS["):
                 places.append(path.relative_to(ROOT).as_posix())
-    assert places == ["agents/sb3.py"]
+    assert places == ["agents/sb3_policies.py"]
     assert "trust_sb3 is None" in (ROOT / "agents" / "evaluate.py").read_text()
 
 

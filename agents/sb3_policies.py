@@ -1,0 +1,135 @@
+"""stable-baselines3 models as policies: played like any other, made again from a run's files or a .zip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor, nn
+
+from skipnet_rl.errors import unknown_name
+from skipnet_rl.flops import count_macs
+from skipnet_rl.mdp import RoutingMDP, State
+
+WEIGHTS = "policy.safetensors"
+ALGORITHMS = {"ppo": PPO, "a2c": A2C, "dqn": DQN, "recurrent_ppo": RecurrentPPO}
+POLICIES = {"actor-critic": ActorCriticPolicy, "dqn": DQNPolicy, "recurrent": RecurrentActorCriticPolicy}
+
+
+class ModelPolicy(nn.Module):
+    """A stable-baselines3 model as a `skipnet_rl.policies.Policy`, on its own device.
+
+    The log-odds are those of its distribution over the two actions (PPO, A2C, RecurrentPPO), or the
+    difference of its two action values (DQN): their sign is its greedy choice in both cases.
+
+    Args:
+        policy: the model's `policy`.
+        num_decisions: N, for its cost.
+
+    Raises:
+        ValueError: a policy for other spaces, or of an algorithm that is none of these.
+    """
+
+    def __init__(self, policy: Any, num_decisions: int) -> None:
+        super().__init__()
+        if not (isinstance(policy.action_space, spaces.Discrete) and policy.action_space.n == 2):
+            raise ValueError(f"the model's actions are {policy.action_space}; expected Discrete(2)")
+        if not any(hasattr(policy, name) for name in ("q_net", "lstm_actor", "get_distribution")):
+            raise ValueError(
+                f"{type(policy).__name__} has neither a distribution over actions nor their values"
+            )
+        self.policy, self.num_decisions = policy, num_decisions
+        (self.width,) = policy.observation_space.shape
+
+    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+        """Log-odds of "execute" [B], and the memory of a recurrent model."""
+        if self.width not in (mdp.observation_size, mdp.feature_width):
+            expected = f"{mdp.observation_size}, or {mdp.feature_width} of obs_mode='feature'"
+            raise ValueError(
+                f"the model takes observations of length {self.width}; this network has {expected}"
+            )
+        place = state.x.device
+        observation = mdp.observation(state)[:, : self.width].to(self.policy.device)
+        with torch.autocast(place.type, enabled=False):
+            logit, hidden = self.decide(observation, hidden)
+        return logit.to(place), hidden
+
+    def decide(self, observation: Tensor, hidden: Any) -> tuple[Tensor, Any]:
+        """The same from observations [B, D]."""
+        policy = self.policy
+        if hasattr(policy, "q_net"):
+            values = policy.q_net(observation)
+            return values[:, 1] - values[:, 0], None
+        if hasattr(policy, "lstm_actor"):
+            distribution, hidden = self._recur(observation, hidden)
+        else:
+            distribution = policy.get_distribution(observation)
+        logits = distribution.distribution.logits
+        return logits[:, 1] - logits[:, 0], hidden
+
+    def _recur(self, observation: Tensor, hidden: Any) -> tuple[Any, Any]:
+        policy, batch = self.policy, len(observation)
+        if hidden is None:
+            layers, _, size = policy.lstm_hidden_state_shape
+            hidden = (observation.new_zeros(layers, batch, size), observation.new_zeros(layers, batch, size))
+        going_on = observation.new_zeros(batch)
+        return policy.get_distribution(observation, hidden, going_on)
+
+    def macs(self) -> int:
+        """MACs of all N decisions for one image."""
+        observation = torch.zeros(1, self.width, device=self.policy.device)
+        with torch.no_grad():
+            once, _ = count_macs(self.decide, observation, None)
+        return once * self.num_decisions
+
+
+def policy_spec(policy: Any) -> dict[str, Any]:
+    """What `build_policy` needs to make such a policy again."""
+    return {
+        "class": next(key for key, known in POLICIES.items() if type(policy) is known),
+        "observation_size": policy.observation_space.shape[0],
+        "net_arch": list(policy.net_arch),
+        **({"lstm_hidden_size": policy.lstm_actor.hidden_size} if hasattr(policy, "lstm_actor") else {}),
+    }
+
+
+def build_policy(spec: Mapping[str, Any], num_decisions: int) -> ModelPolicy:
+    """An untrained policy of a `policy_spec`; no pickle is read, unlike by `BaseAlgorithm.load`."""
+    spec = dict(spec)
+    kind, size = POLICIES[spec.pop("class")], spec.pop("observation_size")
+    box = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    return ModelPolicy(kind(box, spaces.Discrete(2), lambda _: 0.0, **spec), num_decisions)
+
+
+def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:
+    """The policy of a stable-baselines3 .zip that was saved elsewhere.
+
+    Such a file holds pickled objects, which can execute code: open only what you trust.
+
+    Args:
+        path: of the .zip.
+        algorithm: `"ppo"`, `"a2c"`, `"dqn"` or `"recurrent_ppo"`.
+        num_decisions: N.
+
+    Raises:
+        ValueError: an unknown algorithm, or another one's model.
+        FileNotFoundError: no such file.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown_name("algorithm", algorithm, ALGORITHMS)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model {path}")
+    try:
+        policy = ALGORITHMS[algorithm].load(path, device="cpu").policy
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is no model of {algorithm}: {error}") from error
+    return ModelPolicy(policy, num_decisions)
