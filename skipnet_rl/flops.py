@@ -8,7 +8,8 @@ so nothing is computed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,12 +21,24 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.resnet import ResNet
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Shape = Sequence[int]
 COSTS = ("blocks", "flops")
+
+
+def _recurrence(inputs: Shape, weights: Sequence[Shape]) -> int:
+    """FLOPs of a fused recurrent layer: inputs [T, B, C], its weight matrices (biases are left out)."""
+    return 2 * math.prod(inputs[:2]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
+
+
+FUSED = {  # PyTorch's counter knows their parts, which other devices run, but not them
+    torch.ops.aten.mkldnn_rnn_layer: lambda inputs, w_ih, w_hh, *_, **__: _recurrence(inputs, (w_ih, w_hh)),
+    torch.ops.aten._cudnn_rnn: lambda inputs, weights, *_, **__: _recurrence(inputs, weights),
+}
 
 
 def count_macs(function: Callable[..., Tensor], *args: Tensor) -> tuple[int, Tensor]:
     """MACs that one call runs, and its result."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
         result = function(*args)
     return counter.get_total_flops() // 2, result
 

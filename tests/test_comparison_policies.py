@@ -156,6 +156,20 @@ def test_a_models_log_odds_have_the_sign_of_its_choice(mdp, tiny_images):
         assert done.policy_flops > 0
 
 
+@pytest.mark.parametrize(
+    ("spec", "once"),
+    [
+        ({"class": "actor-critic"}, 72 * 32 + 32 * 16 + 16 * 2),
+        ({"class": "dqn"}, 72 * 32 + 32 * 16 + 16 * 2),
+        ({"class": "recurrent", "lstm_hidden_size": 24}, 4 * 24 * (72 + 24) + 24 * 32 + 32 * 16 + 16 * 2),
+    ],
+)
+def test_what_a_decision_of_a_model_costs(spec, once):
+    """The layers that decide, by hand; those of the critic do not count."""
+    policy = build_policy({"observation_size": 72, "net_arch": [32, 16], **spec}, 8)
+    assert policy.macs() == 8 * once
+
+
 def test_models_come_back_without_a_pickle(mdp, tiny_images, tmp_path):
     for number, (model, _) in enumerate(models(mdp, tiny_images)):
         file = tmp_path / f"{number}.safetensors"

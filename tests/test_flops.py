@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skipnet_rl.flops import block_costs, compute_blocks, count_macs, network_macs, on_meta
+from skipnet_rl.flops import FUSED, block_costs, compute_blocks, count_macs, network_macs, on_meta
 from skipnet_rl.resnet import ResNet
 
 # One block of two 3×3 convolutions C → C on an H×H image costs 2 * 9 * C² * H² MACs: with C * H = 512
@@ -110,3 +110,15 @@ def test_counting_leaves_the_network_as_it_was(tiny_net):
     copy = on_meta(tiny_net)
     assert not copy.training
     assert {p.device.type for p in copy.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_lstm_by_hand(layers):
+    """Four gates, each with a matrix of the input and one of the state; a fused kernel hides them."""
+    lstm, steps, batch = nn.LSTM(5, 7, layers), 3, 2
+    once = 4 * 7 * (5 + 7) + (layers - 1) * 4 * 7 * (7 + 7)
+    for device in ("cpu", "meta"):
+        macs, _ = count_macs(lstm.to(device), torch.empty(steps, batch, 5, device=device))
+        assert macs == steps * batch * once
+    shapes = [parameter.shape for parameter in lstm.parameters()]  # as cuDNN has them, in a list
+    assert FUSED[torch.ops.aten._cudnn_rnn]((steps, batch, 5), shapes, 4) == 2 * steps * batch * once
