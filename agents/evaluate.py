@@ -18,7 +18,7 @@ is the network that the run began with.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,6 +108,13 @@ class Subject:
     images: Images
     out: Path | None
 
+    def on(self, device: torch.device) -> Subject:
+        """The same on a device, the images in the network's size."""
+        for part in (self.mdp.net, self.policy):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return replace(self, images=self.images.sized(self.mdp.net.image_size).to(device))
+
 
 def restore(path: Path, args: Args) -> Subject:
     """Put a policy together from a path.
@@ -163,8 +170,9 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     """
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
-    images = subject.images.sized(subject.mdp.net.image_size).to(device)
-    rows = play(subject, images, args, precision)
+    subject = subject.on(device)
+    images = subject.images
+    rows = play(subject, args, precision)
     summaries = [done.summary(name) for name, done in rows.items()]
     for summary, bias in zip(summaries[1:], args.budgets, strict=False):
         summary["bias"] = bias
@@ -181,19 +189,16 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
         which = "-".join([*stage, images.split, args.mode])
         name = f"{kind}-{which}"
         write(subject.out, name, found, rows)
-        figures = pictures(subject, images, found, rows)
+        figures = pictures(subject, found, rows)
         for title, figure in figures.items():
             plots.save_figure(figure, subject.out / "plots" / f"{title}-{which}.png")
         tqdm.write(f"wrote {subject.out / name}.json and {len(figures)} pictures beside it")
     return found
 
 
-def play(subject: Subject, images: Images, args: Args, precision: str) -> dict[str, Evaluation]:
+def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
     """The whole network, and the policy: at every bias, or once and then its controls."""
-    mdp, policy = subject.mdp, subject.policy
-    for part in (mdp.net, policy):
-        if isinstance(part, nn.Module):
-            part.to(images.device)
+    mdp, policy, images = subject.mdp, subject.policy, subject.images
 
     def row(policy: Policy, mode: str, routes: Tensor | None = None) -> Evaluation:
         draws = step_generator(args.seed, 0, images.device, stream=3)
@@ -250,13 +255,11 @@ def write(folder: Path, name: str, found: dict[str, Any], rows: Mapping[str, Eva
     save_evaluations(folder / f"{name}.npz", rows)
 
 
-def pictures(
-    subject: Subject, images: Images, found: Mapping[str, Any], rows: Mapping[str, Evaluation]
-) -> dict[str, Figure]:
+def pictures(subject: Subject, found: Mapping[str, Any], rows: Mapping[str, Evaluation]) -> dict[str, Figure]:
     """Of several biases the curve; else which images and blocks are skipped, and with what it goes."""
     if any("bias" in row for row in found["policies"]):
         return {"budget": plots.trade_off(found["policies"])}
-    record = rows[subject.name].record()
+    images, record = subject.images, rows[subject.name].record()
     figures = {
         "easy_and_hard": plots.easy_and_hard(images, record, subject.mdp.net.stages[1:]),
         "skip_rate_by_class": plots.skip_rate_by_class(record, images.labels.cpu().numpy(), images.classes),

@@ -1,18 +1,19 @@
-"""What choosing by the image can be worth at all: two plain networks, the second only for some images.
+"""One way to choose by the image, and what it gains: a cascade of two plain networks.
 
     python -m scripts.cascade --data-dir data --out docs/results-cifar10
+    python -m scripts.results --out docs/results-cifar10                    # draws it into the picture
 
-Each image goes through the small network. If that is not sure, the image goes through the large one, too,
-whose answer then counts (an IDK cascade, Wang et al. 2017, arXiv 1706.00885). Sure means that its largest
-probability is above a threshold. For each budget the threshold is taken from the validation images, so that
-the mean cost there is the budget; the test set is read once.
+Each image goes through the small network. Where that is not confident, the image is deferred to the large
+one, whose answer then counts (IDK cascades, Wang et al. 2017, arXiv 1706.00885). Confidence is the largest
+probability; for each budget its threshold is chosen on the validation images, so that the mean cost there is
+the budget, up to ties.
 
-No block is skipped here and nothing is learned: this is a rival of gates that choose by the image, and shows
-how much there is to gain for them.
+No block is skipped here, and nothing is learned: it is a rival of gates that choose by the image.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from skipnet_rl.statistics import mean_interval
 from skipnet_rl.weights import build_backbone
 
 FILE = "cascade.json"
+RANDOM = "random deferral"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Options:
     """the network that sees every image, by its shipped name"""
     large: str = "resnet38-cifar10"
     """the one behind it"""
+    beside: tuple[str, ...] = ("resnet20-cifar10-distilled",)
+    """other shipped plain networks to compare it with"""
     budgets: tuple[float, ...] = (0.35, 0.4, 0.5)
     """mean FLOPs per image, as shares of the large network's"""
     data_dir: Path | None = None
@@ -78,37 +82,40 @@ class Answers:
         return cls(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
 
 
-def threshold(confidence: Tensor, share: float) -> float:
-    """The confidence up to which a share of the images [M] is passed on; -1 for none."""
+def threshold_for(confidence: Tensor, share: float) -> float:
+    """The confidence up to which that share of the images [M] is deferred; infinite for the share 1."""
     count = round(share * len(confidence))
-    return confidence.sort().values[count - 1].item() if count else -1.0
+    if count == len(confidence):
+        return math.inf
+    return confidence.sort().values[count - 1].item() if count else -math.inf
 
 
-def cascade(small: Answers, large: Answers, limit: float, cost: float) -> dict[str, float]:
-    """Accuracy and cost of passing on the images whose confidence is at most a limit.
+def cascade(small: Answers, large: Answers, threshold: float, cost: float) -> tuple[Tensor, dict[str, float]]:
+    """Defer the images whose confidence is at most a threshold.
 
     Args:
-        small, large: answers on the same images.
-        limit: see `threshold`.
+        small, large: answers on the same M images.
+        threshold: of the small network's confidence.
         cost: FLOPs of the small network as a share of the large one's.
 
     Returns:
-        `passed_on`, a share of the images; `accuracy` and `compute_flops`; `random_accuracy`, what passing on
-        as many images, whichever, comes to on average; `over_small` and `over_large`, differences of the
-        accuracies on the same images, with the half widths of their 95 % intervals.
+        Whether each image is right, [M] bool; and the share that was `deferred`, `compute_flops` as a share
+        of the large network's, the `accuracy` and its half width over images, and `random_accuracy`: what
+        deferring as many images, whichever, comes to on average.
     """
-    passed = small.confidence <= limit
-    correct = torch.where(passed, large.correct, small.correct).double()
-    share, accuracy = passed.double().mean().item(), correct.mean().item()
-    alone = {"small": small.correct.double(), "large": large.correct.double()}
-    at_random = (1 - share) * alone["small"].mean() + share * alone["large"].mean()
-    found = {
-        "passed_on": share, "accuracy": accuracy, "accuracy_ci95": over_images(accuracy, len(correct)),
-        "random_accuracy": at_random.item(), "compute_flops": cost + share,
+    deferred = small.confidence <= threshold
+    correct = torch.where(deferred, large.correct, small.correct)
+    share, accuracy = deferred.double().mean().item(), correct.double().mean().item()
+    return correct, {
+        "deferred": share, "compute_flops": cost + share,
+        "accuracy": accuracy, "accuracy_ci95": over_images(accuracy, len(correct)),
+        "random_accuracy": at_random(small, large, share).mean().item(),
     }  # fmt: skip
-    for name, other in alone.items():
-        found[f"over_{name}"], found[f"over_{name}_ci95"] = mean_interval((correct - other).numpy())
-    return found
+
+
+def at_random(small: Answers, large: Answers, share: float) -> Tensor:
+    """Chance that each image [M] is right where a share of them is deferred at random."""
+    return (1 - share) * small.correct.double() + share * large.correct.double()
 
 
 def entry_of(name: str) -> dict[str, Any]:
@@ -126,36 +133,46 @@ def main(options: Options) -> dict[str, Any]:
         ValueError: networks that are not shipped or of different data sets, or a budget that the cascade
             cannot have.
     """
-    names = {"small": options.small, "large": options.large}
-    entries = {part: entry_of(name) for part, name in names.items()}
-    dataset = entries["large"]["dataset"]
-    if entries["small"]["dataset"] != dataset:
-        raise ValueError(f"{options.small} is of {entries['small']['dataset']}, {options.large} of {dataset}")
+    names = dict.fromkeys((options.small, options.large, *options.beside))
+    entries = {name: entry_of(name) for name in names}
+    dataset = entries[options.large]["dataset"]
+    for name, entry in entries.items():
+        if entry["dataset"] != dataset:
+            raise ValueError(f"{name} is of {entry['dataset']}, {options.large} of {dataset}")
     device = pick_device(options.device)
-    splits = [load_images(dataset, split, options.data_dir).to(device) for split in ("val", "test")]
+    val, test = (load_images(dataset, split, options.data_dir).to(device) for split in ("val", "test"))
     nets = {
-        part: build_backbone(entry["depth"], len(splits[0].classes), dataset, entry["shortcut"], names[part])
-        for part, entry in entries.items()
+        name: build_backbone(entry["depth"], len(test.classes), dataset, entry["shortcut"], name)
+        for name, entry in entries.items()
     }
-    macs = {part: network_macs(net).total for part, net in nets.items()}
-    cost = macs["small"] / macs["large"]
+    large = network_macs(nets[options.large]).total
+    cost = network_macs(nets[options.small]).total / large
     for budget in options.budgets:
         if not cost <= budget <= 1 + cost:
-            raise ValueError(f"a budget of {budget:g} is not between {cost:.3f} and {1 + cost:.3f}")
-    nets = {part: for_inference(net.to(device)) for part, net in nets.items()}
-    val, test = ({part: Answers.of(net, images) for part, net in nets.items()} for images in splits)
-    limits = {budget: threshold(val["small"].confidence, budget - cost) for budget in sorted(options.budgets)}
+            raise ValueError(f"a budget of {budget:g} is not between {cost:.4f} and {1 + cost:.4f}")
+    nets = {name: for_inference(net.to(device)) for name, net in nets.items()}
+    chosen_on = [Answers.of(nets[name], val) for name in (options.small, options.large)]
+    answers = {name: Answers.of(net, test) for name, net in nets.items()}
+    pair = (answers[options.small], answers[options.large])
     rows = []
-    for budget, limit in limits.items():
-        chosen, row = (cascade(**answers, limit=limit, cost=cost) for answers in (val, test))
+    for budget in sorted(options.budgets):
+        threshold = threshold_for(chosen_on[0].confidence, budget - cost)
+        _, on_val = cascade(*chosen_on, threshold, cost)
+        correct, row = cascade(*pair, threshold, cost)
+        rivals = {RANDOM: at_random(*pair, row["deferred"])}
+        rivals |= {name: rival.correct.double() for name, rival in answers.items()}
         rows.append(
             {
-                "budget": budget, "threshold": limit, "val_accuracy": chosen["accuracy"], **row,
-                "mega_flops": 2e-6 * macs["large"] * row["compute_flops"],
+                "budget": budget, "threshold": threshold if math.isfinite(threshold) else None, **row,
+                "mega_flops": 2e-6 * large * row["compute_flops"],
+                "over": {name: interval(correct.double() - rival) for name, rival in rivals.items()},
+                "val_accuracy": on_val["accuracy"], "val_compute_flops": on_val["compute_flops"],
             }
         )  # fmt: skip
     found = {
-        "schema": 1, **names, "dataset": dataset, "n_images": len(splits[1]), "rows": rows,
+        "schema": 1, "small": options.small, "large": options.large, "dataset": dataset,
+        "depths": [entries[name]["depth"] for name in (options.small, options.large)],
+        "n_images": len(test), "precision": "fp32", "rows": rows,
         "command": without_places(["python", "-m", "scripts.cascade", *sys.argv[1:]]), **provenance(),
     }  # fmt: skip
     print(table(found))
@@ -165,22 +182,28 @@ def main(options: Options) -> dict[str, Any]:
     return found
 
 
-def table(found: dict[str, Any]) -> str:
-    """The rows as Markdown; accuracies and differences in percent and points, ± 95 % over the images."""
+def interval(differences: Tensor) -> dict[str, float]:
+    """Mean over images and the half width of its 95 % interval."""
+    mean, half = mean_interval(differences.numpy())
+    return {"accuracy": mean, "ci95": half}
 
-    def with_interval(row: dict[str, Any], key: str, sign: str = "") -> str:
-        return f"{100 * row[key]:{sign}.2f} ± {100 * row[f'{key}_ci95']:.2f}"
+
+def table(found: dict[str, Any]) -> str:
+    """The rows as Markdown, in percent; differences in points on the same images; ± 95 % over the images."""
+
+    def points(value: float, half: float, sign: str = "") -> str:
+        return f"{100 * value:{sign}.2f} ± {100 * half:.2f}"
 
     def cells(row: dict[str, Any]) -> list[str]:
         return [
             f"{100 * row['compute_flops']:.1f}",
-            f"{100 * row['passed_on']:.1f}",
-            with_interval(row, "accuracy"),
-            f"{100 * row['random_accuracy']:.2f}",
-            *(with_interval(row, key, "+") for key in ("over_small", "over_large")),
+            f"{100 * row['deferred']:.1f}",
+            points(row["accuracy"], row["accuracy_ci95"]),
+            *(points(each["accuracy"], each["ci95"], "+") for each in row["over"].values()),
         ]
 
-    columns = ["FLOPs", "passed on", "accuracy", "as many at random", "over the small", "over the large"]
+    over = (f"over {name}" for name in found["rows"][0]["over"])
+    columns = ["FLOPs", "deferred", "accuracy", *over]
     lines = [columns, ["---"] * len(columns), *map(cells, found["rows"])]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

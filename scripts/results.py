@@ -1,6 +1,6 @@
 """The table and the pictures of the results, from the run folders of `scripts.reproduce`.
 
-    python -m scripts.results --out docs/results-cifar10        # draw them again from results.json
+    python -m scripts.results --out docs/results-cifar10        # draw them again from the files there
 
 `results.json` has a row for each network and policy, seeds averaged; a backbone that several of them start
 from counts once. Commands and hours are those of the first seed. Rows come and go by network, so that those
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from agents.cli import main_with_named_errors
 from agents.entries import Entry, flags, over_images, random_at_rate
 from agents.finished import FinishedRun
-from scripts.cascade import FILE as CASCADE
+from scripts import cascade
 from scripts.ship import lineage, lineage_before, run_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
@@ -51,7 +51,7 @@ class Options:
     """Draw the table and the picture again."""
 
     out: Path = Path("docs/results-cifar10")
-    """folder of results.json"""
+    """folder of results.json, and of cascade.json if `scripts.cascade` was run"""
 
 
 def mega_flops(depth: int) -> float:
@@ -167,10 +167,23 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read(out: Path, file: str = "results.json") -> list[dict[str, Any]]:
+def read(out: Path) -> list[dict[str, Any]]:
     """The rows so far."""
-    path = out / file
+    path = out / "results.json"
     return json.loads(path.read_text())["rows"] if path.is_file() else []
+
+
+def read_cascade(out: Path) -> dict[str, Any] | None:
+    """What `scripts.cascade` found, if it was run; of another data set than the rows it is a ValueError."""
+    path = out / cascade.FILE
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    if found["dataset"] != "cifar10":
+        raise ValueError(
+            f"{path} is of {found['dataset']}, the rows beside it of cifar10; take another --out"
+        )
+    return found
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -195,12 +208,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def picture(rows: Sequence[Mapping[str, Any]], cascade: Sequence[Mapping[str, Any]] = ()) -> Figure:
+def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None) -> Figure:
     """Accuracy against FLOPs per image, so that networks of all depths share an axis.
 
     Args:
         rows: of results.json.
-        cascade: of the file that `scripts.cascade` writes.
+        pair: a cascade of two networks, see `read_cascade`.
     """
     figure, axes = plain_axes(8.5, 4.4)
     series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
@@ -216,9 +229,11 @@ def picture(rows: Sequence[Mapping[str, Any]], cascade: Sequence[Mapping[str, An
             point = (row["mega_flops"], 100 * row["accuracy"], 100 * half)
             label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row['distillation'])}), ours"
             series[label].append(point)
-    for row in cascade:
-        point = (row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"])
-        series["cascade of two plain ones, ours"].append(point)
+    if pair:
+        label = "cascade of ResNet-{} and -{}, ours".format(*pair["depths"])
+        series[label] = [
+            (row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"]) for row in pair["rows"]
+        ]
     colours = palette(series)
     for label, points in series.items():
         flops, accuracy, half = zip(*sorted(points), strict=True)
@@ -239,12 +254,12 @@ def picture(rows: Sequence[Mapping[str, Any]], cascade: Sequence[Mapping[str, An
 
 
 def draw(out: Path) -> None:
-    """Table and picture from results.json."""
+    """Table and picture from results.json, and from cascade.json where it is there."""
     rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
     (out / "results.md").write_text(table(rows))
-    plots.save_figure(picture(rows, read(out, CASCADE)), out / "results.png")
+    plots.save_figure(picture(rows, read_cascade(out)), out / "results.png")
     print(f"wrote {out}/results.md and results.png")
 
 

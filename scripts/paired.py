@@ -1,0 +1,116 @@
+"""Shipped networks against one another on the same test images: differences of accuracy, paired.
+
+    python -m scripts.paired --data-dir data --out docs/results-cifar10
+
+Of two accuracies on the same images the difference is known better than either: most images are right, or
+wrong, for both.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from agents.cli import main_with_named_errors
+from agents.evaluate import Args, Subject, restore
+from agents.loop import progress_bar
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.evaluate import Evaluation, evaluate
+from skipnet_rl.flops import network_macs
+from skipnet_rl.precision import pick_device
+from skipnet_rl.runs import provenance, without_places
+from skipnet_rl.statistics import mean_interval
+
+FILE = "paired.json"
+PAIRS = (
+    ("resnet38-cifar10-hrl-0.5-distilled", "resnet38-cifar10"),
+    ("resnet38-cifar10-hrl-0.5-distilled", "resnet20-cifar10-distilled"),
+    ("resnet38-cifar10-hrl-1.0-gain6-distilled", "resnet38-cifar10"),
+    ("resnet38-cifar10-hrl-1.0-gain6-distilled", "resnet14-cifar10-distilled"),
+    ("resnet38-cifar10-hrl-0.5", "resnet20-cifar10"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Evaluate each network once, then compare the pairs."""
+
+    pairs: tuple[tuple[str, str], ...] = PAIRS
+    """names of shipped networks, or run folders, two by two: the first one's accuracy minus the second's"""
+    data_dir: Path | None = None
+    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    out: Path = Path("runs/results/table")
+    """folder of paired.json (that of the README: docs/results-cifar10)"""
+    device: str = "auto"
+    """cpu, cuda, or auto"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Evaluate and compare; returns what was written.
+
+    Raises:
+        ValueError: no pairs, or networks of different data sets.
+        FileNotFoundError, WeightsError: there is no such network.
+    """
+    names = list(dict.fromkeys(name for pair in options.pairs for name in pair))
+    if not names:
+        raise ValueError("no pairs given; name two networks")
+    asked = Args(tuple(map(Path, names)), split="test", data_dir=options.data_dir)
+    subjects = {name: restore(path, asked) for name, path in zip(names, asked.paths, strict=True)}
+    datasets = {name: subject.about["dataset"] for name, subject in subjects.items()}
+    if len(set(datasets.values())) > 1:
+        raise ValueError(f"networks of different data sets: {datasets}")
+    device, rows = pick_device(options.device), {}
+    for name, subject in progress_bar(subjects.items(), desc="paired", unit="network"):
+        subject = subject.on(device)
+        rows[name] = evaluate(subject.mdp, subject.policy, subject.images)
+    found = {
+        "schema": 1, "dataset": datasets[names[0]], "n_images": len(rows[names[0]].correct),
+        "precision": "fp32",
+        "networks": {name: about(subjects[name], row) for name, row in rows.items()},
+        "pairs": [difference(rows, *pair) for pair in options.pairs],
+        "command": without_places(["python", "-m", "scripts.paired", *sys.argv[1:]]), **provenance(),
+    }  # fmt: skip
+    print(table(found))
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / FILE, found)
+    tqdm.write(f"wrote {options.out / FILE}")
+    return found
+
+
+def about(subject: Subject, row: Evaluation) -> dict[str, float]:
+    """Accuracy and mean cost of a network."""
+    flops = 2 * network_macs(subject.mdp.net).total * row.compute_flops.mean().item()
+    return {"accuracy": row.accuracy, "accuracy_ci95": row.accuracy_ci95, "mega_flops": 1e-6 * flops}
+
+
+def difference(rows: Mapping[str, Evaluation], one: str, other: str) -> dict[str, Any]:
+    """Accuracy of the first above the second, and the half width of its 95 % interval over images."""
+    gain, half = mean_interval((rows[one].correct.double() - rows[other].correct.double()).numpy())
+    return {"network": one, "over": other, "accuracy": gain, "ci95": half}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The pairs as Markdown: percent, MFLOPs per image, points."""
+
+    def both(name: str) -> list[str]:
+        network = found["networks"][name]
+        return [name, f"{network['mega_flops']:.1f}", f"{100 * network['accuracy']:.2f}"]
+
+    columns = ["network", "MFLOPs", "accuracy", "against", "MFLOPs", "accuracy", "difference"]
+    lines = [columns, ["---"] * len(columns)]
+    for pair in found["pairs"]:
+        gain = f"{100 * pair['accuracy']:+.2f} ± {100 * pair['ci95']:.2f}"
+        lines.append([*both(pair["network"]), *both(pair["over"]), gain])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Options, main)
