@@ -51,7 +51,7 @@ class Args:
     """Train a ResNet with every block executed."""
 
     depth: int = 110
-    """20, 32, 38, 44, 56, 74, 110, 152 for CIFAR-sized images; 34, 50, 101 for ImageNet's"""
+    """6n + 2 (14, 20, 32, 38, …, 110, 152) for CIFAR-sized images; 34, 50, 101 for ImageNet's"""
     dataset: str = "auto"
     """auto, rendered-digits, cifar10, cifar100, svhn, imagenet or imagefolder"""
     data_dir: Path | None = None

@@ -9,7 +9,7 @@ import benchmarks.ablation
 import benchmarks.gate_costs
 from agents.hybrid_reinforce import Args
 from benchmarks import latency, measure, scaling, soak, throughput, training
-from scripts import results
+from scripts import cascade, paired, results
 from skipnet_rl.gates import GATES
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -51,6 +51,12 @@ def test_the_readme_shows_rows_of(heading, page, least):
     _, section = (DOCS.parent / "README.md").read_text().split(heading)
     rows = [line for line in section.split("!")[0].splitlines() if line.startswith("| ")]
     assert len(rows) >= least and set(rows) <= set(stated)
+
+
+@pytest.mark.parametrize("script", [cascade, paired])
+def test_the_readme_has_the_table_of(script):
+    found = json.loads((DOCS / "results-cifar10" / script.FILE).read_text())
+    assert script.table(found) in (DOCS.parent / "README.md").read_text()
 
 
 def test_the_table_of_results():
