@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import envs
 from envs.skipnet import SkipNetEnv
+from skipnet_rl import resnet
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.flops import block_costs
 from skipnet_rl.mdp import RoutingMDP
@@ -352,6 +353,12 @@ def test_spec(id):
 def test_ids():
     depths = (20, 32, 38, 44, 56, 74, 110, 152, 34, 50, 101)
     assert {f"SkipResNet{depth}-v0" for depth in depths} == set(IDS)
+    assert depths == (*resnet.CIFAR_DEPTHS, *resnet.IMAGENET_DEPTHS)
+
+
+def test_registering_ids_does_not_load_pytorch():
+    code = "import envs, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_made_environment_travels_as_json():
