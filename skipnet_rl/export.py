@@ -13,6 +13,7 @@ images are gathered, run and scattered.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,8 @@ def compare_with_torch(path: Path, mdp: RoutingMDP, policy: Policy, images: Imag
         equal = (routes == episode.actions.bool()).all(dim=1)
         same += int(equal.sum())
         if equal.any():
-            furthest = max(furthest, (logits - episode.logits)[equal].abs().max().item())
+            apart = (logits - episode.logits)[equal].abs().max().nan_to_num(nan=math.inf)
+            furthest = max(furthest, apart.item())
     return Agreement(len(images), same, furthest)
 
 

@@ -4,12 +4,14 @@ A policy is a callable `policy(mdp, state, hidden) -> (logit, hidden)`. The logi
 log-odds of "execute". Policies that need the whole feature map read `state.x`, agents that learned
 from observations read `mdp.observation(state)`; a policy's memory travels in `hidden`, which is
 None at the first decision, and never in the State. A policy that looks at the image itself has a
-method `start(images)`, whose result is its memory at the first decision instead.
+method `start(images)`, whose result is its memory at the first decision instead. A policy that costs
+something says so by `macs()`, the multiply-accumulates of all its decisions for one image.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Protocol
 
 import torch
@@ -122,8 +124,17 @@ class ValueBaseline(nn.Module):
 
 
 def policy_macs(policy: Any) -> int:
-    """MACs of all decisions for one image; 0 for a policy that computes nothing."""
-    return policy.macs() if hasattr(policy, "macs") else 0
+    """MACs of all decisions for one image; 0 for a policy that computes nothing.
+
+    Warns of a module with weights that does not say: it counts as 0, too.
+    """
+    if hasattr(policy, "macs"):
+        return policy.macs()
+    if isinstance(policy, nn.Module) and any(True for _ in policy.parameters()):
+        warnings.warn(
+            f"{type(policy).__name__} has no macs(): its own cost is taken as 0 FLOPs", stacklevel=2
+        )
+    return 0
 
 
 class AlwaysExecute:

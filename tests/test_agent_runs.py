@@ -66,7 +66,12 @@ def test_a_learners_run_folder(name, tmp_path):
     for row in result["policies"]:
         assert 0 <= row["accuracy"] <= 1 and 1 / 9 <= row["compute_blocks"] <= 1
         assert (run / row["weights"]).is_file() if row["weights"] else "random," not in row["name"]
-    assert result["policies"][-1]["policy_flops"] > 0
+    at_random, learned = result["policies"][1], result["policies"][-1]
+    assert learned["policy_flops"] > 0
+    rate = learned["executed_blocks_mean"] / 8  # 64 images of 8 draws each at this rate
+    assert at_random["executed_blocks_mean"] / 8 == pytest.approx(
+        rate, abs=4 * (rate * (1 - rate) / 512) ** 0.5 + 1e-9
+    )
     assert [set(line) for line in lines(run)] == [METRICS] * 2
     for file in ("args.json", "plots/training.png", "plots/execution_rate.png", "plots/skipped_layers.png"):
         assert (run / file).is_file(), file

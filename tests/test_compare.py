@@ -147,21 +147,32 @@ def test_stored_routes_give_the_stored_numbers(real, monkeypatch, capsys):
     assert "verified: 18 rows of 4 runs" in capsys.readouterr().out
 
 
-def test_a_number_that_the_routes_do_not_give_is_found(real, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("agent", "lowered"),
+    [
+        ("hybrid", ["compute_flops"]),
+        ("ppo", ["compute_flops", "policy_flops"]),
+        ("oracle", ["unique_routes"]),
+    ],
+)
+def test_a_number_that_the_routes_do_not_give_is_found(real, agent, lowered, tmp_path, monkeypatch, capsys):
+    """Also the policy's own cost where it was forgotten, in its own field as in the sum."""
     monkeypatch.setattr(compare, "load_images", few)
     claimed = tmp_path / "claimed"
     claimed.mkdir()
-    for file in (real / "hybrid").iterdir():
+    for file in (real / agent).iterdir():
         if file.is_file():
             (claimed / file.name).write_bytes(file.read_bytes())
     result = json.loads((claimed / "result.json").read_text())
-    result["policies"][-1]["compute_flops"] -= 0.01
+    for key in lowered:
+        result["policies"][-1][key] -= 0.01 if "flops" in key else 1
     (claimed / "result.json").write_text(json.dumps(result))
     monkeypatch.setattr(sys, "argv", ["compare", str(claimed), "--verify"])
     with pytest.raises(SystemExit) as stop:
         main_with_named_errors(compare.Args, compare.main)
     assert stop.value.code == 2
-    assert "HRL: compute_flops is" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert all(f"{result['policies'][-1]['name']}: {key} is" in said for key in lowered)
 
 
 def test_table_and_pictures_are_written(real, tmp_path):

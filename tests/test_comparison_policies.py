@@ -170,6 +170,13 @@ def test_what_a_decision_of_a_model_costs(spec, once):
     assert policy.macs() == 8 * once
 
 
+@pytest.mark.parametrize(("size", "decisions"), [(32, 8), (224, 15)])
+def test_what_blockdrops_one_look_costs(size, decisions):
+    """A ResNet-8: stem, three blocks of which two begin a stage, their shortcuts, the layer of decisions."""
+    layers = 9 * 3 * 16 * 32**2 + 4_718_592 + 2 * 3_538_944 + 2 * 131_072 + 64 * decisions
+    assert blockdrop.PolicyNetwork(decisions, image_size=size).macs() == layers
+
+
 def test_models_come_back_without_a_pickle(mdp, tiny_images, tmp_path):
     for number, (model, _) in enumerate(models(mdp, tiny_images)):
         file = tmp_path / f"{number}.safetensors"

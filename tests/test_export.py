@@ -94,6 +94,9 @@ def test_a_difference_is_seen(tmp_path):
         mdp.net.fc.bias[3] += 0.5
     assert export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).logits > 0.49
     with torch.no_grad():
+        mdp.net.fc.bias[3] = torch.nan  # no number is near it
+    assert export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).logits == torch.inf
+    with torch.no_grad():
         policy.head.bias += 100
     assert export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).same_routes < 20
 

@@ -61,6 +61,18 @@ def test_every_route_by_hand():
     assert macs.of_routes(routes[-1:]).item() == macs.total
 
 
+def test_a_route_costs_the_blocks_that_it_takes():
+    """Two decided blocks of a ResNet-20, the third and the sixth, cost three quarters of the others."""
+    macs = network_macs(ResNet(20))
+    always = STEM + BLOCK + CLASSIFIER + sum(PROJECTIONS)
+    for route, cost in (
+        ([1, 0, 0, 1, 1, 0, 1, 0], 4 * BLOCK),
+        ([0, 0, 1, 0, 0, 1, 0, 0], 2 * FIRST_OF_STAGE),
+        ([0, 1, 1, 0, 0, 0, 0, 0], BLOCK + FIRST_OF_STAGE),
+    ):
+        assert macs.of_routes(torch.tensor([route]), gates=7).tolist() == [always + cost + 7]
+
+
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.int64])
 def test_routes_of_any_type(kind):
     macs = network_macs(ResNet(20))

@@ -1,6 +1,7 @@
 """Policies without training: their log-odds by value."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -109,6 +110,14 @@ def test_biased_adds_to_the_log_odds(mdp, tiny_net):
     assert policy_macs(Biased(AlwaysExecute(), -1.0)) == 0
     with pytest.raises(ValueError, match="bias is nan"):
         Biased(gate, math.nan)
+
+
+def test_a_policy_that_does_not_say_what_it_costs():
+    with pytest.warns(UserWarning, match="Linear has no macs"):
+        assert policy_macs(torch.nn.Linear(3, 1)) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert policy_macs(torch.nn.Identity()) == policy_macs(AlwaysExecute()) == 0
 
 
 def test_a_bias_trades_blocks_monotonically(mdp, tiny_net):
