@@ -188,12 +188,12 @@ def test_unknown_gate_names_the_nearest(tiny_net):
         make_gate("rrn", tiny_net)
 
 
-def spread_over_images(gain: float) -> tuple[float, float]:
-    """Mean of an untrained recurrent gate's log-odds, and their standard deviation over images."""
+def spread_over_images(gain: float, name: str = "rnn") -> tuple[float, float]:
+    """Mean of an untrained gate's log-odds, and their standard deviation over images."""
     images, labels = load_images("rendered-digits", "test").batch(torch.arange(200))
     mdp = RoutingMDP(build_backbone(20, 10, "rendered-digits"))
     torch.manual_seed(0)
-    gate = make_gate("rnn", mdp.net, gain)
+    gate = make_gate(name, mdp.net, gain).eval()
     with torch.no_grad():
         logits = rollout(mdp, gate, images, labels, routes=torch.ones(200, 8, dtype=torch.bool)).gate_logits
     return logits.mean().item(), logits.std(dim=0).mean().item()
@@ -205,6 +205,8 @@ def test_without_a_gain_an_untrained_gate_is_all_but_blind():
     assert blind == pytest.approx(0.002, abs=0.0005)
     assert sighted == pytest.approx(0.3, abs=0.05)
     assert mean == pytest.approx(2.7, abs=0.1)
+    assert spread_over_images(1.0, "ff1")[1] == pytest.approx(0.03, abs=0.005)
+    assert spread_over_images(1.0, "ff2")[1] == pytest.approx(0.02, abs=0.005)
 
 
 @pytest.mark.parametrize("name", GATES)
