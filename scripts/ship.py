@@ -50,12 +50,18 @@ class Lineage(NamedTuple):
     machine: str
 
 
+NOTHING = Lineage([], 0.0, "")
+
+
 def lineage(run: FinishedRun) -> Lineage:
-    """Of the weights that a run ended with."""
+    """Of the weights that a run ended with, its teacher's included."""
     start, result = lineage_before(run), run.result
+    taught = _lineage_of_teacher(run)
+    if set(taught.commands) <= set(start.commands):  # it went on from its teacher
+        taught = NOTHING
     return Lineage(
-        [*start.commands, without_places(shlex.split(result["command"]))],
-        start.seconds + result["wall_time_s"],
+        [*start.commands, *taught.commands, without_places(shlex.split(result["command"]))],
+        start.seconds + taught.seconds + result["wall_time_s"],
         result["machine"],
     )
 
@@ -72,17 +78,26 @@ def lineage_before(run: FinishedRun) -> Lineage:
     Raises:
         ValueError: they are neither those of a run that is still there nor shipped ones.
     """
-    weights = run.args["weights"]
+    return _lineage_of(run.args["weights"], run.depth, run)
+
+
+def _lineage_of_teacher(run: FinishedRun) -> Lineage:
+    if not run.args.get("distillation"):
+        return NOTHING
+    teacher = run.args.get("teacher") or run.args["weights"]
+    return _lineage_of(teacher, run.args.get("teacher_depth") or run.depth, run)
+
+
+def _lineage_of(weights: str | None, depth: int, run: FinishedRun) -> Lineage:
     if weights in (None, "none"):
-        return Lineage([], 0.0, "")
+        return NOTHING
     if origin := run_of(weights):
         return lineage(origin)
-    fitting = (run.depth, run.result["dataset"], run.args["shortcut"])
-    path = find_shipped(*fitting) if weights == "auto" else None
+    path = find_shipped(depth, run.result["dataset"], run.args["shortcut"]) if weights == "auto" else None
     for entry in index():
         if entry["name"] == weights or (path is not None and entry["file"] == path.name):
             return Lineage(entry["command"], entry["wall_time_s"], entry["machine"])
-    raise ValueError(f"{run.folder} began with {weights}, which is neither a run here nor shipped weights")
+    raise ValueError(f"{run.folder} needed {weights}, which is neither of a run here nor shipped weights")
 
 
 def describe(run: FinishedRun, name: str, stage: str | None) -> tuple[Path, dict[str, Any]]:

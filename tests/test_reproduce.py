@@ -267,6 +267,21 @@ def test_commands_are_told_without_what_a_machine_has(folders):
         assert ship.lineage(ran).commands == ["python -m agents.pretrain --depth 20 --run-dir runs/a"]
 
 
+def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folders):
+    """Once, also where the network began with it."""
+    run, other = (FinishedRun.read(finished / f"resnet20-{seed}" / "backbone") for seed in (0, 1))
+    taught = dataclasses.replace(
+        run, args={**run.args, "distillation": 0.9, "teacher": str(other.folder / "weights.safetensors")}
+    )
+    found = ship.lineage(taught)
+    assert found.seconds == run.result["wall_time_s"] + other.result["wall_time_s"]
+    assert len(found.commands) == 2
+    distilled = FinishedRun.read(folders[3])  # its teacher is the network that it began with
+    chain = [run, *(FinishedRun.read(folders[number]) for number in (1, 4, 3))]
+    expected = sum(each.result["wall_time_s"] for each in chain)
+    assert ship.lineage(distilled).seconds == pytest.approx(expected)
+
+
 def test_runs_with_other_flags_are_no_seeds(finished, folders, tmp_path):
     copy = tmp_path / "runs"
     shutil.copytree(finished, copy)
