@@ -19,7 +19,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     """One row per policy: accuracy with its interval, computation, return, routes."""
     n = result["n_images"]
     table = Table(title=f"{result['env']} on {result['dataset']}, {n:,} {result['split']} images")
-    table.add_column("policy")
+    table.add_column("policy", overflow="fold")  # a name is for copying: no part of it may be cut off
     for column in ("accuracy", "± 95 %", "blocks", "FLOPs", "return", "routes"):
         table.add_column(column, justify="right")
     for row in result["policies"]:
