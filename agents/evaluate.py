@@ -43,7 +43,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Biased, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.runs import provenance
-from skipnet_rl.statistics import magnitudes, mean_interval
+from skipnet_rl.statistics import accuracy_difference, magnitudes
 from skipnet_rl.weights import build_backbone, index, weights_path
 
 MODES = ("greedy", "sample")
@@ -227,12 +227,12 @@ def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, floa
     own, found = rows[name], {}
     for control in (EXCHANGED, MOST_FREQUENT):
         other = rows[control]
-        gain, half = mean_interval((own.correct.double() - other.correct.double()).numpy())
+        gain = accuracy_difference(own.correct, other.correct)
         changed = (own.routes != other.routes).any(dim=1).double().mean().item()
-        found[control] = {"accuracy": gain, "ci95": half, "changed": changed}
+        found[control] = {**gain, "changed": changed}
         tqdm.write(
-            f"{name} over {control}: {100 * gain:+.2f} ± {100 * half:.2f} points of accuracy; "
-            f"{changed:.0%} of the images have another route there"
+            f"{name} over {control}: {100 * gain['accuracy']:+.2f} ± {100 * gain['ci95']:.2f} points of "
+            f"accuracy; {changed:.0%} of the images have another route there"
         )
     return found
 

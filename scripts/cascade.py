@@ -14,27 +14,24 @@ No block is skipped here, and nothing is learned: it is a rival of gates that ch
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from agents.entries import over_images
 from agents.evaluate import backbone_entry
 from agents.loop import progress_bar
-from skipnet_rl.checkpoint import write_json
+from scripts.tables import markdown, points, publish
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.flops import network_macs
 from skipnet_rl.inference import for_inference
 from skipnet_rl.precision import pick_device
 from skipnet_rl.resnet import ResNet
-from skipnet_rl.runs import provenance, without_places
-from skipnet_rl.statistics import mean_interval
+from skipnet_rl.statistics import accuracy_difference
 from skipnet_rl.weights import build_backbone
 
 FILE = "cascade.json"
@@ -160,39 +157,25 @@ def main(options: Options) -> dict[str, Any]:
         _, on_val = cascade(*chosen_on, threshold, cost)
         correct, row = cascade(*pair, threshold, cost)
         rivals = {RANDOM: at_random(*pair, row["deferred"])}
-        rivals |= {name: rival.correct.double() for name, rival in answers.items()}
+        rivals |= {name: rival.correct for name, rival in answers.items()}
         rows.append(
             {
                 "budget": budget, "threshold": threshold if math.isfinite(threshold) else None, **row,
                 "mega_flops": 2e-6 * large * row["compute_flops"],
-                "over": {name: interval(correct.double() - rival) for name, rival in rivals.items()},
+                "over": {name: accuracy_difference(correct, rival) for name, rival in rivals.items()},
                 "val_accuracy": on_val["accuracy"], "val_compute_flops": on_val["compute_flops"],
             }
         )  # fmt: skip
     found = {
-        "schema": 1, "small": options.small, "large": options.large, "dataset": dataset,
+        "small": options.small, "large": options.large, "dataset": dataset,
         "depths": [entries[name]["depth"] for name in (options.small, options.large)],
         "n_images": len(test), "precision": "fp32", "rows": rows,
-        "command": without_places(["python", "-m", "scripts.cascade", *sys.argv[1:]]), **provenance(),
     }  # fmt: skip
-    print(table(found))
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / FILE, found)
-    tqdm.write(f"wrote {options.out / FILE}")
-    return found
-
-
-def interval(differences: Tensor) -> dict[str, float]:
-    """Mean over images and the half width of its 95 % interval."""
-    mean, half = mean_interval(differences.numpy())
-    return {"accuracy": mean, "ci95": half}
+    return publish("scripts.cascade", options.out / FILE, found, table(found))
 
 
 def table(found: dict[str, Any]) -> str:
     """The rows as Markdown, in percent; differences in points on the same images; ± 95 % over the images."""
-
-    def points(value: float, half: float, sign: str = "") -> str:
-        return f"{100 * value:{sign}.2f} ± {100 * half:.2f}"
 
     def cells(row: dict[str, Any]) -> list[str]:
         return [
@@ -203,9 +186,7 @@ def table(found: dict[str, Any]) -> str:
         ]
 
     over = (f"over {name}" for name in found["rows"][0]["over"])
-    columns = ["FLOPs", "deferred", "accuracy", *over]
-    lines = [columns, ["---"] * len(columns), *map(cells, found["rows"])]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(["FLOPs", "deferred", "accuracy", *over], [cells(row) for row in found["rows"]])
 
 
 if __name__ == "__main__":

@@ -8,23 +8,19 @@ wrong, for both.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from agents.cli import main_with_named_errors
 from agents.evaluate import Args, Subject, restore
 from agents.loop import progress_bar
-from skipnet_rl.checkpoint import write_json
+from scripts.tables import markdown, points, publish
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.flops import network_macs
 from skipnet_rl.precision import pick_device
-from skipnet_rl.runs import provenance, without_places
-from skipnet_rl.statistics import mean_interval
+from skipnet_rl.statistics import accuracy_difference
 
 FILE = "paired.json"
 PAIRS = (
@@ -73,17 +69,12 @@ def main(options: Options) -> dict[str, Any]:
         subject = subject.on(device)
         rows[name] = evaluate(subject.mdp, subject.policy, subject.images)
     found = {
-        "schema": 1, "dataset": datasets[names[0]], "n_images": len(rows[names[0]].correct),
+        "dataset": datasets[names[0]], "n_images": len(rows[names[0]].correct),
         "precision": "fp32",
         "networks": {name: about(subjects[name], row) for name, row in rows.items()},
         "pairs": [difference(rows, *pair) for pair in options.pairs],
-        "command": without_places(["python", "-m", "scripts.paired", *sys.argv[1:]]), **provenance(),
     }  # fmt: skip
-    print(table(found))
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / FILE, found)
-    tqdm.write(f"wrote {options.out / FILE}")
-    return found
+    return publish("scripts.paired", options.out / FILE, found, table(found))
 
 
 def about(subject: Subject, row: Evaluation) -> dict[str, float]:
@@ -94,8 +85,7 @@ def about(subject: Subject, row: Evaluation) -> dict[str, float]:
 
 def difference(rows: Mapping[str, Evaluation], one: str, other: str) -> dict[str, Any]:
     """Accuracy of the first above the second, and the half width of its 95 % interval over images."""
-    gain, half = mean_interval((rows[one].correct.double() - rows[other].correct.double()).numpy())
-    return {"network": one, "over": other, "accuracy": gain, "ci95": half}
+    return {"network": one, "over": other, **accuracy_difference(rows[one].correct, rows[other].correct)}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -106,11 +96,13 @@ def table(found: Mapping[str, Any]) -> str:
         return [name, f"{network['mega_flops']:.1f}", f"{100 * network['accuracy']:.2f}"]
 
     columns = ["network", "MFLOPs", "accuracy", "against", "MFLOPs", "accuracy", "difference"]
-    lines = [columns, ["---"] * len(columns)]
-    for pair in found["pairs"]:
-        gain = f"{100 * pair['accuracy']:+.2f} ± {100 * pair['ci95']:.2f}"
-        lines.append([*both(pair["network"]), *both(pair["over"]), gain])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(
+        columns,
+        [
+            [*both(pair["network"]), *both(pair["over"]), points(pair["accuracy"], pair["ci95"], "+")]
+            for pair in found["pairs"]
+        ],
+    )
 
 
 if __name__ == "__main__":

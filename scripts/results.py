@@ -23,6 +23,7 @@ from agents.entries import Entry, flags, over_images, random_at_rate
 from agents.finished import FinishedRun
 from scripts import cascade
 from scripts.ship import lineage, lineage_before, run_of
+from scripts.tables import markdown
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
@@ -204,8 +205,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(COLUMNS, [cells(row) for row in rows])
 
 
 def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None) -> Figure:

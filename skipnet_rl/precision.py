@@ -22,9 +22,9 @@ def pick_device(name: str) -> torch.device:
         raise unknown_name("device", name, DEVICES)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r}, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
     if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {name!r}, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
         torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 

@@ -1,0 +1,42 @@
+"""What the scripts that make tables share: their Markdown, and the file of numbers beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.runs import provenance, without_places
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, a line for each row."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def points(value: float, half: float, sign: str = "") -> str:
+    """A share and the half width of its interval in percent, or a difference (`sign` is "+") in points."""
+    return f"{100 * value:{sign}.2f} ± {100 * half:.2f}"
+
+
+def publish(module: str, path: Path, found: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Print a table and write its numbers with the command behind them; returns what was written.
+
+    Args:
+        module: what was run, such as `"scripts.paired"`.
+        path: of the JSON file; its folder is made.
+        found: the numbers.
+        text: the table.
+    """
+    print(text)
+    command = without_places(["python", "-m", module, *sys.argv[1:]])
+    written = {"schema": 1, **found, "command": command, **provenance()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, written)
+    tqdm.write(f"wrote {path}")
+    return written
