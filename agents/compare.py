@@ -35,7 +35,6 @@ from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.flops import network_macs
 from skipnet_rl.policies import AlwaysExecute, policy_macs
 from skipnet_rl.precision import pick_device
 
@@ -144,7 +143,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
         again = evaluate(mdp, AlwaysExecute(), sized, routes=routes, precision=result["precision"])
         numbers = again.summary(row["name"])
         own = cost if row["name"] in ("SP", run.policy_name) else 0  # the others only show its network
-        numbers["policy_flops"] = own / network_macs(mdp.net).total
+        numbers["policy_flops"] = own / mdp.macs.total
         numbers["compute_flops"] += numbers["policy_flops"]
         for key, tolerance in TOLERANCE.items():
             if not abs(numbers[key] - row[key]) <= tolerance:

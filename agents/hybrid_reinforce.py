@@ -63,7 +63,7 @@ NOTHING_SKIPPED = (
 class Args(CommonArgs):
     """Learn which blocks to run, image by image."""
 
-    alpha: float = 1.4
+    alpha: float = 2.0
     """weight of the compute saving against the loss"""
     gate: str = "rnn"
     """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
@@ -75,7 +75,7 @@ class Args(CommonArgs):
     stage: str = "sp+hrl"
     """sp, hrl, sp+hrl, or tune: only the steps that end HRL (--tune-iterations), by the gates of
     --gate-weights; the flags for routes, baseline, entropy and the gates' learning do not act in them"""
-    sp_iterations: int = 20
+    sp_iterations: int = 6
     """steps of supervised pre-training"""
     relaxation: str = "straight-through"
     """what a gate is in SP: straight-through, or soft"""
@@ -83,11 +83,11 @@ class Args(CommonArgs):
     """steps with random routes before either stage; they make the backbone used to skips"""
     warmup_rate: float = 0.8
     """p(execute) of those routes"""
-    iterations: int = 110
+    iterations: int = 74
     """steps of hybrid REINFORCE"""
-    tune_iterations: int = 40
+    tune_iterations: int = 24
     """steps after it in which the backbone trains on the gates' thresholded routes, part of HRL"""
-    batch_size: int = 128
+    batch_size: int = 96
     """episodes per step"""
     routes: int = 4
     """sampled routes per image in HRL"""
@@ -108,7 +108,7 @@ class Args(CommonArgs):
     """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
     lr: float = 3e-4
     """learning rate of the backbone"""
-    gate_lr: float = 1e-2
+    gate_lr: float = 1.5e-2
     """Adam's learning rate for the gates"""
     schedule: str = "linear"
     """of the learning rates: constant (the paper), linear to zero in HRL and again in the tuning after it, or

@@ -32,6 +32,7 @@ from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import mean_interval
 from skipnet_rl.weights import build_backbone
 
+SHARED: dict[str, Any] = {"batch_size": 128, "gate_lr": 1e-2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "reference": {},
     "no warm-up": {"warmup": False},
@@ -76,8 +77,9 @@ def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
     sp = {"sp": options.steps, "hrl": 0, "sp+hrl": options.steps // 6}[change.get("stage", "sp+hrl")]
     steps = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
     return Args(
-        env="SkipResNet20-v0", dataset=options.dataset, alpha=options.alpha, seed=seed, **steps, **change
-    )
+        env="SkipResNet20-v0", dataset=options.dataset, alpha=options.alpha, seed=seed,
+        **{**SHARED, **steps, **change},
+    )  # fmt: skip
 
 
 def train(args: Args, net: ResNet, data: Images) -> Learner:
@@ -94,7 +96,9 @@ def train(args: Args, net: ResNet, data: Images) -> Learner:
 def warmed_up(data: Images, options: Options) -> ResNet:
     """The shipped network after training with random routes."""
     net = build_backbone(20, len(data.classes), options.dataset)
-    args = Args(env="SkipResNet20-v0", warmup_iterations=options.warmup, sp_iterations=0, iterations=0)
+    args = Args(
+        env="SkipResNet20-v0", warmup_iterations=options.warmup, sp_iterations=0, iterations=0, **SHARED
+    )
     return train(args, net, data).mdp.net
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.latency
 
-ResNet-110 with the main job's recurrent gate, batch 1, CPU. A bias on the gate's log-odds is chosen so that
+ResNet-110 with the shipped recurrent gate, batch 1, CPU. A bias on the gate's log-odds is chosen so that
 the image timed executes the stated share of its 53 blocks. Beside it, in the same runtime, the plain network
 without any gate, and shallower plain ResNets: what else the same time would buy.
 """

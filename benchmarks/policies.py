@@ -20,6 +20,7 @@ from pathlib import Path
 
 import tyro
 
+HRL = "--iterations 500 --tune-iterations 150 --sp-iterations 20 --batch-size 128 --gate-lr 0.01"
 # agent, flags, whether a seed changes anything
 SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("static", (), False),
@@ -31,7 +32,7 @@ SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("reinforce", (), True),
     ("gumbel", (), True),
     ("blockdrop", (), True),
-    ("hybrid_reinforce", ("--iterations", "500", "--tune-iterations", "150"), True),
+    ("hybrid_reinforce", tuple(HRL.split()), True),
 )
 
 

@@ -98,7 +98,7 @@ def memory_of(task: str, data_dir: Path | None) -> dict[str, float]:
         for _ in range(DEPTH // 2 - 2):
             env.step(env.action_space.sample())
     else:
-        args = Args(weights="none")
+        args = Args(weights="none", batch_size=BATCH)
         learner = Learner(args, ResNet(DEPTH), torch.device("cpu"))
         data = load_images(dataset, "train", data_dir)
         for step in range(2):
@@ -147,7 +147,7 @@ def table(found: Mapping[str, Any]) -> str:
         [str(depth)] + [
             f"{1e3 * timings[f'depth {depth}, rate {rate}']['median'] / BATCH:.3f}" for rate in (1.0, 0.5)
         ]
-        for depth in CIFAR_DEPTHS
+        for depth in dict.fromkeys(case["at"] for case in timings.values() if case["axis"] == "depth")
     ]  # fmt: skip
     batches = [
         [str(count)] + [

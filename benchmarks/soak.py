@@ -84,7 +84,7 @@ def environment(options: Options) -> dict[str, float]:
 def training(options: Options) -> dict[str, float]:
     """Steps of hybrid REINFORCE on SkipResNet20-v0."""
     device = options.start()
-    args = Args(env="SkipResNet20-v0", schedule="constant", iterations=2 * options.iterations)
+    args = Args(env="SkipResNet20-v0", schedule="constant", batch_size=128, iterations=2 * options.iterations)
     learner = Learner(args, build_backbone(20, 10, DATASET).to(device), device)
     data, steps = load_images(DATASET, "train").to(device), iter(range(sys.maxsize))
 

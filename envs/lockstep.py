@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.flops import compute_blocks, network_macs
+from skipnet_rl.flops import compute_blocks
 from skipnet_rl.mdp import RoutingMDP, State
 
 OBS_MODES = ("feature+block", "feature")
@@ -53,7 +53,6 @@ class Lockstep:
         self.augment = augment
         whole = mdp.observation_size
         self.observation_size = whole if obs_mode == "feature+block" else mdp.feature_width
-        self.macs = network_macs(mdp.net)
         self.state: State | None = None
         self.index = np.zeros(size, np.int64)
         self.routes = torch.zeros(size, 0, dtype=torch.bool)
@@ -126,7 +125,7 @@ class Lockstep:
             "loss": loss.double().cpu().numpy(),
             "executed_blocks": routes.sum(dim=1).numpy(),
             "compute_blocks": compute_blocks(routes).numpy(),
-            "compute_flops": (self.macs.of_routes(routes) / self.macs.total).numpy(),
+            "compute_flops": (self.mdp.macs.of_routes(routes) / self.mdp.macs.total).numpy(),
             "route": routes.to(torch.int8).numpy(),
         }
 

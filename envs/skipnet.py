@@ -81,7 +81,7 @@ class SkipNetEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     ## Registered ids
 
-    `SkipResNet{20,32,38,44,56,74,110,152}-v0` for 32×32 images, `SkipResNet{34,50,101}-v0` for
+    `SkipResNet{14,20,32,38,44,56,74,110,152}-v0` for 32×32 images, `SkipResNet{34,50,101}-v0` for
     224×224; smaller images are interpolated.
 
     ## Version History

@@ -18,7 +18,6 @@ from agents.evaluate import Args, Subject, restore
 from agents.loop import progress_bar
 from scripts.tables import markdown, points, publish
 from skipnet_rl.evaluate import Evaluation, evaluate
-from skipnet_rl.flops import network_macs
 from skipnet_rl.precision import pick_device
 from skipnet_rl.statistics import accuracy_difference
 
@@ -79,7 +78,7 @@ def main(options: Options) -> dict[str, Any]:
 
 def about(subject: Subject, row: Evaluation) -> dict[str, float]:
     """Accuracy and mean cost of a network."""
-    flops = 2 * network_macs(subject.mdp.net).total * row.compute_flops.mean().item()
+    flops = 2 * subject.mdp.macs.total * row.compute_flops.mean().item()
     return {"accuracy": row.accuracy, "accuracy_ci95": row.accuracy_ci95, "mega_flops": 1e-6 * flops}
 
 

@@ -64,9 +64,11 @@ DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip
 EVAL_EVERY = 250  # steps, and of a checkpoint
+BATCH_SIZE = 128
 GATED = (
-    "--routes", "2", "--optimizer", "sgd", "--lr", "0.05", "--gate-lr", "5e-3", "--schedule", "cosine",
-    "--entropy", "0.02", "--eval-every", str(EVAL_EVERY), "--eval-images", "1000",
+    "--batch-size", str(BATCH_SIZE), "--routes", "2", "--optimizer", "sgd", "--lr", "0.05",
+    "--gate-lr", "5e-3", "--schedule", "cosine", "--entropy", "0.02",
+    "--eval-every", str(EVAL_EVERY), "--eval-images", "1000",
 )  # fmt: skip
 
 
@@ -194,7 +196,7 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
     """
     row, device = ROWS[name], pick_device(options.device)
     data = data.to(device)
-    args = hybrid_reinforce.Args(gate=row.gate, warmup_iterations=1, routes=2)
+    args = hybrid_reinforce.Args(gate=row.gate, warmup_iterations=1, routes=2, batch_size=BATCH_SIZE)
     net = ResNet(row.depth).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     learner, plain = hybrid_reinforce.Learner(args, net, device), pretrain.Args()
     precision, plan = resolve_precision("auto", device), args.plan()

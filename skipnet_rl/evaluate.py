@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skipnet_rl.data import Images
-from skipnet_rl.flops import compute_blocks, network_macs
+from skipnet_rl.flops import compute_blocks
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy, policy_macs
 from skipnet_rl.precision import autocast
@@ -142,7 +142,7 @@ def evaluate(
             taken = episode.actions > 0.5
             parts.append((taken, episode.predictions, episode.correct, episode.loss, episode.returns))
     taken, predictions, correct, loss, returns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    macs, gates = network_macs(mdp.net), policy_macs(policy)
+    macs, gates = mdp.macs, policy_macs(policy)
     compute = macs.of_routes(taken, gates) / macs.total
     return Evaluation(taken, predictions, correct, loss, returns, compute, gates / macs.total)
 

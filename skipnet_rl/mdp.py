@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
+from functools import cached_property
 from numbers import Real
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skipnet_rl.flops import block_costs
+from skipnet_rl.flops import NetworkMacs, block_costs, network_macs
 from skipnet_rl.resnet import Block, ResNet, pool
 
 ALPHA = 1.0  # unless said otherwise; the paper's 0.1 or so asks for its thousands of steps
@@ -71,6 +72,11 @@ class RoutingMDP:
             raise ValueError(f"cost is {self.cost.tolist()}; expected finite numbers")
         self.payment = (self.alpha / self.num_decisions * self.cost).tolist()  # of skipping decision t
         self.feature_width = max(block.out_channels for block in net.blocks)
+
+    @cached_property
+    def macs(self) -> NetworkMacs:
+        """MACs of the network's parts, counted once: a ResNet-110's take half a second."""
+        return network_macs(self.net)
 
     @property
     def observation_size(self) -> int:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.precision import autocast
 
-CIFAR_DEPTHS = (20, 32, 38, 44, 56, 74, 110, 152)
+CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)
 IMAGENET_DEPTHS = (34, 50, 101)
 SHORTCUTS = ("projection", "pad", "pool")
 
@@ -170,7 +170,7 @@ class ResNet(nn.Module):
     """A stem, all blocks in one list, a classifier.
 
     Args:
-        depth: 34, 50, 101 (ImageNet, 224×224) or 6n+2 (CIFAR, 32×32: 20, 32, …, 110, 152), or an
+        depth: 34, 50, 101 (ImageNet, 224×224) or 6n+2 (CIFAR, 32×32: 14, 20, …, 110, 152), or an
             `Architecture` of your own.
         num_classes: K.
         shortcut: `"projection"`, `"pad"` or `"pool"`, used where the shape changes.

@@ -351,7 +351,7 @@ def test_spec(id):
 
 
 def test_ids():
-    depths = (20, 32, 38, 44, 56, 74, 110, 152, 34, 50, 101)
+    depths = (14, 20, 32, 38, 44, 56, 74, 110, 152, 34, 50, 101)
     assert {f"SkipResNet{depth}-v0" for depth in depths} == set(IDS)
     assert depths == (*resnet.CIFAR_DEPTHS, *resnet.IMAGENET_DEPTHS)
 

@@ -117,6 +117,17 @@ def test_skipped_blocks_are_saved_in_flops(tiny_net, tiny_images):
     assert network_macs(tiny_net).total == 40_813_184
 
 
+def test_macs_are_counted_once(tiny_net, tiny_images, monkeypatch):
+    """Half a second for a ResNet-110 and as much for its gates, in each evaluation, if they were not."""
+    mdp, gate, counted = RoutingMDP(tiny_net), RecurrentGate(tiny_net), []
+    each = gate.macs_per_decision()
+    monkeypatch.setattr("skipnet_rl.mdp.network_macs", lambda net: counted.append(net) or network_macs(net))
+    monkeypatch.setattr(gate, "macs_per_decision", lambda: counted.append(gate) or each)
+    flops = [evaluate(mdp, gate, tiny_images).compute_flops.tolist() for _ in range(2)]
+    assert counted == [tiny_net, gate]
+    assert flops[0] == flops[1] == pytest.approx([1 + sum(each) / 40_813_184] * 12, abs=1e-12)
+
+
 def test_sampling_repeats_with_its_generator(tiny_net, tiny_images):
     mdp = RoutingMDP(tiny_net)
 

@@ -120,7 +120,7 @@ def test_initialisation_keeps_the_variance():
 
 @pytest.mark.parametrize("depth", [2, 7, 19, 21, 111])
 def test_depths_that_are_not_6n_plus_2(depth):
-    with pytest.raises(ValueError, match=rf"depth {depth} is not 6n\+2 .* use one of 20, 32"):
+    with pytest.raises(ValueError, match=rf"depth {depth} is not 6n\+2 .* use one of 14, 20"):
         ResNet(depth)
 
 
