@@ -12,8 +12,8 @@ Where this differs from the paper: r_i is compared with the other routes of the 
 (leave-one-out baseline), the schedule is short, and in HRL's last steps the backbone alone trains, on
 the thresholded routes that it will be given at test time; --stage tune gives it more of these, and
 --distillation a teacher. For the paper's: --routes 1 --baseline none --schedule constant --gate-lr 1e-4
---lr 1e-4 --batch-size 128 --iterations 10000 --tune-iterations 0. Its warning example, HRL from nothing:
---stage hrl, and --weights none where the backbone is to be untrained too.
+--lr 1e-4 --batch-size 128 --sp-iterations 10000 --iterations 10000 --tune-iterations 0 --alpha 0.1. Its
+warning example, HRL from nothing: --stage hrl, and --weights none where the backbone is to be untrained too.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ class Args(CommonArgs):
     bn: str = "recalibrate"
     """batch norm of the backbone: train (the batch's statistics), frozen (the running ones), or recalibrate:
     train, and estimate the running ones anew after each stage"""
+    bn_images: int = 1_000
+    """training images for that estimate, in whole batches of 250"""
     eval_every: int = 40
     """steps between evaluations on validation images"""
     resume: bool = False
@@ -327,8 +329,8 @@ def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
     if args.bn == "recalibrate":
         policy = AlwaysExecute() if stage == "warmup" else learner.gate
         recalibrate(
-            learner.mdp, policy, data, precision=learner.precision, seed=args.seed,
-            policy_too=stage != "tune",
+            learner.mdp, policy, data, batches=math.ceil(args.bn_images / 250), batch_size=250,
+            precision=learner.precision, seed=args.seed, policy_too=stage != "tune",
         )  # fmt: skip
 
 

@@ -20,7 +20,10 @@ from pathlib import Path
 
 import tyro
 
-HRL = "--iterations 500 --tune-iterations 150 --sp-iterations 20 --batch-size 128 --gate-lr 0.01"
+HRL = (
+    "--iterations 500 --tune-iterations 150 --sp-iterations 20 --batch-size 128 --gate-lr 0.01 "
+    "--bn-images 4000"
+)
 # agent, flags, whether a seed changes anything
 SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("static", (), False),

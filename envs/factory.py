@@ -70,8 +70,8 @@ def parts(
         alpha: weight of the compute saving.
         cost: `"blocks"` or `"flops"`.
         shortcut: `"projection"`, `"pad"` or `"pool"`.
-        weights: path of a file, `"auto"` (shipped, else untrained with a warning), `"torchvision"`
-            (its ImageNet weights) or None (untrained).
+        weights: path of a file, name of a shipped one, `"auto"` (the shipped one that fits, else untrained
+            with a warning), `"torchvision"` (its ImageNet weights) or None (untrained).
         device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
         precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
     """

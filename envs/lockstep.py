@@ -53,6 +53,7 @@ class Lockstep:
         self.augment = augment
         whole = mdp.observation_size
         self.observation_size = whole if obs_mode == "feature+block" else mdp.feature_width
+        self.macs = mdp.macs  # counted here, not in the step that ends the first episode
         self.state: State | None = None
         self.index = np.zeros(size, np.int64)
         self.routes = torch.zeros(size, 0, dtype=torch.bool)
@@ -125,7 +126,7 @@ class Lockstep:
             "loss": loss.double().cpu().numpy(),
             "executed_blocks": routes.sum(dim=1).numpy(),
             "compute_blocks": compute_blocks(routes).numpy(),
-            "compute_flops": (self.mdp.macs.of_routes(routes) / self.mdp.macs.total).numpy(),
+            "compute_flops": (self.macs.of_routes(routes) / self.macs.total).numpy(),
             "route": routes.to(torch.int8).numpy(),
         }
 

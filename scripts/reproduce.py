@@ -67,7 +67,7 @@ EVAL_EVERY = 250  # steps, and of a checkpoint
 BATCH_SIZE = 128
 GATED = (
     "--batch-size", str(BATCH_SIZE), "--routes", "2", "--optimizer", "sgd", "--lr", "0.05",
-    "--gate-lr", "5e-3", "--schedule", "cosine", "--entropy", "0.02",
+    "--gate-lr", "5e-3", "--schedule", "cosine", "--entropy", "0.02", "--bn-images", "4000",
     "--eval-every", str(EVAL_EVERY), "--eval-images", "1000",
 )  # fmt: skip
 

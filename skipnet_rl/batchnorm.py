@@ -20,7 +20,7 @@ from skipnet_rl.rollout import rollout
 
 @torch.no_grad()
 def recalibrate(
-    mdp: RoutingMDP, policy: Policy, data: Images, *, batches: int = 4, batch_size: int = 250,
+    mdp: RoutingMDP, policy: Policy, data: Images, *, batches: int = 16, batch_size: int = 250,
     precision: str = "fp32", seed: int = 0, policy_too: bool = True,
 ) -> None:  # fmt: skip
     """Estimate the running statistics anew under a policy's greedy routes.

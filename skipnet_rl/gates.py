@@ -8,7 +8,6 @@ they are is the rollout's `mode`, so each gate comes hard, straight-through and 
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +26,8 @@ Hidden = tuple[Tensor, Tensor]
 class Gate(nn.Module):
     """What all gates share: a policy with a cost."""
 
+    _macs: int | None = None
+
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
         """Log-odds of "execute" [B] for the block at `state.t`, and the memory."""
         raise NotImplementedError
@@ -36,12 +37,10 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def macs(self) -> int:
-        """MACs of all N decisions for one image."""
+        """MACs of all N decisions for one image, of the layers as they are at the first call."""
+        if self._macs is None:
+            self._macs = sum(self.macs_per_decision())  # half a second for a ResNet-110's
         return self._macs
-
-    @cached_property
-    def _macs(self) -> int:
-        return sum(self.macs_per_decision())  # half a second for a ResNet-110's, at each evaluation
 
 
 class RecurrentGate(Gate):

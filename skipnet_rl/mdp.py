@@ -75,7 +75,7 @@ class RoutingMDP:
 
     @cached_property
     def macs(self) -> NetworkMacs:
-        """MACs of the network's parts, counted once: a ResNet-110's take half a second."""
+        """MACs of the network's parts, as it is at the first use."""
         return network_macs(self.net)
 
     @property

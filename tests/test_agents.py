@@ -215,6 +215,16 @@ def test_frozen_batch_norms_keep_their_statistics():
         assert torch.equal(before, learner.mdp.net.stem[1].running_mean) == frozen
 
 
+@pytest.mark.parametrize("asked, seen", [(1, 250), (250, 250), (300, 500)])
+def test_batch_norms_are_settled_on_as_many_images(asked, seen):
+    data = two_colours(600)
+    args = hybrid_reinforce.Args(batch_size=16, precision="fp32", bn_images=asked)
+    learner, images = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu")), []
+    learner.mdp.net.stem.register_forward_hook(lambda stem, inputs, output: images.append(len(output)))
+    hybrid_reinforce.settle(learner, data, "hrl", args)
+    assert sum(images) == seen
+
+
 def test_gates_are_those_of_test_time_in_the_tuning():
     """Feed-forward gates have batch norms of their own, which the tuning leaves as they are."""
     data = two_colours()

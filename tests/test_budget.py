@@ -205,8 +205,8 @@ def test_folders_without_a_run(tmp_path, finished):
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(ValueError, match="names no agent"):
         FinishedRun.read(tmp_path)
-    plain = FinishedRun(tmp_path, {"depth": 14}, {"agent": "pretrain", "env": "SkipResNet14-v0"})
-    assert plain.depth == 14  # which no id has
+    plain = FinishedRun(tmp_path, {"depth": 26}, {"agent": "pretrain", "env": "SkipResNet26-v0"})
+    assert plain.depth == 26  # which no id has
     with pytest.raises(WeightsError, match="no weights file .*warm.safetensors"):
         FinishedRun.read(finished).restore(10, "warm")
 

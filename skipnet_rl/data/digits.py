@@ -16,6 +16,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,6 +46,7 @@ FACTORS = tuple(RANGES)
 
 SIZE = 32
 CHUNK = 500  # images at a time: temporaries stay in the cache
+THREADS = 4
 CELL, GLYPH = 56, 32  # a glyph's place in the atlas and its height there, in pixels
 BLUR_RADIUS = 5
 FONTS = (
@@ -77,10 +79,15 @@ def render_digits(split: str, indices: NDArray[np.integer] | None = None) -> Arr
     draws = _Draws(split, chosen)
     factors = {name: _factor(draws, name) for name in FACTORS}
     images = np.empty((len(chosen), 3, SIZE, SIZE), np.uint8)
-    for start in range(0, len(chosen), CHUNK):
+
+    def draw(start: int) -> None:
         part = slice(start, start + CHUNK)
         some = {name: values[part] for name, values in factors.items()}
         images[part] = _draw(_Draws(split, chosen[part]), labels[part], some)
+
+    _atlas()  # before the threads, which would each make one
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as threads:  # NumPy lets go of the interpreter
+        list(threads.map(draw, range(0, len(chosen), CHUNK)))
     return images, labels, factors
 
 
