@@ -33,7 +33,7 @@ from agents.distillation import check_teacher, distilled, load_teacher
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS
 from agents.setting import CommonArgs, Setting
-from skipnet_rl.batchnorm import recalibrate
+from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator, training_index
@@ -329,7 +329,7 @@ def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
     if args.bn == "recalibrate":
         policy = AlwaysExecute() if stage == "warmup" else learner.gate
         recalibrate(
-            learner.mdp, policy, data, batches=math.ceil(args.bn_images / 250), batch_size=250,
+            learner.mdp, policy, data, batches=math.ceil(args.bn_images / BATCH_SIZE),
             precision=learner.precision, seed=args.seed, policy_too=stage != "tune",
         )  # fmt: skip
 

@@ -78,7 +78,7 @@ def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
     steps = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
     return Args(
         env="SkipResNet20-v0", dataset=options.dataset, alpha=options.alpha, seed=seed,
-        **{**SHARED, **steps, **change},
+        **SHARED, **steps, **change,
     )  # fmt: skip
 
 

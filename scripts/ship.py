@@ -2,7 +2,7 @@
 
     python -m scripts.ship runs/results/resnet38-0/hrl-1.0 resnet38-cifar10-hrl
     python -m scripts.ship runs/… my-sp --stage sp                           # of a run with both stages
-    python -m scripts.ship runs/… my-net --stage backbone-distilled          # not what --weights auto finds
+    python -m scripts.ship runs/… my-net --stage backbone-distilled          # auto prefers a plain one
 
 Every field of the entry comes from the run's files, so the index says what was measured and how.
 """
@@ -23,7 +23,7 @@ from agents.cli import main_with_named_errors
 from agents.finished import FinishedRun
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.runs import without_places
-from skipnet_rl.weights import FOLDER, find_shipped, index
+from skipnet_rl.weights import AUTO, FOLDER, find_shipped, index
 
 LARGEST = 4 * 2**20  # bytes of a file
 INDEX = "index.json"
@@ -133,10 +133,11 @@ def main(options: Options) -> None:
     source, entry = describe(FinishedRun.read(options.run), options.name, options.stage)
     if source.stat().st_size > LARGEST:
         raise ValueError(f"{source} is larger than {LARGEST / 2**20:g} MB")
-    found = find_shipped(entry["depth"], entry["dataset"], entry["shortcut"])
-    if entry["stage"] == "backbone" and found and found.name != entry["file"]:
-        raise ValueError(f"--weights auto would find {found.stem} or this one; give another --stage")
     others = [other for other in index() if other["name"] != options.name]
+    same = ("depth", "dataset", "shortcut", "stage")
+    for other in others:
+        if entry["stage"] in AUTO and all(other[key] == entry[key] for key in same):
+            raise ValueError(f"--weights auto would find {other['name']} or this one; give another --stage")
     beside = FOLDER / f"{entry['file']}.new"
     shutil.copyfile(source, beside)
     os.replace(beside, FOLDER / entry["file"])

@@ -17,10 +17,12 @@ from skipnet_rl.policies import Policy
 from skipnet_rl.precision import autocast
 from skipnet_rl.rollout import rollout
 
+BATCH_SIZE = 250
+
 
 @torch.no_grad()
 def recalibrate(
-    mdp: RoutingMDP, policy: Policy, data: Images, *, batches: int = 16, batch_size: int = 250,
+    mdp: RoutingMDP, policy: Policy, data: Images, *, batches: int = 16, batch_size: int = BATCH_SIZE,
     precision: str = "fp32", seed: int = 0, policy_too: bool = True,
 ) -> None:  # fmt: skip
     """Estimate the running statistics anew under a policy's greedy routes.

@@ -326,6 +326,10 @@ def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch
     assert not (package / "other.safetensors").exists()
     ship.main(ship.Options(folders[0], "other", "backbone-again"))
     assert weights.find_shipped(20, "rendered-digits", "projection").read_bytes() == before
+    taught = {**plain, "name": "taught", "stage": "backbone-distilled"}
+    (package / "index.json").write_text(json.dumps([taught]))
+    ship.main(ship.Options(folders[0], "other"))  # plain, so that auto finds it first
+    assert weights.find_shipped(20, "rendered-digits", "projection") == package / "other.safetensors"
     learned = dataclasses.replace(
         FinishedRun.read(folders[2]), result={**FinishedRun.read(folders[2]).result, "agent": "reinforce"}
     )

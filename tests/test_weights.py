@@ -48,6 +48,11 @@ def test_every_shipped_file_is_what_the_index_says():
             assert without_places(shlex.split(command)) == command and "/tmp" not in command
 
 
+def test_auto_takes_a_distilled_network_where_there_is_no_plain_one():
+    for depth, name in ((14, "resnet14-cifar10-distilled"), (20, "resnet20-cifar10")):
+        assert find_shipped(depth, "cifar10", "projection") == weights.weights_path(name)
+
+
 def test_auto_takes_the_shipped_weights(shipped):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -81,6 +81,7 @@ def render_digits(split: str, indices: NDArray[np.integer] | None = None) -> Arr
     images = np.empty((len(chosen), 3, SIZE, SIZE), np.uint8)
 
     def draw(start: int) -> None:
+        """One chunk, into its place."""
         part = slice(start, start + CHUNK)
         some = {name: values[part] for name, values in factors.items()}
         images[part] = _draw(_Draws(split, chosen[part]), labels[part], some)

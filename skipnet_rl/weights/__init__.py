@@ -20,12 +20,13 @@ from skipnet_rl.importer import read_state_dict, rename, torchvision_weights
 from skipnet_rl.resnet import ResNet
 
 FOLDER = Path(__file__).parent
+AUTO = ("backbone", "backbone-distilled")  # stages of what "auto" finds: the second where the first is not
 
 
 def index() -> list[dict[str, Any]]:
     """All shipped files: name, file, sha256, depth, dataset, shortcut, stage, test_accuracy, command.
 
-    `stage` is `"backbone"` for what `"auto"` finds, and something else for what is asked for by name.
+    `stage` is one of `AUTO` for what `"auto"` finds, and something else for what is asked for by name.
     """
     return json.loads((FOLDER / "index.json").read_text())
 
@@ -36,11 +37,9 @@ def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
     Raises:
         WeightsError: the file is missing or its sha256 is not the index's.
     """
-    wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut, "stage": "backbone"}
-    for entry in index():
-        if all(entry[key] == value for key, value in wanted.items()):
-            return _checked(entry)
-    return None
+    wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut}
+    fitting = {e["stage"]: e for e in index() if all(e[key] == value for key, value in wanted.items())}
+    return next((_checked(fitting[stage]) for stage in AUTO if stage in fitting), None)
 
 
 def weights_path(weights: str | Path) -> Path:
