@@ -17,8 +17,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,37 +39,73 @@ from skipnet_rl.weights import find_shipped
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How long a row's steps are, and with what they are taken.
+
+    Attributes:
+        backbone: epochs of the backbone, then of warm restarts of it, by the name of their folder.
+        sp, hrl, distilled: training steps of each stage; `distilled` is the longer tuning.
+        batch_size: images of a backbone's step, and episodes of a gated one.
+        routes: of each image in HRL.
+        lr: peak of SGD's learning rate in the backbone; half of it everywhere else.
+        gate_lr: Adam's, of the gates.
+        entropy: weight of the gates' entropy in HRL; less in a deeper network, where a skip pays less.
+        eval_every: steps between validations, and between checkpoints.
+        runs: alpha, and gain of the gates' initial weights, of each HRL run; at 1 the gates are those of SP,
+            else new ones.
+        taught: those of them after which the tuning goes on, the plain network the teacher.
+    """
+
+    backbone: dict[str, float]
+    sp: dict[str, int]
+    hrl: dict[str, int]
+    distilled: dict[str, int]
+    batch_size: int
+    routes: int
+    lr: float
+    gate_lr: float
+    entropy: float
+    eval_every: int
+    runs: tuple[tuple[float, float], ...]
+    taught: tuple[tuple[float, float], ...]
+
+
+# of a ResNet-38: 2 CPU cores finish it in a night; taught after the run at half of the FLOPs, and after that
+# of the two at a third whose routes vary
+CORES = Schedule(
+    backbone={"backbone": 40, "restart": 15},
+    sp={"warmup": 600, "sp": 300}, hrl={"hrl": 1500, "tune": 2500}, distilled={"tune": 12_000},
+    batch_size=128, routes=2, lr=0.1, gate_lr=5e-3, entropy=0.02, eval_every=250,
+    runs=((0.5, 1.0), (1.0, 1.0), (1.0, 6.0)), taught=((0.5, 1.0), (1.0, 6.0)),
+)  # fmt: skip
+# of deeper ones: batches that fill a GPU, learning rates as much larger (Goyal et al. 2017, arXiv 1706.02677)
+GPU = Schedule(
+    backbone={"backbone": 120},
+    sp={"warmup": 200, "sp": 100}, hrl={"hrl": 750, "tune": 450}, distilled={"tune": 2640},
+    batch_size=512, routes=4, lr=0.4, gate_lr=1e-2, entropy=0.002, eval_every=150,
+    runs=((0.15, 1.0), (0.3, 1.0), (0.6, 1.0)), taught=((0.15, 1.0), (0.3, 1.0), (0.6, 1.0)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Row:
-    """A network and its kind of gate."""
+    """A network, its kind of gate, and how they are trained."""
 
     depth: int
     gate: str = "rnn"
+    schedule: Schedule = GPU
 
 
 AGENTS = {"pretrain": pretrain.Args, "hybrid_reinforce": hybrid_reinforce.Args}
 ROWS = {
-    "resnet110": Row(110), "resnet38": Row(38), "resnet74": Row(74), "resnet152": Row(152),
-    "resnet38-ff1": Row(38, "ff1"), "resnet74-ff1": Row(74, "ff1"),
+    "resnet110": Row(110), "resnet38": Row(38, schedule=CORES), "resnet74": Row(74), "resnet152": Row(152),
+    "resnet38-ff1": Row(38, "ff1", CORES), "resnet74-ff1": Row(74, "ff1"),
     "resnet110-ff2": Row(110, "ff2"), "resnet152-ff2": Row(152, "ff2"),
 }  # fmt: skip
-# alpha, and gain of the gates' initial weights: at 1 the gates are those of SP, else new ones
-HRL_RUNS = ((0.5, 1.0), (1.0, 1.0), (1.0, 6.0))
-BACKBONE = {"backbone": 40, "restart": 15}  # epochs
-SP = {"warmup": 600, "sp": 300}  # steps
-HRL = {"hrl": 1500, "tune": 2500}  # steps of each run
-# steps of longer tuning, the plain network the teacher: after the run at half of the FLOPs, and after that
-# of the two at a third whose routes vary
-DISTILLED = {(0.5, 1.0): {"tune": 12_000}, (1.0, 6.0): {"tune": 12_000}}
 DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip
-EVAL_EVERY = 250  # steps, and of a checkpoint
-BATCH_SIZE = 128
-GATED = (
-    "--batch-size", str(BATCH_SIZE), "--routes", "2", "--optimizer", "sgd", "--lr", "0.05",
-    "--gate-lr", "5e-3", "--schedule", "cosine", "--entropy", "0.02", "--bn-images", "4000",
-    "--eval-every", str(EVAL_EVERY), "--eval-images", "1000",
-)  # fmt: skip
+POLL = 0.2  # seconds between looks at what is running
 
 
 @dataclass(frozen=True)
@@ -79,7 +115,9 @@ class Options:
     rows: tuple[str, ...] = tuple(ROWS)
     """which, in this order"""
     length: float = 1.0
-    """factor of every step's length; 1 is what two CPU cores do with a ResNet-38 in a few hours"""
+    """factor of every step's length; at 1 two CPU cores do a ResNet-38, and a GPU the deeper ones"""
+    jobs: int = 1
+    """steps side by side, where none needs the other; alone, the small kernels of one hardly fill a GPU"""
     shipped_backbone: bool = False
     """start from the shipped backbones, where there are, instead of training them"""
     data_dir: Path | None = None
@@ -116,12 +154,16 @@ class Step:
     agent: str
     flags: tuple[str, ...]
     folder: Path
-    plan: dict[str, float]
+    plan: dict[str, float] = field(hash=False)
 
     @property
     def done(self) -> bool:
         """Whether it came to its end."""
         return (self.folder / "result.json").is_file()
+
+    def needs(self, others: Iterable[Step]) -> bool:
+        """Whether it starts from the weights of one of them."""
+        return any(flag.startswith(f"{other.folder}/") for other in others for flag in self.flags)
 
     def command(self, options: Options) -> list[str]:
         """What is run; goes on where it was interrupted."""
@@ -146,45 +188,51 @@ class Step:
 def chain(name: str, options: Options) -> list[Step]:
     """The steps of a row in order; networks of one depth share their backbone."""
     row = ROWS[name]
+    plan = row.schedule
     folder = options.runs / f"resnet{row.depth}-{options.seed}"
 
     def gated(title: str, alpha: float, stage: str, length: dict[str, int], *start: str) -> Step:
-        plan = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
+        length = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
         flags = (
             "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha), *start,
-            "--stage", stage, *(text for part in plan for text in (FLAGS[part], str(plan[part]))), *GATED,
+            "--stage", stage, *(text for part in length for text in (FLAGS[part], str(length[part]))),
+            "--batch-size", str(plan.batch_size), "--routes", str(plan.routes),
+            "--optimizer", "sgd", "--lr", f"{plan.lr / 2:g}", "--gate-lr", f"{plan.gate_lr:g}",
+            "--schedule", "cosine", "--entropy", f"{plan.entropy:g}", "--bn-images", "4000",
+            "--eval-every", str(plan.eval_every), "--eval-images", "1000",
         )  # fmt: skip
         place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
-        return Step("hybrid_reinforce", flags, place, plan)
+        return Step("hybrid_reinforce", flags, place, length)
 
     steps, backbone = [], f"resnet{row.depth}-cifar10"
     if not (options.shipped_backbone and find_shipped(row.depth, "cifar10", "projection")):
         steps, backbone = pretraining(row, folder, options)
-    steps.append(gated("sp", HRL_RUNS[0][0], "sp", SP, "--weights", backbone))
+    steps.append(gated("sp", plan.runs[0][0], "sp", plan.sp, "--weights", backbone))
     supervised = str(steps[-1].folder / "sp.safetensors")
-    for alpha, gain in HRL_RUNS:
+    for alpha, gain in plan.runs:
         title, gates = f"hrl-{alpha}", ("--gate-weights", supervised)
         if gain != 1:
             title, gates = f"{title}-gain{gain:g}", ("--gate-gain", f"{gain:g}")
-        hybrid = gated(title, alpha, "hrl", HRL, "--weights", supervised, *gates)
+        hybrid = gated(title, alpha, "hrl", plan.hrl, "--weights", supervised, *gates)
         steps.append(hybrid)
-        if longer := DISTILLED.get((alpha, gain)):
+        if (alpha, gain) in plan.taught:
             routed = str(hybrid.folder / "hrl.safetensors")
             start = ("--weights", routed, "--gate-weights", routed, "--teacher", backbone)
             flags = (*start, "--distillation", DISTILLATION)
-            steps.append(gated(f"{title}-distilled", alpha, "tune", longer, *flags))
+            steps.append(gated(f"{title}-distilled", alpha, "tune", plan.distilled, *flags))
     return steps
 
 
 def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], str]:
-    """The backbone and its warm restart, and the file of weights that they end with."""
-    steps, start = [], ()
-    for name, epochs in BACKBONE.items():
+    """The backbone and its warm restarts, and the file of weights that they end with."""
+    plan = row.schedule
+    steps, start = [], ("--lr", f"{plan.lr:g}")
+    for name, epochs in plan.backbone.items():
         epochs = epochs * options.length
-        flags = ("--depth", str(row.depth), "--epochs", f"{epochs:g}", *start)
-        steps.append(Step("pretrain", flags, folder / name, {"epochs": epochs}))
+        flags = ("--depth", str(row.depth), "--epochs", f"{epochs:g}", "--batch-size", str(plan.batch_size))
+        steps.append(Step("pretrain", (*flags, *start), folder / name, {"epochs": epochs}))
         weights = str(folder / name / "weights.safetensors")
-        start = ("--weights", weights, "--lr", "0.05", "--warmup", "0.02")
+        start = ("--weights", weights, "--lr", f"{plan.lr / 2:g}", "--warmup", "0.02")
     return steps, weights
 
 
@@ -192,23 +240,25 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
     """Seconds that each whole step of a row takes on this machine, from a few training steps timed now.
 
     Of HRL's steps it is an upper bound: an untrained gate executes nine tenths of the blocks. Validations and
-    the test at the end are not counted.
+    the test at the end are not counted, nor what `--jobs` changes.
     """
     row, device = ROWS[name], pick_device(options.device)
-    data = data.to(device)
-    args = hybrid_reinforce.Args(gate=row.gate, warmup_iterations=1, routes=2, batch_size=BATCH_SIZE)
+    size, data = row.schedule.batch_size, data.to(device)
+    args = hybrid_reinforce.Args(
+        gate=row.gate, warmup_iterations=1, routes=row.schedule.routes, batch_size=size
+    )
     net = ResNet(row.depth).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learner, plain = hybrid_reinforce.Learner(args, net, device), pretrain.Args()
+    learner, plain = hybrid_reinforce.Learner(args, net, device), pretrain.Args(batch_size=size)
     precision, plan = resolve_precision("auto", device), args.plan()
     seconds = {
         stage: timed(
             lambda stage=stage: hybrid_reinforce.train_step(learner, data, plan.index(stage), stage, args)
         )
-        for stage in (*SP, *HRL)
+        for stage in dict.fromkeys(plan)
     }
     one = timed(lambda: pretrain.train_step(RoutingMDP(net), data, 0, plain, precision).mean().backward())
-    seconds["epochs"] = one * (len(data) // plain.batch_size)
-    teacher, (images, _) = for_inference(net, precision), next(data.batches(args.batch_size))
+    seconds["epochs"] = one * (len(data) // size)
+    teacher, (images, _) = for_inference(net, precision), next(data.batches(size))
     with torch.no_grad():
         taught = timed(lambda: teacher(images))
     return {
@@ -236,20 +286,41 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def run(step: Step, options: Options, deadline: float | None) -> bool:
-    """Run a step; False where the time is up before its end."""
-    command = step.command(options)
-    print("$ " + " ".join(["python", *command[1:]]), flush=True)
-    with subprocess.Popen(command) as process:
-        try:
-            code = process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
+def run(steps: Sequence[Step], options: Options, deadline: float | None) -> bool:
+    """Run what is not done of a row, at most `--jobs` at a time; False where the time is up before the end.
+
+    Of steps side by side each has its output in a file beside its folder.
+    """
+    running: dict[Step, subprocess.Popen[bytes]] = {}
+    waiting = [step for step in steps if not step.done]
+    try:
+        while waiting or running:
+            for step in [step for step in waiting if not step.needs(waiting) and not step.needs(running)]:
+                if len(running) < options.jobs:
+                    waiting.remove(step)
+                    running[step] = begin(step, options)
+            time.sleep(POLL)
+            for step in [step for step, process in running.items() if process.poll() is not None]:
+                if code := running.pop(step).returncode:
+                    sys.exit(code)
+            if deadline is not None and time.monotonic() > deadline and (waiting or running):
+                return False
+        return True
+    finally:
+        for process in running.values():
             process.terminate()  # at any moment: checkpoints are whole or not at all
             process.wait()
-            return False
-    if code:
-        sys.exit(code)
-    return True
+
+
+def begin(step: Step, options: Options) -> subprocess.Popen[bytes]:
+    """Start a step."""
+    command = step.command(options)
+    print("$ " + " ".join(["python", *command[1:]]), flush=True)
+    if options.jobs == 1:
+        return subprocess.Popen(command)
+    step.folder.parent.mkdir(parents=True, exist_ok=True)
+    with step.folder.with_name(f"{step.folder.name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
 def announce(name: str, steps: Sequence[Step], options: Options, data: Images) -> None:
@@ -263,7 +334,7 @@ def announce(name: str, steps: Sequence[Step], options: Options, data: Images) -
         minutes = 0 if step.done else seconds[step.folder] / 60
         state = "done" if step.done else f"about {minutes:.0f} minutes here"
         print(f"{name}: {step.folder.name}: {state}", flush=True)
-        unit = 1 if "epochs" in step.plan else EVAL_EVERY
+        unit = 1 if "epochs" in step.plan else ROWS[name].schedule.eval_every
         between = minutes * unit / sum(step.plan.values())
         if options.minutes is not None and between > options.minutes:
             raise ValueError(
@@ -287,10 +358,9 @@ def main(options: Options) -> None:
         announce(name, steps, options, data)
         if options.list:
             continue
-        for step in steps:
-            if not step.done and not run(step, options, deadline):
-                print("the time is up; the same command goes on from here")
-                return
+        if not run(steps, options, deadline):
+            print("the time is up; the same command goes on from here")
+            return
         results.add(name, [step.folder for step in steps], options.out, options.data_dir)
 
 

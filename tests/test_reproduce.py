@@ -18,8 +18,6 @@ from skipnet_rl import weights
 from skipnet_rl.data import load_images
 from skipnet_rl.runs import as_stored
 
-HYBRID = ("hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6", "hrl-1.0-gain6-distilled")
-
 
 def parsed(step, options):
     """The step's command as its agent reads it."""
@@ -29,33 +27,42 @@ def parsed(step, options):
 
 
 @pytest.mark.parametrize("row", reproduce.ROWS)
-def test_each_step_is_a_command_that_starts_from_the_one_before(tmp_path, row):
+def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     options = reproduce.Options(runs=tmp_path, seed=3, length=0.5)
+    gate, schedule = reproduce.ROWS[row].gate, reproduce.ROWS[row].schedule
     steps = reproduce.chain(row, options)
-    gate = reproduce.ROWS[row].gate
-    prefix = "" if gate == "rnn" else f"{gate}-"
-    gated = [f"{prefix}{title}" for title in ("sp", *HYBRID)]
-    assert [step.folder.name for step in steps] == ["backbone", "restart", *gated]
-    backbone, restart, sp, *hrl = steps
-    distilled = hrl[1], hrl[4]
-    begun_from = [None, backbone, restart, sp, hrl[0], sp, sp, hrl[3]]
-    for step, before in zip(steps, begun_from, strict=True):
+    for number, step in enumerate(steps):
         args = parsed(step, options)
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
         assert args.depth == reproduce.ROWS[row].depth and not args.resume
-        if before:
-            assert Path(args.weights).parent == before.folder
+        assert args.batch_size == schedule.batch_size
+        named = [args.weights, *(getattr(args, flag, None) for flag in ("gate_weights", "teacher"))]
+        needed = {Path(file).parent for file in named if file}
+        before = steps[:number]
+        assert needed == {other.folder for other in before if step.needs([other])}
+        assert bool(needed) == bool(number) and not step.needs(steps[number:])
         if step.agent == "hybrid_reinforce":
             args.check()
-            assert args.gate == gate
-            goes_on = step is not sp and args.gate_gain == 1
-            assert args.gate_weights == (args.weights if goes_on else None)
-            stages = ["warmup", "sp"] if step is sp else ["tune"] if step in distilled else ["hrl", "tune"]
-            assert Path(args.teacher or "").parent == (restart.folder if step in distilled else Path())
-            assert args.plan() == [stage for stage in stages for _ in range(step.plan[stage])]
-    assert parsed(steps[0], options).epochs == 20
-    found = [parsed(step, options) for step in hrl if step not in distilled]
-    assert [(args.alpha, args.gate_gain) for args in found] == list(reproduce.HRL_RUNS)
+            assert args.gate == gate and args.plan() == [s for s in step.plan for _ in range(step.plan[s])]
+    plain = [step for step in steps if step.agent == "pretrain"]
+    assert [step.plan["epochs"] for step in plain] == [epochs / 2 for epochs in schedule.backbone.values()]
+    sp, *hrl = (parsed(step, options) for step in steps[len(plain) :])
+    assert sp.plan()[0] == "warmup" and sp.plan()[-1] == "sp" and sp.weights == str(weights_of(plain[-1]))
+    runs = [args for args in hrl if args.stage == "hrl"]
+    assert [(args.alpha, args.gate_gain) for args in runs] == list(schedule.runs)
+    for args in runs:
+        assert args.weights == str(sp.run_dir / "sp.safetensors")
+        assert args.gate_weights == (args.weights if args.gate_gain == 1 else None)
+    taught = [args for args in hrl if args.stage == "tune"]
+    assert len(taught) == len(schedule.taught) == len(hrl) - len(runs)
+    for args, (alpha, gain) in zip(taught, schedule.taught, strict=True):
+        start = next(run for run in runs if (run.alpha, run.gate_gain) == (alpha, gain))
+        assert args.weights == args.gate_weights == str(start.run_dir / "hrl.safetensors")
+        assert args.teacher == sp.weights and args.distillation == 0.9
+
+
+def weights_of(step):
+    return step.folder / "weights.safetensors"
 
 
 def test_the_shipped_backbone_instead(tmp_path):
@@ -86,11 +93,11 @@ def test_the_list_runs_nothing(tmp_path, no_work, capsys):
     reproduce.main(options)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "resnet38: backbone: about 40 minutes here"
-    assert len(lines) == 3 + len(HYBRID)
+    assert len(lines) == len(reproduce.chain("resnet38", options)) == 8
 
 
 def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
-    monkeypatch.setitem(reproduce.ROWS, "resnet20", reproduce.Row(20))
+    monkeypatch.setitem(reproduce.ROWS, "resnet20", reproduce.Row(20, schedule=reproduce.CORES))
     options = reproduce.Options(runs=tmp_path, device="cpu")
     steps = reproduce.chain("resnet20", options)
     images = load_images("rendered-digits", "train")
@@ -135,22 +142,63 @@ def test_what_is_done_is_not_run_again_and_what_was_begun_goes_on(tmp_path):
     assert step.done
 
 
-def test_it_stops_in_time(tmp_path, monkeypatch):
-    script = (
-        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"  # as under nohup
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    """Steps that are scripts; each leaves what it is called and when it began and ended."""
+
+    def make(*needs, code="pass"):
+        script = (
+            "import json, pathlib, signal, sys, time\n"
+            "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as under nohup
+            "folder, begun = pathlib.Path(sys.argv[1]), time.monotonic()\n"
+            "folder.mkdir(parents=True)\n"
+            f"{code}\n"
+            "(folder / 'result.json').write_text(json.dumps([begun, time.monotonic()]))"
+        )
+        flags = (script, *(f"{other.folder}/weights.safetensors" for other in needs))
+        return reproduce.Step("pretrain", flags, tmp_path / f"row/{next(names)}", {})
+
+    names = iter("abcdefgh")
+    monkeypatch.setattr(
+        reproduce.Step,
+        "command",
+        lambda step, options: [sys.executable, "-c", step.flags[0], str(step.folder)],
     )
-    monkeypatch.setattr(reproduce.Step, "command", lambda *_: [sys.executable, "-c", script])
-    step = reproduce.Step("pretrain", (), tmp_path, {})
+    return make
+
+
+def test_it_stops_in_time(played):
+    steps = [played(code="time.sleep(60)"), played(code="time.sleep(60)")]
     begun = time.monotonic()
-    assert reproduce.run(step, reproduce.Options(), begun + 1.5) is False
+    assert reproduce.run(steps, reproduce.Options(jobs=2), begun + 1.5) is False
     assert time.monotonic() - begun < 30
+    assert not any(step.done for step in steps) and all(step.folder.is_dir() for step in steps)
 
 
-def test_a_step_that_fails_ends_the_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce.Step, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"])
-    with pytest.raises(SystemExit) as stop:
-        reproduce.run(reproduce.Step("pretrain", (), tmp_path, {}), reproduce.Options(), None)
-    assert stop.value.code == 2
+def test_a_step_that_fails_ends_the_row(played):
+    for jobs in (1, 2):
+        failing = played(code="raise SystemExit(2)")
+        steps = [failing, played(failing), played(code="time.sleep(60)")]
+        with pytest.raises(SystemExit) as stop:
+            reproduce.run(steps, reproduce.Options(jobs=jobs), None)
+        assert stop.value.code == 2 and not steps[1].folder.exists()
+        assert steps[2].folder.exists() == (jobs == 2)
+
+
+def test_steps_run_side_by_side_where_none_needs_the_other(played):
+    first = played()
+    pair = [played(first, code="time.sleep(2); print('heard')"), played(first, code="time.sleep(2)")]
+    last = played(pair[1])
+    steps = [first, pair[0], last, pair[1]]
+    assert reproduce.run(steps, reproduce.Options(jobs=2), None) is True
+    times = {step.folder.name: json.loads((step.folder / "result.json").read_text()) for step in steps}
+    assert times["a"][1] < min(times["b"][0], times["c"][0])
+    assert max(times["b"][0], times["c"][0]) < min(times["b"][1], times["c"][1])
+    assert times["c"][1] < times["d"][0]
+    assert pair[0].folder.with_name("b.log").read_text().strip() == "heard"
+    again = (first.folder / "result.json").stat().st_mtime_ns
+    assert reproduce.run(steps, reproduce.Options(jobs=2), None) is True
+    assert (first.folder / "result.json").stat().st_mtime_ns == again
 
 
 def few(*args, **kwargs):
