@@ -11,11 +11,10 @@ import math
 from enum import IntEnum
 from functools import cached_property
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from skipnet_rl.flops import NetworkMacs, block_costs, network_macs
@@ -159,75 +158,22 @@ class RoutingMDP:
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` of x [B, C, H, W] in channels-last memory, where `x[index]` would leave it."""
-    return _Take.apply(x, index)  # type: ignore[no-untyped-call]
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool) -> Tensor:
-    """x [B, C, H, W], or a copy of it, with `rows` at `index`, in channels-last memory.
-
-    Args:
-        x: the images.
-        index: [M] int64, no number twice.
-        rows: [M, C, H, W].
-        inplace: whether x may be written over, which is done where no gradient is asked for.
-    """
-    if inplace and not (torch.is_grad_enabled() and (x.requires_grad or rows.requires_grad)):
-        images = x.permute(0, 2, 3, 1)
-        if images.is_contiguous():
-            _words(x).index_copy_(0, index, _words(rows))
-        else:
-            images.index_copy_(0, index, rows.permute(0, 2, 3, 1))
-        return x
-    return _Put.apply(x, index, rows)  # type: ignore[no-untyped-call]
+    """x [B, C, H, W], or a copy of it, with `rows` at `index`, in channels-last memory."""
+    x, rows = x.permute(0, 2, 3, 1), rows.permute(0, 2, 3, 1)
+    if not inplace:
+        return x.index_copy(0, index, rows).permute(0, 3, 1, 2)
+    if not (x.requires_grad or rows.requires_grad) and (_in_words(x) and _in_words(rows)):
+        # the same bytes as 64-bit integers: on a CPU copying costs by the number of elements
+        x.view(torch.int64).index_copy_(0, index, rows.view(torch.int64))
+    else:
+        x.index_copy_(0, index, rows)
+    return x.permute(0, 3, 1, 2)
 
 
-class _Take(torch.autograd.Function):
-    """Rows by their number, and the way back.
-
-    As no number comes twice, both ways are copies of words. `index_select` adds the gradients up, with atomic
-    operations on a GPU: that made a step of hybrid REINFORCE there four times as long.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.count = len(x)
-        return _images(_words(x).index_select(0, index), x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        words = _words(grad)
-        return _images(words.new_zeros(ctx.count, words.shape[1]).index_copy_(0, index, words), grad), None
-
-
-class _Put(torch.autograd.Function):
-    """A copy with some rows replaced; see `_Take`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        return _images(_words(x).index_copy(0, index, _words(rows)), x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
-        (index,) = ctx.saved_tensors
-        words = _words(grad)
-        return _images(words.index_fill(0, index, 0), grad), None, _images(words.index_select(0, index), grad)
-
-
-def _words(x: Tensor) -> Tensor:
-    """[B, C, H, W] as [B, …] 64-bit words in channels-last order, as a view if it lies so in memory.
-
-    Copying costs by the number of elements, whatever their size. What does not fill words stays as it is.
-    """
-    rows = x.permute(0, 2, 3, 1).contiguous().view(len(x), -1)
-    return rows.view(torch.int64) if rows.shape[1] * rows.element_size() % 8 == 0 else rows
-
-
-def _images(words: Tensor, like: Tensor) -> Tensor:
-    """Back to images of as many channels, of the size and precision of `like`."""
-    _, channels, height, width = like.shape
-    return words.view(like.dtype).view(-1, height, width, channels).permute(0, 3, 1, 2)
+def _in_words(x: Tensor) -> bool:
+    """Whether each row of channels lies in memory as whole 64-bit words."""
+    return x.is_contiguous() and x.shape[-1] * x.element_size() % 8 == 0
