@@ -23,6 +23,10 @@ from skipnet_rl.statistics import accuracy_difference
 
 FILE = "paired.json"
 PAIRS = (
+    ("resnet110-cifar10-hrl-0.4-distilled", "resnet110-cifar10"),
+    ("resnet110-cifar10-hrl-0.8-distilled", "resnet110-cifar10"),
+    ("resnet110-cifar10-hrl-0.8-distilled", "resnet38-cifar10-distilled"),
+    ("resnet38-cifar10-distilled", "resnet38-cifar10"),
     ("resnet38-cifar10-hrl-0.5-distilled", "resnet38-cifar10"),
     ("resnet38-cifar10-hrl-0.5-distilled", "resnet20-cifar10-distilled"),
     ("resnet38-cifar10-hrl-1.0-gain6-distilled", "resnet38-cifar10"),
