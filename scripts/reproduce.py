@@ -5,8 +5,8 @@
     python -m scripts.reproduce --data-dir data --minutes 9      # stops in time; the same command goes on
     python -m scripts.reproduce --data-dir data --rows resnet110 --jobs 4    # on a GPU: steps side by side
 
-A row is a chain of this project's commands: the backbone, a warm restart of it, SP, from there HRL at
-several alphas, and after some of them a longer tuning with the plain network as the teacher. Each has a
+A row is a chain of this project's commands: the backbone, for some a warm restart of it, SP, from there HRL
+at several alphas, and after some of them a longer tuning with the plain network as the teacher. Each has a
 folder under `--runs`: what is finished is not run again, what was interrupted is resumed from its last
 checkpoint, an epoch of a backbone or 250 steps of gates ago at most. At the end `scripts.results` makes the
 table and the pictures in `--out` from these folders.
@@ -309,6 +309,7 @@ def run(steps: Sequence[Step], options: Options, deadline: float | None) -> bool
             time.sleep(POLL)
             for step in [step for step, process in running.items() if process.poll() is not None]:
                 if code := running.pop(step).returncode:
+                    print(f"{step.folder} ended with exit code {code}", flush=True)
                     sys.exit(code)
             if deadline is not None and time.monotonic() > deadline and (waiting or running):
                 return False
@@ -325,8 +326,10 @@ def begin(step: Step, options: Options) -> subprocess.Popen[bytes]:
     print("$ " + " ".join(["python", *command[1:]]), flush=True)
     if options.jobs == 1:
         return subprocess.Popen(command)
-    step.folder.parent.mkdir(parents=True, exist_ok=True)
-    with step.folder.with_name(f"{step.folder.name}.log").open("ab") as log:
+    path = step.folder.with_name(f"{step.folder.name}.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"its output: {path}", flush=True)
+    with path.open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 

@@ -243,7 +243,8 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
     for name, (accuracy, depth, share) in PUBLISHED.items():
         point = (share * mega_flops(depth), 100 * accuracy)
         axes.plot(*point, "D", mfc="none", color="0.3", label="published" if name == "SkipNet-38" else None)
-        place = {"xytext": (0, 7), "ha": "center"} if name == "SkipNet-38" else {"xytext": (6, 4)}  # no overlap
+        above = name == "SkipNet-38"  # else its name would be on another point
+        place = {"xytext": (0, 7), "ha": "center"} if above else {"xytext": (6, 4)}
         axes.annotate(name, point, textcoords="offset points", fontsize=8, **place)
     axes.set_xscale("log")
     ticks = [30, 50, 80, 130, 200, 300, 500]

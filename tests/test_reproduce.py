@@ -175,13 +175,14 @@ def test_it_stops_in_time(played):
     assert not any(step.done for step in steps) and all(step.folder.is_dir() for step in steps)
 
 
-def test_a_step_that_fails_ends_the_row(played):
+def test_a_step_that_fails_ends_the_row(played, capsys):
     for jobs in (1, 2):
         failing = played(code="raise SystemExit(2)")
         steps = [failing, played(failing), played(code="time.sleep(60)")]
         with pytest.raises(SystemExit) as stop:
             reproduce.run(steps, reproduce.Options(jobs=jobs), None)
         assert stop.value.code == 2 and not steps[1].folder.exists()
+        assert f"{failing.folder} ended with exit code 2" in capsys.readouterr().out
         assert steps[2].folder.exists() == (jobs == 2)
 
 
