@@ -27,6 +27,7 @@ PAIRS = (
     ("resnet110-cifar10-hrl-0.8-distilled", "resnet110-cifar10"),
     ("resnet110-cifar10-hrl-0.8-distilled", "resnet38-cifar10-distilled"),
     ("resnet38-cifar10-distilled", "resnet38-cifar10"),
+    ("resnet38-cifar10-hrl-0.5-distilled", "resnet38-cifar10-distilled"),
     ("resnet38-cifar10-hrl-0.5-distilled", "resnet38-cifar10"),
     ("resnet38-cifar10-hrl-0.5-distilled", "resnet20-cifar10-distilled"),
     ("resnet38-cifar10-hrl-1.0-gain6-distilled", "resnet38-cifar10"),

@@ -8,13 +8,14 @@
 A row is a chain of this project's commands: the backbone, for some a warm restart of it, SP, from there HRL
 at several alphas, and after some of them a longer tuning with the plain network as the teacher. Each has a
 folder under `--runs`: what is finished is not run again, what was interrupted is resumed from its last
-checkpoint, an epoch of a backbone or 250 steps of gates ago at most. At the end `scripts.results` makes the
+checkpoint, an epoch of a backbone or 265 steps of gates ago at most. At the end `scripts.results` makes the
 table and the pictures in `--out` from these folders.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,7 @@ class Schedule:
         gate_lr: Adam's, of the gates.
         entropy: weight of the gates' entropy in HRL; less in a deeper network, where a skip pays less.
         eval_every: steps between validations, and between checkpoints.
+        taught_eval_every: those in the longer tuning.
         runs: alpha, and gain of the gates' initial weights, of each HRL run; at 1 the gates are those of SP,
             else new ones.
         taught: those of them after which the tuning goes on, the plain network the teacher.
@@ -69,6 +71,7 @@ class Schedule:
     gate_lr: float
     entropy: float
     eval_every: int
+    taught_eval_every: int
     runs: tuple[tuple[float, float], ...]
     taught: tuple[tuple[float, float], ...]
 
@@ -78,15 +81,17 @@ class Schedule:
 CORES = Schedule(
     backbone={"backbone": 40, "restart": 15},
     sp={"warmup": 600, "sp": 300}, hrl={"hrl": 1500, "tune": 2500}, distilled={"tune": 12_000},
-    batch_size=128, routes=2, lr=0.1, taught_lr=0.05, gate_lr=5e-3, entropy=0.02, eval_every=250,
+    batch_size=128, routes=2, lr=0.1, taught_lr=0.05, gate_lr=5e-3, entropy=0.02,
+    eval_every=250, taught_eval_every=250,
     runs=((0.5, 1.0), (1.0, 1.0), (1.0, 6.0)), taught=((0.5, 1.0), (1.0, 6.0)),
 )  # fmt: skip
-# of deeper ones: batches that fill a GPU, rates as much larger (Goyal et al. 2017, arXiv 1706.02677), but
-# for the longer tuning: at 0.2 the network forgot more than the teacher gave back in as few epochs
+# of deeper ones: batches that fill a GPU, SGD's rates as much larger (Goyal et al. 2017, arXiv 1706.02677)
+# but for the longer tuning: at 0.2 the networks forgot more than the teacher gave back in as few epochs
 GPU = Schedule(
     backbone={"backbone": 70},
     sp={"warmup": 200, "sp": 100}, hrl={"hrl": 500, "tune": 300}, distilled={"tune": 530},
-    batch_size=512, routes=4, lr=0.4, taught_lr=0.05, gate_lr=1e-2, entropy=0.002, eval_every=150,
+    batch_size=512, routes=4, lr=0.4, taught_lr=0.05, gate_lr=1e-2, entropy=0.002,
+    eval_every=150, taught_eval_every=265,
     runs=((0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (0.8, 1.0)), taught=((0.4, 1.0), (0.8, 1.0)),
 )  # fmt: skip
 
@@ -110,6 +115,7 @@ DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
          "tune": "--tune-iterations"}  # fmt: skip
 POLL = 0.2  # seconds between looks at what is running
+GRACE = 10  # seconds to end in
 
 
 @dataclass(frozen=True)
@@ -196,8 +202,9 @@ def chain(name: str, options: Options) -> list[Step]:
     folder = options.runs / f"resnet{row.depth}-{options.seed}"
 
     def gated(
-        title: str, alpha: float, stage: str, length: dict[str, int], *start: str, lr: float = plan.lr / 2
-    ) -> Step:
+        title: str, alpha: float, stage: str, length: dict[str, int], *start: str,
+        lr: float = plan.lr / 2, eval_every: int = plan.eval_every,
+    ) -> Step:  # fmt: skip
         length = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
         flags = (
             "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha), *start,
@@ -205,7 +212,7 @@ def chain(name: str, options: Options) -> list[Step]:
             "--batch-size", str(plan.batch_size), "--routes", str(plan.routes),
             "--optimizer", "sgd", "--lr", f"{lr:g}", "--gate-lr", f"{plan.gate_lr:g}",
             "--schedule", "cosine", "--entropy", f"{plan.entropy:g}", "--bn-images", "4000",
-            "--eval-every", str(plan.eval_every), "--eval-images", "1000",
+            "--eval-every", str(eval_every), "--eval-images", "1000",
         )  # fmt: skip
         place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
         return Step("hybrid_reinforce", flags, place, length)
@@ -225,8 +232,10 @@ def chain(name: str, options: Options) -> list[Step]:
             routed = str(hybrid.folder / "hrl.safetensors")
             start = ("--weights", routed, "--gate-weights", routed, "--teacher", backbone)
             flags = (*start, "--distillation", DISTILLATION)
-            taught = gated(f"{title}-distilled", alpha, "tune", plan.distilled, *flags, lr=plan.taught_lr)
-            steps.append(taught)
+            steps.append(gated(
+                f"{title}-distilled", alpha, "tune", plan.distilled, *flags,
+                lr=plan.taught_lr, eval_every=plan.taught_eval_every,
+            ))  # fmt: skip
     return steps
 
 
@@ -302,22 +311,22 @@ def run(steps: Sequence[Step], options: Options, deadline: float | None) -> bool
     waiting = [step for step in steps if not step.done]
     try:
         while waiting or running:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
             for step in [step for step in waiting if not step.needs(waiting) and not step.needs(running)]:
                 if len(running) < options.jobs:
                     waiting.remove(step)
                     running[step] = begin(step, options)
             time.sleep(POLL)
             for step in [step for step, process in running.items() if process.poll() is not None]:
-                if code := running.pop(step).returncode:
-                    print(f"{step.folder} ended with exit code {code}", flush=True)
-                    sys.exit(code)
-            if deadline is not None and time.monotonic() > deadline and (waiting or running):
-                return False
+                code = running.pop(step).returncode
+                if code or not step.done:
+                    where = f"; see {log_of(step)}" if options.jobs > 1 else ""
+                    print(f"{step.folder} ended with exit code {code}, not done{where}", flush=True)
+                    sys.exit(code if code > 0 else 1)
         return True
     finally:
-        for process in running.values():
-            process.terminate()  # at any moment: checkpoints are whole or not at all
-            process.wait()
+        stop(list(running.values()))
 
 
 def begin(step: Step, options: Options) -> subprocess.Popen[bytes]:
@@ -326,11 +335,26 @@ def begin(step: Step, options: Options) -> subprocess.Popen[bytes]:
     print("$ " + " ".join(["python", *command[1:]]), flush=True)
     if options.jobs == 1:
         return subprocess.Popen(command)
-    path = step.folder.with_name(f"{step.folder.name}.log")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"its output: {path}", flush=True)
-    with path.open("ab") as log:
+    step.folder.parent.mkdir(parents=True, exist_ok=True)
+    with log_of(step).open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def log_of(step: Step) -> Path:
+    """Where the output of a step goes that is not alone."""
+    return step.folder.with_name(f"{step.folder.name}.log")
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End them, at any moment: checkpoints are whole or not at all."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def announce(name: str, steps: Sequence[Step], options: Options, data: Images) -> None:
@@ -340,11 +364,14 @@ def announce(name: str, steps: Sequence[Step], options: Options, data: Images) -
         ValueError: `--minutes` end before the first checkpoint of a step, so that nothing would ever be kept.
     """
     seconds = {} if all(step.done for step in steps) else estimate(name, options, data)
+    torch.cuda.empty_cache()  # the steps need that memory
     for step in steps:
         minutes = 0 if step.done else seconds[step.folder] / 60
         state = "done" if step.done else f"about {minutes:.0f} minutes here"
         print(f"{name}: {step.folder.name}: {state}", flush=True)
-        unit = 1 if "epochs" in step.plan else ROWS[name].schedule.eval_every
+        plan = ROWS[name].schedule
+        gated = plan.taught_eval_every if "--teacher" in step.flags else plan.eval_every
+        unit = 1 if "epochs" in step.plan else gated
         between = minutes * unit / sum(step.plan.values())
         if options.minutes is not None and between > options.minutes:
             raise ValueError(
@@ -375,4 +402,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that what it started ends, too
     main_with_named_errors(Options, main)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import time
@@ -16,7 +17,7 @@ from agents.finished import FinishedRun
 from scripts import reproduce, results, ship
 from skipnet_rl import weights
 from skipnet_rl.data import load_images
-from skipnet_rl.runs import as_stored
+from skipnet_rl.runs import as_stored, without_places
 
 
 def parsed(step, options):
@@ -31,8 +32,15 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     options = reproduce.Options(runs=tmp_path, seed=3, length=0.5)
     gate, schedule = reproduce.ROWS[row].gate, reproduce.ROWS[row].schedule
     steps = reproduce.chain(row, options)
+    prefix = "" if gate == "rnn" else f"{gate}-"
     for number, step in enumerate(steps):
         args = parsed(step, options)
+        assert args.lr == (
+            schedule.lr if number == 0
+            else schedule.taught_lr if getattr(args, "stage", "") == "tune"
+            else schedule.lr / 2
+        )  # fmt: skip
+        assert step.agent == "pretrain" or step.folder.name.startswith(f"{prefix}{args.stage}"[:6])
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
         assert args.depth == reproduce.ROWS[row].depth and not args.resume
         assert args.batch_size == schedule.batch_size
@@ -43,6 +51,7 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
         assert bool(needed) == bool(number) and not step.needs(steps[number:])
         if step.agent == "hybrid_reinforce":
             args.check()
+            assert (args.gate_lr, args.entropy) == (schedule.gate_lr, schedule.entropy)
             assert args.gate == gate and args.plan() == [s for s in step.plan for _ in range(step.plan[s])]
     plain = [step for step in steps if step.agent == "pretrain"]
     assert [step.plan["epochs"] for step in plain] == [epochs / 2 for epochs in schedule.backbone.values()]
@@ -59,6 +68,15 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
         start = next(run for run in runs if (run.alpha, run.gate_gain) == (alpha, gain))
         assert args.weights == args.gate_weights == str(start.run_dir / "hrl.safetensors")
         assert args.teacher == sp.weights and args.distillation == 0.9
+
+
+def test_shipped_networks_came_from_the_commands_of_their_row():
+    steps = reproduce.chain("resnet110", reproduce.Options())
+    commands = {without_places(["python", *step.command(reproduce.Options())[1:]]) for step in steps}
+    shipped = [entry for entry in weights.index() if entry["name"].startswith("resnet110-cifar10")]
+    assert len(shipped) == 6
+    for entry in shipped:
+        assert set(entry["command"]) <= commands, entry["name"]
 
 
 def weights_of(step):
@@ -148,10 +166,11 @@ def played(tmp_path, monkeypatch):
 
     def make(*needs, code="pass"):
         script = (
-            "import json, pathlib, signal, sys, time\n"
-            "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as under nohup
+            "import json, os, pathlib, signal, sys, time\n"
+            "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as in a script's background
             "folder, begun = pathlib.Path(sys.argv[1]), time.monotonic()\n"
             "folder.mkdir(parents=True)\n"
+            "(folder / 'pid').write_text(str(os.getpid()))\n"
             f"{code}\n"
             "(folder / 'result.json').write_text(json.dumps([begun, time.monotonic()]))"
         )
@@ -170,19 +189,25 @@ def played(tmp_path, monkeypatch):
 def test_it_stops_in_time(played):
     steps = [played(code="time.sleep(60)"), played(code="time.sleep(60)")]
     begun = time.monotonic()
-    assert reproduce.run(steps, reproduce.Options(jobs=2), begun + 1.5) is False
+    assert reproduce.run(steps, reproduce.Options(jobs=2), begun + 5) is False
     assert time.monotonic() - begun < 30
-    assert not any(step.done for step in steps) and all(step.folder.is_dir() for step in steps)
+    assert not any(step.done for step in steps)
+    for step in steps:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((step.folder / "pid").read_text()), 0)
+    assert reproduce.run([played()], reproduce.Options(), begun) is False  # the time was up before
+    assert len(list(steps[0].folder.parent.iterdir())) == 4  # two folders, two logs
 
 
 def test_a_step_that_fails_ends_the_row(played, capsys):
     for jobs in (1, 2):
-        failing = played(code="raise SystemExit(2)")
+        begun = "True" if jobs == 1 else "(folder.parent / 'f').exists()"
+        failing = played(code=f"while not {begun}: time.sleep(0.05)\nraise SystemExit(2)")
         steps = [failing, played(failing), played(code="time.sleep(60)")]
         with pytest.raises(SystemExit) as stop:
             reproduce.run(steps, reproduce.Options(jobs=jobs), None)
         assert stop.value.code == 2 and not steps[1].folder.exists()
-        assert f"{failing.folder} ended with exit code 2" in capsys.readouterr().out
+        assert f"{failing.folder} ended with exit code 2, not done" in capsys.readouterr().out
         assert steps[2].folder.exists() == (jobs == 2)
 
 
