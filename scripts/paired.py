@@ -32,6 +32,7 @@ PAIRS = (
     ("resnet38-cifar10-hrl-0.5-distilled", "resnet20-cifar10-distilled"),
     ("resnet38-cifar10-hrl-1.0-gain6-distilled", "resnet38-cifar10"),
     ("resnet38-cifar10-hrl-1.0-gain6-distilled", "resnet14-cifar10-distilled"),
+    ("resnet38-cifar10-hrl-1.0-gain6-taught", "resnet38-cifar10"),
     ("resnet38-cifar10-hrl-0.5", "resnet20-cifar10"),
     ("resnet38-cifar10-ff1-hrl-0.5", "resnet38-cifar10-hrl-0.5"),
 )
