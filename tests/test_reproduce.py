@@ -40,7 +40,6 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
             else schedule.taught_lr if getattr(args, "stage", "") == "tune"
             else schedule.lr / 2
         )  # fmt: skip
-        assert step.agent == "pretrain" or step.folder.name.startswith(f"{prefix}{args.stage}"[:6])
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
         assert args.depth == reproduce.ROWS[row].depth and not args.resume
         assert args.batch_size == schedule.batch_size
@@ -51,6 +50,9 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
         assert bool(needed) == bool(number) and not step.needs(steps[number:])
         if step.agent == "hybrid_reinforce":
             args.check()
+            title, longer = "sp" if args.stage == "sp" else f"hrl-{args.alpha}", args.stage == "tune"
+            assert step.folder.name.startswith(prefix + title)
+            assert step.folder.name.endswith("-distilled") == longer
             assert (args.gate_lr, args.entropy) == (schedule.gate_lr, schedule.entropy)
             assert args.gate == gate and args.plan() == [s for s in step.plan for _ in range(step.plan[s])]
     plain = [step for step in steps if step.agent == "pretrain"]
