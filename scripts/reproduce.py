@@ -402,7 +402,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that what it started ends, too
+    # an exception, so that what it started ends, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     main_with_named_errors(Options, main)
