@@ -159,12 +159,14 @@ class Step:
         flags: those that make the step.
         folder: of the run.
         plan: epochs of a backbone, or steps of each stage.
+        between: how many of these lie between two checkpoints.
     """
 
     agent: str
     flags: tuple[str, ...]
     folder: Path
     plan: dict[str, float] = field(hash=False)
+    between: int = 1
 
     @property
     def done(self) -> bool:
@@ -198,57 +200,59 @@ class Step:
 def chain(name: str, options: Options) -> list[Step]:
     """The steps of a row in order; networks of one depth share their backbone."""
     row = ROWS[name]
-    plan = row.schedule
+    schedule = row.schedule
     folder = options.runs / f"resnet{row.depth}-{options.seed}"
 
     def gated(
         title: str, alpha: float, stage: str, length: dict[str, int], *start: str,
-        lr: float = plan.lr / 2, eval_every: int = plan.eval_every,
+        lr: float = schedule.lr / 2, eval_every: int = schedule.eval_every,
     ) -> Step:  # fmt: skip
         length = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
         flags = (
             "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha), *start,
             "--stage", stage, *(text for part in length for text in (FLAGS[part], str(length[part]))),
-            "--batch-size", str(plan.batch_size), "--routes", str(plan.routes),
-            "--optimizer", "sgd", "--lr", f"{lr:g}", "--gate-lr", f"{plan.gate_lr:g}",
-            "--schedule", "cosine", "--entropy", f"{plan.entropy:g}", "--bn-images", "4000",
+            "--batch-size", str(schedule.batch_size), "--routes", str(schedule.routes),
+            "--optimizer", "sgd", "--lr", f"{lr:g}", "--gate-lr", f"{schedule.gate_lr:g}",
+            "--schedule", "cosine", "--entropy", f"{schedule.entropy:g}", "--bn-images", "4000",
             "--eval-every", str(eval_every), "--eval-images", "1000",
         )  # fmt: skip
         place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
-        return Step("hybrid_reinforce", flags, place, length)
+        return Step("hybrid_reinforce", flags, place, length, eval_every)
 
     steps, backbone = [], f"resnet{row.depth}-cifar10"
     if not (options.shipped_backbone and find_shipped(row.depth, "cifar10", "projection")):
         steps, backbone = pretraining(row, folder, options)
-    steps.append(gated("sp", plan.runs[0][0], "sp", plan.sp, "--weights", backbone))
+    steps.append(gated("sp", schedule.runs[0][0], "sp", schedule.sp, "--weights", backbone))
     supervised = str(steps[-1].folder / "sp.safetensors")
-    for alpha, gain in plan.runs:
+    for alpha, gain in schedule.runs:
         title, gates = f"hrl-{alpha}", ("--gate-weights", supervised)
         if gain != 1:
             title, gates = f"{title}-gain{gain:g}", ("--gate-gain", f"{gain:g}")
-        hybrid = gated(title, alpha, "hrl", plan.hrl, "--weights", supervised, *gates)
+        hybrid = gated(title, alpha, "hrl", schedule.hrl, "--weights", supervised, *gates)
         steps.append(hybrid)
-        if (alpha, gain) in plan.taught:
+        if (alpha, gain) in schedule.taught:
             routed = str(hybrid.folder / "hrl.safetensors")
             start = ("--weights", routed, "--gate-weights", routed, "--teacher", backbone)
             flags = (*start, "--distillation", DISTILLATION)
             steps.append(gated(
-                f"{title}-distilled", alpha, "tune", plan.distilled, *flags,
-                lr=plan.taught_lr, eval_every=plan.taught_eval_every,
+                f"{title}-distilled", alpha, "tune", schedule.distilled, *flags,
+                lr=schedule.taught_lr, eval_every=schedule.taught_eval_every,
             ))  # fmt: skip
     return steps
 
 
 def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], str]:
     """The backbone and its warm restarts, and the file of weights that they end with."""
-    plan = row.schedule
-    steps, start = [], ("--lr", f"{plan.lr:g}")
-    for name, epochs in plan.backbone.items():
+    schedule = row.schedule
+    steps, start = [], ("--lr", f"{schedule.lr:g}")
+    for name, epochs in schedule.backbone.items():
         epochs = epochs * options.length
-        flags = ("--depth", str(row.depth), "--epochs", f"{epochs:g}", "--batch-size", str(plan.batch_size))
+        flags = (
+            "--depth", str(row.depth), "--epochs", f"{epochs:g}", "--batch-size", str(schedule.batch_size),
+        )  # fmt: skip
         steps.append(Step("pretrain", (*flags, *start), folder / name, {"epochs": epochs}))
         weights = str(folder / name / "weights.safetensors")
-        start = ("--weights", weights, "--lr", f"{plan.lr / 2:g}", "--warmup", "0.02")
+        start = ("--weights", weights, "--lr", f"{schedule.lr / 2:g}", "--warmup", "0.02")
     return steps, weights
 
 
@@ -313,7 +317,7 @@ def run(steps: Sequence[Step], options: Options, deadline: float | None) -> bool
         while waiting or running:
             if deadline is not None and time.monotonic() > deadline:
                 return False
-            for step in [step for step in waiting if not step.needs(waiting) and not step.needs(running)]:
+            for step in [step for step in waiting if not step.needs([*waiting, *running])]:
                 if len(running) < options.jobs:
                     waiting.remove(step)
                     running[step] = begin(step, options)
@@ -369,10 +373,7 @@ def announce(name: str, steps: Sequence[Step], options: Options, data: Images) -
         minutes = 0 if step.done else seconds[step.folder] / 60
         state = "done" if step.done else f"about {minutes:.0f} minutes here"
         print(f"{name}: {step.folder.name}: {state}", flush=True)
-        plan = ROWS[name].schedule
-        gated = plan.taught_eval_every if "--teacher" in step.flags else plan.eval_every
-        unit = 1 if "epochs" in step.plan else gated
-        between = minutes * unit / sum(step.plan.values())
+        between = minutes * step.between / sum(step.plan.values())
         if options.minutes is not None and between > options.minutes:
             raise ValueError(
                 f"--minutes {options.minutes:g} is less than the {between:.0f} between two checkpoints of "

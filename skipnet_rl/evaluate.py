@@ -135,7 +135,8 @@ def evaluate(
         wanted = (len(images), mdp.num_decisions)
         raise ValueError(f"routes have shape {tuple(routes.shape)}; expected {wanted}, one per image")
     parts = []
-    batch_size = batch_size or (1_000 if images.device.type == "cuda" else 250)
+    if batch_size is None:
+        batch_size = 1_000 if images.device.type == "cuda" else 250
     with evaluation_mode(mdp.net, policy):
         for number, (batch, labels) in enumerate(images.batches(batch_size)):
             given = None if routes is None else routes.to(batch.device).split(batch_size)[number].bool()

@@ -19,6 +19,13 @@ from skipnet_rl import weights
 from skipnet_rl.data import load_images
 from skipnet_rl.runs import as_stored, without_places
 
+# names of the folders, by schedule
+PLAIN = {"cores": ("backbone", "restart"), "gpu": ("backbone",)}
+GATED = {
+    "cores": ("sp", "hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6", "hrl-1.0-gain6-distilled"),
+    "gpu": ("sp", "hrl-0.1", "hrl-0.2", "hrl-0.4", "hrl-0.4-distilled", "hrl-0.8", "hrl-0.8-distilled"),
+}
+
 
 def parsed(step, options):
     """The step's command as its agent reads it."""
@@ -33,6 +40,9 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     gate, schedule = reproduce.ROWS[row].gate, reproduce.ROWS[row].schedule
     steps = reproduce.chain(row, options)
     prefix = "" if gate == "rnn" else f"{gate}-"
+    kind = "cores" if row.startswith("resnet38") else "gpu"
+    gated = [f"{prefix}{title}" for title in GATED[kind]]
+    assert [step.folder.name for step in steps] == [*PLAIN[kind], *gated]
     for number, step in enumerate(steps):
         args = parsed(step, options)
         assert args.lr == (
@@ -50,13 +60,12 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
         assert bool(needed) == bool(number) and not step.needs(steps[number:])
         if step.agent == "hybrid_reinforce":
             args.check()
-            title, longer = "sp" if args.stage == "sp" else f"hrl-{args.alpha}", args.stage == "tune"
-            assert step.folder.name.startswith(prefix + title)
-            assert step.folder.name.endswith("-distilled") == longer
+            assert args.eval_every == step.between
             assert (args.gate_lr, args.entropy) == (schedule.gate_lr, schedule.entropy)
             assert args.gate == gate and args.plan() == [s for s in step.plan for _ in range(step.plan[s])]
     plain = [step for step in steps if step.agent == "pretrain"]
-    assert [step.plan["epochs"] for step in plain] == [epochs / 2 for epochs in schedule.backbone.values()]
+    epochs = [parsed(step, options).epochs for step in plain]
+    assert epochs == [step.plan["epochs"] for step in plain] == ([20, 7.5] if kind == "cores" else [35])
     sp, *hrl = (parsed(step, options) for step in steps[len(plain) :])
     assert sp.plan()[0] == "warmup" and sp.plan()[-1] == "sp" and sp.weights == str(weights_of(plain[-1]))
     runs = [args for args in hrl if args.stage == "hrl"]
