@@ -37,7 +37,7 @@ from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
+from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Biased, Policy
@@ -213,8 +213,8 @@ def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
         return rows
     rows[subject.name] = own = row(policy, args.mode)
     if args.controls:
-        dealt, fixed = exchanged(own.routes, args.seed), most_frequent(own.routes)
-        rows[EXCHANGED] = row(policy, "greedy", dealt)
+        rows[EXCHANGED] = row(policy, "greedy", exchanged(own.routes, args.seed))
+        fixed = most_frequent(own.routes).expand_as(own.routes)
         rows[MOST_FREQUENT] = row(AlwaysExecute(), "greedy", fixed)  # needs no gates
     return rows
 
@@ -240,12 +240,6 @@ def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, floa
 def exchanged(routes: Tensor, seed: int) -> Tensor:
     """The routes [M, N] dealt out anew: as many of each; an image may come by one like its own."""
     return routes[torch.randperm(len(routes), generator=step_generator(seed, 0, "cpu", stream=7))]
-
-
-def most_frequent(routes: Tensor) -> Tensor:
-    """The commonest of the routes [M, N], M times."""
-    each, counts = routes.unique(dim=0, return_counts=True)
-    return each[counts.argmax()].expand_as(routes)
 
 
 def write(folder: Path, name: str, found: dict[str, Any], rows: Mapping[str, Evaluation]) -> None:

@@ -15,7 +15,7 @@ from agents.sb3_policies import WEIGHTS, build_policy, load_model
 from envs import depth_of
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.evaluate import Record, load_records
-from skipnet_rl.gates import make_gate
+from skipnet_rl.gated import empty_policy
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.resnet import ResNet
@@ -141,7 +141,7 @@ class FinishedRun:
     def _own_policy(self, net: ResNet) -> nn.Module:
         if self.agent == "blockdrop":
             return PolicyNetwork(len(net.blocks) - 1, self.args["policy_depth"], net.image_size)
-        return make_gate(self.args["gate"], net)
+        return empty_policy(self.args["gate"], net)
 
     def _empty_network(self, num_classes: int) -> ResNet:
         return ResNet(self.depth, num_classes, self.args.get("shortcut", "projection")).eval()

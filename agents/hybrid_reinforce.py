@@ -39,7 +39,8 @@ from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.estimators import BASELINES, advantages, entropy, score_function_loss
-from skipnet_rl.gates import make_gate
+from skipnet_rl.evaluate import evaluate, most_frequent
+from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, restore_checkpoint
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, ValueBaseline
@@ -66,12 +67,13 @@ class Args(CommonArgs):
     alpha: float = 2.0
     """weight of the compute saving against the loss"""
     gate: str = "rnn"
-    """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
+    """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block); or, with
+    --stage tune, fixed: for all images the route that --gate-weights gives most validation images"""
     gate_gain: float = 1.0
     """factor on the gates' initial weights: at 1 they begin all but blind to the image"""
     gate_weights: str | None = None
-    """gates to start from, of the same kind: a file of a gated network, or the name of a shipped one
-    (default: new ones, near "execute")"""
+    """gates to start from, of the same kind unless that is fixed: a file of a gated network, or the name of a
+    shipped one (default: new ones, near "execute")"""
     stage: str = "sp+hrl"
     """sp, hrl, sp+hrl, or tune: only the steps that end HRL (--tune-iterations), by the gates of
     --gate-weights; the flags for routes, baseline, entropy and the gates' learning do not act in them"""
@@ -102,8 +104,10 @@ class Args(CommonArgs):
     distillation: float = 0.0
     """share of the backbone's loss that asks for the teacher's predictions instead of the labels"""
     teacher: str | None = None
-    """network of --distillation, all blocks executed: a file, the name of a shipped one, or auto, of the same
-    depth and shortcut (default: the network that the run starts from)"""
+    """network of --distillation, all blocks executed: a file, the name of a shipped one, or auto
+    (default: the network that the run starts from)"""
+    teacher_depth: int | None = None
+    """of --teacher (default: the id's)"""
     optimizer: str = "adam"
     """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
     lr: float = 3e-4
@@ -152,7 +156,11 @@ class Args(CommonArgs):
             raise ValueError("--gate-gain is of new gates; leave it out, or --gate-weights")
         if self.stage == "tune" and not self.gate_weights:
             raise ValueError("--stage tune trains no gates; give it some with --gate-weights")
+        if self.gate == FIXED and self.stage != "tune":
+            raise ValueError("--gate fixed has nothing to learn; it goes with --stage tune")
         check_teacher(self.teacher, self.distillation, self.weights)
+        if self.teacher_depth and not self.teacher:
+            raise ValueError("--teacher-depth has no say without --teacher")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -179,7 +187,7 @@ class Learner:
 
     def __init__(self, args: Args, net: ResNet, device: torch.device, teacher: ResNet | None = None) -> None:
         torch.manual_seed(args.seed)
-        self.gate = gate = make_gate(args.gate, net, args.gate_gain)
+        self.gate = gate = empty_policy(args.gate, net, args.gate_gain)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
         self.mdp = mdp = RoutingMDP(net, args.alpha, args.cost)
         self.critic = ValueBaseline(mdp).to(device) if args.baseline == "value" else None
@@ -192,10 +200,9 @@ class Learner:
         self.precision = resolve_precision(args.precision, device)
         self.teacher = for_inference(teacher or net, self.precision) if args.distillation else None
         gates = [*gate.parameters(), *(self.critic.parameters() if self.critic else [])]
-        self.optimizers = {
-            "net": OPTIMIZERS[args.optimizer](net, args.lr),
-            "gate": torch.optim.Adam(gates, args.gate_lr),
-        }
+        self.optimizers = {"net": OPTIMIZERS[args.optimizer](net, args.lr)}
+        if gates:  # a fixed route has none
+            self.optimizers["gate"] = torch.optim.Adam(gates, args.gate_lr)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]
@@ -285,10 +292,11 @@ def train(args: Args) -> dict[str, Any]:
     setting = Setting.of(args)
     classes = len(setting.train.classes)
     source = (args.teacher or args.weights) if args.distillation else None
-    teacher = load_teacher(source, args.depth, classes, setting.dataset, args.shortcut, setting.device)
+    depth = args.teacher_depth or args.depth
+    teacher = load_teacher(source, depth, classes, setting.dataset, args.shortcut, setting.device)
     learner = Learner(args, setting.mdp().net, setting.device, teacher)
     if args.gate_weights:
-        load_weights(weights_path(args.gate_weights), learner.gate, prefix="gate.")
+        start_gate(learner.gate, setting, args)
     run = setting.start_run("hybrid-reinforce", args.resume)
     files: dict[str, str] = {}
 
@@ -322,6 +330,18 @@ def train(args: Args) -> dict[str, Any]:
     if rows[last].rate == 1 and "hrl" in args.plan():
         tqdm.write(NOTHING_SKIPPED)
     return result
+
+
+def start_gate(gate: StoredPolicy, setting: Setting, args: Args) -> None:
+    """Fill it from --gate-weights: with weights, or with the route that these give most validation images."""
+    path = weights_path(args.gate_weights)
+    if args.gate != FIXED:
+        load_weights(path, gate, prefix="gate.")
+        return
+    mdp, chooser = restore_checkpoint(path, len(setting.val.classes))
+    mdp.net.to(setting.device)
+    chosen = evaluate(mdp, chooser.to(setting.device), setting.val, precision=setting.precision)
+    gate.route.copy_(most_frequent(chosen.routes))
 
 
 def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:

@@ -150,6 +150,12 @@ def evaluate(
     return Evaluation(taken, predictions, correct, loss, returns, compute, gates / macs.total)
 
 
+def most_frequent(routes: Tensor) -> Tensor:
+    """The commonest [N] of the routes [M, N]; of several the first in their order as binary numbers."""
+    each, counts = routes.unique(dim=0, return_counts=True)
+    return each[counts.argmax()]
+
+
 def save_evaluations(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
     """Write the routes and predictions of each policy, image by image, as one .npz."""
     arrays: dict[str, Any] = {"policies": np.array(list(evaluations))}

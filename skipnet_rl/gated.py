@@ -6,15 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.gates import Gate, make_gate
+from skipnet_rl.gates import FeedForwardGate, RecurrentGate, make_gate
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import FixedRoute
 from skipnet_rl.resnet import ResNet
 
 HEADER = {"depth", "dataset", "gate", "shortcut", "alpha", "cost"}
+FIXED = "fixed"  # in the place of a gate's kind: one route for all images
+StoredPolicy = RecurrentGate | FeedForwardGate | FixedRoute
+
+
+def empty_policy(kind: str, net: ResNet, gain: float = 1.0) -> StoredPolicy:
+    """What a file of that kind is to be loaded into: a new gate, or for "fixed" the route of every block.
+
+    Raises:
+        ValueError: see `make_gate`.
+    """
+    if kind == FIXED:
+        return FixedRoute(torch.ones(len(net.blocks) - 1))
+    return make_gate(kind, net, gain)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -42,8 +57,8 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def restore_checkpoint(
     path: Path, num_classes: int | None = None, alpha: float | None = None
-) -> tuple[RoutingMDP, Gate]:
-    """Decision process and gate of a gated network's safetensors file, wherever it lies.
+) -> tuple[RoutingMDP, StoredPolicy]:
+    """Decision process and gate, or fixed route, of a gated network's safetensors file, wherever it lies.
 
     Its header names depth, gate and shortcut, and the alpha and cost that it was trained for.
 
@@ -57,7 +72,7 @@ def restore_checkpoint(
     """
     about = read_header(path)
     net = ResNet(about["depth"], num_classes or about["num_classes"], about["shortcut"])
-    gate = make_gate(about["gate"], net)
+    gate = empty_policy(about["gate"], net)
     load_weights(path, net, prefix="net.")
     load_weights(path, gate, prefix="gate.")
     alpha = about["alpha"] if alpha is None else alpha

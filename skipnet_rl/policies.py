@@ -162,15 +162,19 @@ class RandomSkip:
         return _constant(state, torch.logit(torch.tensor(self.rate, dtype=torch.float64)).item()), None
 
 
-class FixedRoute:
-    """The same blocks for every image: route [N] of 0 and 1."""
+class FixedRoute(nn.Module):
+    """The same blocks for every image: route [N] of 0 and 1, which goes into files and comes from them."""
+
+    route: Tensor
 
     def __init__(self, route: Tensor) -> None:
-        self.route = route.bool()
+        super().__init__()
+        self.register_buffer("route", route.bool())
 
-    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+    def forward(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
         """±∞ as the route says, alike for the whole batch."""
-        return _constant(state, math.inf if self.route[state.t] else -math.inf), None
+        logit = torch.where(self.route[state.t].to(state.x.device), math.inf, -math.inf)
+        return logit.expand(state.x.shape[0]), None
 
 
 class StochasticDepth:

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from operator import itemgetter
 
 import pytest
@@ -12,12 +13,14 @@ import torch
 from toys import toy_net, two_colours
 
 from agents import hybrid_reinforce, pretrain
-from skipnet_rl.checkpoint import read_tensors
+from agents.finished import FinishedRun
+from skipnet_rl.checkpoint import read_tensors, save_weights
 from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.gated import restore_checkpoint
+from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, RandomSkip, Replay
 from skipnet_rl.resnet import ResNet
@@ -269,14 +272,14 @@ def test_sgd_moves_the_backbone_and_adam_the_gates():
 
 
 def test_tuning_alone_keeps_the_gates_and_follows_the_teacher(tmp_path, few_images):
-    """From the files of one run: the backbone moves, the gates do not; another teacher, other weights."""
+    """From the files of one run: the backbone moves, the gates do not; a deeper teacher, other weights."""
     hybrid_reinforce.train(small_args(tmp_path, stage="hrl"))
     file = tmp_path / "run" / "hrl.safetensors"
     start = {"weights": str(file), "gate_weights": str(file), "stage": "tune", "schedule": "cosine"}
     stored, ends = read_tensors(file), {}
-    for teacher in (None, "resnet20-rendered-digits"):
+    for teacher, depth in ((None, None), ("resnet110-rendered-digits", 110)):
         place = tmp_path / str(teacher)
-        args = small_args(place, **start, distillation=0.9, teacher=teacher)
+        args = small_args(place, **start, distillation=0.9, teacher=teacher, teacher_depth=depth)
         assert args.plan() == ["tune"]
         result = hybrid_reinforce.train(args)
         assert [row["name"] for row in result["policies"]][-2:] == ["random, HRL weights", "HRL"]
@@ -284,7 +287,38 @@ def test_tuning_alone_keeps_the_gates_and_follows_the_teacher(tmp_path, few_imag
         for name, value in ends[teacher].items():
             assert torch.equal(value, stored[name]) or name.startswith("net."), name
         assert not torch.equal(ends[teacher]["net.stem.0.weight"], stored["net.stem.0.weight"])
-    assert not torch.equal(ends[None]["net.fc.weight"], ends["resnet20-rendered-digits"]["net.fc.weight"])
+    assert not torch.equal(ends[None]["net.fc.weight"], ends["resnet110-rendered-digits"]["net.fc.weight"])
+
+
+def test_a_fixed_route_is_tuned_in_the_place_of_the_gates_it_came_from(tmp_path, few_images):
+    """The commonest of a gated network's routes on validation images, for all, now and from the file."""
+    torch.manual_seed(0)
+    file = tmp_path / "gates.safetensors"
+    net = build_backbone(20, 10, "rendered-digits")
+    gate = RecurrentGate(net, initial_rate=0.6, gain=30)  # which tells images apart, for no reason
+    about = {"depth": 20, "dataset": "rendered-digits", "gate": "rnn", "shortcut": "projection"}
+    both = torch.nn.ModuleDict({"net": net, "gate": gate})
+    save_weights(file, both, {**about, "alpha": 1.0, "cost": "blocks"})
+    mdp, gate = restore_checkpoint(file)
+    chosen = evaluate(mdp, gate, load_images("rendered-digits", "val").first(64)).routes.tolist()
+    counts = Counter(map(tuple, chosen))
+    assert len(counts) > 1
+    start = {"weights": str(file), "gate_weights": str(file), "stage": "tune", "gate": "fixed"}
+    result = hybrid_reinforce.train(small_args(tmp_path / "fixed", **start))
+    row, folder = result["policies"][-1], tmp_path / "fixed" / "run"
+    assert counts[tuple(map(bool, row["execution_rate"]))] == max(counts.values())
+    assert row["unique_routes"] == 1 and row["policy_flops"] == 0
+    tuned = read_tensors(folder / "hrl.safetensors")
+    assert not torch.equal(tuned["net.fc.weight"], read_tensors(file)["net.fc.weight"])
+    again = dict(start, weights=str(folder / "hrl.safetensors"), gate_weights=str(folder / "hrl.safetensors"))
+    kept = hybrid_reinforce.train(small_args(tmp_path / "again", **again))["policies"][-1]
+    assert kept["execution_rate"] == row["execution_rate"]
+    for network, policy in (
+        restore_checkpoint(folder / "hrl.safetensors"),
+        FinishedRun.read(folder).restore(10),
+    ):
+        test = load_images("rendered-digits", "test").first(result["n_images"])
+        assert evaluate(network, policy, test).summary("HRL")["loss"] == pytest.approx(row["loss"])
 
 
 def test_gates_to_start_from(tmp_path, few_images):
@@ -456,6 +490,8 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--optimizer", "sdg"], "did you mean 'sgd'"),
         (["--gate-weights", "hrl.safetensors", "--gate-gain", "6"], "--gate-gain is of new gates"),
         (["--stage", "tune"], "--stage tune trains no gates"),
+        (["--gate", "fixed"], "--gate fixed has nothing to learn; it goes with --stage tune"),
+        (["--teacher-depth", "38"], "--teacher-depth has no say without --teacher"),
         (["--stage", "tune", "--gate-weights", "a", "--tune-iterations", "0"], "raise --tune-iterations"),
         (["--stage", "hrl", "--warmup-iterations", "1", "--iterations", "0"], "raise --iterations or"),
         (["--teacher", "none", "--distillation", "0.5"], "an untrained network cannot teach"),

@@ -13,6 +13,7 @@ from skipnet_rl.cli import main_with_named_errors
 from skipnet_rl.data import load_images
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import FixedRoute
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
@@ -83,6 +84,16 @@ def test_a_policy_that_looks_at_the_image_first(batched, tmp_path):
     export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
     found = export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
     assert found.images == found.same_routes == 100
+    assert found.logits < 1e-5
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_fixed_route(batched, tmp_path):
+    mdp, _ = undecided("rnn", "projection")
+    images, policy = load_images("rendered-digits", "test").first(20), FixedRoute(torch.tensor([0, 1]))
+    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
+    found = export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
+    assert found.images == found.same_routes == 20
     assert found.logits < 1e-5
 
 
