@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit  # t's quantiles without scipy.stats, whose import takes a second
 
 
 def mean_interval(values: Sequence[float] | NDArray[Any]) -> tuple[float, float]:
@@ -25,7 +25,7 @@ def mean_interval(values: Sequence[float] | NDArray[Any]) -> tuple[float, float]
     mean = float(sample.mean())
     if n < 2:
         return mean, math.nan
-    return mean, float(stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / math.sqrt(n))
+    return mean, float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / math.sqrt(n))
 
 
 def accuracy_difference(one: ArrayLike, other: ArrayLike) -> dict[str, float]:
@@ -90,7 +90,9 @@ def rank_correlations(
 
 def _correlations_of_first(columns: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rank correlations of column 0 of [M, 1 + F] with each other one, [F]; nan for a constant column."""
-    ranks = stats.rankdata(columns, axis=0)  # ties take the mean of their ranks
+    from scipy.stats import rankdata
+
+    ranks = rankdata(columns, axis=0)  # ties take the mean of their ranks
     ranks -= ranks.mean(axis=0)
     scale = np.sqrt((ranks**2).sum(axis=0))
     with np.errstate(invalid="ignore"):

@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR100, SVHN
+from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
-from skipnet_rl.data import ImageFiles, load_images
+from skipnet_rl.data import DATASETS, load_images
+from skipnet_rl.data.files import ImageFiles
 from skipnet_rl.data.imageset import step_generator
+from skipnet_rl.data.official import LOADERS
+from skipnet_rl.data.sources import CIFAR10_FOLDER
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
+
+
+def test_names_that_are_known_without_torchvision():
+    assert ("rendered-digits", *LOADERS) == DATASETS
+    assert CIFAR10.base_folder == CIFAR10_FOLDER
 
 
 def md5(content: bytes) -> str:
