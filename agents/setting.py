@@ -50,6 +50,8 @@ class CommonArgs:
     """what a skipped block saves: blocks (1 each) or flops"""
     eval_images: int = 500
     """validation images in each evaluation on the way"""
+    test_images: int | None = None
+    """test images that the run ends with, the first ones, for a quick look (default: all)"""
     precision: str = "auto"
     """bf16, fp32, or auto: bf16 where the hardware has it"""
     device: str = "auto"
@@ -116,6 +118,8 @@ class Setting:
             load_images(dataset, split, args.data_dir, args.download, size).to(device)
             for split in ("train", "val", "test")
         )
+        if args.test_images is not None:
+            test = test.first(args.test_images)
         if args.images_per_step > len(train):
             raise ValueError(
                 f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)}"

@@ -13,6 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class Options:
     """folder of results.json, and of cascade.json if `scripts.cascade` was run"""
 
 
+@cache
 def mega_flops(depth: int) -> float:
     """Millions of FLOPs (2 × MACs) of the plain CIFAR network, for one image."""
     return 2e-6 * network_macs(ResNet(depth)).total

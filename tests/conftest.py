@@ -8,10 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents import setting
+from agents.report import write_plots
 from skipnet_rl.data import ImageSet
 from skipnet_rl.resnet import ResNet
 
 SHARED = Path(__file__).parent.parent.parent / "shared"  # files too large for the repository, beside it
+
+
+@pytest.fixture(autouse=True, scope="session")
+def runs_without_pictures():
+    """Runs draw none unless a test asks for `pictures`: they take a third of the time of a short one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setting, "write_plots", lambda *args: None)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch) -> None:
+    """Runs draw their pictures."""
+    monkeypatch.setattr(setting, "write_plots", write_plots)
 
 
 @pytest.fixture

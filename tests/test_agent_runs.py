@@ -54,7 +54,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_a_learners_run_folder(name, tmp_path):
+def test_a_learners_run_folder(name, tmp_path, pictures):
     module, flags = LEARNERS[name]
     result = module.train(module.Args(**SMALL, **flags, run_dir=tmp_path / "run"))
     run = tmp_path / "run"
@@ -117,7 +117,7 @@ def test_an_interrupted_run_ends_like_a_whole_one(name, tmp_path, monkeypatch):
     assert [line["step"] for line in lines(tmp_path / "b")] == [2, 4]
 
 
-def test_policies_that_learn_nothing_leave_the_same_files(tmp_path):
+def test_policies_that_learn_nothing_leave_the_same_files(tmp_path, pictures):
     fixed = static.evaluate_all(static.Args(**SMALL, points=3, rates=(0.9, 0.5), run_dir=tmp_path / "static"))
     names = [row["name"] for row in fixed["policies"]]
     assert names[0] == "all blocks" and "no blocks" in names and "random 90%" in names

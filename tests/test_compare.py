@@ -124,7 +124,8 @@ def real(tmp_path_factory):
     """Four small runs: two kinds of learner, static policies, the bound."""
     folder = tmp_path_factory.mktemp("runs")
     small = {
-        "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "precision": "fp32",
+        "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "test_images": 40,
+        "precision": "fp32",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setting, "load_images", few)
@@ -143,6 +144,7 @@ def real(tmp_path_factory):
 def test_stored_routes_give_the_stored_numbers(real, monkeypatch, capsys):
     monkeypatch.setattr(compare, "load_images", few)
     runs = tuple(sorted(real.iterdir()))
+    assert {FinishedRun.read(run).result["n_images"] for run in runs} == {40}  # of the 48 there are
     compare.main(compare.Args(runs=runs, verify=True))  # rows: 5 + 3 + 7 + 3
     assert "verified: 18 rows of 4 runs" in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ if not hasattr(os, "fork"):
 
 FLAGS = {
     "env": "SkipResNet20-v0", "dataset": "rendered-digits", "alpha": 3.0, "sp_iterations": 3, "iterations": 4,
-    "tune_iterations": 2, "batch_size": 16, "eval_every": 1, "eval_images": 32, "precision": "fp32",
+    "tune_iterations": 2, "batch_size": 8, "eval_every": 1, "eval_images": 16, "precision": "fp32",
 }  # fmt: skip
 PLACES = {
     "training step": (hybrid_reinforce, "train_step"),
@@ -42,7 +42,7 @@ KILLS = 3  # at each place
 
 
 def few(*args, **kwargs):
-    return load_images(*args, **kwargs).subset(torch.arange(64))
+    return load_images(*args, **kwargs).subset(torch.arange(32))
 
 
 def child(folder: Path, resume: bool, place: str | None, survived: int) -> None:

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import tyro
 
 from agents import hybrid_reinforce, pretrain, setting
@@ -126,7 +125,8 @@ def test_the_list_runs_nothing(tmp_path, no_work, capsys):
 
 
 def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
-    monkeypatch.setitem(reproduce.ROWS, "resnet20", reproduce.Row(20, schedule=reproduce.CORES))
+    schedule = dataclasses.replace(reproduce.CORES, batch_size=16)
+    monkeypatch.setitem(reproduce.ROWS, "resnet20", reproduce.Row(20, schedule=schedule))
     options = reproduce.Options(runs=tmp_path, device="cpu")
     steps = reproduce.chain("resnet20", options)
     images = load_images("rendered-digits", "train")
@@ -239,7 +239,7 @@ def test_steps_run_side_by_side_where_none_needs_the_other(played):
 
 
 def few(*args, **kwargs):
-    return load_images("rendered-digits", *args[1:2]).subset(torch.arange(64))
+    return load_images("rendered-digits", *args[1:2]).first(32)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def finished(tmp_path_factory):
             backbone = pretrain.Args(
                 depth=20,
                 dataset="rendered-digits",
-                batch_size=32,
+                batch_size=16,
                 epochs=1,
                 seed=seed,
                 run_dir=place / "backbone",
@@ -319,6 +319,7 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     assert text.count("| rnn, gain 6 | HRL, distilled | 0.5 |") == 1
     for name in ("results", "resnet20-skipped_layers", "resnet20-easy_and_hard"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+    monkeypatch.setattr(results.plots, "save_figure", lambda figure, path: None)
     for depth, kept in ((38, rows), (20, rows[1:])):  # another gate's row of this depth has the plain network
         other = [{**row, "row": "other", "depth": depth} for row in rows]
         (tmp_path / "results.json").write_text(json.dumps({"rows": other}))
