@@ -7,8 +7,8 @@ from typing import Any
 
 POSITIVE = {
     "batch_size", "bn_images", "buffer", "epochs", "episodes", "eval_every", "eval_images", "gate_gain",
-    "jobs", "length", "minibatches", "minutes", "num_envs", "points", "routes", "survival", "test_images",
-    "updates", "width",
+    "jobs", "length", "minibatches", "minutes", "num_envs", "points", "routes", "survival", "teacher_depth",
+    "test_images", "updates", "width",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "alpha", "curriculum", "entropy", "exhaustive", "gate_lr", "iterations", "joint", "joint_lr", "lr",

@@ -17,7 +17,9 @@ AVERAGED = (
     "accuracy", "accuracy_ci95", "loss", "return", "compute_blocks", "compute_flops", "compute_flops_std",
     "executed_blocks_mean", "executed_blocks_std", "unique_routes",
 )  # fmt: skip
-NOT_A_FLAG = {*NOT_COMPARED, "seed", "versions", "commit", "machine", "eval_every", "eval_images"}
+NOT_A_FLAG = {
+    *NOT_COMPARED, "seed", "versions", "commit", "machine", "eval_every", "eval_images", "test_images",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,12 @@ def half_width(accuracy: float, over_seeds: float, n_images: int) -> float:
 
 
 def flags(run: FinishedRun) -> dict[str, Any]:
-    """The arguments that make two runs comparable as seeds of one another."""
+    """The arguments that make two runs comparable as seeds of one another; those that are None left out.
+
+    So a flag that a run is too old to have is as one that was not given.
+    """
     left_out = NOT_A_FLAG - {"eval_images"} if run.agent == "static" else NOT_A_FLAG  # its greedy choice
-    return {key: value for key, value in run.args.items() if key not in left_out}
+    return {key: value for key, value in run.args.items() if key not in left_out and value is not None}
 
 
 def collect(runs: Sequence[FinishedRun]) -> list[Entry]:

@@ -40,7 +40,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, Biased, Policy
+from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import accuracy_difference, magnitudes
@@ -269,7 +269,7 @@ def main(args: Args) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: nothing to evaluate, an unknown mode, several paths for one `--out`, both `--biases` and
-            `--controls`, or one of them for a plain network.
+            `--controls`, or one of them for a plain network or a fixed route.
     """
     if not args.paths:
         raise ValueError("nothing given; name a run folder, a file or shipped weights")
@@ -280,7 +280,8 @@ def main(args: Args) -> list[dict[str, Any]]:
     if args.controls and args.biases:
         raise ValueError("--controls goes without --biases")
     subjects = [restore(path, args) for path in args.paths]
-    if (args.controls or args.biases) and any(isinstance(each.policy, AlwaysExecute) for each in subjects):
+    one_route = (AlwaysExecute, FixedRoute)
+    if (args.controls or args.biases) and any(isinstance(each.policy, one_route) for each in subjects):
         raise ValueError("--controls and --biases need a policy that chooses blocks")
     return [evaluate_subject(subject, args) for subject in subjects]
 

@@ -10,10 +10,11 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
 
 Where this differs from the paper: r_i is compared with the other routes of the same image
 (leave-one-out baseline), the schedule is short, and in HRL's last steps the backbone alone trains, on
-the thresholded routes that it will be given at test time; --stage tune gives it more of these, and
---distillation a teacher. For the paper's: --routes 1 --baseline none --schedule constant --gate-lr 1e-4
---lr 1e-4 --batch-size 128 --sp-iterations 10000 --iterations 10000 --tune-iterations 0 --alpha 0.1. Its
-warning example, HRL from nothing: --stage hrl, and --weights none where the backbone is to be untrained too.
+the thresholded routes that it will be given at test time; --stage tune gives it more of these,
+--distillation a teacher, and --gate fixed one route for all images. For the paper's: --routes 1 --baseline
+none --schedule constant --gate-lr 1e-4 --lr 1e-4 --batch-size 128 --sp-iterations 10000 --iterations 10000
+--tune-iterations 0 --alpha 0.1. Its warning example, HRL from nothing: --stage hrl, and --weights none where
+the backbone is to be untrained too.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator, training_index
-from skipnet_rl.errors import unknown_name
+from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.estimators import BASELINES, advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
 from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, restore_checkpoint
+from skipnet_rl.gates import GATES
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, ValueBaseline
@@ -68,7 +70,8 @@ class Args(CommonArgs):
     """weight of the compute saving against the loss"""
     gate: str = "rnn"
     """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block); or, with
-    --stage tune, fixed: for all images the route that --gate-weights gives most validation images"""
+    --stage tune, fixed: for all images the route that the network of --gate-weights takes most often on the
+    validation images, the control of what choosing by the image is worth"""
     gate_gain: float = 1.0
     """factor on the gates' initial weights: at 1 they begin all but blind to the image"""
     gate_weights: str | None = None
@@ -104,10 +107,10 @@ class Args(CommonArgs):
     distillation: float = 0.0
     """share of the backbone's loss that asks for the teacher's predictions instead of the labels"""
     teacher: str | None = None
-    """network of --distillation, all blocks executed: a file, the name of a shipped one, or auto
-    (default: the network that the run starts from)"""
+    """network of --distillation, all blocks executed: a file, the name of a shipped one, or auto, of the same
+    shortcut (default: the network that the run starts from)"""
     teacher_depth: int | None = None
-    """of --teacher (default: the id's)"""
+    """its depth (default: that of the id)"""
     optimizer: str = "adam"
     """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
     lr: float = 3e-4
@@ -137,6 +140,7 @@ class Args(CommonArgs):
         super().check()
         for kind, name, known in (
             ("stage", self.stage, STAGES),
+            ("gate", self.gate, (*GATES, FIXED)),
             ("bn mode", self.bn, BN_MODES),
             ("schedule", self.schedule, SCHEDULES),
             ("optimizer", self.optimizer, OPTIMIZERS),
@@ -333,12 +337,20 @@ def train(args: Args) -> dict[str, Any]:
 
 
 def start_gate(gate: StoredPolicy, setting: Setting, args: Args) -> None:
-    """Fill it from --gate-weights: with weights, or with the route that these give most validation images."""
+    """Fill it from --gate-weights: with weights, or with the most frequent route of that network, as it was.
+
+    The route is found before the run has a folder, and again where it is resumed.
+
+    Raises:
+        WeightsError: the file is missing, or of something else.
+    """
     path = weights_path(args.gate_weights)
     if args.gate != FIXED:
         load_weights(path, gate, prefix="gate.")
         return
     mdp, chooser = restore_checkpoint(path, len(setting.val.classes))
+    if mdp.net.depth != args.depth:
+        raise WeightsError(f"{path} does not fit: it is of a ResNet-{mdp.net.depth}, not {args.depth}")
     mdp.net.to(setting.device)
     chosen = evaluate(mdp, chooser.to(setting.device), setting.val, precision=setting.precision)
     gate.route.copy_(most_frequent(chosen.routes))

@@ -85,7 +85,7 @@ class Setting:
     Attributes:
         args: the flags.
         dataset: what `--dataset` came to.
-        train, val, test: the splits, on the device.
+        train, val, test: the splits, on the device; of the last as many images as `--test-images` says.
         net: the backbone to start from, in evaluation mode, on the device.
         device, precision: what `--device` and `--precision` came to.
     """

@@ -54,7 +54,7 @@ def greedy_order(mdp: RoutingMDP, images: Images, precision: str = "fp32") -> li
     while kept:
         returns = []
         for block in kept if len(kept) > 1 else []:
-            policy = FixedRoute(without(mdp, [*order, block]))
+            policy = FixedRoute(without(mdp, [*order, block])).to(images.device)
             returns.append(evaluate(mdp, policy, images, precision=precision).returns.mean().item())
         order.append(kept.pop(int(np.argmax(returns)) if returns else 0))
         bar.update()
@@ -86,7 +86,7 @@ def evaluate_all(args: Args) -> dict[str, Any]:
         routes |= {f"{name}, {n - size} of {n}": without(mdp, order[:size]) for size in sizes}
     routes["no blocks"] = without(mdp, list(range(n)))
     for name, route in routes.items():
-        rows[name] = setting.evaluate(mdp, FixedRoute(route))
+        rows[name] = setting.evaluate(mdp, FixedRoute(route).to(setting.device))
     for name, policy in at_random.items():
         rows[name] = setting.evaluate(mdp, policy, "sample")
     return setting.finish(run, "static", rows, wall_time, greedy_order=chosen)

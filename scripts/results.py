@@ -23,12 +23,13 @@ from agents.cli import main_with_named_errors
 from agents.entries import Entry, flags, over_images, random_at_rate
 from agents.finished import FinishedRun
 from scripts import cascade
-from scripts.ship import lineage, lineage_before, run_of
+from scripts.ship import check_whole, lineage, lineage_before, run_of
 from scripts.tables import markdown
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
 from skipnet_rl.flops import network_macs
+from skipnet_rl.gated import FIXED
 from skipnet_rl.plots.canvas import legend_beside, palette, plain_axes
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.weights import index
@@ -102,11 +103,14 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
 
 def _title(run: FinishedRun) -> str:
     """Of an HRL run among those of its row."""
-    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(_distillation(run))}"
+    one_route = ", one route" if run.args["gate"] == FIXED else ""
+    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(_distillation(run))}{one_route}"
 
 
 def _gain(run: FinishedRun) -> str:
-    """Of the gates' first weights, in the run that these gates began in."""
+    """Of the gates' first weights, in the run that these gates began in; a fixed route has none."""
+    if run.args["gate"] == FIXED:
+        return ""
     if origin := run_of(run.args.get("gate_weights")):
         return _gain(origin)
     gain = run.args.get("gate_gain", 1)
@@ -125,12 +129,13 @@ def _seeds(folder: Path) -> list[FinishedRun]:
     """The runs that differ in the seed, in what they start from, which is a seed's own, and in nothing else.
 
     Raises:
-        ValueError: one has other flags.
+        ValueError: one has other flags, or was tested on some images alone.
     """
     row, _, _ = folder.parent.name.rpartition("-")
     found = folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json")
     runs = sorted((FinishedRun.read(path.parent) for path in found), key=lambda run: run.result["seed"])
     for run in runs:
+        check_whole(run)
         if differing := _differing(runs[0], run):
             raise ValueError(f"{runs[0].folder} and {run.folder} are no seeds of one another: {differing}")
     return runs

@@ -54,16 +54,20 @@ NOTHING = Lineage([], 0.0, "")
 
 
 def lineage(run: FinishedRun) -> Lineage:
-    """Of the weights that a run ended with, its teacher's included."""
-    start, result = lineage_before(run), run.result
-    taught = _lineage_of_teacher(run)
-    if set(taught.commands) <= set(start.commands):  # it went on from its teacher
-        taught = NOTHING
-    return Lineage(
-        [*start.commands, *taught.commands, without_places(shlex.split(result["command"]))],
-        start.seconds + taught.seconds + result["wall_time_s"],
-        result["machine"],
-    )
+    """Of the weights that a run ended with, those of its gates and of its teacher included."""
+    before, result = lineage_before(run), run.result
+    for other in (_lineage_of(run.args.get("gate_weights"), run.depth, run), _lineage_of_teacher(run)):
+        before = _together(before, other)
+    commands = [*before.commands, without_places(shlex.split(result["command"]))]
+    return Lineage(commands, before.seconds + result["wall_time_s"], result["machine"])
+
+
+def _together(one: Lineage, other: Lineage) -> Lineage:
+    """Of both; where one went on from the other it has it already."""
+    for whole, part in ((one, other), (other, one)):
+        if set(part.commands) <= set(whole.commands):
+            return whole
+    return Lineage([*one.commands, *other.commands], one.seconds + other.seconds, other.machine)
 
 
 def run_of(weights: str | None) -> FinishedRun | None:
@@ -100,8 +104,15 @@ def _lineage_of(weights: str | None, depth: int, run: FinishedRun) -> Lineage:
     raise ValueError(f"{run.folder} needed {weights}, which is neither of a run here nor shipped weights")
 
 
+def check_whole(run: FinishedRun) -> None:
+    """Raise a ValueError for a run that was tested on some images alone."""
+    if count := run.args.get("test_images"):
+        raise ValueError(f"{run.folder} was tested on {count} images alone; run it without --test-images")
+
+
 def describe(run: FinishedRun, name: str, stage: str | None) -> tuple[Path, dict[str, Any]]:
     """The file and its entry in the index."""
+    check_whole(run)
     args, result = run.args, run.result
     gated = result["agent"] == "hybrid_reinforce"
     if not gated and result["agent"] != "pretrain":

@@ -1,4 +1,4 @@
-"""A backbone and its gate in one file: what hybrid REINFORCE, REINFORCE and Gumbel leave behind."""
+"""A backbone and its gate, or one route, in one file: what hybrid REINFORCE, REINFORCE and Gumbel leave."""
 
 from __future__ import annotations
 

@@ -163,13 +163,13 @@ class RandomSkip:
 
 
 class FixedRoute(nn.Module):
-    """The same blocks for every image: route [N] of 0 and 1, which goes into files and comes from them."""
+    """The same blocks for every image: route [N] of 0 and 1, a buffer, saved and loaded as weights are."""
 
     route: Tensor
 
     def __init__(self, route: Tensor) -> None:
         super().__init__()
-        self.register_buffer("route", route.bool())
+        self.register_buffer("route", route.bool().clone())
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
         """±∞ as the route says, alike for the whole batch."""

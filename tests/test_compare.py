@@ -108,6 +108,15 @@ def test_runs_that_no_table_can_compare(tmp_path):
         collect(runs)
 
 
+def test_a_run_from_before_a_flag_is_a_seed_of_later_ones(tmp_path):
+    runs = [
+        *seeds(tmp_path, "ppo", [0.8], [0.6]),
+        *seeds(tmp_path, "ppo", [0.5, 0.9], [0.6, 0.6], new=None)[1:],
+    ]
+    _, entry = collect(runs)
+    assert entry.summary()["seeds"] == [0, 1] and entry.summary()["accuracy"] == pytest.approx(0.85)
+
+
 def test_the_bound_is_marked(tmp_path):
     rows = [row("random", 0.3), row("oracle (bound)", 0.99)]
     (entry,) = collect([run(tmp_path, "oracle", 0, rows)])

@@ -87,10 +87,11 @@ def test_a_policy_that_looks_at_the_image_first(batched, tmp_path):
     assert found.logits < 1e-5
 
 
-def test_a_fixed_route(tmp_path):
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_fixed_route(batched, tmp_path):
     mdp, _ = undecided("rnn", "projection")
     images, policy = load_images("rendered-digits", "test").first(20), FixedRoute(torch.tensor([0, 1]))
-    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched=True)
+    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
     found = export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
     assert found.images == found.same_routes == 20
     assert found.logits < 1e-5

@@ -368,6 +368,39 @@ def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folde
     assert ship.lineage(distilled).seconds == pytest.approx(expected)
 
 
+def test_gates_from_elsewhere_belong_to_what_a_network_took(finished, tmp_path):
+    """Whole where they came from other weights; where they came from the run's own start it is in theirs."""
+    copy = tmp_path / "runs"
+    shutil.copytree(finished, copy)
+    for file in copy.rglob("result.json"):  # each has a command of its own
+        stored = json.loads(file.read_text())
+        command = f"python -m agents.{stored['agent']} --run-dir {file.parent.relative_to(copy)}"
+        file.write_text(json.dumps({**stored, "command": command}))
+        args = file.with_name("args.json")
+        args.write_text(args.read_text().replace(str(finished), str(copy)))
+    run, other = (FinishedRun.read(copy / f"resnet20-{seed}" / "hrl-3.0") for seed in (0, 1))
+    took = [ship.lineage(each).seconds for each in (run, other)]
+    others_start = str(copy / "resnet20-1" / "backbone" / "weights.safetensors")
+    for start, seconds, count in (
+        (run.args["weights"], sum(took), 6),
+        (others_start, took[1] + run.result["wall_time_s"], 4),
+    ):
+        args = {**run.args, "weights": start, "gate_weights": str(other.folder / "hrl.safetensors")}
+        found = ship.lineage(dataclasses.replace(run, args=args))
+        assert found.seconds == pytest.approx(seconds) and len(found.commands) == count
+
+
+def test_a_run_tested_on_some_images_alone_is_no_result(finished, folders, tmp_path):
+    copy = tmp_path / "runs"
+    shutil.copytree(finished, copy)
+    file = copy / "resnet20-0" / "sp" / "args.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "test_images": 16}))
+    with pytest.raises(ValueError, match="was tested on 16 images alone; run it without --test-images"):
+        results.add("resnet20", [copy / "resnet20-0" / folder.name for folder in folders], tmp_path / "out")
+    with pytest.raises(ValueError, match="was tested on 16 images alone"):
+        ship.main(ship.Options(file.parent, "quick"))
+
+
 def test_runs_with_other_flags_are_no_seeds(finished, folders, tmp_path):
     copy = tmp_path / "runs"
     shutil.copytree(finished, copy)

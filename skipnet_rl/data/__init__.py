@@ -1,6 +1,6 @@
 """Labelled images: in memory as one tensor with per-sample augmentation, or in files.
 
-Those in files, and the official data sets, are imported with torchvision when they are asked for.
+What reads images in files and the official data sets is imported, with torchvision, when they are asked for.
 """
 
 from skipnet_rl.data.images import Images

@@ -1,4 +1,4 @@
-"""Data sets in their official files, read through torchvision.
+"""Data sets in files, official or your own, read through torchvision.
 
 A module of its own because importing torchvision takes two seconds, which nobody should wait for who trains
 on the embedded images.
