@@ -24,6 +24,9 @@ from skipnet_rl.statistics import accuracy_difference
 FILE = "paired.json"
 PAIRS = (
     ("resnet110-cifar10-hrl-0.4-distilled", "resnet110-cifar10"),
+    ("resnet110-cifar10-hrl-0.4-taught", "resnet110-cifar10"),
+    ("resnet110-cifar10-hrl-0.4-fixed", "resnet110-cifar10"),
+    ("resnet110-cifar10-hrl-0.4-taught", "resnet110-cifar10-hrl-0.4-fixed"),
     ("resnet110-cifar10-hrl-0.8-distilled", "resnet110-cifar10"),
     ("resnet110-cifar10-hrl-0.8-distilled", "resnet38-cifar10-distilled"),
     ("resnet38-cifar10-distilled", "resnet38-cifar10"),
