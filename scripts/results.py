@@ -42,6 +42,8 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
     "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
 }
 PLAIN = {"backbone": "plain networks, ours", "backbone-distilled": "plain, distilled, ours"}  # by stage
+TUNED_ON, ONE_ROUTE = "HRL, tuned on with a better teacher, ours", "one route, tuned on alike, ours"
+STYLES = {"ResNet": "o-", "plain": "s:", "cascade": "^--", "HRL": "*", "one route": "x"}  # by a label's start
 STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
 COLUMNS = (
     "network", "gate", "policy", "α", "seeds", "accuracy", "± images", "blocks", "FLOPs", "± per image",
@@ -224,13 +226,7 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
         pair: a cascade of two networks, see `read_cascade`.
     """
     figure, axes = plain_axes(8.5, 4.4)
-    series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    for entry in index():
-        if entry["dataset"] == "cifar10" and entry["stage"] in PLAIN:
-            accuracy = entry["test_accuracy"]
-            half = over_images(accuracy, entry["test_images"])
-            point = (mega_flops(entry["depth"]), 100 * accuracy, 100 * half)
-            series[PLAIN[entry["stage"]]].append(point)
+    series = _shipped(rows)
     for row in rows:
         if row["name"] == "HRL":
             half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)
@@ -245,7 +241,7 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
     colours = palette(series)
     for label, points in series.items():
         flops, accuracy, half = zip(*sorted(points), strict=True)
-        style = "o-" if label.startswith("ResNet") else "s:" if label.startswith("plain") else "^--"
+        style = next(style for prefix, style in STYLES.items() if label.startswith(prefix))
         axes.errorbar(flops, accuracy, half, fmt=style, color=colours[label], capsize=2, lw=1, label=label)
     for name, (accuracy, depth, share) in PUBLISHED.items():
         point = (share * mega_flops(depth), 100 * accuracy)
@@ -260,6 +256,21 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
     axes.set(xlabel="MFLOPs per image (2 × MACs, gates included)", ylabel="CIFAR-10 test accuracy (%)")
     legend_beside(figure, axes)
     return figure
+
+
+def _shipped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float, float]]]:
+    """MFLOPs, accuracy and its interval of shipped networks that are plain, or tuned on after the rows."""
+    series, in_rows = defaultdict(list), {row["command"][-1] for row in rows}
+    for entry in index():
+        label = PLAIN.get(entry["stage"])
+        if entry["stage"] == "hrl" and entry["command"][-1] not in in_rows:
+            label = ONE_ROUTE if entry["gate"] == FIXED else TUNED_ON
+        if label and entry["dataset"] == "cifar10":
+            accuracy = entry["test_accuracy"]
+            half = over_images(accuracy, entry["test_images"])
+            flops = mega_flops(entry["depth"]) * entry.get("compute_flops", 1)
+            series[label].append((flops, 100 * accuracy, 100 * half))
+    return series
 
 
 def draw(out: Path) -> None:
