@@ -41,7 +41,7 @@ from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.estimators import BASELINES, advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
-from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, restore_checkpoint
+from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, read_header, restore_checkpoint
 from skipnet_rl.gates import GATES
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
@@ -348,9 +348,11 @@ def start_gate(gate: StoredPolicy, setting: Setting, args: Args) -> None:
     if args.gate != FIXED:
         load_weights(path, gate, prefix="gate.")
         return
+    about = read_header(path)
+    for key, wanted in (("depth", args.depth), ("dataset", setting.dataset)):
+        if about[key] != wanted:
+            raise WeightsError(f"{path} does not fit: its {key} is {about[key]}, this run's {wanted}")
     mdp, chooser = restore_checkpoint(path, len(setting.val.classes))
-    if mdp.net.depth != args.depth:
-        raise WeightsError(f"{path} does not fit: it is of a ResNet-{mdp.net.depth}, not {args.depth}")
     mdp.net.to(setting.device)
     chosen = evaluate(mdp, chooser.to(setting.device), setting.val, precision=setting.precision)
     gate.route.copy_(most_frequent(chosen.routes))

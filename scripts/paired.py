@@ -27,6 +27,8 @@ PAIRS = (
     ("resnet110-cifar10-hrl-0.4-taught", "resnet110-cifar10"),
     ("resnet110-cifar10-hrl-0.4-fixed", "resnet110-cifar10"),
     ("resnet110-cifar10-hrl-0.4-taught", "resnet110-cifar10-hrl-0.4-fixed"),
+    ("resnet110-cifar10-hrl-0.4-taught", "resnet110-cifar10-hrl-0.4-distilled"),
+    ("resnet110-cifar10-hrl-0.4-taught", "resnet38-cifar10-distilled"),
     ("resnet110-cifar10-hrl-0.8-distilled", "resnet110-cifar10"),
     ("resnet110-cifar10-hrl-0.8-distilled", "resnet38-cifar10-distilled"),
     ("resnet38-cifar10-distilled", "resnet38-cifar10"),

@@ -42,7 +42,9 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
     "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
 }
 PLAIN = {"backbone": "plain networks, ours", "backbone-distilled": "plain, distilled, ours"}  # by stage
-TUNED_ON, ONE_ROUTE = "HRL, tuned on with a better teacher, ours", "one route, tuned on alike, ours"
+TUNED_ON = {  # by the end of a shipped network's name
+    "-taught": "HRL, tuned on with a plain ResNet-38, ours", "-fixed": "one route, tuned on alike, ours",
+}  # fmt: skip
 STYLES = {"ResNet": "o-", "plain": "s:", "cascade": "^--", "HRL": "*", "one route": "x"}  # by a label's start
 STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
 COLUMNS = (
@@ -226,7 +228,7 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
         pair: a cascade of two networks, see `read_cascade`.
     """
     figure, axes = plain_axes(8.5, 4.4)
-    series = _shipped(rows)
+    series = _shipped()
     for row in rows:
         if row["name"] == "HRL":
             half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)
@@ -258,13 +260,12 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
     return figure
 
 
-def _shipped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float, float]]]:
+def _shipped() -> dict[str, list[tuple[float, float, float]]]:
     """MFLOPs, accuracy and its interval of shipped networks that are plain, or tuned on after the rows."""
-    series, in_rows = defaultdict(list), {row["command"][-1] for row in rows}
+    series = defaultdict(list)
     for entry in index():
-        label = PLAIN.get(entry["stage"])
-        if entry["stage"] == "hrl" and entry["command"][-1] not in in_rows:
-            label = ONE_ROUTE if entry["gate"] == FIXED else TUNED_ON
+        tuned_on = (label for end, label in TUNED_ON.items() if entry["name"].endswith(end))
+        label = PLAIN.get(entry["stage"]) or next(tuned_on, None)
         if label and entry["dataset"] == "cifar10":
             accuracy = entry["test_accuracy"]
             half = over_images(accuracy, entry["test_images"])

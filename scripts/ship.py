@@ -63,7 +63,7 @@ def lineage(run: FinishedRun) -> Lineage:
 
 
 def _together(one: Lineage, other: Lineage) -> Lineage:
-    """Of both; where one went on from the other it has it already."""
+    """Of both; where one went on from the other it has it already. What else they share counts twice."""
     for whole, part in ((one, other), (other, one)):
         if set(part.commands) <= set(whole.commands):
             return whole

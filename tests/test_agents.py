@@ -332,7 +332,7 @@ def test_a_fixed_route_is_tuned_in_the_place_of_the_gates_it_came_from(tmp_path,
         test = load_images("rendered-digits", "test").first(result["n_images"])
         assert evaluate(network, policy, test).summary("HRL")["loss"] == pytest.approx(row["loss"])
     deeper = {**start, "gate_weights": str(gated_file(tmp_path / "run", 110))}
-    with pytest.raises(WeightsError, match="it is of a ResNet-110, not 20"):
+    with pytest.raises(WeightsError, match="its depth is 110, this run's 20"):
         hybrid_reinforce.train(small_args(tmp_path / "misfit", **deeper))
 
 
