@@ -35,18 +35,23 @@ def distilled(loss: Tensor, logits: Tensor, targets: Tensor | None, share: float
     return loss + share * (TEMPERATURE**2 * divergence - loss)
 
 
-def check_teacher(teacher: str | None, share: float, start: str | None = None) -> None:
-    """Raise a ValueError for a teacher that has no say or no training.
+def check_teacher(
+    teacher: str | None, share: float, depth: int | None = None, start: str | None = None
+) -> None:
+    """Raise a ValueError for a teacher that has no say or no training, or for a depth of none.
 
     Args:
         teacher: `--teacher`.
         share: `--distillation`.
+        depth: `--teacher-depth`.
         start: `--weights`, the teacher where none is named.
     """
     if teacher and not share:
         raise ValueError("--teacher has no say without --distillation")
     if share and (teacher or start) == "none":
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
+    if depth and not teacher:
+        raise ValueError("--teacher-depth has no say without --teacher")
 
 
 def load_teacher(

@@ -105,11 +105,9 @@ class Args:
         check_numbers(self)
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
-        check_teacher(self.teacher, self.distillation)
         if self.distillation and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
-        if self.teacher_depth and not self.teacher:
-            raise ValueError("--teacher-depth has no say without --teacher")
+        check_teacher(self.teacher, self.distillation, self.teacher_depth)
 
     def steps(self, images: int) -> int:
         """Number of training steps; a ValueError where that is none."""

@@ -29,7 +29,6 @@ from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
 from skipnet_rl.flops import network_macs
-from skipnet_rl.gated import FIXED
 from skipnet_rl.plots.canvas import legend_beside, palette, plain_axes
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.weights import index
@@ -107,14 +106,11 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
 
 def _title(run: FinishedRun) -> str:
     """Of an HRL run among those of its row."""
-    one_route = ", one route" if run.args["gate"] == FIXED else ""
-    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(_distillation(run))}{one_route}"
+    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(_distillation(run))}"
 
 
 def _gain(run: FinishedRun) -> str:
-    """Of the gates' first weights, in the run that these gates began in; a fixed route has none."""
-    if run.args["gate"] == FIXED:
-        return ""
+    """Of the gates' first weights, in the run that these gates began in."""
     if origin := run_of(run.args.get("gate_weights")):
         return _gain(origin)
     gain = run.args.get("gate_gain", 1)

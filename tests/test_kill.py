@@ -42,7 +42,7 @@ KILLS = 3  # at each place
 
 
 def few(*args, **kwargs):
-    return load_images(*args, **kwargs).subset(torch.arange(32))
+    return load_images(*args, **kwargs).first(32)
 
 
 def child(folder: Path, resume: bool, place: str | None, survived: int) -> None:

@@ -329,14 +329,20 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
         assert results.read(tmp_path) == [*other, *kept]
 
 
+def with_other_flags(finished, folders, place, seed, **flags):
+    """Seed 0's folders in a copy of the runs in which SP of a seed had other flags."""
+    copy = place / "runs"
+    shutil.copytree(finished, copy)
+    file = copy / f"resnet20-{seed}" / "sp" / "args.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **flags}))
+    return [copy / "resnet20-0" / folder.name for folder in folders]
+
+
 def test_a_backbone_that_seeds_share_is_counted_once(finished, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "load_images", few)
-    copy = tmp_path / "runs"
-    shutil.copytree(finished, copy)
-    own, shared = (copy / f"resnet20-{seed}" / "sp" / "args.json" for seed in (1, 0))
-    args = json.loads(own.read_text())
-    own.write_text(json.dumps({**args, "weights": json.loads(shared.read_text())["weights"]}))
-    results.add("resnet20", [copy / "resnet20-0" / folder.name for folder in folders], tmp_path / "out")
+    shared = FinishedRun.read(folders[1]).args["weights"]
+    changed = with_other_flags(finished, folders, tmp_path, 1, weights=shared)
+    results.add("resnet20", changed, tmp_path / "out")
     plain, *gated = results.read(tmp_path / "out")
     first = FinishedRun.read(folders[1]).result["policies"][0]
     assert (plain["n"], plain["accuracy_seeds_ci95"], plain["accuracy"]) == (1, None, first["accuracy"])
@@ -393,23 +399,17 @@ def test_gates_from_elsewhere_belong_to_what_a_network_took(finished, tmp_path):
 
 
 def test_a_run_tested_on_some_images_alone_is_no_result(finished, folders, tmp_path):
-    copy = tmp_path / "runs"
-    shutil.copytree(finished, copy)
-    file = copy / "resnet20-0" / "sp" / "args.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "test_images": 16}))
+    changed = with_other_flags(finished, folders, tmp_path, 0, test_images=16)
     with pytest.raises(ValueError, match="was tested on 16 images alone; run it without --test-images"):
-        results.add("resnet20", [copy / "resnet20-0" / folder.name for folder in folders], tmp_path / "out")
+        results.add("resnet20", changed, tmp_path / "out")
     with pytest.raises(ValueError, match="was tested on 16 images alone"):
-        ship.main(ship.Options(file.parent, "quick"))
+        ship.main(ship.Options(changed[1], "quick"))
 
 
 def test_runs_with_other_flags_are_no_seeds(finished, folders, tmp_path):
-    copy = tmp_path / "runs"
-    shutil.copytree(finished, copy)
-    file = copy / "resnet20-1" / "sp" / "args.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "sp_iterations": 3000}))
+    changed = with_other_flags(finished, folders, tmp_path, 1, sp_iterations=3000)
     with pytest.raises(ValueError, match="are no seeds of one another: sp_iterations"):
-        results.add("resnet20", [copy / "resnet20-0" / folder.name for folder in folders], tmp_path / "out")
+        results.add("resnet20", changed, tmp_path / "out")
 
 
 def test_no_table_of_nothing(tmp_path):
