@@ -108,8 +108,8 @@ class Row:
 AGENTS = {"pretrain": pretrain.Args, "hybrid_reinforce": hybrid_reinforce.Args}
 ROWS = {
     "resnet110": Row(110), "resnet38": Row(38, schedule=CORES), "resnet74": Row(74), "resnet152": Row(152),
-    "resnet38-ff1": Row(38, "ff1", CORES), "resnet74-ff1": Row(74, "ff1"),
-    "resnet110-ff2": Row(110, "ff2"), "resnet152-ff2": Row(152, "ff2"),
+    "resnet38-ff1": Row(38, "ff1", CORES), "resnet38-ff2": Row(38, "ff2", CORES),
+    "resnet74-ff1": Row(74, "ff1"), "resnet110-ff2": Row(110, "ff2"), "resnet152-ff2": Row(152, "ff2"),
 }  # fmt: skip
 DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
