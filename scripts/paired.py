@@ -52,7 +52,7 @@ class Options:
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     out: Path = Path("runs/results/table")
-    """folder of paired.json (that of the README: docs/results-cifar10)"""
+    """folder of paired.json (that of docs/results.md: docs/results-cifar10)"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     debug: bool = False

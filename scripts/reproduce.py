@@ -137,7 +137,7 @@ class Options:
     runs: Path = Path("runs/results")
     """folder of the run folders"""
     out: Path = Path("runs/results/table")
-    """folder of the table and the pictures (those of the README: docs/results-cifar10)"""
+    """folder of the table and the pictures (those of docs/results.md: docs/results-cifar10)"""
     minutes: float | None = None
     """stop after so many (default: never)"""
     device: str = "auto"

@@ -1,6 +1,7 @@
 """The README and the pages in docs/ show the numbers of the files behind them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,28 @@ import benchmarks.ablation
 import benchmarks.gate_costs
 from benchmarks import latency, measure, scaling, soak, throughput, training
 from scripts import cascade, paired, results
+from scripts.tables import points
 from skipnet_rl.gates import GATES
 
 DOCS = Path(__file__).parent.parent / "docs"
+PAGES = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("**/*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Where a link into a page can lead, by GitHub's rule for headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    for link in links:
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
 
 
 @pytest.mark.parametrize("dataset", ["rendered-digits", "cifar10"])
@@ -41,21 +61,32 @@ def test_gate_costs():
     assert stated["rnn"]["110"]["of_block"] == pytest.approx(0.025, abs=0.001)  # the paper says 0.04
 
 
-@pytest.mark.parametrize("heading, page, least", [
-    ("### On CIFAR-10", "policies-cifar10/comparison.md", 10),
-    ("### ResNet-110 and ResNet-38 on CIFAR-10", "results-cifar10/results.md", 5),
+@pytest.mark.parametrize("page, heading, source, least", [
+    ("../README.md", "### On CIFAR-10", "policies-cifar10/comparison.md", 10),
+    ("results.md", "## ResNet-110 and ResNet-38 on CIFAR-10", "results-cifar10/results.md", 5),
 ])  # fmt: skip
-def test_the_readme_shows_rows_of(heading, page, least):
-    stated = (DOCS / page).read_text().splitlines()
-    _, section = (DOCS.parent / "README.md").read_text().split(heading)
+def test_the_page_shows_rows_of(page, heading, source, least):
+    stated = (DOCS / source).read_text().splitlines()
+    _, section = (DOCS / page).read_text().split(heading)
     rows = [line for line in section.split("!")[0].splitlines() if line.startswith("| ")]
     assert len(rows) >= least and set(rows) <= set(stated)
 
 
 @pytest.mark.parametrize("script", [cascade, paired])
-def test_the_readme_has_the_table_of(script):
+def test_the_page_of_results_has_the_table_of(script):
     found = json.loads((DOCS / "results-cifar10" / script.FILE).read_text())
-    assert script.table(found) in (DOCS.parent / "README.md").read_text()
+    assert script.table(found) in (DOCS / "results.md").read_text()
+
+
+def test_the_readme_has_the_numbers_of_shipped_weights():
+    found = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())["networks"]
+    _, section = (DOCS.parent / "README.md").read_text().split("## Results")
+    rows = [line.split("|")[2:5] for line in section.split("!")[0].splitlines() if line.endswith("` |")]
+    assert len(rows) >= 9
+    for flops, accuracy, name in rows:
+        network = found[name.strip(" `")]
+        assert flops.strip() == f"{network['mega_flops']:.0f}"
+        assert accuracy.strip() == f"{points(network['accuracy'], network['accuracy_ci95'])} %"
 
 
 def test_the_table_of_results():
