@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import build_backbone, find_shipped
 
 TEMPERATURE = 4.0
@@ -36,14 +36,15 @@ def distilled(loss: Tensor, logits: Tensor, targets: Tensor | None, share: float
 
 
 def check_teacher(
-    teacher: str | None, share: float, depth: int | None = None, start: str | None = None
+    teacher: str | None, share: float, depth: int | None, student: int, start: str | None = None
 ) -> None:
-    """Raise a ValueError for a teacher that has no say or no training, or for a depth of none.
+    """Raise a ValueError for a teacher that has no say or no training, or that is made for other images.
 
     Args:
         teacher: `--teacher`.
         share: `--distillation`.
         depth: `--teacher-depth`.
+        student: depth of the network that learns.
         start: `--weights`, the teacher where none is named.
     """
     if teacher and not share:
@@ -52,6 +53,11 @@ def check_teacher(
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
     if depth and not teacher:
         raise ValueError("--teacher-depth has no say without --teacher")
+    size, own = (Architecture.of_depth(each or student).image_size for each in (depth, student))
+    if size != own:
+        raise ValueError(
+            f"--teacher-depth {depth} takes images of {size} pixels, a ResNet-{student} those of {own}"
+        )
 
 
 def load_teacher(

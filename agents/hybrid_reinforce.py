@@ -162,7 +162,7 @@ class Args(CommonArgs):
             raise ValueError("--stage tune trains no gates; give it some with --gate-weights")
         if self.gate == FIXED and self.stage != "tune":
             raise ValueError("--gate fixed has nothing to learn; it goes with --stage tune")
-        check_teacher(self.teacher, self.distillation, self.teacher_depth, self.weights)
+        check_teacher(self.teacher, self.distillation, self.teacher_depth, self.depth, self.weights)
 
     def plan(self) -> list[str]:
         """The stage of each training step."""

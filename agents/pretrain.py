@@ -107,7 +107,7 @@ class Args:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.distillation and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
-        check_teacher(self.teacher, self.distillation, self.teacher_depth)
+        check_teacher(self.teacher, self.distillation, self.teacher_depth, self.depth)
 
     def steps(self, images: int) -> int:
         """Number of training steps; a ValueError where that is none."""

@@ -448,6 +448,10 @@ def test_a_teacher_is_named_by_its_weights_and_depth(tmp_path, monkeypatch):
         ({"distillation": 0.5, "teacher": "none"}, "untrained network"),
         ({"distillation": 0.5, "teacher": "auto", "depth": 74}, "no ResNet-74 on rendered-digits is shipped"),
         ({"teacher_depth": 38}, "no say without --teacher"),
+        (
+            {"distillation": 0.5, "teacher": "auto", "teacher_depth": 34},
+            "--teacher-depth 34 takes images of 224 pixels, a ResNet-110 those of 32",
+        ),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
     ],
 )
