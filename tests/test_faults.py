@@ -1,21 +1,20 @@
 """Full disks, folders that cannot be written, and code that could execute what it reads."""
 
 import ast
+import contextlib
 import json
-import os
-import subprocess
+import multiprocessing
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from agents import hybrid_reinforce, setting
+from agents.cli import main_with_named_errors
+from skipnet_rl.data import load_images
 
 ROOT = Path(__file__).parent.parent
-RUN = (
-    "import torch, sys; from agents import hybrid_reinforce, setting; from agents.cli import "
-    "main_with_named_errors; from skipnet_rl.data import load_images; setting.load_images = lambda *a, **k: "
-    "load_images(*a, **k).first(16); setting.write_plots = lambda *a: None; {limit}; "
-    "main_with_named_errors(hybrid_reinforce.Args, hybrid_reinforce.train)"
-)
 FLAGS = [
     "--env", "SkipResNet20-v0", "--dataset", "rendered-digits", "--sp-iterations", "1", "--iterations", "2",
     "--tune-iterations", "0", "--batch-size", "16", "--eval-every", "1", "--eval-images", "16",
@@ -23,37 +22,53 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def run(folder: Path, *flags: str, limit: str = "pass") -> subprocess.CompletedProcess:
-    """A short run in a process of its own, under a limit set there."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", RUN.format(limit=limit), *FLAGS, "--run-dir", str(folder), *flags],
-        capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT,
-    )  # fmt: skip
+def few(*args, **kwargs):
+    return load_images(*args, **kwargs).first(16)
+
+
+def child(said: Path, flags: list[str], largest_file: int | None) -> None:
+    """The command, with what it says in a file."""
+    torch.set_num_threads(1)
+    setting.load_images = few
+    sys.argv = ["hybrid_reinforce", *FLAGS, *flags]
+    with said.open("w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+        if largest_file is not None:
+            import resource  # Windows has none
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        main_with_named_errors(hybrid_reinforce.Args, hybrid_reinforce.train)
+
+
+def run(tmp_path: Path, folder: Path, *flags: str, largest_file: int | None = None) -> tuple[int, str]:
+    """Exit code and output of a short run in a process of its own, which may not write larger files."""
+    said, flags = tmp_path / "said.txt", ["--run-dir", str(folder), *flags]
+    process = multiprocessing.get_context("fork").Process(target=child, args=(said, flags, largest_file))
+    process.start()
+    process.join(300)
+    return process.exitcode, said.read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits on the size of a file")
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path):
     """The kernel refuses to write past 200 kB of any file, and then lets the run go on."""
     folder = tmp_path / "run"
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
-    full = run(folder, limit=limit)
-    assert full.returncode == 2, full.stderr
-    lines = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    code, said = run(tmp_path, folder, largest_file=200_000)
+    assert code == 2, said
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "File too large" in lines[0]
-    assert "Traceback" not in full.stderr
+    assert "Traceback" not in said
     assert not (folder / "checkpoint").exists() and not (folder / "sp.safetensors").exists()
     assert json.loads((folder / "args.json").read_text())["env"] == "SkipResNet20-v0"
-    freed = run(folder, "--resume")
-    assert freed.returncode == 0, freed.stderr
+    code, said = run(tmp_path, folder, "--resume")
+    assert code == 0, said
     assert (folder / "result.json").is_file()
 
 
 @pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs a folder that refuses even root")
 def test_a_folder_that_cannot_be_written(tmp_path):
-    refused = run(Path("/proc/skipnet"))
-    assert refused.returncode == 2
-    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    code, said = run(tmp_path, Path("/proc/skipnet"))
+    assert code == 2
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "/proc/skipnet" in line
 
 
