@@ -31,6 +31,10 @@ PAIRS = (
     ("resnet110-cifar10-hrl-0.4-taught", "resnet38-cifar10-distilled"),
     ("resnet110-cifar10-hrl-0.8-distilled", "resnet110-cifar10"),
     ("resnet110-cifar10-hrl-0.8-distilled", "resnet38-cifar10-distilled"),
+    ("resnet110-cifar10-hrl-0.8-taught", "resnet110-cifar10"),
+    ("resnet110-cifar10-hrl-0.8-taught", "resnet110-cifar10-hrl-0.8-distilled"),
+    ("resnet110-cifar10-hrl-0.8-taught", "resnet110-cifar10-hrl-0.4-taught"),
+    ("resnet110-cifar10-hrl-0.8-taught", "resnet38-cifar10-distilled"),
     ("resnet38-cifar10-distilled", "resnet38-cifar10"),
     ("resnet38-cifar10-hrl-0.5-distilled", "resnet38-cifar10-distilled"),
     ("resnet38-cifar10-hrl-0.5-distilled", "resnet38-cifar10"),
@@ -40,6 +44,8 @@ PAIRS = (
     ("resnet38-cifar10-hrl-1.0-gain6-taught", "resnet38-cifar10"),
     ("resnet38-cifar10-hrl-0.5", "resnet20-cifar10"),
     ("resnet38-cifar10-ff1-hrl-0.5", "resnet38-cifar10-hrl-0.5"),
+    ("resnet38-cifar10-ff2-hrl-0.5", "resnet38-cifar10-hrl-0.5"),
+    ("resnet38-cifar10-ff2-hrl-0.5", "resnet38-cifar10-ff1-hrl-0.5"),
 )
 
 
