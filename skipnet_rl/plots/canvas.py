@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 COLOURS = {"all blocks": "0.45", "random": "tab:orange", "SP": "tab:green", "HRL": "tab:blue"}
 OTHERS = (
     "tab:purple", "tab:red", "tab:cyan", "tab:brown", "tab:pink", "tab:olive", "navy", "black", "teal",
-    "gold", "salmon", "yellowgreen",
+    "gold", "salmon", "yellowgreen", "darkgreen",
 )  # fmt: skip
 
 FLOPS_LABEL = "FLOPs (% of the plain network, gates included)"
