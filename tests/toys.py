@@ -1,5 +1,8 @@
 """A toy whose best route is known: two colours, and a ResNet-8 with one needed and one useless block."""
 
+import copy
+from functools import cache
+
 import torch
 
 from skipnet_rl.data import ImageSet
@@ -19,7 +22,19 @@ def two_colours(size: int = 64) -> ImageSet:
 
 
 def toy_net(data: ImageSet) -> ResNet:
-    """ResNet-8 (N = 2) whose block 1 is needed and whose block 2 does nothing: the best route is [1, 0]."""
+    """ResNet-8 (N = 2) whose block 1 is needed and whose block 2 does nothing: the best route is [1, 0].
+
+    Args:
+        data: of `two_colours`, on which it was trained.
+    """
+    net = copy.deepcopy(_trained(len(data)))
+    torch.manual_seed(0)  # what follows does not depend on whether it was trained just now
+    return net
+
+
+@cache
+def _trained(size: int) -> ResNet:
+    data = two_colours(size)
     torch.manual_seed(0)
     net = ResNet(8, 2)
     for useless in (net.blocks[1].shortcut[1], net.blocks[2].bn2):  # block 1's shortcut loses the image
