@@ -3,12 +3,12 @@
 import ast
 import contextlib
 import json
-import multiprocessing
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import forked
 
 from agents import hybrid_reinforce, setting
 from agents.cli import main_with_named_errors
@@ -39,13 +39,11 @@ def child(said: Path, flags: list[str], largest_file: int | None) -> None:
         main_with_named_errors(hybrid_reinforce.Args, hybrid_reinforce.train)
 
 
-def run(tmp_path: Path, folder: Path, *flags: str, largest_file: int | None = None) -> tuple[int, str]:
+def run(tmp_path: Path, folder: Path, *flags: str, largest_file: int | None = None) -> tuple[int | None, str]:
     """Exit code and output of a short run in a process of its own, which may not write larger files."""
     said, flags = tmp_path / "said.txt", ["--run-dir", str(folder), *flags]
-    process = multiprocessing.get_context("fork").Process(target=child, args=(said, flags, largest_file))
-    process.start()
-    process.join(300)
-    return process.exitcode, said.read_text()
+    code = forked(child, said, flags, largest_file)
+    return code, said.read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits on the size of a file")

@@ -8,7 +8,6 @@ line. It is resumed and killed again, three times for each of seven places, and 
 import ast
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import forked
 
 from agents import hybrid_reinforce, setting
 from skipnet_rl import checkpoint, evaluate, runs
@@ -75,12 +75,7 @@ def child(folder: Path, resume: bool, place: str | None, survived: int) -> None:
 def start(folder: Path, place: str | None = None, survived: int = 0) -> int:
     """The exit code of a run in a process of its own; minus the signal where it was killed."""
     resume = (folder / "args.json").exists()
-    process = multiprocessing.get_context("fork").Process(
-        target=child, args=(folder, resume, place, survived)
-    )
-    process.start()
-    process.join(300)
-    return process.exitcode
+    return forked(child, folder, resume, place, survived)
 
 
 def outcome(folder: Path) -> dict:
