@@ -53,11 +53,12 @@ def check_teacher(
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
     if depth and not teacher:
         raise ValueError("--teacher-depth has no say without --teacher")
-    size, own = (Architecture.of_depth(each or student).image_size for each in (depth, student))
-    if size != own:
-        raise ValueError(
-            f"--teacher-depth {depth} takes images of {size} pixels, a ResNet-{student} those of {own}"
-        )
+    if depth:
+        size, own = Architecture.of_depth(depth).image_size, Architecture.of_depth(student).image_size
+        if size != own:
+            raise ValueError(
+                f"--teacher-depth {depth} takes images of {size} pixels, a ResNet-{student} those of {own}"
+            )
 
 
 def load_teacher(

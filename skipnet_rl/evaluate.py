@@ -203,9 +203,9 @@ def load_records(path: Path) -> dict[str, Record]:
 
 
 @contextmanager
-def evaluation_mode(*parts: Any) -> Iterator[None]:
-    """Modules among `parts` in evaluation mode, then each submodule as it was."""
-    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+def evaluation_mode(policy: Policy) -> Iterator[None]:
+    """A policy that is a module in evaluation mode, then each submodule as it was."""
+    modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
     training = [module.training for module in modules]
     for module in modules:
         module.training = False
