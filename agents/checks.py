@@ -8,7 +8,7 @@ from typing import Any
 POSITIVE = {
     "batch_size", "bn_images", "buffer", "epochs", "episodes", "eval_every", "eval_images", "gate_gain",
     "jobs", "length", "minibatches", "minutes", "num_envs", "points", "routes", "survival", "teacher_depth",
-    "test_images", "updates", "width",
+    "test_images", "updates", "weights_depth", "width",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "alpha", "curriculum", "entropy", "exhaustive", "gate_lr", "iterations", "joint", "joint_lr", "lr",
@@ -20,11 +20,12 @@ SHARES = {"distillation", "survival", "target", "warmup", "warmup_rate"}
 
 def check_numbers(args: Any) -> None:
     """Raise a ValueError for the first number of a dataclass of flags that makes no sense."""
-    for name, value in vars(args).items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            expected = _expected(name, value)
-            if expected:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
+    for name, given in vars(args).items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                expected = _expected(name, value)
+                if expected:
+                    raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
 
 
 def check_routes(batch_size: int, routes: int, baseline: str) -> None:

@@ -1,19 +1,41 @@
-"""Knowledge distillation: what a trained network predicts, as a part of another's loss.
+"""Knowledge distillation: what trained networks predict, as a part of another's loss.
 
-Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2.
+Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2; of several teachers the geometric mean of their
+distributions, which is the mean of their logits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.inference import for_inference
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import build_backbone, find_shipped
+from skipnet_rl.weights import build_backbone, find_shipped, index
 
 TEMPERATURE = 4.0
+
+
+class Teacher(nn.Module):
+    """Trained networks as they are now, every block executed: images [B, 3, H, W] → mean logits [B, K].
+
+    Args:
+        nets: one or more of the same classes, on one device; they are copied.
+        precision: of their convolutions, see `for_inference`.
+    """
+
+    def __init__(self, nets: Sequence[ResNet], precision: str) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(for_inference(net, precision) for net in nets)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The mean of their logits, without gradients."""
+        return torch.stack([net(images) for net in self.nets]).mean(dim=0)
 
 
 def distilled(loss: Tensor, logits: Tensor, targets: Tensor | None, share: float) -> Tensor:
@@ -35,38 +57,53 @@ def distilled(loss: Tensor, logits: Tensor, targets: Tensor | None, share: float
     return loss + share * (TEMPERATURE**2 * divergence - loss)
 
 
-def check_teacher(
-    teacher: str | None, share: float, depth: int | None, student: int, start: str | None = None
+def check_teachers(
+    teachers: Sequence[str], share: float, depths: Sequence[int], student: int, start: str | None = None
 ) -> None:
-    """Raise a ValueError for a teacher that has no say or no training, or that is made for other images.
+    """Raise a ValueError for teachers that have no say or no training, or that are made for other images.
 
     Args:
-        teacher: `--teacher`.
+        teachers: `--teacher`.
         share: `--distillation`.
-        depth: `--teacher-depth`.
+        depths: `--teacher-depth`.
         student: depth of the network that learns.
         start: `--weights`, the teacher where none is named.
     """
-    if teacher and not share:
+    if teachers and not share:
         raise ValueError("--teacher has no say without --distillation")
-    if share and (teacher or start) == "none":
+    if share and "none" in (teachers or [start]):
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
-    if depth and not teacher:
+    if depths and not teachers:
         raise ValueError("--teacher-depth has no say without --teacher")
-    if depth:
-        size, own = Architecture.of_depth(depth).image_size, Architecture.of_depth(student).image_size
+    if depths and len(depths) != len(teachers):
+        raise ValueError(f"--teacher-depth has {len(depths)} values for {len(teachers)} of --teacher")
+    own = Architecture.of_depth(student).image_size
+    for depth in depths:
+        size = Architecture.of_depth(depth).image_size
         if size != own:
             raise ValueError(
                 f"--teacher-depth {depth} takes images of {size} pixels, a ResNet-{student} those of {own}"
             )
 
 
-def load_teacher(
-    weights: str | None, depth: int, num_classes: int, dataset: str, shortcut: str, device: torch.device
-) -> ResNet | None:
-    """The teacher or None, see `build_backbone`; an untrained one is a WeightsError."""
-    if not weights:
-        return None
-    if weights == "auto" and find_shipped(depth, dataset, shortcut) is None:
-        raise WeightsError(f"no ResNet-{depth} on {dataset} is shipped to teach; name a file: --teacher")
-    return build_backbone(depth, num_classes, dataset, shortcut, weights).to(device)
+def depths_of(teachers: Sequence[str], depths: Sequence[int], student: int) -> list[int]:
+    """Depths of the teachers: those given, else a shipped network's own, else the student's."""
+    shipped = {entry["name"]: entry["depth"] for entry in index()}
+    return list(depths) or [shipped.get(name, student) for name in teachers]
+
+
+def load_teachers(
+    weights: Sequence[str],
+    depths: Sequence[int],
+    num_classes: int,
+    dataset: str,
+    shortcut: str,
+    device: torch.device,
+) -> list[ResNet]:
+    """The teachers, see `build_backbone`; an untrained one is a WeightsError."""
+    nets = []
+    for name, depth in zip(weights, depths, strict=True):
+        if name == "auto" and find_shipped(depth, dataset, shortcut) is None:
+            raise WeightsError(f"no ResNet-{depth} on {dataset} is shipped to teach; name a file: --teacher")
+        nets.append(build_backbone(depth, num_classes, dataset, shortcut, name).to(device))
+    return nets

@@ -20,6 +20,7 @@ the backbone is to be untrained too.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from agents.checks import check_routes
 from agents.cli import main_with_named_errors
-from agents.distillation import check_teacher, distilled, load_teacher
+from agents.distillation import Teacher, check_teachers, depths_of, distilled, load_teachers
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS
 from agents.setting import CommonArgs, Setting
@@ -43,7 +44,6 @@ from skipnet_rl.estimators import BASELINES, advantages, entropy, score_function
 from skipnet_rl.evaluate import evaluate, most_frequent
 from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, read_header, restore_checkpoint
 from skipnet_rl.gates import GATES
-from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, ValueBaseline
 from skipnet_rl.precision import autocast, resolve_precision
@@ -106,11 +106,11 @@ class Args(CommonArgs):
     """of the score-function term against the cross-entropy"""
     distillation: float = 0.0
     """share of the backbone's loss that asks for the teacher's predictions instead of the labels"""
-    teacher: str | None = None
-    """network of --distillation, all blocks executed: a file, the name of a shipped one, or auto, of the same
-    shortcut (default: the network that the run starts from)"""
-    teacher_depth: int | None = None
-    """its depth (default: that of the id)"""
+    teacher: tuple[str, ...] = ()
+    """network of --distillation, all blocks executed, or several: files, names of shipped ones, or auto, of the
+    same shortcut (default: the network that the run starts from)"""
+    teacher_depth: tuple[int, ...] = ()
+    """depth of each (default: a shipped one's own, else that of the id)"""
     optimizer: str = "adam"
     """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
     lr: float = 3e-4
@@ -162,7 +162,7 @@ class Args(CommonArgs):
             raise ValueError("--stage tune trains no gates; give it some with --gate-weights")
         if self.gate == FIXED and self.stage != "tune":
             raise ValueError("--gate fixed has nothing to learn; it goes with --stage tune")
-        check_teacher(self.teacher, self.distillation, self.teacher_depth, self.depth, self.weights)
+        check_teachers(self.teacher, self.distillation, self.teacher_depth, self.depth, self.weights)
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -185,9 +185,9 @@ class Args(CommonArgs):
 
 
 class Learner:
-    """Backbone, gate and optimizer of one run; the teacher is another network, or the backbone as it came."""
+    """Backbone, gate and optimizer of one run; the teacher is other networks, or the backbone as it came."""
 
-    def __init__(self, args: Args, net: ResNet, device: torch.device, teacher: ResNet | None = None) -> None:
+    def __init__(self, args: Args, net: ResNet, device: torch.device, teachers: Sequence[ResNet] = ()) -> None:
         torch.manual_seed(args.seed)
         self.gate = gate = empty_policy(args.gate, net, args.gate_gain)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
@@ -200,7 +200,7 @@ class Learner:
             "tune": (gate, "greedy"),  # a threshold has no gradient: the gates stay
         }
         self.precision = resolve_precision(args.precision, device)
-        self.teacher = for_inference(teacher or net, self.precision) if args.distillation else None
+        self.teacher = Teacher(teachers or [net], self.precision) if args.distillation else None
         gates = [*gate.parameters(), *(self.critic.parameters() if self.critic else [])]
         self.optimizers = {"net": OPTIMIZERS[args.optimizer](net, args.lr)}
         if gates:  # a fixed route has none
@@ -219,10 +219,9 @@ class Learner:
         for optimizer in self.optimizers.values():
             optimizer.step()
 
-    @torch.no_grad()
     def predictions(self, images: Tensor) -> Tensor | None:
         """The teacher's logits [B, K], or None without one."""
-        return None if self.teacher is None else self.teacher(images)
+        return self.teacher(images) if self.teacher else None
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -293,10 +292,10 @@ def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
     setting = Setting.of(args)
     classes = len(setting.train.classes)
-    source = (args.teacher or args.weights) if args.distillation else None
-    depth = args.teacher_depth or args.depth
-    teacher = load_teacher(source, depth, classes, setting.dataset, args.shortcut, setting.device)
-    learner = Learner(args, setting.mdp().net, setting.device, teacher)
+    named = (args.teacher or (args.weights,)) if args.distillation else ()
+    depths = depths_of(named, args.teacher_depth, args.depth)
+    teachers = load_teachers(named, depths, classes, setting.dataset, args.shortcut, setting.device)
+    learner = Learner(args, setting.mdp().net, setting.device, teachers)
     if args.gate_weights:
         start_gate(learner.gate, setting, args)
     run = setting.start_run("hybrid-reinforce", args.resume)

@@ -14,17 +14,19 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from agents.checks import check_numbers
 from agents.cli import main_with_named_errors
-from agents.distillation import check_teacher, distilled, load_teacher
+from agents.distillation import Teacher, check_teachers, depths_of, distilled, load_teachers
 from agents.loop import progress_bar
 from agents.optimizers import sgd
 from agents.watch import check_finite, check_loss
@@ -34,7 +36,7 @@ from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.inference import for_inference
+from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.precision import autocast, pick_device, resolve_precision
@@ -65,6 +67,9 @@ class Args:
     weights: str | None = None
     """go on from these weights, a file or a shipped name, with a schedule of its own (a warm restart);
     default: from nothing"""
+    weights_depth: int | None = None
+    """their depth, if less than --depth: the blocks they lack begin as their shortcuts, so that the deeper
+    network starts with the same predictions (default: that of --depth)"""
     epochs: float = 30
     """passes over the training split"""
     batch_size: int = 128
@@ -83,10 +88,10 @@ class Args:
     """stochastic depth: survival probability of the last block, falling linearly; 1 is none"""
     distillation: float = 0.0
     """share of the loss that asks for the predictions of --teacher instead of the labels"""
-    teacher: str | None = None
-    """network of --distillation: a file, the name of a shipped one, or auto, of the same shortcut"""
-    teacher_depth: int | None = None
-    """its depth (default: that of --depth)"""
+    teacher: tuple[str, ...] = ()
+    """network of --distillation, or several: files, names of shipped ones, or auto, of the same shortcut"""
+    teacher_depth: tuple[int, ...] = ()
+    """depth of each (default: a shipped one's own, else that of --depth)"""
     precision: str = "auto"
     """bf16, fp32, or auto: bf16 where the hardware has it"""
     device: str = "auto"
@@ -107,7 +112,9 @@ class Args:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.distillation and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
-        check_teacher(self.teacher, self.distillation, self.teacher_depth, self.depth)
+        check_teachers(self.teacher, self.distillation, self.teacher_depth, self.depth)
+        if self.weights_depth and not self.weights:
+            raise ValueError("--weights-depth has no say without --weights")
 
     def steps(self, images: int) -> int:
         """Number of training steps; a ValueError where that is none."""
@@ -130,14 +137,14 @@ def learning_rate(step: int, steps: int, args: Args) -> float:
 
 
 def train_step(
-    mdp: RoutingMDP, data: Images, step: int, args: Args, precision: str, teacher: ResNet | None = None
+    mdp: RoutingMDP, data: Images, step: int, args: Args, precision: str, teacher: nn.Module | None = None
 ) -> torch.Tensor:
     """Loss [B] of one batch with its augmentation and its dropped blocks; a teacher sees the same images."""
     device = data.device
     index = training_index(step, args.batch_size, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     with torch.no_grad():
-        targets = None if teacher is None else teacher(images)
+        targets = teacher(images) if teacher else None
     with autocast(precision, device):
         if args.survival == 1:
             logits = mdp.net(images)
@@ -165,16 +172,18 @@ def train(args: Args) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, len(data.classes), args.shortcut)
     if args.weights is not None:
-        load_backbone(args.weights, net)
+        start = ResNet(args.weights_depth or args.depth, len(data.classes), args.shortcut)
+        load_backbone(args.weights, start)
+        grow(start, net)
     elif args.zero_init_residual:
         for block in net.blocks:
             torch.nn.init.zeros_(block.last_norm.weight)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    depth = args.teacher_depth or args.depth
-    teacher = load_teacher(args.teacher, depth, len(data.classes), dataset, args.shortcut, device)
+    depths = depths_of(args.teacher, args.teacher_depth, args.depth)
+    teachers = load_teachers(args.teacher, depths, len(data.classes), dataset, args.shortcut, device)
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
-    wall_time = run_steps(net, teacher, run, data, val, args)
+    wall_time = run_steps(net, teachers, run, data, val, args)
     if args.survival < 1:  # the statistics are those of networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
     command = ["python", "-m", "agents.pretrain", *sys.argv[1:]]
@@ -192,11 +201,13 @@ def train(args: Args) -> dict[str, Any]:
     return result
 
 
-def run_steps(net: ResNet, teacher: ResNet | None, run: Run, data: Images, val: Images, args: Args) -> float:
+def run_steps(
+    net: ResNet, teachers: Sequence[ResNet], run: Run, data: Images, val: Images, args: Args
+) -> float:
     """Train from the run's checkpoint, or from nothing, to the last step; seconds spent."""
     mdp, optimizer = RoutingMDP(net), sgd(net, args.lr, args.momentum, args.weight_decay)
     precision = resolve_precision(args.precision, data.device)
-    teacher = None if teacher is None else for_inference(teacher, precision)
+    teacher = Teacher(teachers, precision) if teachers else None
     steps_per_epoch = len(data) // args.batch_size
     steps, first, before = args.steps(len(data)), 0, 0.0
     state = run.load() if args.resume else None

@@ -29,10 +29,10 @@ import tyro
 from agents import hybrid_reinforce, pretrain
 from agents.checks import check_numbers
 from agents.cli import main_with_named_errors
+from agents.distillation import Teacher, depths_of
 from scripts import results
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import ResNet
@@ -49,7 +49,8 @@ class Schedule:
         sp, hrl, distilled: training steps of each stage; `distilled` is the longer tuning.
         batch_size: images of a backbone's step, and episodes of a gated one.
         routes: of each image in HRL.
-        lr: peak of SGD's learning rate in the backbone; half of it in warm restarts and with gates.
+        lr: peak of SGD's learning rate in the backbone; half of it in warm restarts.
+        gated_lr: that of the backbone with gates.
         taught_lr: that of the longer tuning.
         gate_lr: Adam's, of the gates.
         entropy: weight of the gates' entropy in HRL; less in a deeper network, where a skip pays less.
@@ -58,6 +59,7 @@ class Schedule:
         runs: alpha, and gain of the gates' initial weights, of each HRL run; at 1 the gates are those of SP,
             else new ones.
         taught: those of them after which the tuning goes on, the plain network the teacher.
+        teachers: shipped networks that teach in every step before that, if any.
     """
 
     backbone: dict[str, float]
@@ -67,6 +69,7 @@ class Schedule:
     batch_size: int
     routes: int
     lr: float
+    gated_lr: float
     taught_lr: float
     gate_lr: float
     entropy: float
@@ -74,6 +77,7 @@ class Schedule:
     taught_eval_every: int
     runs: tuple[tuple[float, float], ...]
     taught: tuple[tuple[float, float], ...]
+    teachers: tuple[str, ...] = ()
 
 
 # of a ResNet-38: 2 CPU cores finish it in a night; taught after the run at half of the FLOPs, and after that
@@ -81,7 +85,7 @@ class Schedule:
 CORES = Schedule(
     backbone={"backbone": 40, "restart": 15},
     sp={"warmup": 600, "sp": 300}, hrl={"hrl": 1500, "tune": 2500}, distilled={"tune": 12_000},
-    batch_size=128, routes=2, lr=0.1, taught_lr=0.05, gate_lr=5e-3, entropy=0.02,
+    batch_size=128, routes=2, lr=0.1, gated_lr=0.05, taught_lr=0.05, gate_lr=5e-3, entropy=0.02,
     eval_every=250, taught_eval_every=250,
     runs=((0.5, 1.0), (1.0, 1.0), (1.0, 6.0)), taught=((0.5, 1.0), (1.0, 6.0)),
 )  # fmt: skip
@@ -90,26 +94,41 @@ CORES = Schedule(
 GPU = Schedule(
     backbone={"backbone": 70},
     sp={"warmup": 200, "sp": 100}, hrl={"hrl": 500, "tune": 300}, distilled={"tune": 530},
-    batch_size=512, routes=4, lr=0.4, taught_lr=0.05, gate_lr=1e-2, entropy=0.002,
+    batch_size=512, routes=4, lr=0.4, gated_lr=0.2, taught_lr=0.05, gate_lr=1e-2, entropy=0.002,
     eval_every=150, taught_eval_every=265,
     runs=((0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (0.8, 1.0)), taught=((0.4, 1.0), (0.8, 1.0)),
 )  # fmt: skip
 
 
+# of those between and beyond, which grow out of a shipped one and have two teachers from the first step on
+GROWN = Schedule(
+    backbone={"grown": 14},
+    sp={"warmup": 200, "sp": 100}, hrl={"hrl": 500, "tune": 900}, distilled={},
+    batch_size=512, routes=4, lr=0.05, gated_lr=0.05, taught_lr=0.05, gate_lr=1e-2, entropy=0.002,
+    eval_every=150, taught_eval_every=150, runs=((0.5, 1.0), (1.0, 1.0)), taught=(),
+    teachers=("resnet110-cifar10", "resnet38-cifar10-distilled"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Row:
-    """A network, its kind of gate, and how they are trained."""
+    """A network, its kind of gate, how they are trained, and a shipped network that it grows out of, if any."""
 
     depth: int
     gate: str = "rnn"
     schedule: Schedule = GPU
+    grown_from: str = ""
 
 
 AGENTS = {"pretrain": pretrain.Args, "hybrid_reinforce": hybrid_reinforce.Args}
 ROWS = {
-    "resnet110": Row(110), "resnet38": Row(38, schedule=CORES), "resnet74": Row(74), "resnet152": Row(152),
+    "resnet110": Row(110), "resnet38": Row(38, schedule=CORES),
+    "resnet74": Row(74, schedule=GROWN, grown_from="resnet38-cifar10-distilled"),
+    "resnet152": Row(152, schedule=GROWN, grown_from="resnet110-cifar10-distilled"),
     "resnet38-ff1": Row(38, "ff1", CORES), "resnet38-ff2": Row(38, "ff2", CORES),
-    "resnet74-ff1": Row(74, "ff1"), "resnet110-ff2": Row(110, "ff2"), "resnet152-ff2": Row(152, "ff2"),
+    "resnet74-ff1": Row(74, "ff1", GROWN, "resnet38-cifar10-distilled"),
+    "resnet110-ff2": Row(110, "ff2"),
+    "resnet152-ff2": Row(152, "ff2", GROWN, "resnet110-cifar10-distilled"),
 }  # fmt: skip
 DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
@@ -202,10 +221,11 @@ def chain(name: str, options: Options) -> list[Step]:
     row = ROWS[name]
     schedule = row.schedule
     folder = options.runs / f"resnet{row.depth}-{options.seed}"
+    taught = teaching(schedule.teachers)
 
     def gated(
         title: str, alpha: float, stage: str, length: dict[str, int], *start: str,
-        lr: float = schedule.lr / 2, eval_every: int = schedule.eval_every,
+        lr: float = schedule.gated_lr, eval_every: int = schedule.eval_every,
     ) -> Step:  # fmt: skip
         length = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
         flags = (
@@ -214,7 +234,7 @@ def chain(name: str, options: Options) -> list[Step]:
             "--batch-size", str(schedule.batch_size), "--routes", str(schedule.routes),
             "--optimizer", "sgd", "--lr", f"{lr:g}", "--gate-lr", f"{schedule.gate_lr:g}",
             "--schedule", "cosine", "--entropy", f"{schedule.entropy:g}", "--bn-images", "4000",
-            "--eval-every", str(eval_every), "--eval-images", "1000",
+            "--eval-every", str(eval_every), "--eval-images", "1000", *taught,
         )  # fmt: skip
         place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
         return Step("hybrid_reinforce", flags, place, length, eval_every)
@@ -232,10 +252,9 @@ def chain(name: str, options: Options) -> list[Step]:
         steps.append(hybrid)
         if (alpha, gain) in schedule.taught:
             routed = str(hybrid.folder / "hrl.safetensors")
-            start = ("--weights", routed, "--gate-weights", routed, "--teacher", backbone)
-            flags = (*start, "--distillation", DISTILLATION)
+            start = ("--weights", routed, "--gate-weights", routed, *teaching([backbone]))
             steps.append(gated(
-                f"{title}-distilled", alpha, "tune", schedule.distilled, *flags,
+                f"{title}-distilled", alpha, "tune", schedule.distilled, *start,
                 lr=schedule.taught_lr, eval_every=schedule.taught_eval_every,
             ))  # fmt: skip
     return steps
@@ -244,7 +263,10 @@ def chain(name: str, options: Options) -> list[Step]:
 def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], str]:
     """The backbone and its warm restarts, and the file of weights that they end with."""
     schedule = row.schedule
-    steps, start = [], ("--lr", f"{schedule.lr:g}")
+    steps, start = [], ("--lr", f"{schedule.lr:g}", *teaching(schedule.teachers))
+    if origin := row.grown_from:
+        depth, *_ = depths_of([origin], (), row.depth)
+        start = ("--weights", origin, "--weights-depth", str(depth), *start, "--warmup", "0.02")
     for name, epochs in schedule.backbone.items():
         epochs = epochs * options.length
         flags = (
@@ -254,6 +276,11 @@ def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], s
         weights = str(folder / name / "weights.safetensors")
         start = ("--weights", weights, "--lr", f"{schedule.lr / 2:g}", "--warmup", "0.02")
     return steps, weights
+
+
+def teaching(teachers: Sequence[str]) -> tuple[str, ...]:
+    """The flags of distillation."""
+    return ("--teacher", *teachers, "--distillation", DISTILLATION) if teachers else ()
 
 
 def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
@@ -278,9 +305,10 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
     }
     one = timed(lambda: pretrain.train_step(RoutingMDP(net), data, 0, plain, precision).mean().backward())
     seconds["epochs"] = one * (len(data) // size)
-    teacher, (images, _) = for_inference(net, precision), next(data.batches(size))
-    with torch.no_grad():
-        taught = timed(lambda: teacher(images))
+    depths = depths_of(row.schedule.teachers, (), row.depth) or [row.depth]
+    teacher = Teacher([ResNet(depth).to(device) for depth in depths], precision)
+    images, _ = next(data.batches(size))
+    taught = timed(lambda: teacher(images))
     return {
         step.folder: sum(
             count * (seconds[part] + taught * ("--teacher" in step.flags))

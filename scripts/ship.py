@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from agents.cli import main_with_named_errors
+from agents.distillation import depths_of
 from agents.finished import FinishedRun
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.runs import without_places
@@ -56,7 +57,7 @@ NOTHING = Lineage([], 0.0, "")
 def lineage(run: FinishedRun) -> Lineage:
     """Of the weights that a run ended with, those of its gates and of its teacher included."""
     before, result = lineage_before(run), run.result
-    for other in (_lineage_of(run.args.get("gate_weights"), run.depth, run), _lineage_of_teacher(run)):
+    for other in (_lineage_of(run.args.get("gate_weights"), run.depth, run), *_lineages_of_teachers(run)):
         before = _together(before, other)
     commands = [*before.commands, without_places(shlex.split(result["command"]))]
     return Lineage(commands, before.seconds + result["wall_time_s"], result["machine"])
@@ -85,11 +86,12 @@ def lineage_before(run: FinishedRun) -> Lineage:
     return _lineage_of(run.args["weights"], run.depth, run)
 
 
-def _lineage_of_teacher(run: FinishedRun) -> Lineage:
+def _lineages_of_teachers(run: FinishedRun) -> list[Lineage]:
     if not run.args.get("distillation"):
-        return NOTHING
-    teacher = run.args.get("teacher") or run.args["weights"]
-    return _lineage_of(teacher, run.args.get("teacher_depth") or run.depth, run)
+        return []
+    teachers = run.args.get("teacher") or [run.args["weights"]]
+    depths = depths_of(teachers, run.args.get("teacher_depth") or (), run.depth)
+    return [_lineage_of(teacher, depth, run) for teacher, depth in zip(teachers, depths, strict=True)]
 
 
 def _lineage_of(weights: str | None, depth: int, run: FinishedRun) -> Lineage:

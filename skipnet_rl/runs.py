@@ -179,10 +179,7 @@ def machine() -> str:
 
 def as_stored(args: Any) -> dict[str, Any]:
     """The arguments, a dataclass, as args.json has them."""
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(args).items()
-    }
+    return json.loads(json.dumps(dataclasses.asdict(args), default=str))  # paths as text, tuples as lists
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
