@@ -107,8 +107,8 @@ class Args(CommonArgs):
     distillation: float = 0.0
     """share of the backbone's loss that asks for the teacher's predictions instead of the labels"""
     teacher: tuple[str, ...] = ()
-    """network of --distillation, all blocks executed, or several: files, names of shipped ones, or auto, of the
-    same shortcut (default: the network that the run starts from)"""
+    """network of --distillation, all blocks executed, or several: files, names of shipped ones, or auto, of
+    the same shortcut (default: the network that the run starts from)"""
     teacher_depth: tuple[int, ...] = ()
     """depth of each (default: a shipped one's own, else that of the id)"""
     optimizer: str = "adam"
@@ -187,7 +187,9 @@ class Args(CommonArgs):
 class Learner:
     """Backbone, gate and optimizer of one run; the teacher is other networks, or the backbone as it came."""
 
-    def __init__(self, args: Args, net: ResNet, device: torch.device, teachers: Sequence[ResNet] = ()) -> None:
+    def __init__(
+        self, args: Args, net: ResNet, device: torch.device, teachers: Sequence[ResNet] = ()
+    ) -> None:
         torch.manual_seed(args.seed)
         self.gate = gate = empty_policy(args.gate, net, args.gate_gain)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)

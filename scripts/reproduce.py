@@ -1,12 +1,13 @@
-"""The results on CIFAR-10, row by row, from nothing to the table.
+"""The results on CIFAR-10, row by row, to the table.
 
     python -m scripts.reproduce --data-dir data --list           # the steps, and how long they take here
     python -m scripts.reproduce --data-dir data --rows resnet38
     python -m scripts.reproduce --data-dir data --minutes 9      # stops in time; the same command goes on
     python -m scripts.reproduce --data-dir data --rows resnet110 --jobs 4    # on a GPU: steps side by side
 
-A row is a chain of this project's commands: the backbone, for some a warm restart of it, SP, from there HRL
-at several alphas, and after some of them a longer tuning with the plain network as the teacher. Each has a
+A row is a chain of this project's commands: the backbone, from nothing or grown out of a shipped network, for
+some a warm restart of it, SP, from there HRL at one or several alphas, and after some of them a longer tuning
+with the plain network as the teacher. Each has a
 folder under `--runs`: what is finished is not run again, what was interrupted is resumed from its last
 checkpoint, an epoch of a backbone or 265 steps of gates ago at most. At the end `scripts.results` makes the
 table and the pictures in `--out` from these folders.
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -103,16 +104,18 @@ GPU = Schedule(
 # of those between and beyond, which grow out of a shipped one and have two teachers from the first step on
 GROWN = Schedule(
     backbone={"grown": 14},
-    sp={"warmup": 200, "sp": 100}, hrl={"hrl": 500, "tune": 900}, distilled={},
+    sp={"warmup": 200, "sp": 100}, hrl={"hrl": 500, "tune": 850}, distilled={},
     batch_size=512, routes=4, lr=0.05, gated_lr=0.05, taught_lr=0.05, gate_lr=1e-2, entropy=0.002,
     eval_every=150, taught_eval_every=150, runs=((0.5, 1.0), (1.0, 1.0)), taught=(),
     teachers=("resnet110-cifar10", "resnet38-cifar10-distilled"),
 )  # fmt: skip
+# of a ResNet-152: it starts from what two teachers have taught already, and its steps cost twice as much
+LARGE = replace(GROWN, backbone={"grown": 8}, hrl={"hrl": 250, "tune": 450}, runs=((0.5, 1.0),))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network, its kind of gate, how they are trained, and a shipped network that it grows out of, if any."""
+    """A network, its kind of gate, how they are trained, and the shipped network that it grows out of."""
 
     depth: int
     gate: str = "rnn"
@@ -124,11 +127,11 @@ AGENTS = {"pretrain": pretrain.Args, "hybrid_reinforce": hybrid_reinforce.Args}
 ROWS = {
     "resnet110": Row(110), "resnet38": Row(38, schedule=CORES),
     "resnet74": Row(74, schedule=GROWN, grown_from="resnet38-cifar10-distilled"),
-    "resnet152": Row(152, schedule=GROWN, grown_from="resnet110-cifar10-distilled"),
+    "resnet152": Row(152, schedule=LARGE, grown_from="resnet110-cifar10-distilled"),
     "resnet38-ff1": Row(38, "ff1", CORES), "resnet38-ff2": Row(38, "ff2", CORES),
     "resnet74-ff1": Row(74, "ff1", GROWN, "resnet38-cifar10-distilled"),
     "resnet110-ff2": Row(110, "ff2"),
-    "resnet152-ff2": Row(152, "ff2", GROWN, "resnet110-cifar10-distilled"),
+    "resnet152-ff2": Row(152, "ff2", LARGE, "resnet110-cifar10-distilled"),
 }  # fmt: skip
 DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
@@ -239,9 +242,8 @@ def chain(name: str, options: Options) -> list[Step]:
         place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
         return Step("hybrid_reinforce", flags, place, length, eval_every)
 
-    steps, backbone = [], f"resnet{row.depth}-cifar10"
-    if not (options.shipped_backbone and find_shipped(row.depth, "cifar10", "projection")):
-        steps, backbone = pretraining(row, folder, options)
+    shipped = find_shipped(row.depth, "cifar10", "projection") if options.shipped_backbone else None
+    steps, backbone = ([], shipped.stem) if shipped else pretraining(row, folder, options)
     steps.append(gated("sp", schedule.runs[0][0], "sp", schedule.sp, "--weights", backbone))
     supervised = str(steps[-1].folder / "sp.safetensors")
     for alpha, gain in schedule.runs:
@@ -263,16 +265,17 @@ def chain(name: str, options: Options) -> list[Step]:
 def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], str]:
     """The backbone and its warm restarts, and the file of weights that they end with."""
     schedule = row.schedule
-    steps, start = [], ("--lr", f"{schedule.lr:g}", *teaching(schedule.teachers))
+    steps, start = [], ("--lr", f"{schedule.lr:g}")
     if origin := row.grown_from:
         depth, *_ = depths_of([origin], (), row.depth)
         start = ("--weights", origin, "--weights-depth", str(depth), *start, "--warmup", "0.02")
+    taught = teaching(schedule.teachers)
     for name, epochs in schedule.backbone.items():
         epochs = epochs * options.length
         flags = (
             "--depth", str(row.depth), "--epochs", f"{epochs:g}", "--batch-size", str(schedule.batch_size),
         )  # fmt: skip
-        steps.append(Step("pretrain", (*flags, *start), folder / name, {"epochs": epochs}))
+        steps.append(Step("pretrain", (*flags, *start, *taught), folder / name, {"epochs": epochs}))
         weights = str(folder / name / "weights.safetensors")
         start = ("--weights", weights, "--lr", f"{schedule.lr / 2:g}", "--warmup", "0.02")
     return steps, weights

@@ -10,41 +10,26 @@ of another machine stay as they are.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from agents.cli import main_with_named_errors
-from agents.entries import Entry, flags, over_images, random_at_rate
+from agents.entries import Entry, flags, random_at_rate
 from agents.finished import FinishedRun
 from scripts import cascade
+from scripts.picture import mega_flops, picture
 from scripts.ship import check_whole, lineage, lineage_before, run_of
 from scripts.tables import markdown
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
-from skipnet_rl.flops import network_macs
-from skipnet_rl.plots.canvas import legend_beside, palette, plain_axes
 from skipnet_rl.resnet import ResNet
-from skipnet_rl.weights import index
 
-PUBLISHED = {  # accuracy, depth, share of that network's computation
-    "SkipNet-38": (0.9275, 38, 0.703),  # Wang et al. 2018, the authors' README; shares of blocks
-    "SkipNet-74": (0.9277, 74, 0.523),
-    "SkipNet-110": (0.9330, 110, 0.495),
-    "BlockDrop-110": (0.936, 110, 0.36),  # Wu et al. 2018, the authors' README; share of FLOPs
-    "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
-}
-PLAIN = {"backbone": "plain networks, ours", "backbone-distilled": "plain, distilled, ours"}  # by stage
-TUNED_ON = {  # by the end of a shipped network's name
-    "-taught": "HRL, tuned on with a plain ResNet-38, ours", "-fixed": "one route, tuned on alike, ours",
-}  # fmt: skip
-STYLES = {"ResNet": "o-", "plain": "s:", "cascade": "^--", "HRL": "*", "one route": "x"}  # by a label's start
 STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
 COLUMNS = (
     "network", "gate", "policy", "α", "seeds", "accuracy", "± images", "blocks", "FLOPs", "± per image",
@@ -58,12 +43,6 @@ class Options:
 
     out: Path = Path("docs/results-cifar10")
     """folder of results.json, and of cascade.json if `scripts.cascade` was run"""
-
-
-@cache
-def mega_flops(depth: int) -> float:
-    """Millions of FLOPs (2 × MACs) of the plain CIFAR network, for one image."""
-    return 2e-6 * network_macs(ResNet(depth)).total
 
 
 def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = None) -> None:
@@ -121,6 +100,12 @@ def _distillation(run: FinishedRun) -> float:
     return run.args.get("distillation", 0.0)
 
 
+def _share_of_teacher(command: str) -> float:
+    """What `--distillation` was in a command."""
+    words = shlex.split(command)
+    return float(words[words.index("--distillation") + 1]) if "--distillation" in words else 0.0
+
+
 def _distilled(share: float) -> str:
     return ", distilled" if share else ""
 
@@ -165,11 +150,12 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     first = entry.runs[0]
     plain = entry.name == "all blocks"
     origin = lineage_before(first) if plain else lineage(first)
+    share = _share_of_teacher(origin.commands[-1]) if plain else _distillation(first)
     found = entry.summary()
     return {
         **found, "row": name, "depth": first.depth,
         "gate": None if plain else first.args["gate"] + _gain(first),
-        "alpha": found["alpha"] if entry.name == "HRL" else None, "distillation": _distillation(first),
+        "alpha": found["alpha"] if entry.name == "HRL" else None, "distillation": share,
         "mega_flops": mega_flops(first.depth) * found["compute_flops"], "command": origin.commands,
         "wall_time_s": origin.seconds, "machine": origin.machine,
     }  # fmt: skip
@@ -199,7 +185,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     over_seeds = row["accuracy_seeds_ci95"]
     spread = "" if over_seeds is None else f" ± {100 * over_seeds:.2f}"
     hours = row["wall_time_s"] / 3600
-    policy = "plain" if row["name"] == "all blocks" else row["name"] + _distilled(row["distillation"])
+    policy = ("plain" if row["name"] == "all blocks" else row["name"]) + _distilled(row["distillation"])
     return [
         f"ResNet-{row['depth']}", row["gate"] or "", policy,
         "" if row["alpha"] is None else f"{row['alpha']:g}", str(row["n"]),
@@ -214,60 +200,6 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as Markdown."""
     return markdown(COLUMNS, [cells(row) for row in rows])
-
-
-def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None) -> Figure:
-    """Accuracy against FLOPs per image, so that networks of all depths share an axis.
-
-    Args:
-        rows: of results.json.
-        pair: a cascade of two networks, see `read_cascade`.
-    """
-    figure, axes = plain_axes(8.5, 4.4)
-    series = _shipped()
-    for row in rows:
-        if row["name"] == "HRL":
-            half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)
-            point = (row["mega_flops"], 100 * row["accuracy"], 100 * half)
-            label = f"ResNet-{row['depth']}, HRL ({row['gate']}{_distilled(row['distillation'])}), ours"
-            series[label].append(point)
-    if pair:
-        label = "cascade of ResNet-{} and -{}, ours".format(*pair["depths"])
-        series[label] = [
-            (row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"]) for row in pair["rows"]
-        ]
-    colours = palette(series)
-    for label, points in series.items():
-        flops, accuracy, half = zip(*sorted(points), strict=True)
-        style = next(style for prefix, style in STYLES.items() if label.startswith(prefix))
-        axes.errorbar(flops, accuracy, half, fmt=style, color=colours[label], capsize=2, lw=1, label=label)
-    for name, (accuracy, depth, share) in PUBLISHED.items():
-        point = (share * mega_flops(depth), 100 * accuracy)
-        axes.plot(*point, "D", mfc="none", color="0.3", label="published" if name == "SkipNet-38" else None)
-        above = name == "SkipNet-38"  # else its name would be on another point
-        place = {"xytext": (0, 7), "ha": "center"} if above else {"xytext": (6, 4)}
-        axes.annotate(name, point, textcoords="offset points", fontsize=8, **place)
-    axes.set_xscale("log")
-    ticks = [30, 50, 80, 130, 200, 300, 500]
-    axes.set_xticks(ticks, map(str, ticks))
-    axes.minorticks_off()
-    axes.set(xlabel="MFLOPs per image (2 × MACs, gates included)", ylabel="CIFAR-10 test accuracy (%)")
-    legend_beside(figure, axes)
-    return figure
-
-
-def _shipped() -> dict[str, list[tuple[float, float, float]]]:
-    """MFLOPs, accuracy and its interval of shipped networks that are plain, or tuned on after the rows."""
-    series = defaultdict(list)
-    for entry in index():
-        tuned_on = (label for end, label in TUNED_ON.items() if entry["name"].endswith(end))
-        label = PLAIN.get(entry["stage"]) or next(tuned_on, None)
-        if label and entry["dataset"] == "cifar10":
-            accuracy = entry["test_accuracy"]
-            half = over_images(accuracy, entry["test_images"])
-            flops = mega_flops(entry["depth"]) * entry.get("compute_flops", 1)
-            series[label].append((flops, 100 * accuracy, 100 * half))
-    return series
 
 
 def draw(out: Path) -> None:

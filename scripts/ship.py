@@ -64,11 +64,12 @@ def lineage(run: FinishedRun) -> Lineage:
 
 
 def _together(one: Lineage, other: Lineage) -> Lineage:
-    """Of both; where one went on from the other it has it already. What else they share counts twice."""
+    """Of both; one that went on from the other has it already. Of what else they share, time counts twice."""
     for whole, part in ((one, other), (other, one)):
         if set(part.commands) <= set(whole.commands):
             return whole
-    return Lineage([*one.commands, *other.commands], one.seconds + other.seconds, other.machine)
+    commands = list(dict.fromkeys([*one.commands, *other.commands]))
+    return Lineage(commands, one.seconds + other.seconds, other.machine)
 
 
 def run_of(weights: str | None) -> FinishedRun | None:

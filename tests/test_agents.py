@@ -15,6 +15,7 @@ from toys import toy_net, two_colours
 
 from agents import evaluate as play
 from agents import hybrid_reinforce, pretrain
+from agents.distillation import Teacher, depths_of
 from agents.finished import FinishedRun
 from skipnet_rl.checkpoint import read_tensors, save_weights
 from skipnet_rl.data import ImageSet, load_images
@@ -23,6 +24,7 @@ from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.gates import RecurrentGate
+from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, RandomSkip, Replay
 from skipnet_rl.resnet import ResNet
@@ -222,8 +224,31 @@ def test_distillation_follows_the_network_that_the_run_started_from():
     plain = dataclasses.replace(args, distillation=0.0)
     assert hybrid_reinforce.Learner(plain, net, torch.device("cpu")).predictions(images) is None
     other = ResNet(8).eval()
-    taught = hybrid_reinforce.Learner(args, net, torch.device("cpu"), other).predictions(images)
+    taught = hybrid_reinforce.Learner(args, net, torch.device("cpu"), [other]).predictions(images)
     torch.testing.assert_close(taught, other(images).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_several_teachers_teach_the_mean_of_their_logits():
+    """The geometric mean of their distributions, at any temperature; they learn nothing themselves."""
+    torch.manual_seed(0)
+    nets = [ResNet(8), ResNet(14), ResNet(8)]
+    teacher, images = Teacher(nets, "fp32"), torch.randn(4, 3, 32, 32)
+    found = teacher(images)
+    expected = sum(net.eval()(images).detach() for net in nets) / 3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not found.requires_grad and not any(p.requires_grad for p in teacher.parameters())
+    p = [torch.softmax(net(images).detach().double() / 4, dim=1) for net in nets]
+    mean = (p[0] * p[1] * p[2]) ** (1 / 3)
+    mean /= mean.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(torch.softmax(found.double() / 4, dim=1), mean, rtol=1e-4, atol=1e-6)
+    assert torch.equal(Teacher(nets[:1], "fp32")(images), for_inference(nets[0])(images))
+
+
+def test_a_shipped_teacher_knows_its_depth():
+    names = ("resnet110-cifar10", "/mine/weights.safetensors", "resnet38-cifar10-distilled", "auto")
+    assert depths_of(names, (), 20) == [110, 20, 38, 20]
+    assert depths_of(names, (14, 8, 20, 32), 20) == [14, 8, 20, 32]
+    assert depths_of((), (), 20) == []
 
 
 def test_frozen_batch_norms_keep_their_statistics():
@@ -295,9 +320,9 @@ def test_tuning_alone_keeps_the_gates_and_follows_the_teacher(tmp_path, few_imag
     file = tmp_path / "run" / "hrl.safetensors"
     start = {"weights": str(file), "gate_weights": str(file), "stage": "tune", "schedule": "cosine"}
     stored, ends = read_tensors(file), {}
-    for teacher, depth in ((None, None), ("resnet110-rendered-digits", 110)):
+    for teacher, named in ((None, ()), ("resnet110-rendered-digits", ("resnet110-rendered-digits",))):
         place = tmp_path / str(teacher)
-        args = small_args(place, **start, distillation=0.9, teacher=teacher, teacher_depth=depth)
+        args = small_args(place, **start, distillation=0.9, teacher=named)
         assert args.plan() == ["tune"]
         result = hybrid_reinforce.train(args)
         assert [row["name"] for row in result["policies"]][-2:] == ["random, HRL weights", "HRL"]
@@ -401,6 +426,21 @@ def test_pretrain_learns_and_writes_its_weights(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "weights.safetensors").is_file()
 
 
+def test_pretraining_grows_out_of_a_shallower_network(tmp_path, few_images):
+    """With a learning rate of zero the deeper network ends with the predictions of the shallower one."""
+    common = {"dataset": "rendered-digits", "batch_size": 32, "precision": "fp32"}
+    small = pretrain.train(pretrain.Args(**common, depth=8, epochs=2, run_dir=tmp_path / "small"))
+    start = {"weights": str(tmp_path / "small" / "weights.safetensors"), "depth": 26}
+    args = pretrain.Args(**common, **start, weights_depth=8, epochs=1, lr=0.0, run_dir=tmp_path / "grown")
+    grown = pretrain.train(args)
+    assert grown["policies"][0]["accuracy"] == pytest.approx(small["policies"][0]["accuracy"], abs=0.05)
+    stored, before = (read_tensors(tmp_path / name / "weights.safetensors") for name in ("grown", "small"))
+    assert torch.equal(stored["blocks.4.conv1.weight"], before["blocks.1.conv1.weight"])
+    with pytest.raises(WeightsError, match="does not fit"):
+        pretrain.train(dataclasses.replace(args, weights_depth=None, run_dir=tmp_path / "misfit"))
+    assert not (tmp_path / "misfit").exists()
+
+
 @pytest.mark.parametrize("survival", [1.0, 0.5])
 def test_pretraining_follows_a_teacher_of_another_depth(survival):
     """By hand: the teacher sees the batch that the student sees, and its share is T² KL at T = 4."""
@@ -431,8 +471,8 @@ def test_a_teacher_is_named_by_its_weights_and_depth(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "resolve_dataset", lambda *rest: ("colours", "colours"))
     common = {"depth": 8, "epochs": 4, "batch_size": 32, "precision": "fp32"}
     pretrain.train(pretrain.Args(**{**common, "depth": 14}, run_dir=tmp_path / "teacher"))
-    taught = {"distillation": 1.0, "teacher": str(tmp_path / "teacher" / "weights.safetensors")}
-    args = pretrain.Args(**common, **taught, teacher_depth=14, run_dir=tmp_path / "student")
+    taught = {"distillation": 1.0, "teacher": (str(tmp_path / "teacher" / "weights.safetensors"),)}
+    args = pretrain.Args(**common, **taught, teacher_depth=(14,), run_dir=tmp_path / "student")
     assert pretrain.train(args)["policies"][0]["accuracy"] > 0.95
     with pytest.raises(WeightsError, match="does not fit"):
         pretrain.train(pretrain.Args(**common, **taught, run_dir=tmp_path / "misfit"))
@@ -443,13 +483,26 @@ def test_a_teacher_is_named_by_its_weights_and_depth(tmp_path, monkeypatch):
     ("flags", "message"),
     [
         ({"distillation": 0.5}, "needs a --teacher"),
-        ({"teacher": "auto"}, "no say without --distillation"),
-        ({"distillation": 1.5, "teacher": "auto"}, "expected a share between 0 and 1"),
-        ({"distillation": 0.5, "teacher": "none"}, "untrained network"),
-        ({"distillation": 0.5, "teacher": "auto", "depth": 74}, "no ResNet-74 on rendered-digits is shipped"),
-        ({"teacher_depth": 38}, "no say without --teacher"),
+        ({"teacher": ("auto",)}, "no say without --distillation"),
+        ({"distillation": 1.5, "teacher": ("auto",)}, "expected a share between 0 and 1"),
+        ({"distillation": 0.5, "teacher": ("auto", "none")}, "untrained network"),
         (
-            {"distillation": 0.5, "teacher": "auto", "teacher_depth": 34},
+            {"distillation": 0.5, "teacher": ("auto",), "depth": 74},
+            "no ResNet-74 on rendered-digits is shipped",
+        ),
+        ({"teacher_depth": (38,)}, "no say without --teacher"),
+        (
+            {"distillation": 0.5, "teacher": ("auto", "auto"), "teacher_depth": (38,)},
+            "--teacher-depth has 1 values for 2 of --teacher",
+        ),
+        ({"weights_depth": 38}, "--weights-depth has no say without --weights"),
+        ({"weights_depth": -2, "weights": "auto"}, "--weights-depth is -2; expected more than 0"),
+        (
+            {"weights": "resnet20-rendered-digits", "weights_depth": 20, "depth": 14},
+            "a ResNet-20 cannot grow to a ResNet-14",
+        ),
+        (
+            {"distillation": 0.5, "teacher": ("auto",), "teacher_depth": (34,)},
             "--teacher-depth 34 takes images of 224 pixels, a ResNet-110 those of 32",
         ),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),

@@ -19,11 +19,23 @@ from skipnet_rl.data import load_images
 from skipnet_rl.runs import as_stored, without_places
 
 # names of the folders, by schedule
-PLAIN = {"cores": ("backbone", "restart"), "gpu": ("backbone",)}
+PLAIN = {"cores": ("backbone", "restart"), "gpu": ("backbone",), "grown": ("grown",), "large": ("grown",)}
 GATED = {
     "cores": ("sp", "hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6", "hrl-1.0-gain6-distilled"),
     "gpu": ("sp", "hrl-0.1", "hrl-0.2", "hrl-0.4", "hrl-0.4-distilled", "hrl-0.8", "hrl-0.8-distilled"),
+    "grown": ("sp", "hrl-0.5", "hrl-1.0"),
+    "large": ("sp", "hrl-0.5"),
 }
+KINDS = {"resnet38": "cores", "resnet110": "gpu", "resnet74": "grown", "resnet152": "large"}
+EPOCHS = {"cores": [20, 7.5], "gpu": [35], "grown": [7], "large": [4]}  # at half of the length
+RATES = {  # of the plain network, with gates
+    "cores": (0.1, 0.05),
+    "gpu": (0.4, 0.2),
+    "grown": (0.05, 0.05),
+    "large": (0.05, 0.05),
+}
+ORIGINS = {"grown": ("resnet38-cifar10-distilled", 38), "large": ("resnet110-cifar10-distilled", 110)}
+TEACHERS = ("resnet110-cifar10", "resnet38-cifar10-distilled")
 
 
 def parsed(step, options):
@@ -39,21 +51,23 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     gate, schedule = reproduce.ROWS[row].gate, reproduce.ROWS[row].schedule
     steps = reproduce.chain(row, options)
     prefix = "" if gate == "rnn" else f"{gate}-"
-    kind = "cores" if row.startswith("resnet38") else "gpu"
+    kind = KINDS[row.split("-")[0]]
     gated = [f"{prefix}{title}" for title in GATED[kind]]
     assert [step.folder.name for step in steps] == [*PLAIN[kind], *gated]
     for number, step in enumerate(steps):
         args = parsed(step, options)
         assert args.lr == (
-            schedule.lr if number == 0
-            else schedule.taught_lr if getattr(args, "stage", "") == "tune"
-            else schedule.lr / 2
+            RATES[kind][0] if number == 0
+            else 0.05 if getattr(args, "stage", "") == "tune"
+            else RATES[kind][1]
         )  # fmt: skip
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
         assert args.depth == reproduce.ROWS[row].depth and not args.resume
         assert args.batch_size == schedule.batch_size
-        named = [args.weights, *(getattr(args, flag, None) for flag in ("gate_weights", "teacher"))]
-        needed = {Path(file).parent for file in named if file}
+        named = [args.weights, getattr(args, "gate_weights", None), *args.teacher]
+        needed = {Path(file).parent for file in named if file} - {Path(".")}  # of shipped names
+        if kind in ORIGINS:
+            assert args.teacher == TEACHERS and args.distillation == 0.9
         before = steps[:number]
         assert needed == {other.folder for other in before if step.needs([other])}
         assert bool(needed) == bool(number) and not step.needs(steps[number:])
@@ -64,7 +78,9 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
             assert args.gate == gate and args.plan() == [s for s in step.plan for _ in range(step.plan[s])]
     plain = [step for step in steps if step.agent == "pretrain"]
     epochs = [parsed(step, options).epochs for step in plain]
-    assert epochs == [step.plan["epochs"] for step in plain] == ([20, 7.5] if kind == "cores" else [35])
+    assert epochs == [step.plan["epochs"] for step in plain] == EPOCHS[kind]
+    first = parsed(plain[0], options)
+    assert (first.weights, first.weights_depth) == ORIGINS.get(kind, (None, None))
     sp, *hrl = (parsed(step, options) for step in steps[len(plain) :])
     assert sp.plan()[0] == "warmup" and sp.plan()[-1] == "sp" and sp.weights == str(weights_of(plain[-1]))
     runs = [args for args in hrl if args.stage == "hrl"]
@@ -77,18 +93,29 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     for args, (alpha, gain) in zip(taught, schedule.taught, strict=True):
         start = next(run for run in runs if (run.alpha, run.gate_gain) == (alpha, gain))
         assert args.weights == args.gate_weights == str(start.run_dir / "hrl.safetensors")
-        assert args.teacher == sp.weights and args.distillation == 0.9
+        assert args.teacher == (sp.weights,) and args.distillation == 0.9
 
 
-def test_shipped_networks_came_from_the_commands_of_their_row():
-    steps = reproduce.chain("resnet110", reproduce.Options())
+@pytest.mark.parametrize(
+    ("row", "parts", "origins"),
+    [
+        ("resnet110", ("", "-sp", "-hrl-0.4", "-hrl-0.4-distilled", "-hrl-0.8", "-hrl-0.8-distilled"), ()),
+        (
+            "resnet74",
+            ("-distilled", "-sp", "-hrl-0.5", "-hrl-1.0"),
+            ("resnet38-cifar10-distilled", "resnet110-cifar10"),
+        ),
+    ],
+)
+def test_shipped_networks_came_from_the_commands_of_their_row(row, parts, origins):
+    steps = reproduce.chain(row, reproduce.Options())
     commands = {without_places(["python", *step.command(reproduce.Options())[1:]]) for step in steps}
-    parts = ("", "-sp", "-hrl-0.4", "-hrl-0.4-distilled", "-hrl-0.8", "-hrl-0.8-distilled")
-    names = {f"resnet110-cifar10{part}" for part in parts}
-    shipped = [entry for entry in weights.index() if entry["name"] in names]
-    assert len(shipped) == 6
-    for entry in shipped:
-        assert set(entry["command"]) <= commands, entry["name"]
+    shipped = {entry["name"]: entry["command"] for entry in weights.index()}
+    before = {command for name in origins for command in shipped[name]}
+    for part in parts:
+        made_by = shipped[f"{row}-cifar10{part}"]
+        assert made_by[-1] in commands and set(made_by) <= commands | before, part
+        assert before <= set(made_by)  # what it grew out of, and its teachers
 
 
 def weights_of(step):
@@ -98,6 +125,8 @@ def weights_of(step):
 def test_the_shipped_backbone_instead(tmp_path):
     first = reproduce.chain("resnet38", reproduce.Options(runs=tmp_path, shipped_backbone=True))[0]
     assert first.agent == "hybrid_reinforce" and "resnet38-cifar10" in first.flags
+    first = reproduce.chain("resnet74", reproduce.Options(runs=tmp_path, shipped_backbone=True))[0]
+    assert first.agent == "hybrid_reinforce" and "resnet74-cifar10-distilled" in first.flags
     assert reproduce.chain("resnet152", reproduce.Options(shipped_backbone=True))[0].agent == "pretrain"
 
 
@@ -289,7 +318,7 @@ def finished(tmp_path_factory):
             routed = str(place / "hrl-0.5-gain6" / "hrl.safetensors")
             hybrid_reinforce.train(hybrid_reinforce.Args(
                 **shared, stage="tune", weights=routed, gate_weights=routed, alpha=0.5, distillation=0.9,
-                teacher=str(place / "backbone" / "weights.safetensors"),
+                teacher=(str(place / "backbone" / "weights.safetensors"),),
                 run_dir=place / "hrl-0.5-gain6-distilled",
             ))  # fmt: skip
     return folder
@@ -365,11 +394,18 @@ def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folde
     """Once, also where the network began with it."""
     run, other = (FinishedRun.read(finished / f"resnet20-{seed}" / "backbone") for seed in (0, 1))
     taught = dataclasses.replace(
-        run, args={**run.args, "distillation": 0.9, "teacher": str(other.folder / "weights.safetensors")}
+        run, args={**run.args, "distillation": 0.9, "teacher": [str(other.folder / "weights.safetensors")]}
     )
     found = ship.lineage(taught)
     assert found.seconds == run.result["wall_time_s"] + other.result["wall_time_s"]
     assert len(found.commands) == 2
+    both = [str(each.folder / "weights.safetensors") for each in (run, other)]
+    pupil = dataclasses.replace(
+        taught, args={**taught.args, "teacher": both}, result={**run.result, "command": "python -m mine"}
+    )
+    found = ship.lineage(pupil)
+    assert found.seconds == 2 * run.result["wall_time_s"] + other.result["wall_time_s"]
+    assert len(set(found.commands)) == len(found.commands) == 3
     distilled = FinishedRun.read(folders[3])  # its teacher is the network that it began with
     chain = [run, *(FinishedRun.read(folders[number]) for number in (1, 4, 3))]
     expected = sum(each.result["wall_time_s"] for each in chain)

@@ -1,0 +1,141 @@
+"""The picture of the results: accuracy against FLOPs per image, so that all depths share an axis."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from agents.entries import over_images
+from skipnet_rl.flops import network_macs
+from skipnet_rl.gated import FIXED
+from skipnet_rl.plots.canvas import plain_axes
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.weights import AUTO, find_shipped, index
+
+PUBLISHED = {  # accuracy, depth, share of that network's computation
+    "SkipNet-38": (0.9275, 38, 0.703),  # Wang et al. 2018, the authors' README; shares of blocks
+    "SkipNet-74": (0.9277, 74, 0.523),
+    "SkipNet-110": (0.9330, 110, 0.495),
+    "BlockDrop-110": (0.936, 110, 0.36),  # Wu et al. 2018, the authors' README; share of FLOPs
+    "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
+}
+ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names that stand above their point, else they were on another one
+COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # of networks that skip
+MARKERS = {"rnn": "o", "ff1": "v", "ff2": "^", FIXED: "X"}
+GATES = {"ff1": "FFGate-I", "ff2": "FFGate-II", FIXED: "one route for all images"}  # the rest is RNNGate
+TUNED_ON = ("-taught", "-ensemble", "-fixed")  # ends of names of networks that rows of the table went on to
+
+
+class Point(NamedTuple):
+    """A network: MFLOPs per image, accuracy and its interval in percent."""
+
+    flops: float
+    accuracy: float
+    half: float
+
+
+class Kind(NamedTuple):
+    """What looks alike: depth and gate (None of a plain network), and whether it had a teacher."""
+
+    depth: int | None
+    gate: str | None
+    taught: bool
+
+
+@cache
+def mega_flops(depth: int) -> float:
+    """Millions of FLOPs (2 × MACs) of the plain CIFAR network, for one image."""
+    return 2e-6 * network_macs(ResNet(depth)).total
+
+
+def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None) -> Figure:
+    """Draw it.
+
+    Args:
+        rows: of results.json.
+        pair: a cascade of two networks, what `scripts.cascade` wrote.
+    """
+    series: dict[Kind, list[Point]] = defaultdict(list)
+    for kind, point in (*_of_rows(rows), *_shipped()):
+        series[kind].append(point)
+    figure, axes = plain_axes(8.5, 4.4)
+    style = {"capsize": 2, "lw": 1, "elinewidth": 0.6}
+    for kind, points in series.items():
+        colour = "0.3" if kind.depth is None else COLOURS.get(kind.depth, "black")
+        marker = "s:" if kind.depth is None else MARKERS[kind.gate or "rnn"]
+        axes.errorbar(*zip(*sorted(points), strict=True), fmt=marker, color=colour,
+                      mfc=colour if kind.taught else "white", **style)  # fmt: skip
+    if pair:
+        points = [
+            Point(row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"])
+            for row in pair["rows"]
+        ]
+        axes.errorbar(*zip(*sorted(points), strict=True), fmt="P--", color="tab:purple", **style)
+    for name, (accuracy, depth, share) in PUBLISHED.items():
+        point = (share * mega_flops(depth), 100 * accuracy)
+        axes.plot(*point, "D", mfc="none", color="black")
+        place = {"xytext": (0, 7), "ha": "center"} if name in ABOVE else {"xytext": (6, 4)}
+        axes.annotate(name, point, textcoords="offset points", fontsize=8, **place)
+    axes.set_xscale("log")
+    ticks = [50, 80, 130, 200, 300, 500, 700]
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.set(xlabel="MFLOPs per image (2 × MACs, gates included)", ylabel="CIFAR-10 test accuracy (%)")
+    handles = list(_legend(series, pair))
+    figure.legend(handles=handles, frameon=False, loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
+    """HRL, and plain networks of depths of which none is shipped."""
+    for row in rows:
+        taught = bool(row["distillation"])
+        if row["name"] == "HRL":
+            kind = Kind(row["depth"], row["gate"].split(",")[0], taught)
+        elif row["name"] == "all blocks" and not find_shipped(row["depth"], "cifar10", "projection"):
+            kind = Kind(None, None, taught)
+        else:
+            continue
+        half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)
+        yield kind, Point(row["mega_flops"], 100 * row["accuracy"], 100 * half)
+
+
+def _shipped() -> Iterator[tuple[Kind, Point]]:
+    """Shipped networks that are plain, or that went on from rows of the table."""
+    for entry in index():
+        if entry["dataset"] != "cifar10":
+            continue
+        if entry["stage"] in AUTO:
+            kind = Kind(None, None, "distilled" in entry["stage"])
+        elif entry["name"].endswith(TUNED_ON):
+            kind = Kind(entry["depth"], entry["gate"], True)
+        else:
+            continue
+        flops = mega_flops(entry["depth"]) * entry.get("compute_flops", 1)
+        half = over_images(entry["test_accuracy"], entry["test_images"])
+        yield kind, Point(flops, 100 * entry["test_accuracy"], 100 * half)
+
+
+def _legend(kinds: Mapping[Kind, Any], pair: Mapping[str, Any] | None) -> Iterator[Line2D]:
+    """What colours and markers mean."""
+
+    def line(label: str, marker: str, colour: str = "0.3", filled: bool = True, style: str = "") -> Line2D:
+        face = colour if filled else "white"
+        return Line2D([], [], color=colour, marker=marker, mfc=face, ls=style, lw=1, label=label)
+
+    yield line("published", "D", "black", filled=False)
+    yield line("plain networks, ours", "s", style=":")
+    for depth in sorted({kind.depth for kind in kinds if kind.depth is not None}):
+        yield line(f"ResNet-{depth} with gates, ours", "o", COLOURS.get(depth, "black"))
+    for gate in (gate for gate in GATES if any(kind.gate == gate for kind in kinds)):
+        yield line(GATES[gate], MARKERS[gate])
+    yield line("hollow: trained without a teacher", "o", filled=False)
+    if pair:
+        yield line(
+            "cascade of ResNet-{} and -{}, ours".format(*pair["depths"]), "P", "tab:purple", style="--"
+        )

@@ -1,0 +1,51 @@
+"""A grown network predicts what the shallower one does, and its new blocks learn."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from skipnet_rl.growth import grow
+from skipnet_rl.resnet import SHORTCUTS, Architecture, ResNet
+
+
+def trained(net: ResNet) -> ResNet:
+    """Statistics, weights and biases of batch norms as training leaves them: none is zero or one."""
+    for name, value in (*net.named_parameters(), *net.named_buffers()):
+        if value.is_floating_point() and value.ndim == 1:
+            value.data.uniform_(0.5, 1.5) if name.endswith(("weight", "var")) else value.data.normal_()
+    return net
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize(("depth", "deeper"), [(8, 14), (20, 26), (14, 44), (14, 14)])
+def test_a_grown_network_predicts_the_same(depth, deeper, shortcut, training):
+    torch.manual_seed(0)
+    small, net = trained(ResNet(depth, 5, shortcut)), trained(ResNet(deeper, 5, shortcut))
+    for block in net.blocks:
+        torch.nn.init.zeros_(block.last_norm.bias)  # that of a new network
+    grow(small, net)
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(small.train(training)(images), net.train(training)(images))
+
+
+def test_new_blocks_lie_between_the_old_ones_and_learn():
+    torch.manual_seed(0)
+    small, net = trained(ResNet(20)), ResNet(38)
+    grow(small, net)
+    new = [not block.last_norm.weight.any() for block in net.blocks]
+    assert new == [False, True] * 9  # each stage of three has become one of six
+    F.cross_entropy(net(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    assert all(block.last_norm.weight.grad.any() for block in net.blocks)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [14, 34, dataclasses.replace(Architecture.of_depth(26), channels=(8, 16, 32))],
+    ids=["shallower", "of ImageNet", "narrower"],
+)
+def test_what_cannot_grow(other):
+    with pytest.raises(ValueError, match="a ResNet-20 cannot grow to a ResNet-"):
+        grow(ResNet(20), ResNet(other))
