@@ -13,7 +13,7 @@ import tyro
 
 from agents import hybrid_reinforce, pretrain, setting
 from agents.finished import FinishedRun
-from scripts import reproduce, results, ship
+from scripts import reproduce, results, rows, ship
 from skipnet_rl import weights
 from skipnet_rl.data import load_images
 from skipnet_rl.runs import as_stored, without_places
@@ -42,14 +42,14 @@ def parsed(step, options):
     """The step's command as its agent reads it."""
     python, dash_m, module, *flags = step.command(options)
     assert (dash_m, module) == ("-m", f"agents.{step.agent}")
-    return tyro.cli(reproduce.AGENTS[step.agent], args=flags)
+    return tyro.cli(rows.AGENTS[step.agent], args=flags)
 
 
-@pytest.mark.parametrize("row", reproduce.ROWS)
+@pytest.mark.parametrize("row", rows.ROWS)
 def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
-    options = reproduce.Options(runs=tmp_path, seed=3, length=0.5)
-    gate, schedule = reproduce.ROWS[row].gate, reproduce.ROWS[row].schedule
-    steps = reproduce.chain(row, options)
+    options = rows.Options(runs=tmp_path, seed=3, length=0.5)
+    gate, schedule = rows.ROWS[row].gate, rows.ROWS[row].schedule
+    steps = rows.chain(row, options)
     prefix = "" if gate == "rnn" else f"{gate}-"
     kind = KINDS[row.split("-")[0]]
     gated = [f"{prefix}{title}" for title in GATED[kind]]
@@ -62,7 +62,7 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
             else RATES[kind][1]
         )  # fmt: skip
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
-        assert args.depth == reproduce.ROWS[row].depth and not args.resume
+        assert args.depth == rows.ROWS[row].depth and not args.resume
         assert args.batch_size == schedule.batch_size
         named = [args.weights, getattr(args, "gate_weights", None), *args.teacher]
         needed = {Path(file).parent for file in named if file} - {Path(".")}  # of shipped names
@@ -108,8 +108,8 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     ],
 )
 def test_shipped_networks_came_from_the_commands_of_their_row(row, parts, origins):
-    steps = reproduce.chain(row, reproduce.Options())
-    commands = {without_places(["python", *step.command(reproduce.Options())[1:]]) for step in steps}
+    steps = rows.chain(row, rows.Options())
+    commands = {without_places(["python", *step.command(rows.Options())[1:]]) for step in steps}
     shipped = {entry["name"]: entry["command"] for entry in weights.index()}
     before = {command for name in origins for command in shipped[name]}
     for part in parts:
@@ -123,16 +123,16 @@ def weights_of(step):
 
 
 def test_the_shipped_backbone_instead(tmp_path):
-    first = reproduce.chain("resnet38", reproduce.Options(runs=tmp_path, shipped_backbone=True))[0]
+    first = rows.chain("resnet38", rows.Options(runs=tmp_path, shipped_backbone=True))[0]
     assert first.agent == "hybrid_reinforce" and "resnet38-cifar10" in first.flags
-    first = reproduce.chain("resnet74", reproduce.Options(runs=tmp_path, shipped_backbone=True))[0]
+    first = rows.chain("resnet74", rows.Options(runs=tmp_path, shipped_backbone=True))[0]
     assert first.agent == "hybrid_reinforce" and "resnet74-cifar10-distilled" in first.flags
-    assert reproduce.chain("resnet152", reproduce.Options(shipped_backbone=True))[0].agent == "pretrain"
+    assert rows.chain("resnet152", rows.Options(shipped_backbone=True))[0].agent == "pretrain"
 
 
 def test_an_unknown_row():
     with pytest.raises(ValueError, match="unknown row 'resnet39'; did you mean 'resnet38'"):
-        reproduce.main(reproduce.Options(rows=("resnet39",)))
+        reproduce.main(rows.Options(rows=("resnet39",)))
 
 
 @pytest.fixture
@@ -142,24 +142,24 @@ def no_work(monkeypatch):
     monkeypatch.setattr(
         reproduce,
         "estimate",
-        lambda name, options, data: {s.folder: 2400.0 for s in reproduce.chain(name, options)},
+        lambda name, options, data: {s.folder: 2400.0 for s in rows.chain(name, options)},
     )
     monkeypatch.setattr(reproduce, "run", lambda *rest: pytest.fail("a step was run"))
 
 
 def test_the_list_runs_nothing(tmp_path, no_work, capsys):
-    options = reproduce.Options(rows=("resnet38",), runs=tmp_path, list=True)
+    options = rows.Options(rows=("resnet38",), runs=tmp_path, list=True)
     reproduce.main(options)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "resnet38: backbone: about 40 minutes here"
-    assert len(lines) == len(reproduce.chain("resnet38", options)) == 8
+    assert len(lines) == len(rows.chain("resnet38", options)) == 8
 
 
 def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
-    schedule = dataclasses.replace(reproduce.CORES, batch_size=16)
-    monkeypatch.setitem(reproduce.ROWS, "resnet20", reproduce.Row(20, schedule=schedule))
-    options = reproduce.Options(runs=tmp_path, device="cpu")
-    steps = reproduce.chain("resnet20", options)
+    schedule = dataclasses.replace(rows.CORES, batch_size=16)
+    monkeypatch.setitem(rows.ROWS, "resnet20", rows.Row(20, schedule=schedule))
+    options = rows.Options(runs=tmp_path, device="cpu")
+    steps = rows.chain("resnet20", options)
     images = load_images("rendered-digits", "train")
     seconds = reproduce.estimate("resnet20", options, images)
     assert list(seconds) == [step.folder for step in steps] and min(seconds.values()) > 1
@@ -175,14 +175,14 @@ def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
 
 
 def test_too_few_minutes_for_a_checkpoint_are_refused(tmp_path, no_work):
-    options = reproduce.Options(rows=("resnet38",), runs=tmp_path, minutes=0.5)
+    options = rows.Options(rows=("resnet38",), runs=tmp_path, minutes=0.5)
     with pytest.raises(ValueError, match="0.5 is less than the 1 between two checkpoints of backbone"):
         reproduce.main(options)
 
 
 def test_a_folder_with_other_flags_is_refused(tmp_path, no_work):
-    options = reproduce.Options(rows=("resnet38",), runs=tmp_path)
-    for step in reproduce.chain("resnet38", options)[:3]:
+    options = rows.Options(rows=("resnet38",), runs=tmp_path)
+    for step in rows.chain("resnet38", options)[:3]:
         step.folder.mkdir(parents=True)
         (step.folder / "args.json").write_text(json.dumps(as_stored(parsed(step, options))))
         step.check(options)
@@ -192,8 +192,8 @@ def test_a_folder_with_other_flags_is_refused(tmp_path, no_work):
 
 
 def test_what_is_done_is_not_run_again_and_what_was_begun_goes_on(tmp_path):
-    options = reproduce.Options(runs=tmp_path)
-    step = reproduce.chain("resnet38", options)[0]
+    options = rows.Options(runs=tmp_path)
+    step = rows.chain("resnet38", options)[0]
     assert not step.done and "--resume" not in step.command(options)
     step.folder.mkdir(parents=True)
     (step.folder / "args.json").write_text("{}")
@@ -217,11 +217,11 @@ def played(tmp_path, monkeypatch):
             "(folder / 'result.json').write_text(json.dumps([begun, time.monotonic()]))"
         )
         flags = (script, *(f"{other.folder}/weights.safetensors" for other in needs))
-        return reproduce.Step("pretrain", flags, tmp_path / f"row/{next(names)}", {})
+        return rows.Step("pretrain", flags, tmp_path / f"row/{next(names)}", {})
 
     names = iter("abcdefgh")
     monkeypatch.setattr(
-        reproduce.Step,
+        rows.Step,
         "command",
         lambda step, options: [sys.executable, "-c", step.flags[0], str(step.folder)],
     )
@@ -231,13 +231,13 @@ def played(tmp_path, monkeypatch):
 def test_it_stops_in_time(played):
     steps = [played(code="time.sleep(60)"), played(code="time.sleep(60)")]
     begun = time.monotonic()
-    assert reproduce.run(steps, reproduce.Options(jobs=2), begun + 5) is False
+    assert reproduce.run(steps, rows.Options(jobs=2), begun + 5) is False
     assert time.monotonic() - begun < 30
     assert not any(step.done for step in steps)
     for step in steps:
         with pytest.raises(ProcessLookupError):
             os.kill(int((step.folder / "pid").read_text()), 0)
-    assert reproduce.run([played()], reproduce.Options(), begun) is False  # the time was up before
+    assert reproduce.run([played()], rows.Options(), begun) is False  # the time was up before
     assert len(list(steps[0].folder.parent.iterdir())) == 4  # two folders, two logs
 
 
@@ -247,7 +247,7 @@ def test_a_step_that_fails_ends_the_row(played, capsys):
         failing = played(code=f"while not {begun}: time.sleep(0.05)\nraise SystemExit(2)")
         steps = [failing, played(failing), played(code="time.sleep(60)")]
         with pytest.raises(SystemExit) as stop:
-            reproduce.run(steps, reproduce.Options(jobs=jobs), None)
+            reproduce.run(steps, rows.Options(jobs=jobs), None)
         assert stop.value.code == 2 and not steps[1].folder.exists()
         assert f"{failing.folder} ended with exit code 2, not done" in capsys.readouterr().out
         assert steps[2].folder.exists() == (jobs == 2)
@@ -258,14 +258,14 @@ def test_steps_run_side_by_side_where_none_needs_the_other(played):
     pair = [played(first, code="time.sleep(2); print('heard')"), played(first, code="time.sleep(2)")]
     last = played(pair[1])
     steps = [first, pair[0], last, pair[1]]
-    assert reproduce.run(steps, reproduce.Options(jobs=2), None) is True
+    assert reproduce.run(steps, rows.Options(jobs=2), None) is True
     times = {step.folder.name: json.loads((step.folder / "result.json").read_text()) for step in steps}
     assert times["a"][1] < min(times["b"][0], times["c"][0])
     assert max(times["b"][0], times["c"][0]) < min(times["b"][1], times["c"][1])
     assert times["c"][1] < times["d"][0]
     assert pair[0].folder.with_name("b.log").read_text().strip() == "heard"
     again = (first.folder / "result.json").stat().st_mtime_ns
-    assert reproduce.run(steps, reproduce.Options(jobs=2), None) is True
+    assert reproduce.run(steps, rows.Options(jobs=2), None) is True
     assert (first.folder / "result.json").stat().st_mtime_ns == again
 
 
@@ -399,20 +399,13 @@ def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folde
     found = ship.lineage(taught)
     assert found.seconds == run.result["wall_time_s"] + other.result["wall_time_s"]
     assert len(found.commands) == 2
-    both = [str(each.folder / "weights.safetensors") for each in (run, other)]
-    pupil = dataclasses.replace(
-        taught, args={**taught.args, "teacher": both}, result={**run.result, "command": "python -m mine"}
-    )
-    found = ship.lineage(pupil)
-    assert found.seconds == 2 * run.result["wall_time_s"] + other.result["wall_time_s"]
-    assert len(set(found.commands)) == len(found.commands) == 3
     distilled = FinishedRun.read(folders[3])  # its teacher is the network that it began with
     chain = [run, *(FinishedRun.read(folders[number]) for number in (1, 4, 3))]
     expected = sum(each.result["wall_time_s"] for each in chain)
     assert ship.lineage(distilled).seconds == pytest.approx(expected)
 
 
-def test_gates_from_elsewhere_belong_to_what_a_network_took(finished, tmp_path):
+def test_gates_and_teachers_from_elsewhere_belong_to_what_a_network_took(finished, tmp_path):
     """Whole where they came from other weights; where they came from the run's own start it is in theirs."""
     copy = tmp_path / "runs"
     shutil.copytree(finished, copy)
@@ -432,6 +425,15 @@ def test_gates_from_elsewhere_belong_to_what_a_network_took(finished, tmp_path):
         args = {**run.args, "weights": start, "gate_weights": str(other.folder / "hrl.safetensors")}
         found = ship.lineage(dataclasses.replace(run, args=args))
         assert found.seconds == pytest.approx(seconds) and len(found.commands) == count
+    both = [str(each.folder / "hrl.safetensors") for each in (run, other)]
+    pupil = dataclasses.replace(
+        run,
+        args={**run.args, "distillation": 0.9, "teacher": both},
+        result={**run.result, "command": "python -m mine"},
+    )
+    found = ship.lineage(pupil)
+    assert found.seconds == pytest.approx(sum(took) + run.result["wall_time_s"])
+    assert len(found.commands) == 7 and found.commands[-1] == "python -m mine"
 
 
 def test_a_run_tested_on_some_images_alone_is_no_result(finished, folders, tmp_path):
@@ -456,8 +458,8 @@ def test_no_table_of_nothing(tmp_path):
 
 def test_a_length_that_is_none(no_work):
     with pytest.raises(ValueError, match="--length is 0.0; expected more than 0"):
-        reproduce.main(reproduce.Options(length=0.0))
-    short = reproduce.chain("resnet38", reproduce.Options(length=1e-4))
+        reproduce.main(rows.Options(length=0.0))
+    short = rows.chain("resnet38", rows.Options(length=1e-4))
     assert all(min(step.plan.values()) > 0 for step in short)
 
 
