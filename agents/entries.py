@@ -85,12 +85,13 @@ def half_width(accuracy: float, over_seeds: float, n_images: int) -> float:
 
 
 def flags(run: FinishedRun) -> dict[str, Any]:
-    """The arguments that make two runs comparable as seeds of one another; those that are None left out.
+    """The arguments that make two runs comparable as seeds of one another.
 
-    So a flag that a run is too old to have is as one that was not given.
+    Those that are None or empty are left out, so a flag that a run is too old to have is as one that was
+    not given.
     """
     left_out = NOT_A_FLAG - {"eval_images"} if run.agent == "static" else NOT_A_FLAG  # its greedy choice
-    return {key: value for key, value in run.args.items() if key not in left_out and value is not None}
+    return {key: value for key, value in run.args.items() if key not in left_out and value not in (None, [])}
 
 
 def collect(runs: Sequence[FinishedRun]) -> list[Entry]:

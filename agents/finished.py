@@ -19,6 +19,7 @@ from skipnet_rl.gated import empty_policy
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.runs import as_now
 from skipnet_rl.weights import build_backbone
 
 GATED = ("hybrid_reinforce", "reinforce", "gumbel")  # backbone and gate in one file
@@ -31,7 +32,7 @@ class FinishedRun:
 
     Attributes:
         folder: where.
-        args: args.json.
+        args: args.json, see `as_now`.
         result: result.json.
     """
 
@@ -57,7 +58,7 @@ class FinishedRun:
             raise ValueError(f"{folder} holds a damaged args.json or result.json: {error}") from error
         if not (isinstance(args, dict) and isinstance(result, dict) and _is_result(result)):
             raise ValueError(f"{folder}/result.json names no agent or no policies; was it made by one here?")
-        return cls(folder, args, result)
+        return cls(folder, as_now(args), result)
 
     @property
     def agent(self) -> str:

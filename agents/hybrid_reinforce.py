@@ -11,7 +11,7 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
 Where this differs from the paper: r_i is compared with the other routes of the same image
 (leave-one-out baseline), the schedule is short, and in HRL's last steps the backbone alone trains, on
 the thresholded routes that it will be given at test time; --stage tune gives it more of these,
---distillation a teacher, and --gate fixed one route for all images. For the paper's: --routes 1 --baseline
+--distillation teachers, and --gate fixed one route for all images. For the paper's: --routes 1 --baseline
 none --schedule constant --gate-lr 1e-4 --lr 1e-4 --batch-size 128 --sp-iterations 10000 --iterations 10000
 --tune-iterations 0 --alpha 0.1. Its warning example, HRL from nothing: --stage hrl, and --weights none where
 the backbone is to be untrained too.
@@ -185,7 +185,7 @@ class Args(CommonArgs):
 
 
 class Learner:
-    """Backbone, gate and optimizer of one run; the teacher is other networks, or the backbone as it came."""
+    """Backbone, gate and optimizer of one run; the teachers are others, or the backbone as it came."""
 
     def __init__(
         self, args: Args, net: ResNet, device: torch.device, teachers: Sequence[ResNet] = ()
@@ -223,7 +223,7 @@ class Learner:
 
     def predictions(self, images: Tensor) -> Tensor | None:
         """The teacher's logits [B, K], or None without one."""
-        return self.teacher(images) if self.teacher else None
+        return None if self.teacher is None else self.teacher(images)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""

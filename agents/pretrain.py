@@ -1,4 +1,4 @@
-"""Train a backbone alone: SGD on the cross-entropy, optionally with stochastic depth or a teacher.
+"""Train a backbone alone: SGD on the cross-entropy, optionally with stochastic depth or teachers.
 
     python -m agents.pretrain --depth 20 --dataset cifar10 --data-dir data
 
@@ -68,8 +68,8 @@ class Args:
     """go on from these weights, a file or a shipped name, with a schedule of its own (a warm restart);
     default: from nothing"""
     weights_depth: int | None = None
-    """their depth, if less than --depth: the blocks they lack begin as their shortcuts, so that the deeper
-    network starts with the same predictions (default: that of --depth)"""
+    """their depth, if less than --depth, of shipped ones too: the blocks they lack begin as their shortcuts,
+    so that the deeper network starts with the same predictions (default: that of --depth)"""
     epochs: float = 30
     """passes over the training split"""
     batch_size: int = 128
@@ -144,7 +144,7 @@ def train_step(
     index = training_index(step, args.batch_size, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     with torch.no_grad():
-        targets = teacher(images) if teacher else None
+        targets = None if teacher is None else teacher(images)
     with autocast(precision, device):
         if args.survival == 1:
             logits = mdp.net(images)

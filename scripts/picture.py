@@ -24,11 +24,11 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
     "BlockDrop-110": (0.936, 110, 0.36),  # Wu et al. 2018, the authors' README; share of FLOPs
     "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
 }
-ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names that stand above their point, else they were on another one
+ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # of networks that skip
 MARKERS = {"rnn": "o", "ff1": "v", "ff2": "^", FIXED: "X"}
-GATES = {"ff1": "FFGate-I", "ff2": "FFGate-II", FIXED: "one route for all images"}  # the rest is RNNGate
-TUNED_ON = ("-taught", "-ensemble", "-fixed")  # ends of names of networks that rows of the table went on to
+GATES = {"rnn": "RNNGate", "ff1": "FFGate-I", "ff2": "FFGate-II", FIXED: "one route for all images"}
+TUNED_ON = ("-taught", "-ensemble", "-fixed")  # ends of names of networks tuned on from rows of the table
 
 
 class Point(NamedTuple):
@@ -54,14 +54,14 @@ def mega_flops(depth: int) -> float:
 
 
 def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None) -> Figure:
-    """Draw it.
+    """Accuracy against FLOPs per image, a series for each `Kind`.
 
     Args:
         rows: of results.json.
         pair: a cascade of two networks, what `scripts.cascade` wrote.
     """
     series: dict[Kind, list[Point]] = defaultdict(list)
-    for kind, point in (*_of_rows(rows), *_shipped()):
+    for kind, point in (*points_of_rows(rows), *points_of_shipped()):
         series[kind].append(point)
     figure, axes = plain_axes(8.5, 4.4)
     style = {"capsize": 2, "lw": 1, "elinewidth": 0.6}
@@ -91,7 +91,7 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
     return figure
 
 
-def _of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
+def points_of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
     """HRL, and plain networks of depths of which none is shipped."""
     for row in rows:
         taught = bool(row["distillation"])
@@ -105,7 +105,7 @@ def _of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
         yield kind, Point(row["mega_flops"], 100 * row["accuracy"], 100 * half)
 
 
-def _shipped() -> Iterator[tuple[Kind, Point]]:
+def points_of_shipped() -> Iterator[tuple[Kind, Point]]:
     """Shipped networks that are plain, or that went on from rows of the table."""
     for entry in index():
         if entry["dataset"] != "cifar10":

@@ -102,7 +102,7 @@ def _distillation(run: FinishedRun) -> float:
 
 def _share_of_teacher(command: str) -> float:
     """What `--distillation` was in a command."""
-    words = shlex.split(command)
+    words = shlex.split(command.replace("=", " "))
     return float(words[words.index("--distillation") + 1]) if "--distillation" in words else 0.0
 
 
@@ -150,7 +150,8 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     first = entry.runs[0]
     plain = entry.name == "all blocks"
     origin = lineage_before(first) if plain else lineage(first)
-    share = _share_of_teacher(origin.commands[-1]) if plain else _distillation(first)
+    made_by = origin.commands[-1] if origin.commands else ""  # nothing did an untrained network
+    share = _share_of_teacher(made_by) if plain else _distillation(first)
     found = entry.summary()
     return {
         **found, "row": name, "depth": first.depth,

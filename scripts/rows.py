@@ -39,7 +39,7 @@ class Schedule:
         taught_eval_every: those in the longer tuning.
         runs: alpha, and gain of the gates' initial weights, of each HRL run; at 1 the gates are those of SP,
             else new ones.
-        taught: those of them after which the tuning goes on, the plain network the teacher.
+        taught: those of the runs that are tuned on afterwards, with the plain network as the teacher.
         teachers: shipped networks that teach in every step before that, if any.
     """
 
@@ -81,7 +81,7 @@ GPU = Schedule(
 )  # fmt: skip
 
 
-# of those between and beyond, which grow out of a shipped one and have two teachers from the first step on
+# of a ResNet-74: it grows out of the shipped ResNet-38, and two networks teach it from the first step on
 GROWN = Schedule(
     backbone={"grown": 14},
     sp={"warmup": 200, "sp": 100}, hrl={"hrl": 500, "tune": 850}, distilled={},
@@ -208,6 +208,7 @@ def chain(name: str, options: Options) -> list[Step]:
         title: str, alpha: float, stage: str, length: dict[str, int], *start: str,
         lr: float = schedule.gated_lr, eval_every: int = schedule.eval_every,
     ) -> Step:  # fmt: skip
+        teachers = () if stage == "tune" else taught
         length = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
         flags = (
             "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha), *start,
@@ -215,7 +216,7 @@ def chain(name: str, options: Options) -> list[Step]:
             "--batch-size", str(schedule.batch_size), "--routes", str(schedule.routes),
             "--optimizer", "sgd", "--lr", f"{lr:g}", "--gate-lr", f"{schedule.gate_lr:g}",
             "--schedule", "cosine", "--entropy", f"{schedule.entropy:g}", "--bn-images", "4000",
-            "--eval-every", str(eval_every), "--eval-images", "1000", *taught,
+            "--eval-every", str(eval_every), "--eval-images", "1000", *teachers,
         )  # fmt: skip
         place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
         return Step("hybrid_reinforce", flags, place, length, eval_every)

@@ -2,8 +2,8 @@
 
 Net2DeeperNet: Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016
 (arXiv 1511.05641), section 2.3. In a residual network it needs no identity layers: a new block whose last
-batch norm has a zero weight is its shortcut, and what enters it is not negative, so that its ReLU changes
-nothing.
+batch norm has zero weight and bias is its shortcut, and what enters it is not negative, so that its ReLU
+changes nothing.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ def grow(small: ResNet, net: ResNet) -> None:
         ValueError: they differ in more than the number of blocks, or a stage would lose some.
     """
     old, new = small.architecture.blocks, net.architecture.blocks
-    alike = dataclasses.replace(small.architecture, blocks=new) == net.architecture
+    alike = (small.num_classes, small.shortcut) == (net.num_classes, net.shortcut)
+    alike = alike and dataclasses.replace(small.architecture, blocks=new) == net.architecture
     if not alike or any(count > more for count, more in zip(old, new, strict=True)):
-        raise ValueError(f"a ResNet-{small.depth} cannot grow to a ResNet-{net.depth}")
+        raise ValueError(
+            f"a ResNet-{small.depth} cannot grow to a ResNet-{net.depth}: expected the same classes, "
+            "shortcut and channels, and no fewer blocks in any stage; start from a shallower one"
+        )
     net.stem.load_state_dict(small.stem.state_dict())
     net.fc.load_state_dict(small.fc.state_dict())
     for block in net.blocks:
         nn.init.zeros_(block.last_norm.weight)
+        nn.init.zeros_(block.last_norm.bias)
     begin = start = 0
     for count, more in zip(old, new, strict=True):
         for position in range(count):

@@ -27,6 +27,7 @@ from skipnet_rl.errors import WeightsError
 PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
 OF_A_PLACE = {"data_dir": 1, "device": 1, "resume": 0, "no_resume": 0, "debug": 0, "no_debug": 0}  # values
+LISTS = {"teacher", "teacher_depth"}  # flags that had one value, or null, in older runs
 NOT_COMPARED = {"resume", "run_dir", "data_dir", "device", "download", "debug"}  # free to change on --resume
 
 
@@ -182,12 +183,22 @@ def as_stored(args: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(args), default=str))  # paths as text, tuples as lists
 
 
+def as_now(stored: dict[str, Any]) -> dict[str, Any]:
+    """What args.json of an older run has, in today's form: a flag that takes several values is a list."""
+
+    def several(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [] if value is None else [value]
+
+    return {key: several(value) if key in LISTS else value for key, value in stored.items()}
+
+
 def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Whether a run's stored arguments are those given now, where that shapes the result.
 
     Raises:
         ValueError: the first that differs, with both values.
     """
+    before = as_now(before)
     for name in sorted(set(before) & set(now) - NOT_COMPARED):
         if before[name] != now[name]:
             raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from skipnet_rl.growth import grow
-from skipnet_rl.resnet import SHORTCUTS, Architecture, ResNet
+from skipnet_rl.resnet import SHORTCUTS, Architecture, Bottleneck, ResNet
 
 
 def trained(net: ResNet) -> ResNet:
@@ -24,8 +24,6 @@ def trained(net: ResNet) -> ResNet:
 def test_a_grown_network_predicts_the_same(depth, deeper, shortcut, training):
     torch.manual_seed(0)
     small, net = trained(ResNet(depth, 5, shortcut)), trained(ResNet(deeper, 5, shortcut))
-    for block in net.blocks:
-        torch.nn.init.zeros_(block.last_norm.bias)  # that of a new network
     grow(small, net)
     images = torch.randn(4, 3, 32, 32)
     assert torch.equal(small.train(training)(images), net.train(training)(images))
@@ -41,11 +39,29 @@ def test_new_blocks_lie_between_the_old_ones_and_learn():
     assert all(block.last_norm.weight.grad.any() for block in net.blocks)
 
 
+def test_bottlenecks_grow_too():
+    """As a ResNet-50 would to a ResNet-101: stages grow by different numbers, some not at all."""
+    torch.manual_seed(0)
+    plan = Architecture(64, (8, 16, 16, 32), (1, 2, 2, 1), Bottleneck, large_stem=True)
+    small, net = trained(ResNet(plan, 5)), ResNet(dataclasses.replace(plan, blocks=(1, 2, 7, 1)), 5)
+    grow(small, net)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(small.eval()(images), net.eval()(images))
+
+
 @pytest.mark.parametrize(
     "other",
-    [14, 34, dataclasses.replace(Architecture.of_depth(26), channels=(8, 16, 32))],
-    ids=["shallower", "of ImageNet", "narrower"],
+    [
+        ResNet(14),
+        ResNet(34),
+        ResNet(dataclasses.replace(Architecture.of_depth(26), channels=(8, 16, 32))),
+        ResNet(26, 100),
+        ResNet(26, shortcut="pad"),
+    ],
+    ids=["shallower", "of ImageNet", "narrower", "of other classes", "of another shortcut"],
 )
 def test_what_cannot_grow(other):
+    before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(ValueError, match="a ResNet-20 cannot grow to a ResNet-"):
-        grow(ResNet(20), ResNet(other))
+        grow(ResNet(20), other)
+    assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())

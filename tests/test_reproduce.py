@@ -390,7 +390,7 @@ def test_commands_are_told_without_what_a_machine_has(folders):
         assert ship.lineage(ran).commands == ["python -m agents.pretrain --depth 20 --run-dir runs/a"]
 
 
-def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folders):
+def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folders, tmp_path):
     """Once, also where the network began with it."""
     run, other = (FinishedRun.read(finished / f"resnet20-{seed}" / "backbone") for seed in (0, 1))
     taught = dataclasses.replace(
@@ -399,6 +399,10 @@ def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folde
     found = ship.lineage(taught)
     assert found.seconds == run.result["wall_time_s"] + other.result["wall_time_s"]
     assert len(found.commands) == 2
+    older = tmp_path / "older"
+    shutil.copytree(run.folder, older)
+    (older / "args.json").write_text(json.dumps({**taught.args, "teacher": taught.args["teacher"][0]}))
+    assert ship.lineage(FinishedRun.read(older)) == found  # it had one teacher at most
     distilled = FinishedRun.read(folders[3])  # its teacher is the network that it began with
     chain = [run, *(FinishedRun.read(folders[number]) for number in (1, 4, 3))]
     expected = sum(each.result["wall_time_s"] for each in chain)

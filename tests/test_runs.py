@@ -9,7 +9,7 @@ import torch
 
 from skipnet_rl import checkpoint
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.runs import Run, commit, run_folder, versions
+from skipnet_rl.runs import Run, as_now, check_same, commit, run_folder, versions
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,20 @@ def test_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match="holds a run; pass --resume to go on, or another --run-dir"):
         Run(tmp_path, Resumable())
     assert json.loads((tmp_path / "args.json").read_text())["alpha"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"teacher": None, "teacher_depth": None}, {"teacher": [], "teacher_depth": []}),
+        ({"teacher": "auto", "teacher_depth": 38}, {"teacher": ["auto"], "teacher_depth": [38]}),
+    ],
+)
+def test_older_runs_had_one_teacher_or_none(before, now):
+    assert as_now(before) == as_now(now) == now
+    check_same(before, now)
+    with pytest.raises(ValueError, match="--resume with teacher"):
+        check_same(before, {**now, "teacher": ["other"]})
 
 
 def test_nothing_to_resume(tmp_path):
