@@ -28,6 +28,7 @@ PAIRS = (
     ("resnet110-cifar10-hrl-0.4-ensemble", "resnet110-cifar10-distilled"),
     ("resnet110-cifar10-hrl-0.4-ensemble", "resnet110-cifar10-hrl-0.4-taught"),
     ("resnet110-cifar10-hrl-0.4-ensemble", "resnet38-cifar10-distilled"),
+    ("resnet110-cifar10-hrl-0.4-taught", "resnet110-cifar10-hrl-0.4-distilled"),
     ("resnet110-cifar10-hrl-0.4-taught", "resnet110-cifar10-hrl-0.4-fixed"),
     ("resnet110-cifar10-hrl-0.8-ensemble", "resnet110-cifar10"),
     ("resnet110-cifar10-hrl-0.8-ensemble", "resnet110-cifar10-distilled"),
