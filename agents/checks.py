@@ -22,10 +22,8 @@ def check_numbers(args: Any) -> None:
     """Raise a ValueError for the first number of a dataclass of flags that makes no sense."""
     for name, given in vars(args).items():
         for value in given if isinstance(given, tuple) else (given,):
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                expected = _expected(name, value)
-                if expected:
-                    raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
+            if expected := _expected(name, value):
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
 
 
 def check_routes(batch_size: int, routes: int, baseline: str) -> None:
@@ -36,7 +34,9 @@ def check_routes(batch_size: int, routes: int, baseline: str) -> None:
         raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
 
 
-def _expected(name: str, value: float) -> str | None:
+def _expected(name: str, value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
     if not math.isfinite(value):
         return "a finite number"
     if name in POSITIVE and value <= 0:

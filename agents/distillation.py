@@ -93,16 +93,17 @@ def depths_of(teachers: Sequence[str], depths: Sequence[int], student: int) -> l
 
 
 def load_teachers(
-    weights: Sequence[str],
+    teachers: Sequence[str],
     depths: Sequence[int],
+    student: int,
     num_classes: int,
     dataset: str,
     shortcut: str,
     device: torch.device,
 ) -> list[ResNet]:
-    """The teachers, see `build_backbone`; an untrained one is a WeightsError."""
+    """The teachers, see `depths_of` and `build_backbone`; an untrained one is a WeightsError."""
     nets = []
-    for name, depth in zip(weights, depths, strict=True):
+    for name, depth in zip(teachers, depths_of(teachers, depths, student), strict=True):
         if name == "auto" and find_shipped(depth, dataset, shortcut) is None:
             raise WeightsError(f"no ResNet-{depth} on {dataset} is shipped to teach; name a file: --teacher")
         nets.append(build_backbone(depth, num_classes, dataset, shortcut, name).to(device))

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from agents.checks import check_routes
 from agents.cli import main_with_named_errors
-from agents.distillation import Teacher, check_teachers, depths_of, distilled, load_teachers
+from agents.distillation import Teacher, check_teachers, distilled, load_teachers
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS
 from agents.setting import CommonArgs, Setting
@@ -295,8 +295,9 @@ def train(args: Args) -> dict[str, Any]:
     setting = Setting.of(args)
     classes = len(setting.train.classes)
     named = (args.teacher or (args.weights,)) if args.distillation else ()
-    depths = depths_of(named, args.teacher_depth, args.depth)
-    teachers = load_teachers(named, depths, classes, setting.dataset, args.shortcut, setting.device)
+    teachers = load_teachers(
+        named, args.teacher_depth, args.depth, classes, setting.dataset, args.shortcut, setting.device
+    )
     learner = Learner(args, setting.mdp().net, setting.device, teachers)
     if args.gate_weights:
         start_gate(learner.gate, setting, args)

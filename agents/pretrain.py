@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from agents.checks import check_numbers
 from agents.cli import main_with_named_errors
-from agents.distillation import Teacher, check_teachers, depths_of, distilled, load_teachers
+from agents.distillation import Teacher, check_teachers, distilled, load_teachers
 from agents.loop import progress_bar
 from agents.optimizers import sgd
 from agents.watch import check_finite, check_loss
@@ -179,8 +179,9 @@ def train(args: Args) -> dict[str, Any]:
         for block in net.blocks:
             torch.nn.init.zeros_(block.last_norm.weight)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    depths = depths_of(args.teacher, args.teacher_depth, args.depth)
-    teachers = load_teachers(args.teacher, depths, len(data.classes), dataset, args.shortcut, device)
+    teachers = load_teachers(
+        args.teacher, args.teacher_depth, args.depth, len(data.classes), dataset, args.shortcut, device
+    )
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
     wall_time = run_steps(net, teachers, run, data, val, args)

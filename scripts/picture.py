@@ -26,8 +26,10 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
 }
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # of networks that skip
-MARKERS = {"rnn": "o", "ff1": "v", "ff2": "^", FIXED: "X"}
-GATES = {"rnn": "RNNGate", "ff1": "FFGate-I", "ff2": "FFGate-II", FIXED: "one route for all images"}
+GATES = {  # name and marker
+    "rnn": ("RNNGate", "o"), "ff1": ("FFGate-I", "v"), "ff2": ("FFGate-II", "^"),
+    FIXED: ("one route for all images", "X"),
+}  # fmt: skip
 TUNED_ON = ("-taught", "-ensemble", "-fixed")  # ends of names of networks tuned on from rows of the table
 
 
@@ -66,8 +68,9 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
     figure, axes = plain_axes(8.5, 4.4)
     style = {"capsize": 2, "lw": 1, "elinewidth": 0.6}
     for kind, points in series.items():
-        colour = "0.3" if kind.depth is None else COLOURS.get(kind.depth, "black")
-        marker = "s:" if kind.depth is None else MARKERS[kind.gate or "rnn"]
+        colour, marker = "0.3", "s:"
+        if kind.gate:
+            colour, (_, marker) = COLOURS.get(kind.depth, "black"), GATES[kind.gate]
         axes.errorbar(*zip(*sorted(points), strict=True), fmt=marker, color=colour,
                       mfc=colour if kind.taught else "white", **style)  # fmt: skip
     if pair:
@@ -132,8 +135,10 @@ def _legend(kinds: Mapping[Kind, Any], pair: Mapping[str, Any] | None) -> Iterat
     yield line("plain networks, ours", "s", style=":")
     for depth in sorted({kind.depth for kind in kinds if kind.depth is not None}):
         yield line(f"ResNet-{depth} with gates, ours", "o", COLOURS.get(depth, "black"))
-    for gate in (gate for gate in GATES if any(kind.gate == gate for kind in kinds)):
-        yield line(GATES[gate], MARKERS[gate])
+    drawn = {kind.gate for kind in kinds}
+    for gate, (name, marker) in GATES.items():
+        if gate in drawn:
+            yield line(name, marker)
     yield line("hollow: trained without a teacher", "o", filled=False)
     if pair:
         yield line(

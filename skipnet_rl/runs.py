@@ -185,11 +185,8 @@ def as_stored(args: Any) -> dict[str, Any]:
 
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:
     """What args.json of an older run has, in today's form: a flag that takes several values is a list."""
-
-    def several(value: Any) -> list[Any]:
-        return value if isinstance(value, list) else [] if value is None else [value]
-
-    return {key: several(value) if key in LISTS else value for key, value in stored.items()}
+    older = {key: stored[key] for key in LISTS & stored.keys() if not isinstance(stored[key], list)}
+    return {**stored, **{key: [] if value is None else [value] for key, value in older.items()}}
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
