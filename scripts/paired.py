@@ -8,7 +8,7 @@ wrong, for both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,22 +82,33 @@ def main(options: Options) -> dict[str, Any]:
     names = list(dict.fromkeys(name for pair in options.pairs for name in pair))
     if not names:
         raise ValueError("no pairs given; name two networks")
-    asked = Args(tuple(map(Path, names)), split="test", data_dir=options.data_dir)
-    subjects = {name: restore(path, asked) for name, path in zip(names, asked.paths, strict=True)}
-    datasets = {name: subject.about["dataset"] for name, subject in subjects.items()}
-    if len(set(datasets.values())) > 1:
-        raise ValueError(f"networks of different data sets: {datasets}")
+    subjects, dataset = of_one_data_set(names, options.data_dir)
     device, rows = pick_device(options.device), {}
     for name, subject in progress_bar(subjects.items(), desc="paired", unit="network"):
         subject = subject.on(device)
         rows[name] = evaluate(subject.mdp, subject.policy, subject.images)
     found = {
-        "dataset": datasets[names[0]], "n_images": len(rows[names[0]].correct),
+        "dataset": dataset, "n_images": len(rows[names[0]].correct),
         "precision": "fp32",
         "networks": {name: about(subjects[name], row) for name, row in rows.items()},
         "pairs": [difference(rows, *pair) for pair in options.pairs],
     }  # fmt: skip
     return publish("scripts.paired", options.out / FILE, found, table(found))
+
+
+def of_one_data_set(names: Sequence[str], data_dir: Path | None) -> tuple[dict[str, Subject], str]:
+    """Shipped networks by name, or run folders, with their test images; and the data set's name.
+
+    Raises:
+        ValueError: networks of different data sets.
+        FileNotFoundError, WeightsError: there is no such network.
+    """
+    asked = Args(tuple(map(Path, names)), split="test", data_dir=data_dir)
+    subjects = {name: restore(path, asked) for name, path in zip(names, asked.paths, strict=True)}
+    datasets = {name: subject.about["dataset"] for name, subject in subjects.items()}
+    if len(set(datasets.values())) > 1:
+        raise ValueError(f"networks of different data sets: {datasets}")
+    return subjects, datasets[names[0]]
 
 
 def about(subject: Subject, row: Evaluation) -> dict[str, float]:

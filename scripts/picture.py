@@ -26,6 +26,7 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
 }
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # of networks that skip
+CASCADE = "tab:purple"
 GATES = {  # name and marker
     "rnn": ("RNNGate", "o"), "ff1": ("FFGate-I", "v"), "ff2": ("FFGate-II", "^"),
     FIXED: ("one route for all images", "X"),
@@ -55,12 +56,12 @@ def mega_flops(depth: int) -> float:
     return 2e-6 * network_macs(ResNet(depth)).total
 
 
-def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None) -> Figure:
-    """Accuracy against FLOPs per image, a series for each `Kind`.
+def picture(rows: Sequence[Mapping[str, Any]], cascades: Sequence[Mapping[str, Any]] = ()) -> Figure:
+    """Accuracy against FLOPs per image, a series for each `Kind` and each cascade.
 
     Args:
         rows: of results.json.
-        pair: a cascade of two networks, what `scripts.cascade` wrote.
+        cascades: of cascade.json.
     """
     series: dict[Kind, list[Point]] = defaultdict(list)
     for kind, point in (*points_of_rows(rows), *points_of_shipped()):
@@ -73,12 +74,13 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
             colour, (_, marker) = COLOURS.get(kind.depth, "black"), GATES[kind.gate]
         axes.errorbar(*zip(*sorted(points), strict=True), fmt=marker, color=colour,
                       mfc=colour if kind.taught else "white", **style)  # fmt: skip
-    if pair:
+    for each in cascades:
         points = [
             Point(row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"])
-            for row in pair["rows"]
+            for row in each["rows"]
         ]
-        axes.errorbar(*zip(*sorted(points), strict=True), fmt="P--", color="tab:purple", **style)
+        face = CASCADE if begins_with_gates(each) else "white"
+        axes.errorbar(*zip(*points, strict=True), fmt="P--", color=CASCADE, mfc=face, **style)
     for name, (accuracy, depth, share) in PUBLISHED.items():
         point = (share * mega_flops(depth), 100 * accuracy)
         axes.plot(*point, "D", mfc="none", color="black")
@@ -89,7 +91,7 @@ def picture(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = 
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
     axes.set(xlabel="MFLOPs per image (2 × MACs, gates included)", ylabel="CIFAR-10 test accuracy (%)")
-    handles = list(_legend(series, pair))
+    handles = list(_legend(series, cascades))
     figure.legend(handles=handles, frameon=False, loc="outside right upper", fontsize=8)
     return figure
 
@@ -124,7 +126,12 @@ def points_of_shipped() -> Iterator[tuple[Kind, Point]]:
         yield kind, Point(flops, 100 * entry["test_accuracy"], 100 * half)
 
 
-def _legend(kinds: Mapping[Kind, Any], pair: Mapping[str, Any] | None) -> Iterator[Line2D]:
+def begins_with_gates(each: Mapping[str, Any]) -> bool:
+    """Whether the first network of a cascade is a shipped one with gates."""
+    return any(entry["name"] == each["first"] and "gate" in entry for entry in index())
+
+
+def _legend(kinds: Mapping[Kind, Any], cascades: Sequence[Mapping[str, Any]]) -> Iterator[Line2D]:
     """What colours and markers mean."""
 
     def line(label: str, marker: str, colour: str = "0.3", filled: bool = True, style: str = "") -> Line2D:
@@ -140,7 +147,6 @@ def _legend(kinds: Mapping[Kind, Any], pair: Mapping[str, Any] | None) -> Iterat
         if gate in drawn:
             yield line(name, marker)
     yield line("hollow: trained without a teacher", "o", filled=False)
-    if pair:
-        yield line(
-            "cascade of ResNet-{} and -{}, ours".format(*pair["depths"]), "P", "tab:purple", style="--"
-        )
+    for gated in sorted({begins_with_gates(each) for each in cascades}):
+        label = "cascade from a network with gates, ours" if gated else "cascade of plain networks, ours"
+        yield line(label, "P", CASCADE, filled=gated, style="--")

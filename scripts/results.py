@@ -168,17 +168,17 @@ def read(out: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
-def read_cascade(out: Path) -> dict[str, Any] | None:
+def read_cascades(out: Path) -> list[dict[str, Any]]:
     """What `scripts.cascade` found, if it was run; of another data set than the rows it is a ValueError."""
     path = out / cascade.FILE
     if not path.is_file():
-        return None
+        return []
     found = json.loads(path.read_text())
     if found["dataset"] != "cifar10":
         raise ValueError(
             f"{path} is of {found['dataset']}, the rows beside it of cifar10; take another --out"
         )
-    return found
+    return found["cascades"]
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -209,7 +209,7 @@ def draw(out: Path) -> None:
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
     (out / "results.md").write_text(table(rows))
-    plots.save_figure(picture(rows, read_cascade(out)), out / "results.png")
+    plots.save_figure(picture(rows, read_cascades(out)), out / "results.png")
     print(f"wrote {out}/results.md and results.png")
 
 

@@ -46,6 +46,7 @@ class Evaluation:
         routes: [M, N] bool, True where the block was executed.
         predictions: [M] int64.
         correct: [M] bool.
+        confidence: [M] the largest class probability.
         loss: [M] cross-entropy.
         returns: [M] episode returns.
         compute_flops: [M] FLOPs over those of the plain network, gates included.
@@ -55,6 +56,7 @@ class Evaluation:
     routes: Tensor
     predictions: Tensor
     correct: Tensor
+    confidence: Tensor
     loss: Tensor
     returns: Tensor
     compute_flops: Tensor
@@ -148,10 +150,13 @@ def evaluate(
             with autocast(precision, batch.device):
                 episode = rollout(mdp, policy, batch, labels, mode, generator, routes=given)
             taken = episode.actions > 0.5
-            parts.append((taken, episode.predictions, episode.correct, episode.loss, episode.returns))
-    taken, predictions, correct, loss, returns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+            confidence = episode.logits.softmax(dim=1).amax(dim=1)
+            parts.append(
+                (taken, episode.predictions, episode.correct, confidence, episode.loss, episode.returns)
+            )
+    taken, *per_image = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     compute = macs.of_routes(taken, gates) / macs.total
-    return Evaluation(taken, predictions, correct, loss, returns, compute, gates / macs.total)
+    return Evaluation(taken, *per_image, compute, gates / macs.total)
 
 
 def most_frequent(routes: Tensor) -> Tensor:

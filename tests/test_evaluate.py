@@ -21,6 +21,7 @@ def test_summary_by_hand():
         routes=torch.tensor([[0, 0], [0, 1], [0, 1], [1, 1]]).bool(),
         predictions=torch.tensor([1, 2, 3, 4]),
         correct=torch.tensor([True, True, False, True]),
+        confidence=torch.tensor([0.6, 0.4, 0.5, 0.6]),
         loss=torch.tensor([0.5, 1.0, 2.0, 0.5]),
         returns=torch.tensor([0.0, -1.0, -2.0, 1.0]),
         compute_flops=torch.tensor([0.25, 0.5, 0.5, 1.0]).double(),
@@ -55,6 +56,8 @@ def test_every_image_once_in_order(tiny_net, tiny_images):
     assert torch.equal(result.correct, logits.argmax(1) == tiny_images.labels)
     loss = torch.nn.functional.cross_entropy(logits, tiny_images.labels, reduction="none")
     torch.testing.assert_close(result.loss, loss, rtol=1e-4, atol=1e-4)
+    highest = logits.softmax(1).max(1)
+    torch.testing.assert_close(result.confidence, highest.values, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(result.returns, -loss, rtol=1e-4, atol=1e-4)
     assert result.routes.all()
     assert result.compute_flops.tolist() == [1.0] * 12

@@ -312,7 +312,7 @@ def test_difficulty_of_one_route_and_of_one_value():
 def evaluation(*rows):
     routes = torch.from_numpy(record(rows).routes)
     zeros = torch.zeros(len(rows))
-    return Evaluation(routes, zeros.long(), zeros.bool(), zeros, zeros, zeros + 0.5)
+    return Evaluation(routes, zeros.long(), zeros.bool(), zeros, zeros, zeros, zeros + 0.5)
 
 
 @pytest.mark.parametrize("first, last", [("SP", "HRL"), ("random", "PPO"), ("no blocks", "random 50%")])
