@@ -26,7 +26,9 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
 }
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # of networks that skip
-CASCADE = "tab:purple"
+CASCADES = {  # name and marker, by whether the first network has gates
+    False: ("cascade of plain networks, ours", "*"), True: ("cascade from a network with gates, ours", "P"),
+}  # fmt: skip
 GATES = {  # name and marker
     "rnn": ("RNNGate", "o"), "ff1": ("FFGate-I", "v"), "ff2": ("FFGate-II", "^"),
     FIXED: ("one route for all images", "X"),
@@ -79,8 +81,8 @@ def picture(rows: Sequence[Mapping[str, Any]], cascades: Sequence[Mapping[str, A
             Point(row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"])
             for row in each["rows"]
         ]
-        face = CASCADE if begins_with_gates(each) else "white"
-        axes.errorbar(*zip(*points, strict=True), fmt="P--", color=CASCADE, mfc=face, **style)
+        _, marker = CASCADES[begins_with_gates(each)]
+        axes.errorbar(*zip(*points, strict=True), fmt=f"{marker}--", color="tab:purple", **style)
     for name, (accuracy, depth, share) in PUBLISHED.items():
         point = (share * mega_flops(depth), 100 * accuracy)
         axes.plot(*point, "D", mfc="none", color="black")
@@ -148,5 +150,5 @@ def _legend(kinds: Mapping[Kind, Any], cascades: Sequence[Mapping[str, Any]]) ->
             yield line(name, marker)
     yield line("hollow: trained without a teacher", "o", filled=False)
     for gated in sorted({begins_with_gates(each) for each in cascades}):
-        label = "cascade from a network with gates, ours" if gated else "cascade of plain networks, ours"
-        yield line(label, "P", CASCADE, filled=gated, style="--")
+        name, marker = CASCADES[gated]
+        yield line(name, marker, "tab:purple", style="--")
