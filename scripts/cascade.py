@@ -8,13 +8,12 @@ one, whose answer then counts (IDK cascades, Wang et al. 2017, arXiv 1706.00885)
 probability; for each budget its threshold is chosen on the validation images, so that their mean cost is no
 more than the budget, up to ties.
 
-Nothing is learned here. The first network may have gates; a pair without them, which skips no block, is the
+Nothing is learned here. Either network may have gates; a pair without them, which skips no block, is the
 rival of gates that choose by the image.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,11 @@ from agents.cli import main_with_named_errors
 from agents.entries import over_images
 from agents.evaluate import Subject
 from agents.loop import progress_bar
-from scripts.paired import of_one_data_set
+from scripts.paired import of_one_data_set, whole_flops
 from scripts.tables import markdown, points, publish
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.evaluate import evaluate
+from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.precision import pick_device
 from skipnet_rl.statistics import accuracy_difference
 
@@ -43,8 +43,9 @@ PAIRS = (
     ("resnet110-cifar10-hrl-0.8-ensemble", "resnet110-cifar10-distilled"),
 )
 BESIDE = (
-    "resnet38-cifar10", "resnet38-cifar10-hrl-0.5-ensemble",
-    "resnet110-cifar10", "resnet110-cifar10-hrl-0.4-ensemble",
+    "resnet20-cifar10-distilled", "resnet38-cifar10-hrl-0.5-ensemble", "resnet74-cifar10-hrl-1.0",
+    "resnet74-cifar10-hrl-0.5", "resnet38-cifar10", "resnet110-cifar10-hrl-0.4-ensemble",
+    "resnet74-cifar10-distilled", "resnet110-cifar10",
 )  # fmt: skip
 RANDOM = "random deferral"
 
@@ -56,8 +57,8 @@ class Options:
     pairs: tuple[tuple[str, str], ...] = PAIRS
     """names of shipped networks, or run folders, two by two: the one that sees every image, and the one
     behind it"""
-    beside: tuple[str, ...] = BESIDE
-    """other networks to compare them with, those of the second one's depth"""
+    beside: tuple[str, ...] | None = None
+    """other networks to compare them with (default: beside the default pairs, shipped ones; else none)"""
     budgets: tuple[float, ...] = (0.25, 0.36, 0.5)
     """mean FLOPs per image, as shares of the second network's with every block executed; one that a pair
     cannot have is left out"""
@@ -70,6 +71,12 @@ class Options:
     debug: bool = False
     """show the traceback of an error"""
 
+    @property
+    def alone(self) -> list[str]:
+        """Every network, each once: those of the pairs, and those beside them."""
+        beside = self.beside if self.beside is not None else BESIDE if self.pairs == PAIRS else ()
+        return list(dict.fromkeys((*(name for pair in self.pairs for name in pair), *beside)))
+
 
 class Answers(NamedTuple):
     """Of a network on M images: `confidence` [M], `correct` [M] bool, and `flops` [M] spent on each."""
@@ -80,27 +87,22 @@ class Answers(NamedTuple):
 
 
 def answers(subject: Subject, images: Images) -> Answers:
-    """Those of a network on images, both on one device."""
-    played = evaluate(subject.mdp, subject.policy, images)
-    return Answers(played.confidence, played.correct, whole(subject) * played.compute_flops)
-
-
-def whole(subject: Subject) -> float:
-    """FLOPs of the network with every block executed, for one image."""
-    return 2 * subject.mdp.macs.total
+    """What a network answers to images, on its device, brought to its size."""
+    played = evaluate(subject.mdp, subject.policy, images.sized(subject.mdp.net.image_size))
+    return Answers(played.confidence, played.correct, whole_flops(subject) * played.compute_flops)
 
 
 def threshold_for(first: Answers, second: Answers, flops: float) -> float:
     """The confidence up to which these images are deferred for a mean cost of at most `flops`.
 
-    It is infinite where that pays for all of them, and minus infinity where it pays for none.
+    It is 1 where that pays for all of them, and 0 where it pays for none.
     """
     ascending = first.confidence.argsort(stable=True)
     costs = first.flops.mean() + second.flops[ascending].cumsum(0) / len(ascending)
     count = int((costs <= flops * (1 + 1e-9)).sum())  # the sum's rounding is not to cost an image
     if count == len(ascending):
-        return math.inf
-    return first.confidence[ascending[count - 1]].item() if count else -math.inf
+        return 1.0
+    return first.confidence[ascending[count - 1]].item() if count else 0.0
 
 
 def cascade(first: Answers, second: Answers, threshold: float) -> tuple[Tensor, dict[str, float]]:
@@ -137,74 +139,98 @@ def main(options: Options) -> dict[str, Any]:
         ValueError: no pairs, networks of different data sets, or a pair that can have none of the budgets.
         FileNotFoundError, WeightsError: there is no such network.
     """
-    in_pairs = list(dict.fromkeys(name for pair in options.pairs for name in pair))
-    if not in_pairs:
+    if not options.pairs:
         raise ValueError("no pairs given; name two networks")
-    names = list(dict.fromkeys((*in_pairs, *options.beside)))
     device = pick_device(options.device)
-    subjects, dataset = of_one_data_set(names, options.data_dir)
+    subjects, dataset = of_one_data_set(options.alone, options.data_dir)
     subjects = {name: subject.on(device) for name, subject in subjects.items()}
     images = load_images(dataset, "val", options.data_dir).to(device)
     on_val = {
-        name: answers(subjects[name], images)
-        for name in progress_bar(in_pairs, desc="validation images", unit="network")
+        name: answers(subject, images)
+        for name, subject in progress_bar(subjects.items(), desc="validation images", unit="network")
     }
     thresholds = {
-        pair: thresholds_of(pair, on_val, whole(subjects[pair[1]]), options.budgets) for pair in options.pairs
+        pair: thresholds_of(pair, on_val, whole_flops(subjects[pair[1]]), options.budgets)
+        for pair in options.pairs
     }
     on_test = {
         name: answers(subject, subject.images)
         for name, subject in progress_bar(subjects.items(), desc="test images", unit="network")
     }
-    cascades = []
-    for pair, chosen in thresholds.items():
-        full, depth = whole(subjects[pair[1]]), subjects[pair[1]].mdp.net.depth
-        rivals = [name for name in options.beside if subjects[name].mdp.net.depth == depth]
-        rows = [
-            {"budget": budget, **row_of(pair, threshold, on_val, on_test, rivals, full)}
-            for budget, threshold in chosen.items()
-        ]
-        cascades.append({"first": pair[0], "second": pair[1], "rows": rows})
+    cascades = [
+        {
+            "first": pair[0], "second": pair[1], "depths": [subjects[name].mdp.net.depth for name in pair],
+            "gates": not all(isinstance(subjects[name].policy, AlwaysExecute) for name in pair),
+            "rows": rows_of(pair, thresholds, on_val, on_test, whole_flops(subjects[pair[1]])),
+        }
+        for pair in thresholds
+    ]  # fmt: skip
     found = {
-        "dataset": dataset, "n_images": len(on_test[names[0]].correct), "precision": "fp32",
+        "dataset": dataset, "n_images": len(on_test[options.alone[0]].correct), "precision": "fp32",
         "cascades": cascades,
     }  # fmt: skip
     return publish("scripts.cascade", options.out / FILE, found, table(found))
 
 
 def thresholds_of(
-    pair: tuple[str, str], on_val: Mapping[str, Answers], full: float, budgets: Sequence[float]
+    pair: tuple[str, str], on_val: Mapping[str, Answers], whole: float, budgets: Sequence[float]
 ) -> dict[float, float]:
-    """The threshold for each of the budgets, shares of `full` FLOPs, that a pair can have."""
+    """The threshold for each of the budgets, shares of `whole` FLOPs, that a pair can have.
+
+    Raises:
+        ValueError: it can have none.
+    """
     first, second = (on_val[name] for name in pair)
-    least = first.flops.mean().item() / full
-    most = least + second.flops.mean().item() / full
+    least = first.flops.mean().item() / whole
+    most = least + second.flops.mean().item() / whole
     found = {
-        budget: threshold_for(first, second, budget * full)
+        budget: threshold_for(first, second, budget * whole)
         for budget in sorted(budgets)
-        if least <= budget <= most
+        if least <= budget <= most * (1 + 1e-9)
     }
     if not found:
         raise ValueError(f"no budget for {' and '.join(pair)} is between {least:.4f} and {most:.4f}")
     return found
 
 
-def row_of(
-    pair: tuple[str, str], threshold: float, on_val: Mapping[str, Answers], on_test: Mapping[str, Answers],
-    rivals: Sequence[str], full: float,
-) -> dict[str, Any]:  # fmt: skip
-    """A cascade at one threshold: on the test images, and as it was chosen."""
+def rows_of(
+    pair: tuple[str, str], thresholds: Mapping[tuple[str, str], Mapping[float, float]],
+    on_val: Mapping[str, Answers], on_test: Mapping[str, Answers], whole: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A cascade at each of its budgets: on the test images, and on those that its threshold comes from.
+
+    Each is compared with deferral at random, with every network alone, and at the same budget with the
+    other cascades of the same second network, `"from …"`. `single` is the network alone that costs no more
+    and is the most accurate on the validation images.
+    """
     first, second = (on_test[name] for name in pair)
-    correct, row = cascade(first, second, threshold)
-    _, chosen = cascade(*(on_val[name] for name in pair), threshold)
-    over = {RANDOM: at_random(first, second, row["deferred"])}
-    over |= {name: on_test[name].correct for name in (*pair, *rivals)}
-    return {
-        "threshold": threshold if math.isfinite(threshold) else None,
-        "compute_flops": 1e6 * row["mega_flops"] / full, **row,
-        "over": {name: accuracy_difference(correct, rival) for name, rival in over.items()},
-        "val_accuracy": chosen["accuracy"], "val_compute_flops": 1e6 * chosen["mega_flops"] / full,
-    }  # fmt: skip
+    others = [other for other in thresholds if other != pair and other[1] == pair[1]]
+    rows = []
+    for budget, threshold in thresholds[pair].items():
+        correct, row = cascade(first, second, threshold)
+        _, chosen = cascade(*(on_val[name] for name in pair), threshold)
+        over = {RANDOM: at_random(first, second, row["deferred"])}
+        over |= {name: alone.correct for name, alone in on_test.items()}
+        for other in others:
+            if budget in thresholds[other]:
+                rival = (on_test[name] for name in other)
+                over[f"from {other[0]}"] = cascade(*rival, thresholds[other][budget])[0]
+        affordable = [
+            name for name, alone in on_val.items() if 1e-6 * alone.flops.mean().item() <= row["mega_flops"]
+        ]
+        rows.append({
+            "budget": budget, "threshold": threshold, "compute_flops": 1e6 * row["mega_flops"] / whole, **row,
+            "over": {name: accuracy_difference(correct, rival) for name, rival in over.items()},
+            "single": max(affordable, key=lambda name: on_val[name].correct.double().mean().item()),
+            "val_accuracy": chosen["accuracy"], "val_compute_flops": 1e6 * chosen["mega_flops"] / whole,
+        })  # fmt: skip
+    return rows
+
+
+COLUMNS = (
+    "first", "MFLOPs", "FLOPs", "deferred", "validation", "accuracy", "over random deferral",
+    "over the second alone", "over the best alone", "which is",
+)  # fmt: skip
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -213,27 +239,28 @@ def table(found: Mapping[str, Any]) -> str:
     In percent of its FLOPs with every block executed and of the images; differences in points on the same
     images; ± 95 % over the images.
     """
-    tables = []
-    for second in dict.fromkeys(each["second"] for each in found["cascades"]):
-        behind = [each for each in found["cascades"] if each["second"] == second]
-        firsts = {each["first"] for each in behind}
-        rivals = [name for name in behind[0]["rows"][0]["over"] if name not in firsts]
-        columns = ["first", "MFLOPs", "FLOPs", "deferred", "accuracy", *(f"over {name}" for name in rivals)]
-        rows = [cells(each["first"], row, rivals) for each in behind for row in each["rows"]]
-        tables.append(markdown(columns, rows))
-    return "\n".join(tables)
+    seconds = dict.fromkeys(each["second"] for each in found["cascades"])
+    return "\n".join(
+        markdown(COLUMNS, [
+            cells(each, row)
+            for each in found["cascades"] if each["second"] == second
+            for row in each["rows"]
+        ])
+        for second in seconds
+    )  # fmt: skip
 
 
-def cells(first: str, row: Mapping[str, Any], rivals: Sequence[str]) -> list[str]:
-    """A row as the table's text."""
-    differences = (row["over"][name] for name in rivals)
+def cells(each: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """A row of a cascade as the table's text."""
+    over = [row["over"][name] for name in (RANDOM, each["second"], row["single"])]
     return [
-        first,
+        each["first"],
         f"{row['mega_flops']:.1f}",
-        f"{100 * row['compute_flops']:.1f}",
-        f"{100 * row['deferred']:.1f}",
+        *(f"{100 * row[key]:.1f}" for key in ("compute_flops", "deferred")),
+        f"{100 * row['val_accuracy']:.2f}",
         points(row["accuracy"], row["accuracy_ci95"]),
-        *(points(each["accuracy"], each["ci95"], "+") for each in differences),
+        *(points(difference["accuracy"], difference["ci95"], "+") for difference in over),
+        row["single"],
     ]
 
 

@@ -111,9 +111,14 @@ def of_one_data_set(names: Sequence[str], data_dir: Path | None) -> tuple[dict[s
     return subjects, datasets[names[0]]
 
 
+def whole_flops(subject: Subject) -> float:
+    """FLOPs of its network with every block executed, for one image."""
+    return 2 * subject.mdp.macs.total
+
+
 def about(subject: Subject, row: Evaluation) -> dict[str, float]:
     """Accuracy and mean cost of a network."""
-    flops = 2 * subject.mdp.macs.total * row.compute_flops.mean().item()
+    flops = whole_flops(subject) * row.compute_flops.mean().item()
     return {"accuracy": row.accuracy, "accuracy_ci95": row.accuracy_ci95, "mega_flops": 1e-6 * flops}
 
 

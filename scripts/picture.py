@@ -26,9 +26,8 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
 }
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # of networks that skip
-CASCADES = {  # name and marker, by whether the first network has gates
-    False: ("cascade of plain networks, ours", "*"), True: ("cascade from a network with gates, ours", "P"),
-}  # fmt: skip
+BEHIND = {38: "tab:pink", 110: "tab:purple"}  # of cascades, by the depth of the second network
+CASCADES = {False: ("cascade of plain networks", "*"), True: ("cascade from a network with gates", "P")}
 GATES = {  # name and marker
     "rnn": ("RNNGate", "o"), "ff1": ("FFGate-I", "v"), "ff2": ("FFGate-II", "^"),
     FIXED: ("one route for all images", "X"),
@@ -81,8 +80,10 @@ def picture(rows: Sequence[Mapping[str, Any]], cascades: Sequence[Mapping[str, A
             Point(row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"])
             for row in each["rows"]
         ]
-        _, marker = CASCADES[begins_with_gates(each)]
-        axes.errorbar(*zip(*points, strict=True), fmt=f"{marker}--", color="tab:purple", **style)
+        colour = BEHIND.get(each["depths"][1], "black")
+        axes.errorbar(
+            *zip(*points, strict=True), fmt=CASCADES[each["gates"]][1] + "--", color=colour, **style
+        )
     for name, (accuracy, depth, share) in PUBLISHED.items():
         point = (share * mega_flops(depth), 100 * accuracy)
         axes.plot(*point, "D", mfc="none", color="black")
@@ -128,11 +129,6 @@ def points_of_shipped() -> Iterator[tuple[Kind, Point]]:
         yield kind, Point(flops, 100 * entry["test_accuracy"], 100 * half)
 
 
-def begins_with_gates(each: Mapping[str, Any]) -> bool:
-    """Whether the first network of a cascade is a shipped one with gates."""
-    return any(entry["name"] == each["first"] and "gate" in entry for entry in index())
-
-
 def _legend(kinds: Mapping[Kind, Any], cascades: Sequence[Mapping[str, Any]]) -> Iterator[Line2D]:
     """What colours and markers mean."""
 
@@ -149,6 +145,7 @@ def _legend(kinds: Mapping[Kind, Any], cascades: Sequence[Mapping[str, Any]]) ->
         if gate in drawn:
             yield line(name, marker)
     yield line("hollow: trained without a teacher", "o", filled=False)
-    for gated in sorted({begins_with_gates(each) for each in cascades}):
-        name, marker = CASCADES[gated]
-        yield line(name, marker, "tab:purple", style="--")
+    for depth in sorted({each["depths"][1] for each in cascades}):
+        yield line(f"cascade, then ResNet-{depth}, ours", "", BEHIND.get(depth, "black"), style="--")
+    for gated in sorted({each["gates"] for each in cascades}):
+        yield line(*CASCADES[gated])

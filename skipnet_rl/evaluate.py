@@ -46,7 +46,7 @@ class Evaluation:
         routes: [M, N] bool, True where the block was executed.
         predictions: [M] int64.
         correct: [M] bool.
-        confidence: [M] the largest class probability.
+        confidence: [M] float32, the largest class probability (of the softmax).
         loss: [M] cross-entropy.
         returns: [M] episode returns.
         compute_flops: [M] FLOPs over those of the plain network, gates included.
@@ -149,14 +149,14 @@ def evaluate(
             given = None if routes is None else routes.to(batch.device).split(batch_size)[number].bool()
             with autocast(precision, batch.device):
                 episode = rollout(mdp, policy, batch, labels, mode, generator, routes=given)
-            taken = episode.actions > 0.5
-            confidence = episode.logits.softmax(dim=1).amax(dim=1)
-            parts.append(
-                (taken, episode.predictions, episode.correct, confidence, episode.loss, episode.returns)
-            )
-    taken, *per_image = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    compute = macs.of_routes(taken, gates) / macs.total
-    return Evaluation(taken, *per_image, compute, gates / macs.total)
+            parts.append({
+                "routes": episode.actions > 0.5, "predictions": episode.predictions,
+                "correct": episode.correct, "confidence": episode.logits.softmax(dim=1).amax(dim=1),
+                "loss": episode.loss, "returns": episode.returns,
+            })  # fmt: skip
+    found = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
+    compute = macs.of_routes(found["routes"], gates) / macs.total
+    return Evaluation(**found, compute_flops=compute, policy_flops=gates / macs.total)
 
 
 def most_frequent(routes: Tensor) -> Tensor:

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from agents import evaluate as agents_evaluate
+from agents.evaluate import Subject
 from scripts import cascade, results
 from scripts.cascade import Answers, threshold_for
 from skipnet_rl.data import load_images
+from skipnet_rl.data.imageset import ImageSet
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.weights import build_backbone, weights_path
 
 SMALL, LARGE, GATED = (
@@ -32,7 +35,7 @@ def few_images(monkeypatch):
 
 
 def options(out: Path, *pairs, **given):
-    return cascade.Options(pairs=pairs or ((SMALL, LARGE),), **{"beside": (), **given}, out=out)
+    return cascade.Options(pairs=pairs or ((SMALL, LARGE),), **given, out=out)
 
 
 def answers(confidence, correct, flops=None):
@@ -55,7 +58,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize(
     ("flops", "threshold", "deferred"),
-    [(1e6, -math.inf, 0), (1.49e6, -math.inf, 0), (1.5e6, 0.5, 1), (2e6, 0.6, 3), (3e6, math.inf, 4)],
+    [(1e6, 0, 0), (1.49e6, 0, 0), (1.5e6, 0.5, 1), (2e6, 0.6, 3), (3e6, 1, 4)],
 )
 def test_a_threshold_defers_what_is_paid_for_and_what_ties_with_it(flops, threshold, deferred):
     confidence = [0.9, 0.5, 0.6, 0.6]
@@ -77,31 +80,36 @@ def test_the_threshold_is_the_validation_images(few_images, tmp_path, monkeypatc
         cascade, "answers", lambda subject, images: known[images.split, subject.mdp.net.depth]
     )
     found = cascade.main(options(tmp_path, budgets=(COST + 0.5,)))
-    assert found["cascades"][0]["first"] == SMALL and found["cascades"][0]["second"] == LARGE
-    (row,) = found["cascades"][0]["rows"]
+    (pair,) = found["cascades"]
+    assert (pair["first"], pair["second"]) == (SMALL, LARGE)
+    assert pair["depths"] == [20, 110] and pair["gates"] is False
+    (row,) = pair["rows"]
     assert row["threshold"] == pytest.approx(0.4)
     assert row["val_compute_flops"] == pytest.approx(COST + 0.5) and row["val_accuracy"] == 1
     assert row["deferred"] == 0.75 and row["compute_flops"] == pytest.approx(COST + 0.75)
     assert row["accuracy"] == 0.75 and row["random_accuracy"] == pytest.approx(0.25 * 0.25 + 0.75)
     assert row["mega_flops"] == pytest.approx(row["compute_flops"] * results.mega_flops(110))
     at_random, first, second = row["over"].values()
-    assert list(row["over"])[0] == "random deferral"
+    assert list(row["over"]) == ["random deferral", SMALL, LARGE]
     assert at_random["accuracy"] == pytest.approx(0.75 - 0.8125)
     assert first["accuracy"] == 0.5 and second["accuracy"] == -0.25
     # differences 1, 1, 0, 0 and 0, 0, 0, -1; Student's t of 3 degrees of freedom is 3.1824
     assert first["ci95"] == pytest.approx(3.1824 * math.sqrt(1 / 3) / 2, rel=1e-4)
     assert second["ci95"] == pytest.approx(3.1824 * 0.5 / 2, rel=1e-4)
-    assert f"| {SMALL} | 461.4 | 91.1 | 75.0 | 75.00 ± 42.44 | -6.25 ± " in cascade.table(found)
+    assert row["single"] == SMALL  # the other one alone would cost more
+    text = cascade.table(found)
+    assert f"| {SMALL} | 461.4 | 91.1 | 75.0 | 100.00 | 75.00 ± 42.44 | -6.25 ± " in text
+    assert f"| -25.00 ± 79.56 | +50.00 ± 91.87 | {SMALL} |" in text
 
 
 def test_its_two_ends_are_the_two_networks(few_images, tmp_path):
-    found = cascade.main(options(tmp_path, budgets=(COST + 0.999, COST + 0.001, 0.3)))
+    found = cascade.main(options(tmp_path, budgets=(COST + 1, COST + 0.001, 0.3)))
     first, between, last = found["cascades"][0]["rows"]  # in the order of their cost
     test = load_images("rendered-digits", "test").first(100)
     nets = (build_backbone(depth, 10, "rendered-digits") for depth in (20, 110))
     small, large = (evaluate(RoutingMDP(net), AlwaysExecute(), test).accuracy for net in nets)
-    assert first["deferred"] == 0 and first["accuracy"] == pytest.approx(small)
-    assert last["deferred"] > 0.98 and last["accuracy"] == pytest.approx(large)
+    assert (first["deferred"], first["threshold"]) == (0, 0) and first["accuracy"] == pytest.approx(small)
+    assert (last["deferred"], last["threshold"]) == (1, 1) and last["accuracy"] == pytest.approx(large)
     assert 0 < between["deferred"] < 0.5
     stored = json.loads((tmp_path / cascade.FILE).read_text())
     assert stored["cascades"] == found["cascades"]
@@ -109,22 +117,40 @@ def test_its_two_ends_are_the_two_networks(few_images, tmp_path):
 
 
 def test_a_first_network_with_gates_costs_what_its_routes_cost(few_images, tmp_path):
-    """A budget that a pair cannot have is left out of it; networks of other depths are not compared."""
-    pairs, beside = ((GATED, LARGE), (SMALL, LARGE), (LARGE, SMALL)), (SMALL, GATED)
-    found = cascade.main(options(tmp_path, *pairs, budgets=(0.3, 0.6, 7), beside=beside))
-    (row,), (_, other), (behind,) = (each["rows"] for each in found["cascades"])
+    """A budget that a pair cannot have is left out of it."""
+    pairs = ((GATED, LARGE), (SMALL, LARGE), (LARGE, SMALL))
+    found = cascade.main(options(tmp_path, *pairs, budgets=(0.3, 0.6, 7)))
+    (row,), (cheap, other), (behind,) = (each["rows"] for each in found["cascades"])
+    assert [each["gates"] for each in found["cascades"]] == [True, False, False]
     mdp, gate = restore_checkpoint(weights_path(GATED))
     alone = evaluate(mdp, gate, load_images("rendered-digits", "test").first(100))
     assert row["compute_flops"] == pytest.approx(alone.compute_flops.mean().item() + row["deferred"])
-    assert row["budget"] == 0.6 and 0 < row["deferred"] < 0.3
-    assert list(row["over"]) == ["random deferral", GATED, LARGE]
-    assert list(other["over"]) == ["random deferral", SMALL, LARGE, GATED]
-    assert list(behind["over"]) == ["random deferral", LARGE, SMALL] and behind["budget"] == 7
+    assert row["budget"] == other["budget"] == 0.6 and 0 < row["deferred"] < 0.3
+    every = ["random deferral", GATED, LARGE, SMALL]
+    assert list(cheap["over"]) == list(behind["over"]) == every and behind["budget"] == 7
+    assert list(row["over"]) == [*every, f"from {SMALL}"] and list(other["over"]) == [*every, f"from {GATED}"]
+    there, back = row["over"][f"from {SMALL}"], other["over"][f"from {GATED}"]
+    assert there["accuracy"] == pytest.approx(row["accuracy"] - other["accuracy"]) == -back["accuracy"]
     tables = cascade.table(found).split("\n\n")
-    assert [table.splitlines()[0].split(" | ")[5:] for table in tables] == [
-        ["over random deferral", f"over {LARGE} |"],
-        ["over random deferral", f"over {SMALL} |"],
-    ]
+    firsts = [[line.split(" | ")[0][2:] for line in text.splitlines()[2:]] for text in tables]
+    assert firsts == [[GATED, SMALL, SMALL], [LARGE]]  # a table for each second network
+
+
+def test_images_are_brought_to_the_size_of_the_network():
+    """As the environments do it; a network for images of 32 pixels, and images of 16."""
+    pixels = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8)
+    images = ImageSet("x", "val", pixels, torch.arange(6) % 2, ("a", "b"), (0.5,) * 3, (0.5,) * 3, flip=True)
+    net = ResNet(8, 2).eval()
+    subject = Subject("", {}, RoutingMDP(net), AlwaysExecute(), images, None)
+    expected = evaluate(subject.mdp, subject.policy, images.sized(32))
+    assert torch.equal(cascade.answers(subject, images).confidence, expected.confidence)
+    assert not torch.equal(evaluate(subject.mdp, subject.policy, images).confidence, expected.confidence)
+
+
+def test_only_the_default_pairs_have_others_beside_them():
+    assert set(cascade.BESIDE) < set(cascade.Options().alone)
+    assert options(Path("out")).alone == [SMALL, LARGE]
+    assert options(Path("out"), beside=(GATED, SMALL)).alone == [SMALL, LARGE, GATED]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +172,7 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "read", lambda out: [{"name": "SP", "distillation": 0.0}])
     monkeypatch.setattr(results, "table", lambda rows: "")
     row = {"mega_flops": 60.0, "accuracy": 0.916, "accuracy_ci95": 0.005}
-    firsts = ("resnet14-cifar10-distilled", "resnet110-cifar10-hrl-0.8-ensemble")
-    cascades = [{"first": first, "rows": [row]} for first in firsts]
+    cascades = [{"depths": [14, 38], "gates": gates, "rows": [row]} for gates in (False, True)]
     results.draw(tmp_path)
     for dataset in ("cifar10", "rendered-digits"):
         (tmp_path / cascade.FILE).write_text(json.dumps({"dataset": dataset, "cascades": cascades}))
@@ -158,7 +183,11 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
                 results.draw(tmp_path)
     before, after = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn)
     assert after == [
-        *before, "cascade of plain networks, ours", "cascade from a network with gates, ours",
+        *before, "cascade, then ResNet-38, ours", "cascade of plain networks",
+        "cascade from a network with gates",
     ]  # fmt: skip
     shipped = {"plain networks, ours", "ResNet-38 with gates, ours", "ResNet-110 with gates, ours"}
     assert shipped | {"one route for all images"} < set(before)
+    lines = [[line.get_xydata().tolist() for line in figure.axes[0].lines] for figure in drawn]
+    added = [line for line in lines[1] if line not in lines[0]]
+    assert sum(line == [[60.0, pytest.approx(91.6)]] for line in added) == 2
