@@ -146,6 +146,6 @@ def _legend(kinds: Mapping[Kind, Any], cascades: Sequence[Mapping[str, Any]]) ->
             yield line(name, marker)
     yield line("hollow: trained without a teacher", "o", filled=False)
     for depth in sorted({each["depths"][1] for each in cascades}):
-        yield line(f"cascade, then ResNet-{depth}, ours", "", BEHIND.get(depth, "black"), style="--")
+        yield line(f"cascade, ResNet-{depth} second, ours", "", BEHIND.get(depth, "black"), style="--")
     for gated in sorted({each["gates"] for each in cascades}):
         yield line(*CASCADES[gated])

@@ -183,7 +183,7 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
                 results.draw(tmp_path)
     before, after = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn)
     assert after == [
-        *before, "cascade, then ResNet-38, ours", "cascade of plain networks",
+        *before, "cascade, ResNet-38 second, ours", "cascade of plain networks",
         "cascade from a network with gates",
     ]  # fmt: skip
     shipped = {"plain networks, ours", "ResNet-38 with gates, ours", "ResNet-110 with gates, ours"}
