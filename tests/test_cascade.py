@@ -29,9 +29,9 @@ COST = results.mega_flops(20) / results.mega_flops(110)
 
 @pytest.fixture
 def few_images(monkeypatch):
-    """A hundred images of each split."""
+    """Fifty images of each split."""
     for module in (cascade, agents_evaluate):
-        monkeypatch.setattr(module, "load_images", lambda *given: load_images(*given).first(100))
+        monkeypatch.setattr(module, "load_images", lambda *given: load_images(*given).first(50))
 
 
 def options(out: Path, *pairs, **given):
@@ -105,7 +105,7 @@ def test_the_threshold_is_the_validation_images(few_images, tmp_path, monkeypatc
 def test_its_two_ends_are_the_two_networks(few_images, tmp_path):
     found = cascade.main(options(tmp_path, budgets=(COST + 1, COST + 0.001, 0.3)))
     first, between, last = found["cascades"][0]["rows"]  # in the order of their cost
-    test = load_images("rendered-digits", "test").first(100)
+    test = load_images("rendered-digits", "test").first(50)
     nets = (build_backbone(depth, 10, "rendered-digits") for depth in (20, 110))
     small, large = (evaluate(RoutingMDP(net), AlwaysExecute(), test).accuracy for net in nets)
     assert (first["deferred"], first["threshold"]) == (0, 0) and first["accuracy"] == pytest.approx(small)
@@ -123,7 +123,7 @@ def test_a_first_network_with_gates_costs_what_its_routes_cost(few_images, tmp_p
     (row,), (cheap, other), (behind,) = (each["rows"] for each in found["cascades"])
     assert [each["gates"] for each in found["cascades"]] == [True, False, False]
     mdp, gate = restore_checkpoint(weights_path(GATED))
-    alone = evaluate(mdp, gate, load_images("rendered-digits", "test").first(100))
+    alone = evaluate(mdp, gate, load_images("rendered-digits", "test").first(50))
     assert row["compute_flops"] == pytest.approx(alone.compute_flops.mean().item() + row["deferred"])
     assert row["budget"] == other["budget"] == 0.6 and 0 < row["deferred"] < 0.3
     every = ["random deferral", GATED, LARGE, SMALL]
