@@ -72,7 +72,7 @@ class Options:
     """show the traceback of an error"""
 
     @property
-    def alone(self) -> list[str]:
+    def networks(self) -> list[str]:
         """Every network, each once: those of the pairs, and those beside them."""
         beside = self.beside if self.beside is not None else BESIDE if self.pairs == PAIRS else ()
         return list(dict.fromkeys((*(name for pair in self.pairs for name in pair), *beside)))
@@ -92,10 +92,20 @@ def answers(subject: Subject, images: Images) -> Answers:
     return Answers(played.confidence, played.correct, whole_flops(subject) * played.compute_flops)
 
 
-def threshold_for(first: Answers, second: Answers, flops: float) -> float:
-    """The confidence up to which these images are deferred for a mean cost of at most `flops`.
+def share_right(alone: Answers) -> float:
+    """Accuracy of a network alone."""
+    return alone.correct.double().mean().item()
 
-    It is 1 where that pays for all of them, and 0 where it pays for none.
+
+def threshold_for(first: Answers, second: Answers, flops: float) -> float:
+    """The confidence up to which images are deferred; what ties with the last one paid for is deferred, too.
+
+    Args:
+        first, second: answers on the same M images.
+        flops: mean cost per image, but for ties.
+
+    Returns:
+        1 where all images are paid for, 0 where none is.
     """
     ascending = first.confidence.argsort(stable=True)
     costs = first.flops.mean() + second.flops[ascending].cumsum(0) / len(ascending)
@@ -142,7 +152,7 @@ def main(options: Options) -> dict[str, Any]:
     if not options.pairs:
         raise ValueError("no pairs given; name two networks")
     device = pick_device(options.device)
-    subjects, dataset = of_one_data_set(options.alone, options.data_dir)
+    subjects, dataset = of_one_data_set(options.networks, options.data_dir)
     subjects = {name: subject.on(device) for name, subject in subjects.items()}
     images = load_images(dataset, "val", options.data_dir).to(device)
     on_val = {
@@ -160,13 +170,20 @@ def main(options: Options) -> dict[str, Any]:
     cascades = [
         {
             "first": pair[0], "second": pair[1], "depths": [subjects[name].mdp.net.depth for name in pair],
-            "gates": not all(isinstance(subjects[name].policy, AlwaysExecute) for name in pair),
+            "gates": not isinstance(subjects[pair[0]].policy, AlwaysExecute),  # of the first
             "rows": rows_of(pair, thresholds, on_val, on_test, whole_flops(subjects[pair[1]])),
         }
         for pair in thresholds
     ]  # fmt: skip
     found = {
-        "dataset": dataset, "n_images": len(on_test[options.alone[0]].correct), "precision": "fp32",
+        "dataset": dataset, "n_images": len(on_test[options.networks[0]].correct), "precision": "fp32",
+        "networks": {
+            name: {
+                "mega_flops": 1e-6 * alone.flops.mean().item(), "accuracy": share_right(alone),
+                "val_accuracy": share_right(on_val[name]),
+            }
+            for name, alone in on_test.items()
+        },
         "cascades": cascades,
     }  # fmt: skip
     return publish("scripts.cascade", options.out / FILE, found, table(found))
@@ -189,7 +206,9 @@ def thresholds_of(
         if least <= budget <= most * (1 + 1e-9)
     }
     if not found:
-        raise ValueError(f"no budget for {' and '.join(pair)} is between {least:.4f} and {most:.4f}")
+        raise ValueError(
+            f"{' and '.join(pair)} can have none of the budgets; expected {least:.4f} to {most:.4f}"
+        )
     return found
 
 
@@ -201,7 +220,7 @@ def rows_of(
 
     Each is compared with deferral at random, with every network alone, and at the same budget with the
     other cascades of the same second network, `"from …"`. `single` is the network alone that costs no more
-    and is the most accurate on the validation images.
+    on the test images; of several, the one that is the most accurate on the validation images.
     """
     first, second = (on_test[name] for name in pair)
     others = [other for other in thresholds if other != pair and other[1] == pair[1]]
@@ -216,12 +235,12 @@ def rows_of(
                 rival = (on_test[name] for name in other)
                 over[f"from {other[0]}"] = cascade(*rival, thresholds[other][budget])[0]
         affordable = [
-            name for name, alone in on_val.items() if 1e-6 * alone.flops.mean().item() <= row["mega_flops"]
+            name for name, alone in on_test.items() if 1e-6 * alone.flops.mean().item() <= row["mega_flops"]
         ]
         rows.append({
             "budget": budget, "threshold": threshold, "compute_flops": 1e6 * row["mega_flops"] / whole, **row,
             "over": {name: accuracy_difference(correct, rival) for name, rival in over.items()},
-            "single": max(affordable, key=lambda name: on_val[name].correct.double().mean().item()),
+            "single": max(affordable, key=lambda name: share_right(on_val[name])),
             "val_accuracy": chosen["accuracy"], "val_compute_flops": 1e6 * chosen["mega_flops"] / whole,
         })  # fmt: skip
     return rows

@@ -26,8 +26,8 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
 }
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # of networks that skip
-BEHIND = {38: "tab:pink", 110: "tab:purple"}  # of cascades, by the depth of the second network
-CASCADES = {False: ("cascade of plain networks", "*"), True: ("cascade from a network with gates", "P")}
+FIRST = {14: "*", 38: "P", 110: "d"}  # markers of cascades, by the depth of the first network
+SECOND = {38: "tab:pink", 110: "tab:purple"}  # and their colours, by that of the second one
 GATES = {  # name and marker
     "rnn": ("RNNGate", "o"), "ff1": ("FFGate-I", "v"), "ff2": ("FFGate-II", "^"),
     FIXED: ("one route for all images", "X"),
@@ -80,10 +80,8 @@ def picture(rows: Sequence[Mapping[str, Any]], cascades: Sequence[Mapping[str, A
             Point(row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"])
             for row in each["rows"]
         ]
-        colour = BEHIND.get(each["depths"][1], "black")
-        axes.errorbar(
-            *zip(*points, strict=True), fmt=CASCADES[each["gates"]][1] + "--", color=colour, **style
-        )
+        colour, marker = looks_of(each)
+        axes.errorbar(*zip(*points, strict=True), fmt=f"{marker}--", color=colour, **style)
     for name, (accuracy, depth, share) in PUBLISHED.items():
         point = (share * mega_flops(depth), 100 * accuracy)
         axes.plot(*point, "D", mfc="none", color="black")
@@ -129,6 +127,12 @@ def points_of_shipped() -> Iterator[tuple[Kind, Point]]:
         yield kind, Point(flops, 100 * entry["test_accuracy"], 100 * half)
 
 
+def looks_of(each: Mapping[str, Any]) -> tuple[str, str]:
+    """Colour and marker of a cascade."""
+    first, second = each["depths"]
+    return SECOND.get(second, "black"), FIRST.get(first, ".")
+
+
 def _legend(kinds: Mapping[Kind, Any], cascades: Sequence[Mapping[str, Any]]) -> Iterator[Line2D]:
     """What colours and markers mean."""
 
@@ -145,7 +149,8 @@ def _legend(kinds: Mapping[Kind, Any], cascades: Sequence[Mapping[str, Any]]) ->
         if gate in drawn:
             yield line(name, marker)
     yield line("hollow: trained without a teacher", "o", filled=False)
-    for depth in sorted({each["depths"][1] for each in cascades}):
-        yield line(f"cascade, ResNet-{depth} second, ours", "", BEHIND.get(depth, "black"), style="--")
-    for gated in sorted({each["gates"] for each in cascades}):
-        yield line(*CASCADES[gated])
+    for each in cascades:
+        first, second = each["depths"]
+        colour, marker = looks_of(each)
+        gates = " with gates" if each["gates"] else ""
+        yield line(f"ResNet-{first}{gates}, then ResNet-{second}, ours", marker, colour, style="--")

@@ -46,7 +46,7 @@ class Evaluation:
         routes: [M, N] bool, True where the block was executed.
         predictions: [M] int64.
         correct: [M] bool.
-        confidence: [M] float32, the largest class probability (of the softmax).
+        confidence: [M] float64, the largest class probability (of the softmax).
         loss: [M] cross-entropy.
         returns: [M] episode returns.
         compute_flops: [M] FLOPs over those of the plain network, gates included.
@@ -149,9 +149,10 @@ def evaluate(
             given = None if routes is None else routes.to(batch.device).split(batch_size)[number].bool()
             with autocast(precision, batch.device):
                 episode = rollout(mdp, policy, batch, labels, mode, generator, routes=given)
+            # confidence in float64: in float32 the surest images would all have the same, exactly 1
             parts.append({
                 "routes": episode.actions > 0.5, "predictions": episode.predictions,
-                "correct": episode.correct, "confidence": episode.logits.softmax(dim=1).amax(dim=1),
+                "correct": episode.correct, "confidence": episode.logits.double().softmax(dim=1).amax(dim=1),
                 "loss": episode.loss, "returns": episode.returns,
             })  # fmt: skip
     found = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}

@@ -138,7 +138,7 @@ def test_a_first_network_with_gates_costs_what_its_routes_cost(few_images, tmp_p
 
 def test_images_are_brought_to_the_size_of_the_network():
     """As the environments do it; a network for images of 32 pixels, and images of 16."""
-    pixels = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8)
+    pixels = torch.arange(6 * 3 * 16 * 16).mul(7).remainder(256).view(6, 3, 16, 16).byte()
     images = ImageSet("x", "val", pixels, torch.arange(6) % 2, ("a", "b"), (0.5,) * 3, (0.5,) * 3, flip=True)
     net = ResNet(8, 2).eval()
     subject = Subject("", {}, RoutingMDP(net), AlwaysExecute(), images, None)
@@ -147,17 +147,38 @@ def test_images_are_brought_to_the_size_of_the_network():
     assert not torch.equal(evaluate(subject.mdp, subject.policy, images).confidence, expected.confidence)
 
 
+def test_the_best_alone_is_chosen_on_the_validation_images():
+    """By the test images it would be "b"; "second" alone costs too much."""
+    right = {
+        "val": {"a": [1, 1], "b": [1, 0], "second": [1, 1]},
+        "test": {"a": [0, 0], "b": [1, 1], "second": [1, 1]},
+    }
+    on_val, on_test = (
+        {
+            name: answers([0.4, 0.8], each, [4e6 if name == "second" else 1e6] * 2)
+            for name, each in right[split].items()
+        }
+        for split in ("val", "test")
+    )
+    pair = ("b", "second")
+    (row,) = cascade.rows_of(pair, {pair: {0.75: 0.4}}, on_val, on_test, 4e6)
+    assert row["mega_flops"] == pytest.approx(3) and row["single"] == "a"
+
+
 def test_only_the_default_pairs_have_others_beside_them():
-    assert set(cascade.BESIDE) < set(cascade.Options().alone)
-    assert options(Path("out")).alone == [SMALL, LARGE]
-    assert options(Path("out"), beside=(GATED, SMALL)).alone == [SMALL, LARGE, GATED]
+    assert set(cascade.BESIDE) < set(cascade.Options().networks)
+    assert options(Path("out")).networks == [SMALL, LARGE]
+    assert options(Path("out"), beside=(GATED, SMALL)).networks == [SMALL, LARGE, GATED]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"pairs": ()}, "no pairs given"),
-        ({"budgets": (0.1, 1.2)}, f"no budget for {SMALL} and {LARGE} is between 0.1612 and 1.1612"),
+        (
+            {"budgets": (0.1, 1.2)},
+            f"{SMALL} and {LARGE} can have none of the budgets; expected 0.1612 to 1.1612",
+        ),
     ],
 )
 def test_refused(given, message, few_images, tmp_path):
@@ -183,8 +204,7 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
                 results.draw(tmp_path)
     before, after = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn)
     assert after == [
-        *before, "cascade, ResNet-38 second, ours", "cascade of plain networks",
-        "cascade from a network with gates",
+        *before, "ResNet-14, then ResNet-38, ours", "ResNet-14 with gates, then ResNet-38, ours",
     ]  # fmt: skip
     shipped = {"plain networks, ours", "ResNet-38 with gates, ours", "ResNet-110 with gates, ours"}
     assert shipped | {"one route for all images"} < set(before)

@@ -56,7 +56,7 @@ def test_every_image_once_in_order(tiny_net, tiny_images):
     assert torch.equal(result.correct, logits.argmax(1) == tiny_images.labels)
     loss = torch.nn.functional.cross_entropy(logits, tiny_images.labels, reduction="none")
     torch.testing.assert_close(result.loss, loss, rtol=1e-4, atol=1e-4)
-    highest = logits.softmax(1).max(1)
+    highest = logits.double().softmax(1).max(1)
     torch.testing.assert_close(result.confidence, highest.values, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(result.returns, -loss, rtol=1e-4, atol=1e-4)
     assert result.routes.all()
