@@ -9,11 +9,11 @@ import pytest
 import torch
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
+from toys import load_first
 
 from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, setting, static
 from agents.cli import main_with_named_errors
 from agents.sb3 import preset, training_env
-from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
 
@@ -35,11 +35,7 @@ LEARNERS = {
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
     """64 images of each split."""
-
-    def few(*args, **kwargs):
-        return load_images(*args, **kwargs).subset(torch.arange(64))
-
-    monkeypatch.setattr(setting, "load_images", few)
+    monkeypatch.setattr(setting, "load_images", load_first(64))
 
 
 def lines(folder):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import toy_net, two_colours
+from toys import load_first, toy_net, two_colours
 
 from agents import evaluate as play
-from agents import hybrid_reinforce, pretrain
+from agents import hybrid_reinforce, pretrain, setting
 from agents.distillation import Teacher, depths_of
 from agents.finished import FinishedRun
 from skipnet_rl.checkpoint import read_tensors, save_weights
@@ -84,14 +84,8 @@ def gated_file(folder, depth: int = 20) -> Path:
 @pytest.fixture
 def few_images(monkeypatch):
     """The agents see 64 images of each split instead of thousands."""
-    from agents import setting
-    from skipnet_rl.data import load_images
-
-    def load(*args, **kwargs):
-        return load_images(*args, **kwargs).subset(torch.arange(64))
-
     for module in (setting, pretrain):
-        monkeypatch.setattr(module, "load_images", load)
+        monkeypatch.setattr(module, "load_images", load_first(64))
 
 
 def test_a_run_leaves_the_promised_files(tmp_path, few_images, pictures, capsys):

@@ -7,20 +7,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from toys import load_first
 
 from agents import evaluate as evaluation
 from agents import hybrid_reinforce, ppo, setting
 from agents.cli import main_with_named_errors
 from agents.finished import FinishedRun
-from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.gated import read_header
-
-
-def few(*args, **kwargs):
-    return load_images(*args, **kwargs).subset(torch.arange(64))
-
 
 SMALL = {
     "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "precision": "fp32",
@@ -32,7 +27,7 @@ def finished(tmp_path_factory):
     """A short run with a feed-forward gate."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setting, "load_images", few)
+        patch.setattr(setting, "load_images", load_first(64))
         hybrid_reinforce.train(
             hybrid_reinforce.Args(
                 **SMALL, gate="ff2", warmup_iterations=1, sp_iterations=2, iterations=2, tune_iterations=1,
@@ -47,7 +42,7 @@ def model(tmp_path_factory):
     """A short run of PPO."""
     folder = tmp_path_factory.mktemp("runs") / "ppo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setting, "load_images", few)
+        patch.setattr(setting, "load_images", load_first(64))
         ppo.train(ppo.Args(**SMALL, episodes=64, num_envs=32, run_dir=folder))
     return folder
 
@@ -55,7 +50,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def play(monkeypatch):
     """agents.evaluate on 64 images of a split."""
-    monkeypatch.setattr(evaluation, "load_images", few)
+    monkeypatch.setattr(evaluation, "load_images", load_first(64))
 
     def run(*paths, **flags):
         args = evaluation.Args(paths=tuple(paths), precision="fp32", **flags)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import load_first
 
 from agents import evaluate as agents_evaluate
 from agents.evaluate import Subject
@@ -31,7 +32,7 @@ COST = results.mega_flops(20) / results.mega_flops(110)
 def few_images(monkeypatch):
     """Fifty images of each split."""
     for module in (cascade, agents_evaluate):
-        monkeypatch.setattr(module, "load_images", lambda *given: load_images(*given).first(50))
+        monkeypatch.setattr(module, "load_images", load_first(50))
 
 
 def options(out: Path, *pairs, **given):

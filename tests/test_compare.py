@@ -6,14 +6,13 @@ import math
 import sys
 
 import pytest
-import torch
+from toys import load_first
 
 from agents import compare, hybrid_reinforce, oracle, ppo, setting, static
 from agents.cli import main_with_named_errors
 from agents.entries import collect
 from agents.finished import FinishedRun
 from agents.report import markdown
-from skipnet_rl.data import load_images
 
 
 def row(name, accuracy, blocks=0.5, **more):
@@ -124,10 +123,6 @@ def test_the_bound_is_marked(tmp_path):
     assert "oracle (bound) * |" in markdown("title", [entry.summary()])
 
 
-def few(*args, **kwargs):
-    return load_images(*args, **kwargs).subset(torch.arange(48))
-
-
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """Four small runs: two kinds of learner, static policies, the bound."""
@@ -137,7 +132,7 @@ def real(tmp_path_factory):
         "precision": "fp32",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setting, "load_images", few)
+        patch.setattr(setting, "load_images", load_first(48))
         hybrid_reinforce.train(
             hybrid_reinforce.Args(
                 **small, sp_iterations=1, iterations=2, tune_iterations=1, batch_size=8, alpha=30.0,
@@ -151,7 +146,7 @@ def real(tmp_path_factory):
 
 
 def test_stored_routes_give_the_stored_numbers(real, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "load_images", few)
+    monkeypatch.setattr(compare, "load_images", load_first(48))
     runs = tuple(sorted(real.iterdir()))
     assert {FinishedRun.read(run).result["n_images"] for run in runs} == {40}  # of the 48 there are
     compare.main(compare.Args(runs=runs, verify=True))  # rows: 5 + 3 + 7 + 3
@@ -168,7 +163,7 @@ def test_stored_routes_give_the_stored_numbers(real, monkeypatch, capsys):
 )
 def test_a_number_that_the_routes_do_not_give_is_found(real, agent, lowered, tmp_path, monkeypatch, capsys):
     """Also the policy's own cost where it was forgotten, in its own field as in the sum."""
-    monkeypatch.setattr(compare, "load_images", few)
+    monkeypatch.setattr(compare, "load_images", load_first(48))
     claimed = tmp_path / "claimed"
     claimed.mkdir()
     for file in (real / agent).iterdir():

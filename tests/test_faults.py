@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from forked import forked
+from toys import load_first
 
 from agents import hybrid_reinforce, setting
 from agents.cli import main_with_named_errors
-from skipnet_rl.data import load_images
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [
@@ -22,14 +22,10 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def few(*args, **kwargs):
-    return load_images(*args, **kwargs).first(16)
-
-
 def child(said: Path, flags: list[str], largest_file: int | None) -> None:
     """The command, with what it says in a file."""
     torch.set_num_threads(1)
-    setting.load_images = few
+    setting.load_images = load_first(16)
     sys.argv = ["hybrid_reinforce", *FLAGS, *flags]
     with said.open("w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
         if largest_file is not None:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 from forked import forked
+from toys import load_first
 
 from agents import hybrid_reinforce, setting
 from skipnet_rl import checkpoint, evaluate, runs
-from skipnet_rl.data import load_images
 
 if not hasattr(os, "fork"):
     pytest.skip("needs fork", allow_module_level=True)
@@ -41,14 +41,10 @@ PLACES = {
 KILLS = 3  # at each place
 
 
-def few(*args, **kwargs):
-    return load_images(*args, **kwargs).first(32)
-
-
 def child(folder: Path, resume: bool, place: str | None, survived: int) -> None:
     """Run to the end, or until the call after as many of `place` as are survived."""
     torch.set_num_threads(1)
-    setting.load_images = few
+    setting.load_images = load_first(32)
     calls = dict.fromkeys(PLACES, 0)
 
     def watched(name: str, original):

@@ -6,21 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import load_first
 
 from agents import evaluate as agent
 from scripts import paired
-from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import evaluate
 
 NAMES = ("resnet110-rendered-digits-hrl", "resnet20-rendered-digits")
 
 
-def few(*given):
-    return load_images(*given).first(100)
-
-
 def test_a_pair_is_compared_image_by_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(agent, "load_images", few)
+    monkeypatch.setattr(agent, "load_images", load_first(100))
     found = paired.main(paired.Options(pairs=(NAMES, NAMES[::-1]), out=tmp_path))
     alone = {}
     for name in NAMES:
@@ -62,6 +58,6 @@ def test_refused(pairs, message, tmp_path):
 
 
 def test_data_sets_do_not_mix(tmp_path, monkeypatch):
-    monkeypatch.setattr(agent, "load_images", lambda *given: few("rendered-digits", "test"))
+    monkeypatch.setattr(agent, "load_images", lambda *given: load_first(100)("rendered-digits", "test"))
     with pytest.raises(ValueError, match="networks of different data sets"):
         paired.main(paired.Options(pairs=(("resnet20-rendered-digits", "resnet20-cifar10"),), out=tmp_path))

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
+from toys import load_first
 
 from agents import hybrid_reinforce, pretrain, setting
 from agents.watch import DivergenceError, Watch, check_finite
 from skipnet_rl.checkpoint import load_checkpoint
-from skipnet_rl.data import load_images
 from skipnet_rl.rollout import Trajectory
 
 
@@ -79,11 +79,8 @@ def test_a_state_with_a_hole():
 
 @pytest.fixture
 def few_images(monkeypatch):
-    def few(*args, **kwargs):
-        return load_images(*args, **kwargs).subset(torch.arange(64))
-
     for module in (setting, pretrain):
-        monkeypatch.setattr(module, "load_images", few)
+        monkeypatch.setattr(module, "load_images", load_first(64))
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, few_images, monkeypatch):

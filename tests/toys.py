@@ -1,15 +1,24 @@
-"""A toy whose best route is known: two colours, and a ResNet-8 with one needed and one useless block."""
+"""A toy whose best route is known: two colours, and a ResNet-8 with one needed and one useless block.
+
+And `load_first`, for tests that need a data set but not all of it.
+"""
 
 import copy
+from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from skipnet_rl.data import ImageSet
+from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Replay
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
+
+
+def load_first(count: int) -> Callable[..., ImageSet]:
+    """`load_images`, but of each split the first images alone."""
+    return lambda *args, **kwargs: load_images(*args, **kwargs).first(count)
 
 
 def two_colours(size: int = 64) -> ImageSet:
