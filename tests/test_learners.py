@@ -63,7 +63,10 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "RecurrentPPO" else ()) for name in MODELS],
+)
 def test_stable_baselines3_learns_the_toy(name, data, mdp):
     module, args, numbers, steps = MODELS[name]
     env = VecMonitor(SB3VecEnv(SkipNetVectorEnv(mdp, data, 32, autoreset_mode=AutoresetMode.SAME_STEP)))
