@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import load_first
 
-from agents import setting
+from agents import pretrain, setting
 from agents.report import write_plots
 from skipnet_rl.data import ImageSet
 from skipnet_rl.resnet import ResNet
@@ -28,6 +29,13 @@ def runs_without_pictures():
 def pictures(monkeypatch) -> None:
     """Runs draw their pictures."""
     monkeypatch.setattr(setting, "write_plots", write_plots)
+
+
+@pytest.fixture
+def few_images(monkeypatch) -> None:
+    """The agents see 64 images of each split instead of thousands."""
+    for module in (setting, pretrain):
+        monkeypatch.setattr(module, "load_images", load_first(64))
 
 
 @pytest.fixture

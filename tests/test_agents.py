@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import load_first, toy_net, two_colours
+from toys import toy_net, two_colours
 
 from agents import evaluate as play
-from agents import hybrid_reinforce, pretrain, setting
+from agents import hybrid_reinforce, pretrain
 from agents.distillation import Teacher, depths_of
 from agents.finished import FinishedRun
 from skipnet_rl.checkpoint import read_tensors, save_weights
@@ -79,13 +79,6 @@ def gated_file(folder, depth: int = 20) -> Path:
     about = {"depth": depth, "dataset": "rendered-digits", "gate": "rnn", "shortcut": "projection"}
     save_weights(folder / "gates.safetensors", both, {**about, "alpha": 1.0, "cost": "blocks"})
     return folder / "gates.safetensors"
-
-
-@pytest.fixture
-def few_images(monkeypatch):
-    """The agents see 64 images of each split instead of thousands."""
-    for module in (setting, pretrain):
-        monkeypatch.setattr(module, "load_images", load_first(64))
 
 
 def test_a_run_leaves_the_promised_files(tmp_path, few_images, pictures, capsys):

@@ -5,9 +5,8 @@ import json
 
 import pytest
 import torch
-from toys import load_first
 
-from agents import hybrid_reinforce, pretrain, setting
+from agents import hybrid_reinforce, pretrain
 from agents.watch import DivergenceError, Watch, check_finite
 from skipnet_rl.checkpoint import load_checkpoint
 from skipnet_rl.rollout import Trajectory
@@ -75,12 +74,6 @@ def test_a_state_with_a_hole():
     with pytest.raises(DivergenceError, match=r"moments.0 holds a number that is none at step 9"):
         check_finite(state, 9, "hrl")
     check_finite({"counts": torch.tensor([1]), "w": torch.ones(1)}, 9, "hrl")
-
-
-@pytest.fixture
-def few_images(monkeypatch):
-    for module in (setting, pretrain):
-        monkeypatch.setattr(module, "load_images", load_first(64))
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, few_images, monkeypatch):
