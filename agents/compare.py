@@ -131,7 +131,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
         raise ValueError(f"{run.folder} is of agents.pretrain, which stores no routes to play again")
     result, wrong = run.result, []
     images = load_images(result["dataset"], result["split"], data_dir)
-    images = images.first(run.args.get("test_images") or len(images))
+    images = images.first(result["n_images"])
     place = pick_device(device)
     records, files, cost = run.records(), {}, own_macs(run, len(images.classes))
     for row in progress_bar(result["policies"], desc=f"verify {run.folder.name}", unit="policy"):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.inference import for_inference
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import build_backbone, find_shipped, index
+from skipnet_rl.weights import build_backbone, find_entry, index
 
 TEMPERATURE = 4.0
 
@@ -104,7 +104,7 @@ def load_teachers(
     """The teachers, see `depths_of` and `build_backbone`; an untrained one is a WeightsError."""
     nets = []
     for name, depth in zip(teachers, depths_of(teachers, depths, student), strict=True):
-        if name == "auto" and find_shipped(depth, dataset, shortcut) is None:
+        if name == "auto" and find_entry(depth, dataset, shortcut) is None:
             raise WeightsError(f"no ResNet-{depth} on {dataset} is shipped to teach; name a file: --teacher")
         nets.append(build_backbone(depth, num_classes, dataset, shortcut, name).to(device))
     return nets

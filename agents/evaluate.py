@@ -130,7 +130,7 @@ def restore(path: Path, args: Args) -> Subject:
         mdp = RoutingMDP(net, args.alpha or 0.0)
         about = {"env": f"SkipResNet{net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
         return Subject("all blocks", about, mdp, AlwaysExecute(), images, args.out)
-    path = weights_path(path)
+    given, path = path, weights_path(path)
     if path.is_dir() or not path.suffix:
         run = FinishedRun.read(path)
         images = load_images(run.result["dataset"], split, args.data_dir)
@@ -155,7 +155,8 @@ def restore(path: Path, args: Args) -> Subject:
         images = load_images(dataset, split, args.data_dir)
         mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
     about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
-    return Subject(path.stem, about, mdp, policy, images, args.out)
+    name = path.stem if path == given else str(given)
+    return Subject(name, about, mdp, policy, images, args.out)
 
 
 def backbone_entry(name: str) -> dict[str, Any] | None:

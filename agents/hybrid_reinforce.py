@@ -33,7 +33,7 @@ from agents.checks import check_routes
 from agents.cli import main_with_named_errors
 from agents.distillation import Teacher, check_teachers, distilled, load_teachers
 from agents.loop import learn
-from agents.optimizers import OPTIMIZERS
+from agents.optimizers import OPTIMIZERS, resume
 from agents.setting import CommonArgs, Setting
 from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
@@ -80,7 +80,7 @@ class Args(CommonArgs):
     stage: str = "sp+hrl"
     """sp, hrl, sp+hrl, or tune: only the steps that end HRL (--tune-iterations), by the gates of
     --gate-weights; the flags for routes, baseline, entropy and the gates' learning do not act in them"""
-    sp_iterations: int = 6
+    sp_iterations: int = 4
     """steps of supervised pre-training"""
     relaxation: str = "straight-through"
     """what a gate is in SP: straight-through, or soft"""
@@ -88,9 +88,9 @@ class Args(CommonArgs):
     """steps with random routes before either stage; they make the backbone used to skips"""
     warmup_rate: float = 0.8
     """p(execute) of those routes"""
-    iterations: int = 74
+    iterations: int = 56
     """steps of hybrid REINFORCE"""
-    tune_iterations: int = 24
+    tune_iterations: int = 32
     """steps after it in which the backbone trains on the gates' thresholded routes, part of HRL"""
     batch_size: int = 96
     """episodes per step"""
@@ -113,7 +113,7 @@ class Args(CommonArgs):
     """depth of each (default: a shipped one's own, else that of the id)"""
     optimizer: str = "adam"
     """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
-    lr: float = 3e-4
+    lr: float = 6e-4
     """learning rate of the backbone"""
     gate_lr: float = 1.5e-2
     """Adam's learning rate for the gates"""
@@ -123,7 +123,7 @@ class Args(CommonArgs):
     bn: str = "recalibrate"
     """batch norm of the backbone: train (the batch's statistics), frozen (the running ones), or recalibrate:
     train, and estimate the running ones anew after each stage"""
-    bn_images: int = 1_000
+    bn_images: int = 500
     """training images for that estimate, in whole batches of 250"""
     eval_every: int = 40
     """steps between evaluations on validation images"""
@@ -240,7 +240,7 @@ class Learner:
         if self.critic:
             self.critic.load_state_dict(state["critic"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            resume(optimizer, state["optimizers"][name])
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:

@@ -17,8 +17,9 @@ from skipnet_rl.runs import Run
 
 def print_table(result: Mapping[str, Any]) -> None:
     """One row per policy: accuracy with its interval, computation, return, routes."""
-    n = result["n_images"]
-    table = Table(title=f"{result['env']} on {result['dataset']}, {n:,} {result['split']} images")
+    n, whole = result["n_images"], result.get("split_images", result["n_images"])
+    count = f"{n:,}" if n == whole else f"the first {n:,} of {whole:,}"
+    table = Table(title=f"{result['env']} on {result['dataset']}, {count} {result['split']} images")
     table.add_column("policy", overflow="fold")  # a name is for copying: no part of it may be cut off
     for column in ("accuracy", "± 95 %", "blocks", "FLOPs", "return", "routes"):
         table.add_column(column, justify="right")

@@ -32,7 +32,7 @@ from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import mean_interval
 from skipnet_rl.weights import build_backbone
 
-SHARED: dict[str, Any] = {"batch_size": 128, "gate_lr": 1e-2, "bn_images": 4_000}
+SHARED: dict[str, Any] = {"batch_size": 128, "lr": 3e-4, "gate_lr": 1e-2, "bn_images": 4_000}
 VARIANTS: dict[str, dict[str, Any]] = {
     "reference": {},
     "no warm-up": {"warmup": False},

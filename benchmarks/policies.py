@@ -21,7 +21,7 @@ from pathlib import Path
 import tyro
 
 HRL = (
-    "--iterations 500 --tune-iterations 150 --sp-iterations 20 --batch-size 128 --gate-lr 0.01 "
+    "--iterations 500 --tune-iterations 150 --sp-iterations 20 --batch-size 128 --lr 3e-4 --gate-lr 0.01 "
     "--bn-images 4000"
 )
 # agent, flags, whether a seed changes anything

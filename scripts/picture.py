@@ -15,7 +15,7 @@ from skipnet_rl.flops import network_macs
 from skipnet_rl.gated import FIXED
 from skipnet_rl.plots.canvas import plain_axes
 from skipnet_rl.resnet import ResNet
-from skipnet_rl.weights import AUTO, find_shipped, index
+from skipnet_rl.weights import AUTO, find_entry, index
 
 PUBLISHED = {  # accuracy, depth, share of that network's computation
     "SkipNet-38": (0.9275, 38, 0.703),  # Wang et al. 2018, the authors' README; shares of blocks
@@ -103,7 +103,7 @@ def points_of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Kind, Po
         taught = bool(row["distillation"])
         if row["name"] == "HRL":
             kind = Kind(row["depth"], row["gate"].split(",")[0], taught)
-        elif row["name"] == "all blocks" and not find_shipped(row["depth"], "cifar10", "projection"):
+        elif row["name"] == "all blocks" and not find_entry(row["depth"], "cifar10", "projection"):
             kind = Kind(None, None, taught)
         else:
             continue

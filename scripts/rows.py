@@ -18,7 +18,7 @@ import tyro
 from agents import hybrid_reinforce, pretrain
 from agents.distillation import depths_of
 from skipnet_rl.runs import as_stored, check_same
-from skipnet_rl.weights import find_shipped
+from skipnet_rl.weights import find_entry
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,8 @@ def chain(name: str, options: Options) -> list[Step]:
         place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
         return Step("hybrid_reinforce", flags, place, length, eval_every)
 
-    shipped = find_shipped(row.depth, "cifar10", "projection") if options.shipped_backbone else None
-    steps, backbone = ([], shipped.stem) if shipped else pretraining(row, folder, options)
+    shipped = find_entry(row.depth, "cifar10", "projection") if options.shipped_backbone else None
+    steps, backbone = ([], shipped["name"]) if shipped else pretraining(row, folder, options)
     steps.append(gated("sp", schedule.runs[0][0], "sp", schedule.sp, "--weights", backbone))
     supervised = str(steps[-1].folder / "sp.safetensors")
     for alpha, gain in schedule.runs:

@@ -9,7 +9,7 @@ Every field of the entry comes from the run's files, so the index says what was 
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -17,16 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import tyro
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from agents.cli import main_with_named_errors
 from agents.distillation import depths_of
 from agents.finished import FinishedRun
-from skipnet_rl.checkpoint import write_json
+from skipnet_rl.checkpoint import part_name, read_tensors, write_json
 from skipnet_rl.runs import without_places
-from skipnet_rl.weights import AUTO, FOLDER, find_shipped, index
+from skipnet_rl.weights import AUTO, FOLDER, find_entry, index, sha256_of
 
-LARGEST = 4 * 2**20  # bytes of a file
+LARGEST = 4 * 2**20  # bytes of a file; larger networks are shipped in parts
 INDEX = "index.json"
 
 
@@ -100,21 +104,25 @@ def _lineage_of(weights: str | None, depth: int, run: FinishedRun) -> Lineage:
         return NOTHING
     if origin := run_of(weights):
         return lineage(origin)
-    path = find_shipped(depth, run.result["dataset"], run.args["shortcut"]) if weights == "auto" else None
+    found = find_entry(depth, run.result["dataset"], run.args["shortcut"]) if weights == "auto" else None
     for entry in index():
-        if entry["name"] == weights or (path is not None and entry["file"] == path.name):
+        if entry["name"] == weights or entry == found:
             return Lineage(entry["command"], entry["wall_time_s"], entry["machine"])
     raise ValueError(f"{run.folder} needed {weights}, which is neither of a run here nor shipped weights")
 
 
 def check_whole(run: FinishedRun) -> None:
     """Raise a ValueError for a run that was tested on some images alone."""
-    if count := run.args.get("test_images"):
-        raise ValueError(f"{run.folder} was tested on {count} images alone; run it without --test-images")
+    count = run.result["n_images"]
+    whole = run.result.get("split_images", count)  # agents.pretrain always reads all
+    if count < whole:
+        raise ValueError(
+            f"{run.folder} was tested on {count} of {whole} images; run it with --test-images {whole}"
+        )
 
 
-def describe(run: FinishedRun, name: str, stage: str | None) -> tuple[Path, dict[str, Any]]:
-    """The file and its entry in the index."""
+def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]:
+    """The file, and what the index says of it."""
     check_whole(run)
     args, result = run.args, run.result
     gated = result["agent"] == "hybrid_reinforce"
@@ -135,26 +143,43 @@ def describe(run: FinishedRun, name: str, stage: str | None) -> tuple[Path, dict
         about["compute_flops"] = round(row["compute_flops"], 5)
     origin = lineage(run)
     return source, {
-        "name": name, "file": f"{name}.safetensors",
-        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), **about,
+        **about,
         "test_accuracy": row["accuracy"], "test_images": result["n_images"], "seed": result["seed"],
         "command": origin.commands, "wall_time_s": round(origin.seconds), "machine": origin.machine,
     }  # fmt: skip
 
 
+def copy_in(source: Path, name: str) -> Path:
+    """Copy a file of weights into the package, if it is too large in parts of about one size; the first."""
+    count = math.ceil(source.stat().st_size / LARGEST)
+    if count == 1:
+        place = FOLDER / f"{name}.safetensors"
+        beside = place.with_name(place.name + ".new")
+        shutil.copyfile(source, beside)
+        os.replace(beside, place)
+        return place
+    with safe_open(source, "pt") as file:
+        about = file.metadata()
+    tensors = read_tensors(source)
+    ends = np.cumsum([tensor.nbytes for tensor in tensors.values()])
+    parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for (key, tensor), end in zip(tensors.items(), ends, strict=True):
+        parts[(end - 1) * count // ends[-1]][key] = tensor
+    for number, part in enumerate(parts):
+        (FOLDER / part_name(name, number, count)).write_bytes(save(part, about))
+    return FOLDER / part_name(name, 0, count)
+
+
 def main(options: Options) -> None:
     """Copy the file, write the index."""
-    source, entry = describe(FinishedRun.read(options.run), options.name, options.stage)
-    if source.stat().st_size > LARGEST:
-        raise ValueError(f"{source} is larger than {LARGEST / 2**20:g} MB")
+    source, entry = describe(FinishedRun.read(options.run), options.stage)
     others = [other for other in index() if other["name"] != options.name]
     same = ("depth", "dataset", "shortcut", "stage")
     for other in others:
         if entry["stage"] in AUTO and all(other[key] == entry[key] for key in same):
             raise ValueError(f"--weights auto would find {other['name']} or this one; give another --stage")
-    beside = FOLDER / f"{entry['file']}.new"
-    shutil.copyfile(source, beside)
-    os.replace(beside, FOLDER / entry["file"])
+    file = copy_in(source, options.name)
+    entry = {"name": options.name, "file": file.name, "sha256": sha256_of(file), **entry}
     write_json(FOLDER / INDEX, [*others, entry])
     print(f"{entry['name']}: {entry['test_accuracy']:.2%} of {entry['test_images']:,} images")
 

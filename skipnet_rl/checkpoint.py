@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,18 +108,34 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
     fill(module, stored, str(path))
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files of some weights: of `name-00001-of-0000n.safetensors` all n, of another path itself."""
+    first = re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", path.name)
+    if first is None or not int(first[2]):
+        return [path]
+    return [path.with_name(part_name(first[1], number, int(first[2]))) for number in range(int(first[2]))]
+
+
+def part_name(name: str, number: int, count: int) -> str:
+    """Of the file that has part `number`, from 0, of `count` (as the Hugging Face Hub names them)."""
+    return f"{name}-{number + 1:05}-of-{count:05}.safetensors"
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file by name.
+    """Every tensor of a safetensors file by name, of a first part also those of the others.
 
     Raises:
-        WeightsError: the file is missing or damaged.
+        WeightsError: a file is missing or damaged.
     """
-    if not path.is_file():
-        raise WeightsError(f"no weights file {path}; give the path of a file, or 'auto'")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    tensors = {}
+    for part in parts_of(path):
+        if not part.is_file():
+            raise WeightsError(f"no weights file {part}; give the path of a file, or 'auto'")
+        try:
+            tensors |= load_file(part)
+        except SafetensorError as error:
+            raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
+    return tensors
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -74,7 +74,10 @@ def test_a_learners_run_folder(name, tmp_path, pictures):
     assert list(run.glob("events.out.tfevents*"))
 
 
-@pytest.mark.parametrize("name", ["PPO", "DQN", "Gumbel", "BlockDrop"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Gumbel", "BlockDrop")]
+
+
+@pytest.mark.parametrize("name", ["PPO", "DQN", *SLOW])  # an interrupted run, below, is of the same seed, too
 def test_the_same_seed_gives_the_same_numbers(name, tmp_path):
     module, flags = LEARNERS[name]
     runs = [

@@ -20,7 +20,7 @@ def row(name, depth, gate=None, distillation=0.0, over_seeds=None):
         (row("HRL", 38, "rnn"), Kind(38, "rnn", False)),
         (row("HRL", 38, "rnn, gain 6", 0.9), Kind(38, "rnn", True)),
         (row("HRL", 74, "ff1"), Kind(74, "ff1", False)),
-        (row("all blocks", 152, None, 0.9), Kind(None, None, True)),  # none is shipped
+        (row("all blocks", 44, None, 0.9), Kind(None, None, True)),  # none is shipped
     ],
 )
 def test_rows_that_are_drawn(given, kind):

@@ -9,13 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
 from agents import hybrid_reinforce, pretrain, setting
 from agents.finished import FinishedRun
 from scripts import reproduce, results, rows, ship
 from skipnet_rl import weights
+from skipnet_rl.checkpoint import read_tensors
 from skipnet_rl.data import load_images
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.runs import as_stored, without_places
 
 # names of the folders, by schedule
@@ -122,12 +126,13 @@ def weights_of(step):
     return step.folder / "weights.safetensors"
 
 
-def test_the_shipped_backbone_instead(tmp_path):
-    first = rows.chain("resnet38", rows.Options(runs=tmp_path, shipped_backbone=True))[0]
-    assert first.agent == "hybrid_reinforce" and "resnet38-cifar10" in first.flags
-    first = rows.chain("resnet74", rows.Options(runs=tmp_path, shipped_backbone=True))[0]
-    assert first.agent == "hybrid_reinforce" and "resnet74-cifar10-distilled" in first.flags
-    assert rows.chain("resnet152", rows.Options(shipped_backbone=True))[0].agent == "pretrain"
+@pytest.mark.parametrize(("row", "name"), [
+    ("resnet38", "resnet38-cifar10"), ("resnet74", "resnet74-cifar10-distilled"),
+    ("resnet152", "resnet152-cifar10-distilled"),  # a name of two files
+])  # fmt: skip
+def test_the_shipped_backbone_instead(row, name, tmp_path):
+    first = rows.chain(row, rows.Options(runs=tmp_path, shipped_backbone=True))[0]
+    assert first.agent == "hybrid_reinforce" and name in first.flags
 
 
 def test_an_unknown_row():
@@ -441,10 +446,12 @@ def test_gates_and_teachers_from_elsewhere_belong_to_what_a_network_took(finishe
 
 
 def test_a_run_tested_on_some_images_alone_is_no_result(finished, folders, tmp_path):
-    changed = with_other_flags(finished, folders, tmp_path, 0, test_images=16)
-    with pytest.raises(ValueError, match="was tested on 16 images alone; run it without --test-images"):
+    changed = with_other_flags(finished, folders, tmp_path, 0)
+    file = changed[1] / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "n_images": 16}))
+    with pytest.raises(ValueError, match="was tested on 16 of 32 images; run it with --test-images 32"):
         results.add("resnet20", changed, tmp_path / "out")
-    with pytest.raises(ValueError, match="was tested on 16 images alone"):
+    with pytest.raises(ValueError, match="was tested on 16 of 32 images"):
         ship.main(ship.Options(changed[1], "quick"))
 
 
@@ -497,4 +504,30 @@ def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch
         FinishedRun.read(folders[2]), result={**FinishedRun.read(folders[2]).result, "agent": "reinforce"}
     )
     with pytest.raises(ValueError, match="is of agents.reinforce, whose policies are not shipped"):
-        ship.describe(learned, "x", None)
+        ship.describe(learned, None)
+
+
+def test_a_large_network_is_shipped_in_parts(folders, tmp_path, monkeypatch):
+    (tmp_path / "index.json").write_text("[]")
+    for module in (weights, ship):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    monkeypatch.setattr(ship, "LARGEST", 250_000)
+    ship.main(ship.Options(folders[2], "hybrid"))
+    source, first = folders[2] / "hrl.safetensors", weights.weights_path("hybrid")
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert [part.name for part in parts] == [f"hybrid-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert first == parts[0] and max(part.stat().st_size for part in parts) <= 250_000
+    whole, together = read_tensors(source), read_tensors(first)
+    assert whole.keys() == together.keys()
+    assert all(torch.equal(whole[name], together[name]) for name in whole)
+    assert read_header(first) == read_header(source)
+    assert restore_checkpoint(first)[0].num_decisions == 8
+    parts[1].write_bytes(parts[1].read_bytes()[:-1] + b"\x01")
+    with pytest.raises(WeightsError, match="hybrid-00001-of-00003.safetensors is missing or damaged"):
+        weights.weights_path("hybrid")
+    parts[2].unlink()
+    for read in (read_tensors, read_header):
+        with pytest.raises(WeightsError, match="no weights file .*hybrid-00003-of-00003.safetensors"):
+            read(first)
+    with pytest.raises(WeightsError, match="hybrid-00001-of-00003.safetensors is missing or damaged"):
+        weights.weights_path("hybrid")

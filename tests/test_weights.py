@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from skipnet_rl import weights
-from skipnet_rl.checkpoint import save_weights
+from skipnet_rl.checkpoint import parts_of, save_weights
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import without_places
@@ -34,13 +34,15 @@ def shipped(tmp_path, monkeypatch) -> dict[str, torch.Tensor]:
 
 def test_every_shipped_file_is_what_the_index_says():
     shipped = {path.name for path in weights.FOLDER.glob("*.safetensors")}
-    assert shipped == {entry["file"] for entry in weights.index()}
+    files = [part for entry in weights.index() for part in parts_of(weights.FOLDER / entry["file"])]
+    assert shipped == {file.name for file in files}
+    for file in files:
+        assert file.stat().st_size <= 4 * 2**20, f"{file.name} is larger than 4 MB"
     for entry in weights.index():
         path = weights.weights_path(entry["name"])  # checks the bytes
         assert path == weights.FOLDER / entry["file"]
         if entry["stage"] == "backbone":
             assert find_shipped(entry["depth"], entry["dataset"], entry["shortcut"]) == path
-        assert path.stat().st_size <= 4 * 2**20, f"{path.name} is larger than 4 MB"
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
         commands = [*entry["command"], about.get("command", "")]

@@ -1,7 +1,8 @@
 """Weights that this project trained, and networks filled with them.
 
 `index.json` lists each file with its sha256, what it fits, how well it does and the command that
-made it. Files are float16 safetensors.
+made it. Files are float16 safetensors; a network of more than 4 MB lies in several
+(`checkpoint.parts_of`): the index names the first, and the sha256 of all bytes one after the other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from skipnet_rl.checkpoint import fill, read_tensors
+from skipnet_rl.checkpoint import fill, parts_of, read_tensors
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.importer import read_state_dict, rename, torchvision_weights
 from skipnet_rl.resnet import ResNet
@@ -31,15 +32,21 @@ def index() -> list[dict[str, Any]]:
     return json.loads((FOLDER / "index.json").read_text())
 
 
+def find_entry(depth: int, dataset: str, shortcut: str) -> dict[str, Any] | None:
+    """What the index says of the shipped backbone for a network; None where there is none."""
+    wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut}
+    fitting = {e["stage"]: e for e in index() if all(e[key] == value for key, value in wanted.items())}
+    return next((fitting[stage] for stage in AUTO if stage in fitting), None)
+
+
 def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
-    """The shipped backbone for a network, its bytes checked against the index; None where there is none.
+    """The file of that backbone, its bytes checked against the index; None where there is none.
 
     Raises:
         WeightsError: the file is missing or its sha256 is not the index's.
     """
-    wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut}
-    fitting = {e["stage"]: e for e in index() if all(e[key] == value for key, value in wanted.items())}
-    return next((_checked(fitting[stage]) for stage in AUTO if stage in fitting), None)
+    entry = find_entry(depth, dataset, shortcut)
+    return None if entry is None else _checked(entry)
 
 
 def weights_path(weights: str | Path) -> Path:
@@ -50,9 +57,18 @@ def weights_path(weights: str | Path) -> Path:
     return Path(weights)
 
 
+def sha256_of(path: Path) -> str:
+    """Of some weights' bytes, of all parts of them.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+    """
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts_of(path))).hexdigest()
+
+
 def _checked(entry: dict[str, Any]) -> Path:
     path = FOLDER / entry["file"]
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+    if not all(map(Path.is_file, parts_of(path))) or sha256_of(path) != entry["sha256"]:
         raise WeightsError(f"{path} is missing or damaged; reinstall skipnet-rl")
     return path
 
