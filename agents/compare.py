@@ -30,7 +30,7 @@ from agents.cli import main_with_named_errors
 from agents.entries import Entry, collect, flags, half_width
 from agents.finished import FinishedRun
 from agents.loop import progress_bar
-from agents.report import markdown, print_comparison
+from agents.report import markdown, print_comparison, title_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
@@ -168,8 +168,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     entries = collect(runs)
     rows = [entry.summary() for entry in entries]
     rows.sort(key=lambda row: -row["compute_flops"])
-    first = runs[0].result
-    title = f"{first['env']} on {first['dataset']}, {first['n_images']:,} {first['split']} images"
+    title = title_of(runs[0].result)
     print_comparison(title, rows)
     if args.out:
         write_files(args.out, title, rows, entries)

@@ -104,9 +104,9 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     for key in ("env", "dataset", "split", "n_images"):
         values = sorted({str(run.result[key]) for run in runs})
         if len(values) > 1:
-            hint = " (--test-images)" if key == "n_images" else ""
+            hint = ", by --test-images" if key == "n_images" else ""
             raise ValueError(
-                f"the runs differ in {key}{hint}: {', '.join(values)}; compare those that share it"
+                f"the runs differ in {key}: {', '.join(values)}; compare those that share it{hint}"
             )
     groups: dict[tuple[str, str, str], list[tuple[FinishedRun, Mapping[str, Any]]]] = defaultdict(list)
     seen = set()

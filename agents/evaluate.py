@@ -130,7 +130,7 @@ def restore(path: Path, args: Args) -> Subject:
         mdp = RoutingMDP(net, args.alpha or 0.0)
         about = {"env": f"SkipResNet{net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
         return Subject("all blocks", about, mdp, AlwaysExecute(), images, args.out)
-    given, path = path, weights_path(path)
+    given, path = Path(path), weights_path(path)
     if path.is_dir() or not path.suffix:
         run = FinishedRun.read(path)
         images = load_images(run.result["dataset"], split, args.data_dir)

@@ -15,11 +15,16 @@ from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
 
 
-def print_table(result: Mapping[str, Any]) -> None:
-    """One row per policy: accuracy with its interval, computation, return, routes."""
+def title_of(result: Mapping[str, Any]) -> str:
+    """What was evaluated, and on how many images."""
     n, whole = result["n_images"], result.get("split_images", result["n_images"])
     count = f"{n:,}" if n == whole else f"the first {n:,} of {whole:,}"
-    table = Table(title=f"{result['env']} on {result['dataset']}, {count} {result['split']} images")
+    return f"{result['env']} on {result['dataset']}, {count} {result['split']} images"
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """One row per policy: accuracy with its interval, computation, return, routes."""
+    table = Table(title=title_of(result))
     table.add_column("policy", overflow="fold")  # a name is for copying: no part of it may be cut off
     for column in ("accuracy", "± 95 %", "blocks", "FLOPs", "return", "routes"):
         table.add_column(column, justify="right")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -26,7 +25,7 @@ from torch import Tensor
 from agents.cli import main_with_named_errors
 from agents.distillation import depths_of
 from agents.finished import FinishedRun
-from skipnet_rl.checkpoint import part_name, read_tensors, write_json
+from skipnet_rl.checkpoint import part_name, parts_of, read_tensors, write_json
 from skipnet_rl.runs import without_places
 from skipnet_rl.weights import AUTO, FOLDER, find_entry, index, sha256_of
 
@@ -113,12 +112,11 @@ def _lineage_of(weights: str | None, depth: int, run: FinishedRun) -> Lineage:
 
 def check_whole(run: FinishedRun) -> None:
     """Raise a ValueError for a run that was tested on some images alone."""
-    count = run.result["n_images"]
-    whole = run.result.get("split_images", count)  # agents.pretrain always reads all
+    count, whole = run.result["n_images"], run.result.get("split_images")
+    if whole is None:  # agents.pretrain reads all; an older run says by its flag that it did not
+        whole = math.inf if run.args.get("test_images") else count
     if count < whole:
-        raise ValueError(
-            f"{run.folder} was tested on {count} of {whole} images; run it with --test-images {whole}"
-        )
+        raise ValueError(f"{run.folder} was tested on some images alone, {count}; raise --test-images")
 
 
 def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]:
@@ -150,14 +148,31 @@ def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]
 
 
 def copy_in(source: Path, name: str) -> Path:
-    """Copy a file of weights into the package, if it is too large in parts of about one size; the first."""
+    """Copy weights into the package, in parts of about one size where they are too large.
+
+    Returns:
+        the file, or the first of the parts.
+
+    Raises:
+        ValueError: parts cannot be made small enough; nothing is written.
+    """
     count = math.ceil(source.stat().st_size / LARGEST)
     if count == 1:
-        place = FOLDER / f"{name}.safetensors"
-        beside = place.with_name(place.name + ".new")
-        shutil.copyfile(source, beside)
-        os.replace(beside, place)
-        return place
+        contents = {f"{name}.safetensors": source.read_bytes()}
+    else:
+        contents = {part_name(name, number, count): part for number, part in enumerate(split(source, count))}
+    largest = max(map(len, contents.values()))
+    if largest > LARGEST:
+        raise ValueError(f"{source} has parts of {largest:,} bytes, more than {LARGEST:,}")
+    for file, content in contents.items():
+        beside = FOLDER / f"{file}.new"
+        beside.write_bytes(content)
+        os.replace(beside, FOLDER / file)
+    return FOLDER / next(iter(contents))
+
+
+def split(source: Path, count: int) -> list[bytes]:
+    """The tensors of a safetensors file, in their order, as the contents of several; each has its header."""
     with safe_open(source, "pt") as file:
         about = file.metadata()
     tensors = read_tensors(source)
@@ -165,14 +180,13 @@ def copy_in(source: Path, name: str) -> Path:
     parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for (key, tensor), end in zip(tensors.items(), ends, strict=True):
         parts[(end - 1) * count // ends[-1]][key] = tensor
-    for number, part in enumerate(parts):
-        (FOLDER / part_name(name, number, count)).write_bytes(save(part, about))
-    return FOLDER / part_name(name, 0, count)
+    return [save(part, about) for part in parts]
 
 
 def main(options: Options) -> None:
     """Copy the file, write the index."""
     source, entry = describe(FinishedRun.read(options.run), options.stage)
+    before = [other for other in index() if other["name"] == options.name]
     others = [other for other in index() if other["name"] != options.name]
     same = ("depth", "dataset", "shortcut", "stage")
     for other in others:
@@ -181,6 +195,9 @@ def main(options: Options) -> None:
     file = copy_in(source, options.name)
     entry = {"name": options.name, "file": file.name, "sha256": sha256_of(file), **entry}
     write_json(FOLDER / INDEX, [*others, entry])
+    for replaced in before:  # by another number of files
+        for part in {*parts_of(FOLDER / replaced["file"])} - {*parts_of(file)}:
+            part.unlink(missing_ok=True)
     print(f"{entry['name']}: {entry['test_accuracy']:.2%} of {entry['test_images']:,} images")
 
 

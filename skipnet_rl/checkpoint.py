@@ -109,15 +109,22 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of some weights: of `name-00001-of-0000n.safetensors` all n, of another path itself."""
-    first = re.fullmatch(r"(.+)-00001-of-(\d{5})\.safetensors", path.name)
-    if first is None or not int(first[2]):
+    """The files that hold some weights: all n of `name-00001-of-0000n.safetensors`, else the path alone.
+
+    Raises:
+        WeightsError: it is a later part.
+    """
+    part = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.safetensors", path.name)
+    if part is None or not int(part[3]):
         return [path]
-    return [path.with_name(part_name(first[1], number, int(first[2]))) for number in range(int(first[2]))]
+    name, count = part[1], int(part[3])
+    if int(part[2]) != 1:
+        raise WeightsError(f"{path} is one of {count} parts; give the first, {part_name(name, 0, count)}")
+    return [path.with_name(part_name(name, number, count)) for number in range(count)]
 
 
 def part_name(name: str, number: int, count: int) -> str:
-    """Of the file that has part `number`, from 0, of `count` (as the Hugging Face Hub names them)."""
+    """Name of the file with part `number`, from 0, of `count`, as files on the Hugging Face Hub are named."""
     return f"{name}-{number + 1:05}-of-{count:05}.safetensors"
 
 
@@ -130,7 +137,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = {}
     for part in parts_of(path):
         if not part.is_file():
-            raise WeightsError(f"no weights file {part}; give the path of a file, or 'auto'")
+            hint = "give the path of a file, or 'auto'" if part == path else f"{path.name} needs it"
+            raise WeightsError(f"no weights file {part}; {hint}")
         try:
             tensors |= load_file(part)
         except SafetensorError as error:

@@ -77,7 +77,9 @@ def test_a_learners_run_folder(name, tmp_path, pictures):
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Gumbel", "BlockDrop")]
 
 
-@pytest.mark.parametrize("name", ["PPO", "DQN", *SLOW])  # an interrupted run, below, is of the same seed, too
+@pytest.mark.parametrize(
+    "name", ["PPO", "DQN", *SLOW]
+)  # of these the test below compares two runs of one seed
 def test_the_same_seed_gives_the_same_numbers(name, tmp_path):
     module, flags = LEARNERS[name]
     runs = [

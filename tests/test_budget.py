@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +170,13 @@ def test_a_shipped_network_by_its_name(play, tmp_path):
     assert json.loads((tmp_path / "evaluation-test-greedy.json").read_text())["dataset"] == "rendered-digits"
     with pytest.raises(WeightsError, match="no weights file resnet21-rendered-digits.st"):
         play("resnet21-rendered-digits.st")
+
+
+def test_a_shipped_network_of_several_files_has_one_name(play):
+    name = Path("resnet152-cifar10-hrl-0.5")
+    subject = evaluation.restore(name, evaluation.Args(paths=(name,), dataset="rendered-digits"))
+    assert subject.name == str(name)
+    assert subject.mdp.num_decisions == 74 and subject.policy.head.weight.abs().sum() > 0
 
 
 def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):

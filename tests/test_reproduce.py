@@ -16,7 +16,7 @@ from agents import hybrid_reinforce, pretrain, setting
 from agents.finished import FinishedRun
 from scripts import reproduce, results, rows, ship
 from skipnet_rl import weights
-from skipnet_rl.checkpoint import read_tensors
+from skipnet_rl.checkpoint import parts_of, read_tensors
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.gated import read_header, restore_checkpoint
@@ -446,13 +446,16 @@ def test_gates_and_teachers_from_elsewhere_belong_to_what_a_network_took(finishe
 
 
 def test_a_run_tested_on_some_images_alone_is_no_result(finished, folders, tmp_path):
-    changed = with_other_flags(finished, folders, tmp_path, 0)
+    changed = with_other_flags(finished, folders, tmp_path, 0, test_images=16)
     file = changed[1] / "result.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "n_images": 16}))
-    with pytest.raises(ValueError, match="was tested on 16 of 32 images; run it with --test-images 32"):
-        results.add("resnet20", changed, tmp_path / "out")
-    with pytest.raises(ValueError, match="was tested on 16 of 32 images"):
-        ship.main(ship.Options(changed[1], "quick"))
+    result = {**json.loads(file.read_text()), "n_images": 16}
+    older = {key: value for key, value in result.items() if key != "split_images"}
+    for content in (result, older):
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="was tested on some images alone, 16; raise --test-images"):
+            results.add("resnet20", changed, tmp_path / "out")
+        with pytest.raises(ValueError, match="was tested on some images alone, 16"):
+            ship.main(ship.Options(changed[1], "quick"))
 
 
 def test_runs_with_other_flags_are_no_seeds(finished, folders, tmp_path):
@@ -522,6 +525,9 @@ def test_a_large_network_is_shipped_in_parts(folders, tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], together[name]) for name in whole)
     assert read_header(first) == read_header(source)
     assert restore_checkpoint(first)[0].num_decisions == 8
+    for read in (read_tensors, read_header):
+        with pytest.raises(WeightsError, match="is one of 3 parts; give the first, hybrid-00001-of-00003"):
+            read(parts[1])
     parts[1].write_bytes(parts[1].read_bytes()[:-1] + b"\x01")
     with pytest.raises(WeightsError, match="hybrid-00001-of-00003.safetensors is missing or damaged"):
         weights.weights_path("hybrid")
@@ -529,5 +535,14 @@ def test_a_large_network_is_shipped_in_parts(folders, tmp_path, monkeypatch):
     for read in (read_tensors, read_header):
         with pytest.raises(WeightsError, match="no weights file .*hybrid-00003-of-00003.safetensors"):
             read(first)
-    with pytest.raises(WeightsError, match="hybrid-00001-of-00003.safetensors is missing or damaged"):
+    with pytest.raises(WeightsError, match="hybrid-00003-of-00003.safetensors is missing or damaged"):
         weights.weights_path("hybrid")
+    for largest, count in ((400_000, 2), (4_000_000, 1)):  # other parts take their place
+        monkeypatch.setattr(ship, "LARGEST", largest)
+        ship.main(ship.Options(folders[2], "hybrid"))
+        left = sorted(tmp_path.glob("*.safetensors"))
+        assert left == parts_of(weights.weights_path("hybrid")) and len(left) == count
+    monkeypatch.setattr(ship, "LARGEST", 10_000)  # one tensor alone has more
+    with pytest.raises(ValueError, match="has parts of .* bytes, more than 10,000"):
+        ship.main(ship.Options(folders[2], "hybrid"))
+    assert sorted(tmp_path.glob("*.safetensors")) == left

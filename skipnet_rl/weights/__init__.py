@@ -1,8 +1,8 @@
 """Weights that this project trained, and networks filled with them.
 
-`index.json` lists each file with its sha256, what it fits, how well it does and the command that
-made it. Files are float16 safetensors; a network of more than 4 MB lies in several
-(`checkpoint.parts_of`): the index names the first, and the sha256 of all bytes one after the other.
+`index.json` lists each network with its file, the sha256 of it, what it fits, how well it does and the
+commands that made it. Files are float16 safetensors; of a network of more than 4 MB there are several
+(`checkpoint.parts_of`), of which the index names the first; its sha256 is of all their bytes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ AUTO = ("backbone", "backbone-distilled")  # stages of what "auto" finds: the se
 
 
 def index() -> list[dict[str, Any]]:
-    """All shipped files: name, file, sha256, depth, dataset, shortcut, stage, test_accuracy, command.
+    """All shipped networks: name, file, sha256, depth, dataset, shortcut, stage, test_accuracy, command.
 
-    `stage` is one of `AUTO` for what `"auto"` finds, and something else for what is asked for by name.
+    `file` is the first of several. `stage` is one of `AUTO` for what `"auto"` finds, and something else for
+    what is asked for by name.
     """
     return json.loads((FOLDER / "index.json").read_text())
 
@@ -58,7 +59,7 @@ def weights_path(weights: str | Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Of some weights' bytes, of all parts of them.
+    """SHA-256 over all bytes of some weights, part after part.
 
     Raises:
         FileNotFoundError: one of the files is missing.
@@ -68,8 +69,9 @@ def sha256_of(path: Path) -> str:
 
 def _checked(entry: dict[str, Any]) -> Path:
     path = FOLDER / entry["file"]
-    if not all(map(Path.is_file, parts_of(path))) or sha256_of(path) != entry["sha256"]:
-        raise WeightsError(f"{path} is missing or damaged; reinstall skipnet-rl")
+    missing = next((part for part in parts_of(path) if not part.is_file()), None)
+    if missing or sha256_of(path) != entry["sha256"]:
+        raise WeightsError(f"{missing or path} is missing or damaged; reinstall skipnet-rl")
     return path
 
 
