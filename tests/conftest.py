@@ -33,9 +33,9 @@ def pictures(monkeypatch) -> None:
 
 @pytest.fixture
 def few_images(monkeypatch) -> None:
-    """The agents see 64 images of each split instead of thousands."""
+    """The agents see 32 images of each split instead of thousands."""
     for module in (setting, pretrain):
-        monkeypatch.setattr(module, "load_images", load_first(64))
+        monkeypatch.setattr(module, "load_images", load_first(32))
 
 
 @pytest.fixture

@@ -74,12 +74,11 @@ def test_a_learners_run_folder(name, tmp_path, pictures):
     assert list(run.glob("events.out.tfevents*"))
 
 
+# the test of interrupted runs below compares two runs of one seed, too
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Gumbel", "BlockDrop")]
 
 
-@pytest.mark.parametrize(
-    "name", ["PPO", "DQN", *SLOW]
-)  # of these the test below compares two runs of one seed
+@pytest.mark.parametrize("name", ["PPO", "DQN", *SLOW])
 def test_the_same_seed_gives_the_same_numbers(name, tmp_path):
     module, flags = LEARNERS[name]
     runs = [

@@ -61,11 +61,12 @@ MODELS = {
     "A2C": (a2c, a2c.Args(), {"lr": 3e-3, "entropy": 0.0}, 8_000),
     "DQN": (dqn, dqn.Args(), {"lr": 3e-3, "buffer": 10_000, "updates": 2, "episodes": 4_000}, 8_000),
 }  # fmt: skip
+SLOW = ("RecurrentPPO", "DQN")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "RecurrentPPO" else ()) for name in MODELS],
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS],
 )
 def test_stable_baselines3_learns_the_toy(name, data, mdp):
     module, args, numbers, steps = MODELS[name]
