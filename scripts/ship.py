@@ -103,10 +103,12 @@ def _lineage_of(weights: str | None, depth: int, run: FinishedRun) -> Lineage:
         return NOTHING
     if origin := run_of(weights):
         return lineage(origin)
-    found = find_entry(depth, run.result["dataset"], run.args["shortcut"]) if weights == "auto" else None
-    for entry in index():
-        if entry["name"] == weights or entry == found:
-            return Lineage(entry["command"], entry["wall_time_s"], entry["machine"])
+    if weights == "auto":
+        entry = find_entry(depth, run.result["dataset"], run.args["shortcut"])
+    else:
+        entry = next((entry for entry in index() if entry["name"] == weights), None)
+    if entry:
+        return Lineage(entry["command"], entry["wall_time_s"], entry["machine"])
     raise ValueError(f"{run.folder} needed {weights}, which is neither of a run here nor shipped weights")
 
 
