@@ -207,7 +207,7 @@ def train(args: Args) -> dict[str, Any]:
         args.plan(),
         learner,
         train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
-        validate=lambda: setting.validate(learner.mdp, learner.policy),
+        validate=lambda *_: setting.validate(learner.mdp, learner.policy),
         end_stage=end_stage,
         eval_every=args.eval_every,
         resume=args.resume,

@@ -12,10 +12,10 @@ POSITIVE = {
 }  # fmt: skip
 NOT_NEGATIVE = {
     "alpha", "curriculum", "entropy", "exhaustive", "gate_lr", "iterations", "joint", "joint_lr", "lr",
-    "momentum", "penalty", "policy_weight", "restarts", "sp_iterations", "tune_iterations",
+    "momentum", "penalty", "policy_weight", "restarts", "sp_iterations", "sp_lr", "tune_iterations",
     "warmup_iterations", "weight_decay",
 }  # fmt: skip
-SHARES = {"distillation", "survival", "target", "warmup", "warmup_rate"}
+SHARES = {"distillation", "survival", "target", "warmup"}
 
 
 def check_numbers(args: Any) -> None:

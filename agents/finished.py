@@ -20,7 +20,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import as_now
-from skipnet_rl.weights import build_backbone
+from skipnet_rl.weights import build_backbone, find_named
 
 GATED = ("hybrid_reinforce", "reinforce", "gumbel")  # backbone and gate in one file
 FROZEN = ("ppo", "a2c", "dqn")  # a stable-baselines3 policy over the backbone that the run started from
@@ -80,10 +80,10 @@ class FinishedRun:
         return load_records(self.folder / "routes.npz")
 
     def network(self, num_classes: int, file: str | None = None) -> ResNet:
-        """The backbone in one of the run's files, or the one that it started from."""
-        if file is None:
-            kind = self.args.get("shortcut", "projection")
-            return build_backbone(self.depth, num_classes, self.result["dataset"], kind, self.args["weights"])
+        """The backbone in one of the run's files, that of a shipped name, or the one that it started from."""
+        if file is None or find_named(file):
+            kind, weights = self.args.get("shortcut", "projection"), file or self.args["weights"]
+            return build_backbone(self.depth, num_classes, self.result["dataset"], kind, weights)
         net = self._empty_network(num_classes)
         load_weights(self._inside(file), net, prefix="net.")
         return net

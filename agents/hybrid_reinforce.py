@@ -8,20 +8,22 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
     HRL   min E_x E_g [ L(ŷ, y) - α/N Σ_i (1 - g_i) C_i ]
           ∇ = E[∇L] - E Σ_i ∇log p(g_i|x) r_i ,   r_i = -[L - α/N Σ_{j≥i} (1 - g_j) C_j]
 
-Where this differs from the paper: r_i is compared with the other routes of the same image
-(leave-one-out baseline), the schedule is short, and in HRL's last steps the backbone alone trains, on
-the thresholded routes that it will be given at test time; --stage tune gives it more of these,
---distillation teachers, and --gate fixed one route for all images. For the paper's: --routes 1 --baseline
-none --schedule constant --gate-lr 1e-4 --lr 1e-4 --batch-size 128 --sp-iterations 10000 --iterations 10000
---tune-iterations 0 --alpha 0.1. Its warning example, HRL from nothing: --stage hrl, and --weights none where
-the backbone is to be untrained too.
+Where this differs from the paper: r_i is compared with the other routes of the same image (leave-one-out
+baseline); a network that does not bear skips is prepared for them first; in HRL's last steps the backbone
+alone trains, on the thresholded routes that it will be given at test time; --stage tune gives it more of
+these, --distillation teachers, and --gate fixed one route for all images. What is kept is the best by the
+return on validation images, not the last. For the paper's training: --preset paper. Its warning example, HRL
+from nothing: --stage hrl, and --weights none where the backbone is to be untrained too.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,163 +31,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from agents.checks import check_routes
 from agents.cli import main_with_named_errors
-from agents.distillation import Teacher, check_teachers, distilled, load_teachers
+from agents.distillation import Teacher, distilled, load_teachers
+from agents.hybrid_args import Args
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS, resume
-from agents.setting import CommonArgs, Setting
+from agents.preparation import prepared_episode, shortcomings
+from agents.presets import describe, situation_of, values_of
+from agents.setting import LOOK, Setting
 from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator, training_index
-from skipnet_rl.errors import WeightsError, unknown_name
-from skipnet_rl.estimators import BASELINES, advantages, entropy, score_function_loss
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
 from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, read_header, restore_checkpoint
-from skipnet_rl.gates import GATES
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, ValueBaseline
+from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, ValueBaseline
 from skipnet_rl.precision import autocast, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
+from skipnet_rl.tolerance import Tolerance, absence_costs
 from skipnet_rl.weights import weights_path
 
-STAGES = ("sp", "hrl", "sp+hrl", "tune")
-RELAXATIONS = ("straight-through", "soft")
+KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")  # of what is kept, in result.json
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after which stage
-BN_MODES = ("train", "frozen", "recalibrate")
-SCHEDULES = ("constant", "linear", "cosine")
-NOTHING_SKIPPED = (
-    "nothing is skipped: to this network a skipped block costs more than alpha/N pays. Make it used to skips "
-    "(--warmup-iterations 400, or a backbone of agents.pretrain --survival 0.5), or raise --alpha"
+ADVICE = (
+    "To this network a skipped block costs more than alpha/N pays: raise --alpha, or train longer "
+    "(--iterations, --tune-iterations)",
+    "Lower --alpha, or train longer (--iterations, --tune-iterations)",
 )
 
 
-@dataclass(frozen=True)
-class Args(CommonArgs):
-    """Learn which blocks to run, image by image."""
-
-    alpha: float = 2.0
-    """weight of the compute saving against the loss"""
-    gate: str = "rnn"
-    """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block); or, with
-    --stage tune, fixed: for all images the route that the network of --gate-weights takes most often on the
-    validation images, the control of what choosing by the image is worth"""
-    gate_gain: float = 1.0
-    """factor on the gates' initial weights: at 1 they begin all but blind to the image"""
-    gate_weights: str | None = None
-    """gates to start from, of the same kind unless that is fixed: a file of a gated network, or the name of a
-    shipped one (default: new ones, near "execute")"""
-    stage: str = "sp+hrl"
-    """sp, hrl, sp+hrl, or tune: only the steps that end HRL (--tune-iterations), by the gates of
-    --gate-weights; the flags for routes, baseline, entropy and the gates' learning do not act in them"""
-    sp_iterations: int = 4
-    """steps of supervised pre-training"""
-    relaxation: str = "straight-through"
-    """what a gate is in SP: straight-through, or soft"""
-    warmup_iterations: int = 0
-    """steps with random routes before either stage; they make the backbone used to skips"""
-    warmup_rate: float = 0.8
-    """p(execute) of those routes"""
-    iterations: int = 56
-    """steps of hybrid REINFORCE"""
-    tune_iterations: int = 32
-    """steps after it in which the backbone trains on the gates' thresholded routes, part of HRL"""
-    batch_size: int = 96
-    """episodes per step"""
-    routes: int = 4
-    """sampled routes per image in HRL"""
-    baseline: str = "leave-one-out"
-    """of the score function: none, batch-mean, leave-one-out (of an image's routes) or value (learned)"""
-    exploration: float = 0.0
-    """p(execute) is kept between this floor and one minus it while sampling"""
-    entropy: float = 0.0
-    """weight of the gates' entropy, a bonus"""
-    policy_weight: float = 1.0
-    """of the score-function term against the cross-entropy"""
-    distillation: float = 0.0
-    """share of the backbone's loss that asks for the teacher's predictions instead of the labels"""
-    teacher: tuple[str, ...] = ()
-    """network of --distillation, all blocks executed, or several: files, names of shipped ones, or auto, of
-    the same shortcut (default: the network that the run starts from)"""
-    teacher_depth: tuple[int, ...] = ()
-    """depth of each (default: a shipped one's own, else that of the id)"""
-    optimizer: str = "adam"
-    """of the backbone: adam, or sgd (Nesterov's, with the momentum and weight decay of agents.pretrain)"""
-    lr: float = 6e-4
-    """learning rate of the backbone"""
-    gate_lr: float = 1.5e-2
-    """Adam's learning rate for the gates"""
-    schedule: str = "linear"
-    """of the learning rates: constant (the paper), linear to zero in HRL and again in the tuning after it, or
-    cosine to zero in SP, and again over HRL and tuning together"""
-    bn: str = "recalibrate"
-    """batch norm of the backbone: train (the batch's statistics), frozen (the running ones), or recalibrate:
-    train, and estimate the running ones anew after each stage"""
-    bn_images: int = 500
-    """training images for that estimate, in whole batches of 250"""
-    eval_every: int = 40
-    """steps between evaluations on validation images"""
-    resume: bool = False
-    """go on from the checkpoint in --run-dir"""
-
-    @property
-    def images_per_step(self) -> int:
-        """As many as episodes, but in HRL, where an image has several routes."""
-        return self.batch_size // (self.routes if set(self.plan()) == {"hrl"} else 1)
-
-    def check(self) -> None:
-        """Raise a ValueError for a name or number that makes no sense."""
-        super().check()
-        for kind, name, known in (
-            ("stage", self.stage, STAGES),
-            ("gate", self.gate, (*GATES, FIXED)),
-            ("bn mode", self.bn, BN_MODES),
-            ("schedule", self.schedule, SCHEDULES),
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("baseline", self.baseline, BASELINES),
-            ("relaxation", self.relaxation, RELAXATIONS),
-        ):
-            if name not in known:
-                raise unknown_name(kind, name, known)
-        check_routes(self.batch_size, self.routes, self.baseline)
-        self._check_sources()
-        if set(self.plan()) <= {"warmup"}:
-            steps = "--tune-iterations" if self.stage == "tune" else "--iterations or --sp-iterations"
-            raise ValueError(f"no training step of --stage {self.stage} is asked for; raise {steps}")
-
-    def _check_sources(self) -> None:
-        if self.gate_weights and self.gate_gain != 1:
-            raise ValueError("--gate-gain is of new gates; leave it out, or --gate-weights")
-        if self.stage == "tune" and not self.gate_weights:
-            raise ValueError("--stage tune trains no gates; give it some with --gate-weights")
-        if self.gate == FIXED and self.stage != "tune":
-            raise ValueError("--gate fixed has nothing to learn; it goes with --stage tune")
-        check_teachers(self.teacher, self.distillation, self.teacher_depth, self.depth, self.weights)
-
-    def plan(self) -> list[str]:
-        """The stage of each training step."""
-        sp = self.sp_iterations if "sp" in self.stage else 0
-        hrl = self.iterations if "hrl" in self.stage else 0
-        tune = self.tune_iterations if hrl or self.stage == "tune" else 0
-        return ["warmup"] * self.warmup_iterations + ["sp"] * sp + ["hrl"] * hrl + ["tune"] * tune
-
-    def decay(self, step: int) -> float:
-        """Factor of the learning rates at a step of the plan."""
-        plan = self.plan()
-        stage = plan[step]
-        if self.schedule == "constant" or stage == "warmup" or (self.schedule, stage) == ("linear", "sp"):
-            return 1.0
-        span = ("hrl", "tune") if self.schedule == "cosine" and stage != "sp" else (stage,)
-        begin = min(plan.index(part) for part in span if part in plan)
-        length = sum(map(plan.count, span))
-        left = (begin + length - step) / length
-        return left if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
-
-
 class Learner:
-    """Backbone, gate and optimizer of one run; the teachers are others, or the backbone as it came."""
+    """Backbone, gate and optimizer of one run; the teachers are others, or the backbone as it came.
+
+    Attributes:
+        costs: of each block's absence [N], once a preparation needs them.
+        best: summary of what is kept so far, on validation images; with its step, 0 for the start.
+    """
 
     def __init__(
         self, args: Args, net: ResNet, device: torch.device, teachers: Sequence[ResNet] = ()
@@ -196,7 +81,6 @@ class Learner:
         self.mdp = mdp = RoutingMDP(net, args.alpha, args.cost)
         self.critic = ValueBaseline(mdp).to(device) if args.baseline == "value" else None
         self.policies: dict[str, tuple[Policy, str]] = {
-            "warmup": (RandomSkip(args.warmup_rate), "sample"),
             "sp": (gate, args.relaxation),
             "hrl": (Exploring(gate, args.exploration), "sample"),
             "tune": (gate, "greedy"),  # a threshold has no gradient: the gates stay
@@ -207,19 +91,29 @@ class Learner:
         self.optimizers = {"net": OPTIMIZERS[args.optimizer](net, args.lr)}
         if gates:  # a fixed route has none
             self.optimizers["gate"] = torch.optim.Adam(gates, args.gate_lr)
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["base_lr"] = group["lr"]
+        self.rates = {"net": args.lr, "gate": args.gate_lr}
+        self.sp_lr = args.lr if args.sp_lr is None else args.sp_lr
+        self.costs: Tensor | None = None
+        self.best: dict[str, Any] = {}
 
-    def descend(self, loss: Tensor, decay: float = 1.0) -> None:
-        """One step down a loss, at a share of the learning rates."""
-        for optimizer in self.optimizers.values():
+    def descend(self, loss: Tensor, decay: float = 1.0, stage: str = "") -> None:
+        """One step down a loss, at a share of the stage's learning rates."""
+        for name, optimizer in self.optimizers.items():
+            rate = self.sp_lr if (name, stage) == ("net", "sp") else self.rates[name]
             for group in optimizer.param_groups:
-                group["lr"] = decay * group["base_lr"]
+                group["lr"] = decay * rate
             optimizer.zero_grad()
         loss.backward()
         for optimizer in self.optimizers.values():
             optimizer.step()
+
+    def snapshot(self) -> Learner:
+        """The same with a copy of network and gate, to be looked at."""
+        found = copy.copy(self)
+        found.model = copy.deepcopy(self.model)
+        found.gate = found.model["gate"]
+        found.mdp = RoutingMDP(found.model["net"], self.mdp.alpha, self.mdp.cost)
+        return found
 
     def predictions(self, images: Tensor) -> Tensor | None:
         """The teacher's logits [B, K], or None without one."""
@@ -232,6 +126,8 @@ class Learner:
             "model": self.model.state_dict(),
             "critic": critic,
             "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
+            "costs": self.costs,
+            "best": self.best,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -241,6 +137,7 @@ class Learner:
             self.critic.load_state_dict(state["critic"])
         for name, optimizer in self.optimizers.items():
             resume(optimizer, state["optimizers"][name])
+        self.costs, self.best = state["costs"], state["best"]
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
@@ -280,48 +177,49 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     labels = labels.repeat_interleave(routes)
     learner.mdp.net.train(args.bn != "frozen")
     learner.gate.train(stage != "tune")  # there its routes are those of test time
-    policy, mode = learner.policies[stage]
-    critic = learner.critic if stage == "hrl" else None
     draws = step_generator(args.seed, step, device, stream=2)
     with autocast(learner.precision, device):
-        episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
-        loss = (hrl_loss if stage == "hrl" else backbone_loss)(episode, args, targets)
-    learner.descend(loss, args.decay(step))
+        if stage == "warmup":
+            assert learner.costs is not None, "the preparation needs the costs of absence"
+            progress = (step + 1) / args.warmup_iterations
+            episode, missed = prepared_episode(
+                learner.mdp, learner.gate, images, labels, learner.costs, progress, draws
+            )
+            loss = backbone_loss(episode, args, targets) + missed
+        else:
+            policy, mode = learner.policies[stage]
+            critic = learner.critic if stage == "hrl" else None
+            episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
+            loss = (hrl_loss if stage == "hrl" else backbone_loss)(episode, args, targets)
+    learner.descend(loss, args.decay(step), stage)
     return episode
 
 
 def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
     setting = Setting.of(args)
-    classes = len(setting.train.classes)
-    named = (args.teacher or (args.weights,)) if args.distillation else ()
-    teachers = load_teachers(
-        named, args.teacher_depth, args.depth, classes, setting.dataset, args.shortcut, setting.device
-    )
-    learner = Learner(args, setting.mdp().net, setting.device, teachers)
+    tolerance = setting.look()
+    if tolerance.prepared:
+        setting = replace(setting, args=replace(setting.args, warmup_iterations=0))
+    args = setting.args
+    tqdm.write(f"settings: {describe(args)}")
+    learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting))
     if args.gate_weights:
         start_gate(learner.gate, setting, args)
     run = setting.start_run("hybrid-reinforce", args.resume)
-    files: dict[str, str] = {}
-
-    def end_stage(stage: str) -> None:
-        """Settle the batch norms; keep the weights of a stage that ends with gates to be used."""
-        settle(learner, setting.train, stage, args)
-        if stage != "warmup":
-            about = {"stage": FILES[stage].split(".")[0], **setting.header(args.gate)}
-            save_weights(run.folder / FILES[stage], learner.model, about)
-
+    keeper = Keeper(setting, learner, run.folder)
     wall_time = learn(
         run,
         args.plan(),
         learner,
         train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
-        validate=lambda: setting.validate(learner.mdp, learner.gate),
-        end_stage=end_stage,
+        validate=keeper.validate,
+        end_stage=keeper.end_stage,
+        begin=keeper.begin,
         eval_every=args.eval_every,
         resume=args.resume,
     )
-    rows = {}
+    rows, files = {}, {}
     for file in dict.fromkeys(FILES[stage] for stage in args.plan() if stage in FILES):
         name = file.split(".")[0].upper()
         load_weights(run.folder / file, learner.model)  # what the file does is reported
@@ -330,10 +228,23 @@ def train(args: Args) -> dict[str, Any]:
     last = list(rows)[-1]
     files[f"random, {last} weights"] = files[last]
     references = setting.references(rows[last].rate, learner.mdp, last)
-    result = setting.finish(run, "hybrid_reinforce", {**references, **rows}, wall_time, files)
-    if rows[last].rate == 1 and "hrl" in args.plan():
-        tqdm.write(NOTHING_SKIPPED)
-    return result
+    return setting.finish(
+        run, "hybrid_reinforce", {**references, **rows}, wall_time, files,
+        notes=keeper.notes(tolerance), kept=learner.best,
+    )  # fmt: skip
+
+
+def teachers_of(setting: Setting) -> list[ResNet]:
+    """The networks of `--teacher`, or else the plain network that the run is compared with."""
+    args = setting.args
+    if not args.distillation:
+        return []
+    if not args.teacher:
+        return [setting.plain]
+    classes = len(setting.train.classes)
+    return load_teachers(
+        args.teacher, args.teacher_depth, args.depth, classes, setting.dataset, args.shortcut, setting.device
+    )
 
 
 def start_gate(gate: StoredPolicy, setting: Setting, args: Args) -> None:
@@ -358,15 +269,84 @@ def start_gate(gate: StoredPolicy, setting: Setting, args: Args) -> None:
     gate.route.copy_(most_frequent(chosen.routes))
 
 
+class Keeper:
+    """Validates a run on the way, and keeps the weights whose return on validation images is best.
+
+    Args:
+        setting: what the run learns on.
+        learner: what is validated.
+        folder: the run's.
+    """
+
+    def __init__(self, setting: Setting, learner: Learner, folder: Path) -> None:
+        self.setting, self.learner, self.folder = setting, learner, folder
+        self.args = setting.args
+
+    def begin(self) -> None:
+        """What needs the network as it came: the costs of absence, and whether the start is to be kept."""
+        if self.args.warmup_iterations:
+            setting = self.setting
+            images = setting.val.first(LOOK // 4)
+            self.learner.costs = absence_costs(self.learner.mdp, images, precision=setting.precision)
+        if self.args.gate_weights:
+            self.validate(0, self.args.plan()[0], ended=False)
+
+    def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
+        """Summary on validation images, batch norms settled as they will be at the end; keeps the best.
+
+        Args:
+            done: steps so far.
+            stage: which they ended in; what SP comes to has a file of its own.
+            ended: whether it is over, and its batch norms are settled.
+        """
+        learner = self.learner
+        if not ended:
+            learner = learner.snapshot()
+            settle(learner, self.setting.train, stage, self.args)
+        found = self.setting.validate(learner.mdp, learner.gate)
+        if stage in ("hrl", "tune") and found["return"] > self.learner.best.get("return", -math.inf):
+            self.learner.best = {key: found[key] for key in KEPT} | {"step": done}
+            self.save(stage, learner)
+        return found
+
+    def end_stage(self, stage: str) -> None:
+        """Settle the batch norms; keep what SP comes to, whatever its return."""
+        settle(self.learner, self.setting.train, stage, self.args)
+        if stage == "sp":
+            self.save(stage, self.learner)
+
+    def save(self, stage: str, learner: Learner) -> None:
+        """Write a stage's file of weights."""
+        file = FILES[stage]
+        about = {"stage": file.split(".")[0], **self.setting.header(self.args.gate)}
+        save_weights(self.folder / file, learner.model, about)
+
+    def notes(self, tolerance: Tolerance) -> list[str]:
+        """What the run has to say of its end, see `shortcomings`."""
+        best, setting = self.learner.best, self.setting
+        if not best:
+            return []
+        whole = tolerance.whole
+        if setting.plain_name or self.args.eval_images != tolerance.images:
+            whole = setting.validate(RoutingMDP(setting.plain), AlwaysExecute())["accuracy"]
+        start = ["nothing better was found: the network that the run started from is kept"]
+        found = shortcomings(whole, best["accuracy"], best["compute_flops"], ADVICE)
+        return found + start * (best["step"] == 0)
+
+
 def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
     """Estimate the batch norms' statistics for the routes to come, where `--bn` asks for it."""
     if args.bn == "recalibrate":
-        policy = AlwaysExecute() if stage == "warmup" else learner.gate
         recalibrate(
-            learner.mdp, policy, data, batches=math.ceil(args.bn_images / BATCH_SIZE),
+            learner.mdp, learner.gate, data, batches=math.ceil(args.bn_images / BATCH_SIZE),
             precision=learner.precision, seed=args.seed, policy_too=stage != "tune",
         )  # fmt: skip
 
 
+def arguments() -> Args:
+    """The flags' defaults for the command line that is there: those of its preset."""
+    return replace(Args(), **values_of(situation_of(sys.argv[1:])))
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, train)
+    main_with_named_errors(Args, train, defaults=arguments)

@@ -40,8 +40,9 @@ def learn(
     plan: Sequence[str],
     learner: Stateful,
     train_step: Callable[[int, str], Trajectory],
-    validate: Callable[[], dict[str, Any]],
+    validate: Callable[[int, str, bool], dict[str, Any]],
     end_stage: Callable[[str], None] = lambda stage: None,
+    begin: Callable[[], None] = lambda: None,
     *,
     eval_every: int,
     resume: bool = False,
@@ -53,8 +54,10 @@ def learn(
         plan: the stage of each step.
         learner: what checkpoints hold.
         train_step: does step number k of a stage, and returns its episodes.
-        validate: a summary on validation images, see `Evaluation.summary`.
+        validate: a summary on validation images, see `Evaluation.summary`; told how many steps are done,
+            the stage, and whether it has ended.
         end_stage: called after the last step of each stage, before it is validated.
+        begin: called before the first step, unless a checkpoint is gone on from.
         eval_every: steps between validations and checkpoints; each stage ends with one, too.
         resume: go on from the run's checkpoint.
 
@@ -65,6 +68,8 @@ def learn(
     first = state["step"]
     if first:
         learner.load_state_dict(state["learner"])
+    else:
+        begin()
     begun, episodes = time.perf_counter(), 0
     watch = Watch()
     with progress_bar(total=len(plan), initial=first, unit="step") as bar:
@@ -82,7 +87,7 @@ def learn(
                 check_finite(learner.state_dict(), done, stage)  # before it writes weights
                 end_stage(stage)
             if ends_stage or done % eval_every == 0:
-                run.log(done, stage, **metrics, **val_metrics(validate()))
+                run.log(done, stage, **metrics, **val_metrics(validate(done, stage, ends_stage)))
                 elapsed = state["elapsed"] + time.perf_counter() - begun
                 learned = learner.state_dict()
                 check_finite(learned, done, stage)

@@ -117,7 +117,7 @@ def train(args: Args) -> dict[str, Any]:
         ["train"] * args.iterations,
         learner,
         train_step=lambda step, _: train_step(learner, setting.train, step, args),
-        validate=lambda: setting.validate(learner.mdp, learner.gate),
+        validate=lambda *_: setting.validate(learner.mdp, learner.gate),
         eval_every=args.eval_every,
         resume=args.resume,
     )

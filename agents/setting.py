@@ -6,7 +6,7 @@ import copy
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import Run, run_folder
-from skipnet_rl.weights import build_backbone
+from skipnet_rl.tolerance import Tolerance, measure_tolerance
+from skipnet_rl.weights import build_backbone, find_entry, find_gated, find_named
 
+LOOK = 500  # validation images, at most, on which a run looks at its network before it trains
+WORSE = 0.02  # loss of accuracy that a run does not pass over in silence
 # test images that end a run on a data set for a first look: all 4,000 take the main job ¾ of a minute more
 TEST_IMAGES = {"rendered-digits": 2_000}
 
@@ -76,6 +79,11 @@ class CommonArgs:
         """Different images of a training step, at most; 0 where the environments choose them."""
         return 0
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the network stays as it is, and a policy over it is learned."""
+        return False
+
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         check_numbers(self)
@@ -86,11 +94,16 @@ class Setting:
     """What an agent learns on.
 
     Attributes:
-        args: the flags.
+        args: the flags, with the name of the weights that `--weights auto` came to.
         dataset: what `--dataset` came to.
         train, val, test: the splits, on the device; of the last what `--test-images` or `TEST_IMAGES` leave.
+            A policy over a frozen network has the calibration images for the first and the selection images
+            for the second, see `load_images`.
         split_images: how many the test split has.
         net: the backbone to start from, in evaluation mode, on the device.
+        plain: the network of the row "all blocks": the backbone itself, or where that is a shipped one with
+            gates, the best shipped one without.
+        plain_name: its name, where it is not the backbone.
         device, precision: what `--device` and `--precision` came to.
     """
 
@@ -101,12 +114,14 @@ class Setting:
     test: Images = field(repr=False)
     split_images: int
     net: ResNet = field(repr=False)
+    plain: ResNet = field(repr=False)
+    plain_name: str | None
     device: torch.device
     precision: str
 
     @classmethod
     def of(cls, args: CommonArgs) -> Setting:
-        """Check the flags, load what they name; the first line printed says which data set and why.
+        """Check the flags, load what they name; the first lines printed say which data, which weights, why.
 
         Nothing is written, so that a command that is refused leaves no run folder in the way of the next.
 
@@ -119,17 +134,29 @@ class Setting:
         dataset, reason = resolve_dataset(args.dataset, args.data_dir)
         tqdm.write(f"dataset: {reason}")
         size = Architecture.of_depth(args.depth).image_size
+        splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
         train, val, test = (
-            load_images(dataset, split, args.data_dir, args.download, size).to(device)
-            for split in ("train", "val", "test")
+            load_images(dataset, split, args.data_dir, args.download, size).to(device) for split in splits
         )
         read = args.test_images or TEST_IMAGES.get(dataset) or len(test)
         if args.images_per_step > len(train):
             raise ValueError(
                 f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)}"
             )
-        net = build_backbone(args.depth, len(train.classes), dataset, args.shortcut, args.weights)
-        return cls(args, dataset, train, val, test.first(read), len(test), net.to(device), device, precision)
+        args, reason = _with_weights(args, dataset)
+        tqdm.write(f"weights: {reason}")
+
+        def network(weights: str) -> ResNet:
+            classes = len(train.classes)
+            return build_backbone(args.depth, classes, dataset, args.shortcut, weights).to(device)
+
+        net = plain = network(args.weights)
+        plain_name = _plain_beside(args, dataset)
+        if plain_name:
+            plain = network(plain_name)
+        return cls(
+            args, dataset, train, val, test.first(read), len(test), net, plain, plain_name, device, precision
+        )
 
     def mdp(self) -> RoutingMDP:
         """The decision process over a network of its own, as it was loaded."""
@@ -142,6 +169,12 @@ class Setting:
         draws = step_generator(self.args.seed, 0, self.device, stream=3)
         images = self.test if images is None else images
         return evaluate(mdp, policy, images, mode=mode, generator=draws, precision=self.precision)
+
+    def look(self) -> Tolerance:
+        """Measure what skips cost the network before anything is trained; printed in one line."""
+        found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision, self.args.seed)
+        tqdm.write(f"network: {found}")
+        return found
 
     def validate(self, mdp: RoutingMDP, policy: Policy, mode: str = "greedy") -> dict[str, Any]:
         """The summary on the first validation images, on the way."""
@@ -158,7 +191,7 @@ class Setting:
                 given both.
             name: the trained policy's.
         """
-        start, at_rate = self.mdp(), RandomSkip(rate)
+        start, at_rate = RoutingMDP(self.plain, self.args.alpha, self.args.cost), RandomSkip(rate)
         rows = {
             "all blocks": self.evaluate(start, AlwaysExecute()),
             "random": self.evaluate(start, at_rate, "sample"),
@@ -197,10 +230,10 @@ class Setting:
             rows: evaluations on the test set by name; the last is the policy that the run is about.
             wall_time: seconds of training.
             weights: of each row that was played on other weights than the run started from, the file in
-                the run's folder.
-            **more: further fields.
+                the run's folder, or the name of a shipped network.
+            **more: further fields; `notes`, what is to be said of the run's end, is printed last.
         """
-        files = dict(weights or {})
+        files = {**dict.fromkeys(("all blocks", "random"), self.plain_name), **(weights or {})}
         result = {
             "env": self.args.env, "agent": agent, "dataset": self.dataset, "split": "test",
             "n_images": len(self.test), "split_images": self.split_images,
@@ -215,6 +248,8 @@ class Setting:
         write_plots(run, result, self.net.stages[1:])
         run.finish(result)  # last: a run with a result.json is whole
         tqdm.write(f"wrote {run.folder}")
+        for note in more.get("notes", ()):
+            tqdm.write(f"note: {note}")
         return result
 
 
@@ -226,3 +261,25 @@ VAL_METRICS: Sequence[str] = (
 def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """A summary under the names that every agent logs."""
     return {f"val/{key}": summary[key] for key in VAL_METRICS}
+
+
+def _with_weights(args: CommonArgs, dataset: str) -> tuple[CommonArgs, str]:
+    """The flags with the weights that `auto` stands for, and the reason, fit for a line that is printed."""
+    if args.weights != "auto":
+        return args, f"{args.weights} (asked for by name)"
+    wanted = args.depth, dataset, args.shortcut
+    gated = find_gated(*wanted, "rnn", args.alpha) if args.frozen and dataset != "rendered-digits" else None
+    if gated:
+        return replace(
+            args, weights=gated["name"]
+        ), f"{gated['name']} (the shipped network trained with skips)"
+    if entry := find_entry(*wanted):
+        return replace(args, weights=entry["name"]), f"{entry['name']} (the shipped network that fits)"
+    return args, f"none: no ResNet-{args.depth} for {dataset} is shipped"
+
+
+def _plain_beside(args: CommonArgs, dataset: str) -> str | None:
+    """Name of the best shipped network without gates, where the run starts from a shipped one with gates."""
+    entry = find_named(args.weights)
+    plain = find_entry(args.depth, dataset, args.shortcut)
+    return plain["name"] if entry and "gate" in entry and plain else None

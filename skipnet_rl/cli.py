@@ -12,7 +12,10 @@ ArgsT = TypeVar("ArgsT")
 
 
 def main_with_named_errors(
-    args_type: type[ArgsT], run: Callable[[ArgsT], Any], errors: tuple[type[Exception], ...] = ()
+    args_type: type[ArgsT],
+    run: Callable[[ArgsT], Any],
+    errors: tuple[type[Exception], ...] = (),
+    defaults: Callable[[], ArgsT] | None = None,
 ) -> None:
     """Parse the command line and run; a user's mistake ends in one line and exit code 2.
 
@@ -20,12 +23,14 @@ def main_with_named_errors(
         args_type: a dataclass; with `debug` set an error keeps its traceback.
         run: what to do.
         errors: kinds of mistakes beside ValueError and OSError.
+        defaults: what flags that are not given are, where that follows from those that are; `--help` shows it.
     """
-    args = tyro.cli(args_type)
+    args = None
     try:
+        args = tyro.cli(args_type, default=defaults()) if defaults else tyro.cli(args_type)
         run(args)
     except (ValueError, OSError, *errors) as error:
-        if getattr(args, "debug", False):
+        if getattr(args, "debug", "--debug" in sys.argv):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,7 +25,7 @@ from skipnet_rl.data.imageset import ImageSet
 from skipnet_rl.errors import unknown_name
 
 DATASETS = ("rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder")
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "calibration", "selection")
 VALIDATION_SHARE = 10  # one training image in ten is held out
 CIFAR10_FOLDER = "cifar-10-batches-py"  # torchvision's name for it
 
@@ -67,11 +67,13 @@ def load_images(
     """One split of a data set, on the CPU.
 
     `"val"` is a fixed tenth of the official training images, `"train"` the other nine, `"test"` the
-    official test set.
+    official test set. `"calibration"` and `"selection"` are the halves of `"val"`: a policy over a frozen
+    network learns on the first and is chosen on the second, because on the images that the network was
+    trained on it is right nearly always, so that skips seem to cost nothing.
 
     Args:
         name: one of `DATASETS`, or `"auto"`.
-        split: `"train"`, `"val"` or `"test"`.
+        split: one of `SPLITS`.
         data_dir: folder of the official files (else $SKIPNET_DATA, else ./data).
         download: fetch missing files through torchvision.
         size: side of the images that the network is made for; None: as they are.
@@ -101,7 +103,11 @@ def _whole(name: str, source: str, folder: Path, download: bool) -> Images:
 def _held_out(size: int, split: str) -> Tensor:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
     held_out = size // VALIDATION_SHARE
-    return order[:held_out].sort().values if split == "val" else order[held_out:].sort().values
+    half = held_out // 2
+    first, last = {
+        "val": (0, held_out), "calibration": (0, half), "selection": (half, held_out), "train": (held_out, size)
+    }[split]  # fmt: skip
+    return order[first:last].sort().values
 
 
 def _digits(source: str) -> ImageSet:

@@ -21,14 +21,14 @@ from skipnet_rl.importer import read_state_dict, rename, torchvision_weights
 from skipnet_rl.resnet import ResNet
 
 FOLDER = Path(__file__).parent
-AUTO = ("backbone", "backbone-distilled")  # stages of what "auto" finds: the second where the first is not
+AUTO = ("backbone-distilled", "backbone")  # stages of what "auto" finds: the second where the first is not
 
 
 def index() -> list[dict[str, Any]]:
     """All shipped networks: name, file, sha256, depth, dataset, shortcut, stage, test_accuracy, command.
 
     `file` is the first of several. `stage` is one of `AUTO` for what `"auto"` finds, and something else for
-    what is asked for by name.
+    what is asked for by name. Gated networks that training goes on from by default have `start`.
     """
     return json.loads((FOLDER / "index.json").read_text())
 
@@ -38,6 +38,23 @@ def find_entry(depth: int, dataset: str, shortcut: str) -> dict[str, Any] | None
     wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut}
     fitting = {e["stage"]: e for e in index() if all(e[key] == value for key, value in wanted.items())}
     return next((fitting[stage] for stage in AUTO if stage in fitting), None)
+
+
+def find_gated(
+    depth: int, dataset: str, shortcut: str, gate: str, alpha: float | None = None
+) -> dict[str, Any] | None:
+    """What the index says of the shipped network whose gates training goes on from; None where there is none.
+
+    Args:
+        depth, dataset, shortcut, gate: what it has to be for.
+        alpha: weight of the compute saving that training is to go on at; the network trained at the nearest
+            one is taken (default: the least).
+    """
+    wanted = {
+        "depth": depth, "dataset": dataset, "shortcut": shortcut, "gate": gate, "start": True
+    }  # fmt: skip
+    fitting = [e for e in index() if all(e.get(key) == value for key, value in wanted.items())]
+    return min(fitting, key=lambda e: abs(e["alpha"] - (alpha or 0.0)), default=None)
 
 
 def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
@@ -50,12 +67,15 @@ def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
     return None if entry is None else _checked(entry)
 
 
+def find_named(weights: str | Path) -> dict[str, Any] | None:
+    """What the index says of the network of that name; None where there is none, for a path say."""
+    return next((entry for entry in index() if str(weights) == entry["name"]), None)
+
+
 def weights_path(weights: str | Path) -> Path:
     """The file that a name of `index` stands for, or else the path itself."""
-    for entry in index():
-        if str(weights) == entry["name"]:
-            return _checked(entry)
-    return Path(weights)
+    entry = find_named(weights)
+    return Path(weights) if entry is None else _checked(entry)
 
 
 def sha256_of(path: Path) -> str:

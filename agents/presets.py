@@ -1,0 +1,132 @@
+"""Presets of hybrid REINFORCE: one table of what its flags are by default.
+
+`auto` takes the row that fits what a run learns on and what it starts from. A flag that is given wins over
+the row; what all of it came to is printed, and is in args.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from envs import depth_of
+from skipnet_rl.data import resolve_dataset
+from skipnet_rl.errors import unknown_name
+from skipnet_rl.flops import network_macs
+from skipnet_rl.precision import pick_device
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.weights import find_gated
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # the defaults of `Args`: a first look at rendered-digits, whose networks are shipped trained with skips
+    "quick": {},
+    # from a network that executes every block: it is its own teacher, and is prepared for skips where they
+    # cost it too much. Steps are a ResNet-20's on a CPU, see `STEPS`.
+    "plain": {
+        "alpha": 0.4, "warmup_iterations": 250, "sp_iterations": 0, "iterations": 150, "tune_iterations": 300,
+        "batch_size": 128, "routes": 2, "optimizer": "sgd", "lr": 0.02, "gate_lr": 1.5e-2,
+        "schedule": "cosine", "distillation": 0.9, "eval_every": 100, "eval_images": 1_000,
+        "bn_images": 1_000,
+    },
+    # from a shipped network with gates: both are trained already, so the steps are few and small
+    "gated": {
+        "stage": "hrl", "iterations": 120, "tune_iterations": 240, "batch_size": 128, "routes": 2,
+        "optimizer": "sgd", "lr": 2e-3, "gate_lr": 1e-3, "schedule": "cosine", "distillation": 0.9,
+        "eval_every": 100, "eval_images": 1_000, "bn_images": 1_000,
+    },
+    # Wang et al. 2018, section 4, and the defaults that its authors publish for CIFAR: SP for 64,000 steps at
+    # 0.1, divided by ten at half and three quarters of them, HRL for 10,000 at 1e-4, one route per image, no
+    # baseline, a hundredth of the score function's gradient
+    "paper": {
+        "alpha": 0.1, "policy_weight": 0.01, "sp_iterations": 64_000, "iterations": 10_000,
+        "tune_iterations": 0, "batch_size": 128, "routes": 1, "baseline": "none", "optimizer": "sgd",
+        "sp_lr": 0.1, "lr": 1e-4, "gate_lr": 1e-4, "schedule": "step", "eval_every": 1_000,
+        "bn_images": 4_000,
+    },
+}  # fmt: skip
+STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
+FEWEST = 60  # of each of them that is not zero, whatever a network costs
+GPU_STEPS, GPU_BATCH = 4, 4  # times as many and as large on a GPU, whose learning rate doubles: √4
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The flags that a preset follows from."""
+
+    preset: str = "auto"
+    env: str = "SkipResNet110-v0"
+    dataset: str = "auto"
+    data_dir: Path | None = None
+    weights: str = "auto"
+    shortcut: str = "projection"
+    gate: str = "rnn"
+    gate_weights: str | None = None
+    stage: str | None = None
+    alpha: float | None = None
+    device: str = "auto"
+
+
+def situation_of(words: list[str]) -> Situation:
+    """Read the flags that a preset follows from, and leave the others."""
+    words = [word for word in words if word not in ("-h", "--help")]
+    situation, _ = tyro.cli(Situation, args=words, return_unknown_args=True, add_help=False)
+    return situation
+
+
+def values_of(situation: Situation) -> dict[str, Any]:
+    """The flags that a preset comes to, by name.
+
+    Raises:
+        ValueError: an unknown preset, data set or device.
+    """
+    depth = depth_of(situation.env)
+    dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
+    given = situation.preset
+    if given not in ("auto", *PRESETS):
+        raise unknown_name("preset", given, ("auto", *PRESETS))
+    start = _gated_start(situation, depth, dataset) if given in ("auto", "gated") else None
+    name = given
+    if given == "auto":
+        gates = start or situation.gate_weights
+        name = "quick" if dataset == "rendered-digits" else "gated" if gates else "plain"
+    values = dict(PRESETS[name])
+    if start:
+        values |= {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]}
+    if name in ("plain", "gated"):
+        values |= _scaled(values, depth, situation.device)
+    return {**values, "preset": name}
+
+
+def _gated_start(situation: Situation, depth: int, dataset: str) -> dict[str, Any] | None:
+    """The shipped network with gates to go on from, where no flag says otherwise."""
+    asked = (situation.weights, situation.gate_weights, situation.stage) != ("auto", None, None)
+    if asked or dataset == "rendered-digits":
+        return None
+    return find_gated(depth, dataset, situation.shortcut, situation.gate, situation.alpha)
+
+
+def _scaled(values: dict[str, Any], depth: int, device: str) -> dict[str, Any]:
+    """Steps that take as long whatever the network costs, and more and larger ones on a GPU."""
+    cost = network_macs(ResNet(depth)).total / network_macs(ResNet(20)).total
+    gpu = pick_device(device).type == "cuda"
+    factor = (GPU_STEPS if gpu else 1) / cost
+    scaled = {
+        key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS
+    }  # fmt: skip
+    if gpu:
+        larger = GPU_BATCH * values["batch_size"]
+        scaled |= {"batch_size": larger, "lr": GPU_BATCH**0.5 * values["lr"]}
+    return scaled
+
+
+def describe(args: Any) -> str:
+    """One line: what the flags of a run came to, whoever set them."""
+    quiet = {"debug", "run_dir", "resume", "data_dir", "download", "device", "precision", "dataset", "env"}
+    told = {
+        field.name: getattr(args, field.name) for field in fields(args)
+        if field.name not in quiet and getattr(args, field.name) != field.default
+    }  # fmt: skip
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
