@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from agents.cli import main_with_named_errors
 from agents.loop import learn
+from agents.preparation import Preparation, look
 from agents.setting import CommonArgs, Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
@@ -44,6 +45,8 @@ class Args(CommonArgs):
 
     policy_depth: int = 8
     """depth of the policy network (6n+2)"""
+    warmup_iterations: int = 250
+    """steps of preparation before, taken where the network does not bear skips yet"""
     curriculum: int = 400
     """training steps with a frozen backbone; over the first half of them the blocks are added"""
     joint: int = 200
@@ -74,17 +77,18 @@ class Args(CommonArgs):
         super().check()
         if not 0.5 < self.bound <= 1:
             raise ValueError(f"--bound is {self.bound}; expected 0.5 < bound <= 1")
-        if not self.plan():
+        if set(self.plan()) <= {"warmup"}:
             raise ValueError("no training step is asked for; raise --curriculum or --joint")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
-        return ["curriculum"] * self.curriculum + ["joint"] * self.joint
+        stages = {"warmup": self.warmup_iterations, "curriculum": self.curriculum, "joint": self.joint}
+        return [stage for stage, steps in stages.items() for _ in range(steps)]
 
     def decided(self, step: int, num_decisions: int) -> int:
-        """How many of the last blocks the policy network decides on at a step."""
+        """How many of the last blocks the policy network decides on at a step after the preparation."""
         growth = max(self.curriculum // 2, 1)
-        return min(num_decisions, 1 + step * num_decisions // growth)
+        return min(num_decisions, 1 + (step - self.warmup_iterations) * num_decisions // growth)
 
 
 class PolicyNetwork(nn.Module):
@@ -119,9 +123,11 @@ class PolicyNetwork(nn.Module):
 class Learner:
     """Backbone, policy network and optimizers of one run."""
 
-    def __init__(self, args: Args, mdp: RoutingMDP, precision: str) -> None:
+    def __init__(
+        self, args: Args, mdp: RoutingMDP, precision: str, preparation: Preparation | None = None
+    ) -> None:
         torch.manual_seed(args.seed)
-        self.mdp, self.precision = mdp, precision
+        self.mdp, self.precision, self.preparation = mdp, precision, preparation
         policy = PolicyNetwork(mdp.num_decisions, args.policy_depth, mdp.net.image_size)
         place = next(mdp.net.parameters()).device
         self.policy = policy.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -139,6 +145,17 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["policy"])
         self.backbone_optimizer.load_state_dict(state["backbone"])
+
+    def descend(self, loss: Tensor, backbone_lr: float) -> None:
+        """One step of the policy network, and of the backbone where its learning rate is not zero."""
+        for group in self.backbone_optimizer.param_groups:
+            group["lr"] = backbone_lr
+        self.optimizer.zero_grad()
+        self.backbone_optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if backbone_lr:
+            self.backbone_optimizer.step()
 
 
 def reward(routes: Tensor, correct: Tensor, penalty: float) -> Tensor:
@@ -159,14 +176,19 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     index = training_index(step, args.batch_size, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.policy.train()
+    draws = step_generator(args.seed, step, device, stream=2)
+    if stage == "warmup":
+        assert learner.preparation is not None
+        mdp.net.train()
+        with autocast(learner.precision, device):
+            episode, loss = learner.preparation.step(mdp, learner.policy, images, labels, step, draws)
+        learner.descend(loss, args.joint_lr)
+        return episode
     mdp.net.train(stage == "joint")
     frozen = mdp.num_decisions - args.decided(step, mdp.num_decisions)  # the first blocks, executed
     with autocast(learner.precision, device):
         p = bounded(learner.policy.start(images).float(), args.bound)
-        draws = torch.rand(
-            p.shape, device=device, generator=step_generator(args.seed, step, device, stream=2)
-        )
-        sampled, greedy = (draws < p), (p > 0.5)
+        sampled, greedy = torch.rand(p.shape, device=device, generator=draws) < p, p > 0.5
         sampled[:, :frozen] = greedy[:, :frozen] = True
         with torch.no_grad():  # the critic: in evaluation mode, so that it moves no batch norm
             mdp.net.eval()
@@ -177,27 +199,23 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     gain = reward(sampled, episode.correct, args.penalty) - reward(greedy, own.correct, args.penalty)
     log_probs = torch.where(sampled, p, 1 - p).log()[:, frozen:].sum(dim=1)
     loss = -(gain * log_probs).mean()
-    if stage == "joint":
-        loss = loss + episode.loss.mean()
-    for group in learner.backbone_optimizer.param_groups:
-        group["lr"] = args.joint_lr * (1 - (step - args.curriculum) / max(args.joint, 1))
-    learner.optimizer.zero_grad()
-    learner.backbone_optimizer.zero_grad()
-    loss.backward()
-    learner.optimizer.step()
-    if stage == "joint":
-        learner.backbone_optimizer.step()
+    if stage != "joint":
+        learner.descend(loss, 0.0)
+        return episode
+    done = (step - args.warmup_iterations - args.curriculum) / args.joint
+    learner.descend(loss + episode.loss.mean(), args.joint_lr * (1 - done))
     return episode
 
 
 def train(args: Args) -> dict[str, Any]:
     """Both stages, then the test set once; returns result.json's content."""
-    setting = Setting.of(args)
-    learner = Learner(args, setting.mdp(), setting.precision)
+    setting, _, costs = look(Setting.of(args))
+    args = setting.args  # type: ignore[assignment]
+    learner = Learner(args, setting.mdp(), setting.precision, Preparation(setting, costs))
     run = setting.start_run("blockdrop", args.resume)
 
     def end_stage(stage: str) -> None:
-        if stage == "joint":
+        if stage != "curriculum":
             recalibrate(
                 learner.mdp, learner.policy, setting.train, precision=setting.precision, seed=args.seed
             )

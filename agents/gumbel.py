@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from agents.cli import main_with_named_errors
 from agents.loop import learn
+from agents.preparation import Preparation, look
 from agents.setting import CommonArgs, Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
@@ -50,6 +51,8 @@ class Args(CommonArgs):
     """who is to meet it: each block (the paper), or the network on average"""
     penalty: float = 2.0
     """weight of missing the target (λ)"""
+    warmup_iterations: int = 250
+    """steps of preparation before, taken where the network does not bear skips yet"""
     iterations: int = 500
     """training steps"""
     batch_size: int = 128
@@ -80,9 +83,11 @@ class Args(CommonArgs):
 class Learner:
     """Backbone, gate and optimizer of one run."""
 
-    def __init__(self, args: Args, mdp: RoutingMDP, precision: str) -> None:
+    def __init__(
+        self, args: Args, mdp: RoutingMDP, precision: str, preparation: Preparation | None = None
+    ) -> None:
         torch.manual_seed(args.seed)
-        self.mdp, self.precision = mdp, precision
+        self.mdp, self.precision, self.preparation = mdp, precision, preparation
         self.gate = make_gate(args.gate, mdp.net).to(next(mdp.net.parameters()).device)
         self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
         groups = [
@@ -107,19 +112,25 @@ def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Te
     return ((rates if target_of == "block" else rates.mean()) - target).square().mean()
 
 
-def train_step(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
-    """One step on the loss and the penalty."""
+def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
+    """One step of the preparation, or on the loss and the penalty."""
     device = data.device
     index = training_index(step, args.batch_size, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.model.train()
     draws = step_generator(args.seed, step, device, stream=2)
+    left = 1.0
     with autocast(learner.precision, device):
-        episode = rollout(learner.mdp, learner.gate, images, labels, "gumbel", draws)
-    missed = rate_penalty(episode.actions, args.target, args.target_of)
-    loss = episode.loss.mean() + args.penalty * missed
+        if stage == "warmup":
+            assert learner.preparation is not None
+            episode, loss = learner.preparation.step(learner.mdp, learner.gate, images, labels, step, draws)
+        else:
+            episode = rollout(learner.mdp, learner.gate, images, labels, "gumbel", draws)
+            missed = rate_penalty(episode.actions, args.target, args.target_of)
+            loss = episode.loss.mean() + args.penalty * missed
+            left -= (step - args.warmup_iterations) / args.iterations
     for group in learner.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * (1 - step / args.iterations)
+        group["lr"] = group["base_lr"] * left
     learner.optimizer.zero_grad()
     loss.backward()
     learner.optimizer.step()
@@ -128,8 +139,9 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
-    setting = Setting.of(args)
-    learner = Learner(args, setting.mdp(), setting.precision)
+    setting, _, costs = look(Setting.of(args))
+    args = setting.args  # type: ignore[assignment]
+    learner = Learner(args, setting.mdp(), setting.precision, Preparation(setting, costs))
     run = setting.start_run("gumbel", args.resume)
 
     def end_stage(stage: str) -> None:
@@ -137,9 +149,9 @@ def train(args: Args) -> dict[str, Any]:
 
     wall_time = learn(
         run,
-        ["train"] * args.iterations,
+        ["warmup"] * args.warmup_iterations + ["train"] * args.iterations,
         learner,
-        train_step=lambda step, _: train_step(learner, setting.train, step, args),
+        train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
         validate=lambda *_: setting.validate(learner.mdp, learner.gate),
         end_stage=end_stage,
         eval_every=args.eval_every,

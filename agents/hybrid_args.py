@@ -26,8 +26,8 @@ class Args(CommonArgs):
     """Learn which blocks to run, image by image."""
 
     preset: str = "auto"
-    """defaults of the other flags, a row of agents/presets.py: quick, plain, gated, paper, or auto, the one that
-    fits the data set, the depth, the device and the network that the run starts from"""
+    """defaults of the other flags, a row of agents/presets.py: quick, plain, gated, paper, or auto, the one
+    that fits the data set, the depth, the device and the network that the run starts from"""
     alpha: float = 2.0
     """weight of the compute saving against the loss"""
     gate: str = "rnn"

@@ -36,9 +36,9 @@ from agents.distillation import Teacher, distilled, load_teachers
 from agents.hybrid_args import Args
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS, resume
-from agents.preparation import prepared_episode, shortcomings
+from agents.preparation import look, prepared_episode, shortcomings
 from agents.presets import describe, situation_of, values_of
-from agents.setting import LOOK, Setting
+from agents.setting import Setting
 from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
@@ -52,7 +52,7 @@ from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, ValueBaseline
 from skipnet_rl.precision import autocast, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
-from skipnet_rl.tolerance import Tolerance, absence_costs
+from skipnet_rl.tolerance import Tolerance
 from skipnet_rl.weights import weights_path
 
 KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")  # of what is kept, in result.json
@@ -68,13 +68,14 @@ class Learner:
     """Backbone, gate and optimizer of one run; the teachers are others, or the backbone as it came.
 
     Attributes:
-        costs: of each block's absence [N], once a preparation needs them.
+        costs: of each block's absence [N], which a preparation needs, see `preparation.look`.
         best: summary of what is kept so far, on validation images; with its step, 0 for the start.
     """
 
     def __init__(
-        self, args: Args, net: ResNet, device: torch.device, teachers: Sequence[ResNet] = ()
-    ) -> None:
+        self, args: Args, net: ResNet, device: torch.device, teachers: Sequence[ResNet] = (),
+        costs: Tensor | None = None,
+    ) -> None:  # fmt: skip
         torch.manual_seed(args.seed)
         self.gate = gate = empty_policy(args.gate, net, args.gate_gain)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
@@ -93,7 +94,7 @@ class Learner:
             self.optimizers["gate"] = torch.optim.Adam(gates, args.gate_lr)
         self.rates = {"net": args.lr, "gate": args.gate_lr}
         self.sp_lr = args.lr if args.sp_lr is None else args.sp_lr
-        self.costs: Tensor | None = None
+        self.costs = costs
         self.best: dict[str, Any] = {}
 
     def descend(self, loss: Tensor, decay: float = 1.0, stage: str = "") -> None:
@@ -126,7 +127,6 @@ class Learner:
             "model": self.model.state_dict(),
             "critic": critic,
             "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
-            "costs": self.costs,
             "best": self.best,
         }
 
@@ -137,7 +137,7 @@ class Learner:
             self.critic.load_state_dict(state["critic"])
         for name, optimizer in self.optimizers.items():
             resume(optimizer, state["optimizers"][name])
-        self.costs, self.best = state["costs"], state["best"]
+        self.best = state["best"]
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
@@ -197,13 +197,10 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
-    setting = Setting.of(args)
-    tolerance = setting.look()
-    if tolerance.prepared:
-        setting = replace(setting, args=replace(setting.args, warmup_iterations=0))
+    setting, tolerance, costs = look(Setting.of(args))
     args = setting.args
     tqdm.write(f"settings: {describe(args)}")
-    learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting))
+    learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting), costs)
     if args.gate_weights:
         start_gate(learner.gate, setting, args)
     run = setting.start_run("hybrid-reinforce", args.resume)
@@ -283,11 +280,7 @@ class Keeper:
         self.args = setting.args
 
     def begin(self) -> None:
-        """What needs the network as it came: the costs of absence, and whether the start is to be kept."""
-        if self.args.warmup_iterations:
-            setting = self.setting
-            images = setting.val.first(LOOK // 4)
-            self.learner.costs = absence_costs(self.learner.mdp, images, precision=setting.precision)
+        """Keep the start, where it has gates already, until something better is found."""
         if self.args.gate_weights:
             self.validate(0, self.args.plan()[0], ended=False)
 

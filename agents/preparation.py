@@ -8,19 +8,67 @@ while the network follows, and the gates learn the same rates, for hybrid REINFO
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.setting import WORSE
+from agents.distillation import Teacher, distilled
+from agents.setting import LOOK, WORSE, Setting
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
 from skipnet_rl.rollout import Trajectory, rollout
-from skipnet_rl.tolerance import falling_rates
+from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
+TAUGHT = 0.9  # share of the teacher in the loss of a `Preparation`
 RAMP = 0.5  # share of the preparation over which the rates fall
 TRIED = 0.97  # most that the gates aim at: so they go on trying, now and then, what is not skipped
+
+
+def look(setting: Setting) -> tuple[Setting, Tolerance, Tensor | None]:
+    """Look at a run's network before it is trained, and drop a preparation that it does not need.
+
+    Args:
+        setting: of an agent with the flag `warmup_iterations`.
+
+    Returns:
+        The setting, without steps of preparation where the network bears skips; how it bears them; the cost
+        of each block's absence [N], or None where nothing is to be prepared. All of it depends on the
+        network as it came alone, so a resumed run finds the same.
+    """
+    tolerance = setting.look()
+    if tolerance.prepared:
+        setting = replace(setting, args=replace(setting.args, warmup_iterations=0))
+    if not setting.args.warmup_iterations:  # type: ignore[attr-defined]
+        return setting, tolerance, None
+    images = setting.val.first(LOOK // 4)  # the order of the costs is what counts
+    return setting, tolerance, absence_costs(setting.mdp(), images, precision=setting.precision)
+
+
+class Preparation:
+    """The steps of preparation of an agent that has no teacher otherwise.
+
+    Args:
+        setting: what it learns on; the network as it came is the teacher.
+        costs: see `look`; None where there are no steps.
+    """
+
+    def __init__(self, setting: Setting, costs: Tensor | None) -> None:
+        self.costs = costs
+        self.steps = setting.args.warmup_iterations  # type: ignore[attr-defined]
+        self.teacher = None if costs is None else Teacher([setting.plain], setting.precision)
+
+    def step(
+        self, mdp: RoutingMDP, policy: Policy, images: Tensor, labels: Tensor, step: int,
+        generator: torch.Generator,
+    ) -> tuple[Trajectory, Tensor]:  # fmt: skip
+        """Episodes of step number `step`, and the loss, see `prepared_episode`."""
+        assert self.costs is not None and self.teacher is not None, "there is no preparation"
+        progress = (step + 1) / self.steps
+        episode, missed = prepared_episode(mdp, policy, images, labels, self.costs, progress, generator)
+        loss = distilled(episode.loss, episode.logits, self.teacher(images), TAUGHT)
+        return episode, loss.mean() + missed
 
 
 def prepared_episode(

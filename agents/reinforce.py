@@ -52,6 +52,11 @@ class Args(CommonArgs):
     """go on from the checkpoint in --run-dir"""
 
     @property
+    def frozen(self) -> bool:
+        """The network stays as it is."""
+        return True
+
+    @property
     def images_per_step(self) -> int:
         """Each has several routes."""
         return self.batch_size // self.routes
@@ -110,6 +115,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
     setting = Setting.of(args)
+    setting.look()
     learner = Learner(args, setting.mdp(), setting.precision)
     run = setting.start_run("reinforce", args.resume)
     wall_time = learn(

@@ -57,6 +57,11 @@ class SB3Args(CommonArgs):
     resume: bool = False
     """go on from the checkpoint in --run-dir, with the replay memory empty"""
 
+    @property
+    def frozen(self) -> bool:
+        """The network stays as it is."""
+        return True
+
 
 def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The numbers of the id's preset, or of the default one, where no flag gives another."""
@@ -170,6 +175,7 @@ def train_sb3(
         make_model: from the environment and the numbers.
     """
     setting = Setting.of(args)
+    setting.look()
     numbers = preset(args, presets)
     mdp = setting.mdp()
     env = training_env(setting, numbers["num_envs"])

@@ -174,6 +174,11 @@ class Setting:
         """Measure what skips cost the network before anything is trained; printed in one line."""
         found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision, self.args.seed)
         tqdm.write(f"network: {found}")
+        if self.args.frozen and not found.prepared:
+            tqdm.write(
+                "a policy over it can save little, since the network stays as it is; train it with skips "
+                "first (agents.hybrid_reinforce), and give its weights"
+            )
         return found
 
     def validate(self, mdp: RoutingMDP, policy: Policy, mode: str = "greedy") -> dict[str, Any]:

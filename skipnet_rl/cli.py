@@ -23,7 +23,7 @@ def main_with_named_errors(
         args_type: a dataclass; with `debug` set an error keeps its traceback.
         run: what to do.
         errors: kinds of mistakes beside ValueError and OSError.
-        defaults: what flags that are not given are, where that follows from those that are; `--help` shows it.
+        defaults: gives the flags' defaults where they follow from flags that are given; `--help` shows them.
     """
     args = None
     try:

@@ -27,8 +27,11 @@ LEARNERS = {
     "A2C": (a2c, {**SB3}),
     "DQN": (dqn, {**SB3, "buffer": 1_000}),
     "REINFORCE": (reinforce, {"iterations": 4, "batch_size": 8, "eval_every": 2}),
-    "Gumbel": (gumbel, {"iterations": 4, "batch_size": 8, "eval_every": 2}),
-    "BlockDrop": (blockdrop, {"curriculum": 2, "joint": 2, "batch_size": 8, "eval_every": 2}),
+    "Gumbel": (gumbel, {"warmup_iterations": 0, "iterations": 4, "batch_size": 8, "eval_every": 2}),
+    "BlockDrop": (
+        blockdrop,
+        {"warmup_iterations": 0, "curriculum": 2, "joint": 2, "batch_size": 8, "eval_every": 2},
+    ),
 }
 
 

@@ -99,17 +99,21 @@ def test_reinforce_learns_the_toy(data, mdp):
 
 def test_gumbel_gates_keep_the_block_that_is_needed(data, mdp):
     """Half of the blocks on average: which half, only the loss can say."""
-    args = gumbel.Args(batch_size=32, iterations=80, target=0.5, lr=1e-6, gate_lr=0.1, precision="fp32")
+    args = gumbel.Args(
+        warmup_iterations=0, batch_size=32, iterations=80, target=0.5, lr=1e-6, gate_lr=0.1, precision="fp32"
+    )
     learner = gumbel.Learner(args, mdp, "fp32")
     before = sampled_return(mdp, learner.gate, data)
     for step in range(args.iterations):
-        gumbel.train_step(learner, data, step, args)
+        gumbel.train_step(learner, data, step, "train", args)
     assert greedy(mdp, learner.gate, data).actions.mean(dim=0).tolist() == BEST
     assert sampled_return(mdp, learner.gate, data) > before + 0.02
 
 
 def test_blockdrop_learns_the_toy_on_a_frozen_backbone(data, mdp):
-    args = blockdrop.Args(batch_size=32, curriculum=60, joint=0, penalty=1.0, precision="fp32")
+    args = blockdrop.Args(
+        warmup_iterations=0, batch_size=32, curriculum=60, joint=0, penalty=1.0, precision="fp32"
+    )
     learner = blockdrop.Learner(args, mdp, "fp32")
     weights = {name: value.clone() for name, value in mdp.net.state_dict().items()}
     learner.policy.eval()
@@ -124,15 +128,21 @@ def test_blockdrop_learns_the_toy_on_a_frozen_backbone(data, mdp):
 
 
 def test_blockdrop_adds_blocks_from_the_end(data, mdp):
-    args = blockdrop.Args(curriculum=40, joint=4)
+    args = blockdrop.Args(warmup_iterations=0, curriculum=40, joint=4)
     assert [args.decided(step, 8) for step in (0, 2, 3, 5, 10, 19, 20, 39, 43)] == [1, 1, 2, 3, 5, 8, 8, 8, 8]
-    learner = blockdrop.Learner(blockdrop.Args(batch_size=32, precision="fp32"), mdp, "fp32")
-    episode = blockdrop.train_step(learner, data, 0, "curriculum", blockdrop.Args(batch_size=32))
+    learner = blockdrop.Learner(
+        blockdrop.Args(warmup_iterations=0, batch_size=32, precision="fp32"), mdp, "fp32"
+    )
+    episode = blockdrop.train_step(
+        learner, data, 0, "curriculum", blockdrop.Args(warmup_iterations=0, batch_size=32)
+    )
     assert episode.actions[:, 0].all() and not episode.actions[:, 1].all()
 
 
 def test_blockdrop_trains_the_backbone_in_the_joint_stage_alone(data, mdp):
-    args = blockdrop.Args(batch_size=32, curriculum=1, joint=2, joint_lr=1e-3, precision="fp32")
+    args = blockdrop.Args(
+        warmup_iterations=0, batch_size=32, curriculum=1, joint=2, joint_lr=1e-3, precision="fp32"
+    )
     learner = blockdrop.Learner(args, mdp, "fp32")
     weight = mdp.net.blocks[1].conv1.weight
     before = weight.clone()

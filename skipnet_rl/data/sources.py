@@ -105,8 +105,11 @@ def _held_out(size: int, split: str) -> Tensor:
     held_out = size // VALIDATION_SHARE
     half = held_out // 2
     first, last = {
-        "val": (0, held_out), "calibration": (0, half), "selection": (half, held_out), "train": (held_out, size)
-    }[split]  # fmt: skip
+        "val": (0, held_out),
+        "calibration": (0, half),
+        "selection": (half, held_out),
+        "train": (held_out, size),
+    }[split]
     return order[first:last].sort().values
 
 
