@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.cli import main_with_named_errors
+from agents.estimate import print_estimate
 from agents.loop import learn
 from agents.preparation import Preparation, look
 from agents.setting import CommonArgs, Setting
@@ -209,10 +210,12 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 def train(args: Args) -> dict[str, Any]:
     """Both stages, then the test set once; returns result.json's content."""
-    setting, _, costs = look(Setting.of(args))
+    setting, tolerance, costs = look(Setting.of(args))
     args = setting.args  # type: ignore[assignment]
     learner = Learner(args, setting.mdp(), setting.precision, Preparation(setting, costs))
     run = setting.start_run("blockdrop", args.resume)
+    looks = len(args.plan()) // args.eval_every * args.eval_images
+    print_estimate(setting, tolerance, len(args.plan()), args.batch_size, looks)
 
     def end_stage(stage: str) -> None:
         if stage != "curriculum":

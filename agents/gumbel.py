@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.cli import main_with_named_errors
+from agents.estimate import print_estimate
 from agents.loop import learn
 from agents.preparation import Preparation, look
 from agents.setting import CommonArgs, Setting
@@ -139,17 +140,20 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
-    setting, _, costs = look(Setting.of(args))
+    setting, tolerance, costs = look(Setting.of(args))
     args = setting.args  # type: ignore[assignment]
     learner = Learner(args, setting.mdp(), setting.precision, Preparation(setting, costs))
     run = setting.start_run("gumbel", args.resume)
+    steps = ["warmup"] * args.warmup_iterations + ["train"] * args.iterations
+    looks = len(steps) // args.eval_every * args.eval_images
+    print_estimate(setting, tolerance, len(steps), args.batch_size, looks)
 
     def end_stage(stage: str) -> None:
         recalibrate(learner.mdp, learner.gate, setting.train, precision=setting.precision, seed=args.seed)
 
     wall_time = learn(
         run,
-        ["warmup"] * args.warmup_iterations + ["train"] * args.iterations,
+        steps,
         learner,
         train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
         validate=lambda *_: setting.validate(learner.mdp, learner.gate),

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from agents.distillation import Teacher, distilled, load_teachers
+from agents.estimate import print_estimate
 from agents.hybrid_args import Args
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS, resume
@@ -205,6 +206,11 @@ def train(args: Args) -> dict[str, Any]:
         start_gate(learner.gate, setting, args)
     run = setting.start_run("hybrid-reinforce", args.resume)
     keeper = Keeper(setting, learner, run.folder)
+    validations = len(args.plan()) // args.eval_every + len(set(args.plan()))
+    print_estimate(
+        setting, tolerance, len(args.plan()), args.batch_size,
+        validations * (args.eval_images + args.bn_images),
+    )  # fmt: skip
     wall_time = learn(
         run,
         args.plan(),

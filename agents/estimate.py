@@ -1,0 +1,59 @@
+"""How long a run will take, said before it begins."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from agents.setting import Setting
+from skipnet_rl.precision import autocast
+from skipnet_rl.tolerance import Tolerance
+
+SAMPLE = 32  # images of the steps that are timed
+REPEATS = 2  # of which the quicker counts; one before them is not timed
+PART = 0.8  # of a whole network's time that a policy's routes take, before anything is known of them
+
+
+def seconds_of_training(setting: Setting) -> float:
+    """Seconds of a training step for each of its images, with all blocks executed, timed on a copy."""
+    net = copy.deepcopy(setting.net).train()
+    images, labels = setting.train.batch(torch.arange(min(SAMPLE, len(setting.train)), device=setting.device))
+    images = images.contiguous(memory_format=torch.channels_last)
+    taken = []
+    for _ in range(1 + REPEATS):
+        begun = time.perf_counter()
+        with autocast(setting.precision, setting.device):
+            loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        loss.item()  # a GPU is waited for
+        taken.append(time.perf_counter() - begun)
+    return min(taken[1:]) / len(labels)
+
+
+def print_estimate(setting: Setting, looked: Tolerance, steps: int, episodes: int, on_the_way: int) -> None:
+    """One line: minutes of training and of evaluation.
+
+    Args:
+        setting: what is learned on.
+        looked: has the time that an image takes in an evaluation.
+        steps, episodes: training steps, and episodes in each.
+        on_the_way: images that are looked at between the steps, and to settle batch norms.
+    """
+    train = PART * seconds_of_training(setting) * steps * episodes
+    rows = 1 + 3 * PART  # the whole network, random skipping on both networks, the policy
+    evaluation = looked.seconds_per_image * (rows * len(setting.test) + PART * on_the_way)
+    tqdm.write(
+        f"time: about {_minutes(train + evaluation)}: {_minutes(train)} of training, "
+        f"{_minutes(evaluation)} of evaluation"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} seconds"
+    minutes = round(seconds / 60)
+    return f"{minutes:,} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{seconds / 3600:.1f} hours"
