@@ -200,7 +200,7 @@ def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
     setting, tolerance, costs = look(Setting.of(args))
     args = setting.args
-    tqdm.write(f"settings: {describe(args)}")
+    tqdm.write(f"preset: {describe(args)}")
     learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting), costs)
     if args.gate_weights:
         start_gate(learner.gate, setting, args)

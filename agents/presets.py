@@ -97,6 +97,8 @@ def values_of(situation: Situation) -> dict[str, Any]:
         values |= {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]}
     if name in ("plain", "gated"):
         values |= _scaled(values, depth, situation.device)
+    if situation.stage == "sp":
+        values["sp_iterations"] = values.get("sp_iterations") or values["iterations"]
     return {**values, "preset": name}
 
 
@@ -122,11 +124,31 @@ def _scaled(values: dict[str, Any], depth: int, device: str) -> dict[str, Any]:
     return scaled
 
 
+WHY = {
+    "quick": "a first look, in minutes on two cores",
+    "plain": "gates are learned from nothing",
+    "gated": "goes on from trained gates; --preset plain learns them from nothing",
+    "paper": "the paper's schedule",
+}
+
+
 def describe(args: Any) -> str:
-    """One line: what the flags of a run came to, whoever set them."""
-    quiet = {"debug", "run_dir", "resume", "data_dir", "download", "device", "precision", "dataset", "env"}
+    """One line: the preset and why, and what the flags of a run came to, whoever set them."""
+    quiet = {
+        "preset",
+        "debug",
+        "run_dir",
+        "resume",
+        "data_dir",
+        "download",
+        "device",
+        "precision",
+        "dataset",
+        "env",
+    }
     told = {
         field.name: getattr(args, field.name) for field in fields(args)
         if field.name not in quiet and getattr(args, field.name) != field.default
     }  # fmt: skip
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+    return f"{args.preset} ({WHY.get(args.preset, 'flags as given')})" + (f": {settings}" if settings else "")

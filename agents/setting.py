@@ -47,7 +47,7 @@ class CommonArgs:
     """fetch missing files through torchvision"""
     weights: str = "auto"
     """backbone to start from: a file (.safetensors, or a plain PyTorch state_dict), the name of a shipped
-    one, auto for the shipped one that fits, torchvision for torchvision's, or none"""
+    one, auto for the best shipped one that fits, torchvision for torchvision's, or none"""
     shortcut: str = "projection"
     """projection, pad or pool"""
     alpha: float = ALPHA
@@ -271,7 +271,7 @@ def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 def _with_weights(args: CommonArgs, dataset: str) -> tuple[CommonArgs, str]:
     """The flags with the weights that `auto` stands for, and the reason, fit for a line that is printed."""
     if args.weights != "auto":
-        return args, f"{args.weights} (asked for by name)"
+        return args, f"{args.weights} (a shipped network)" if find_named(args.weights) else args.weights
     wanted = args.depth, dataset, args.shortcut
     gated = find_gated(*wanted, "rnn", args.alpha) if args.frozen and dataset != "rendered-digits" else None
     if gated:

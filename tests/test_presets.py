@@ -1,0 +1,103 @@
+"""The flags that a command line comes to when it names few of them."""
+
+import dataclasses
+import shlex
+
+import pytest
+import tyro
+
+from agents import presets
+from agents.hybrid_args import Args
+from agents.presets import PRESETS, STEPS, describe, situation_of, values_of
+from skipnet_rl.errors import unknown_name
+from skipnet_rl.weights import index
+
+
+def parsed(line: str) -> Args:
+    """What `agents.hybrid_reinforce` makes of a command line."""
+    words = shlex.split(line)
+    return tyro.cli(Args, args=words, default=dataclasses.replace(Args(), **values_of(situation_of(words))))
+
+
+@pytest.mark.parametrize("line, preset, weights", [
+    ("--dataset rendered-digits", "quick", "auto"),
+    ("--dataset cifar10", "gated", "resnet110-cifar10-hrl-0.4-ensemble"),
+    ("--dataset cifar10 --alpha 1", "gated", "resnet110-cifar10-hrl-0.8-ensemble"),
+    ("--env SkipResNet38-v0 --dataset=cifar10", "gated", "resnet38-cifar10-hrl-0.5-ensemble"),
+    ("--dataset cifar10 --preset plain", "plain", "auto"),
+    ("--dataset cifar10 --weights resnet110-cifar10", "plain", "resnet110-cifar10"),
+    ("--dataset cifar10 --gate ff1", "plain", "auto"),
+    ("--dataset cifar10 --shortcut pad", "plain", "auto"),
+    ("--dataset cifar10 --stage sp", "plain", "auto"),
+    ("--env SkipResNet20-v0 --dataset cifar100", "plain", "auto"),
+    ("--dataset cifar10 --weights a.safetensors --gate-weights a.safetensors", "gated", "a.safetensors"),
+])  # fmt: skip
+def test_auto_takes_what_fits(line, preset, weights):
+    args = parsed(line)
+    assert (args.preset, args.weights) == (preset, weights)
+    if preset == "gated":
+        assert args.gate_weights == weights and args.stage == "hrl"
+    args.check()
+
+
+def test_flags_win():
+    args = parsed("--dataset cifar10 --preset plain --iterations 7 --alpha 0.9 --lr 0.5")
+    assert (args.iterations, args.alpha, args.lr) == (7, 0.9, 0.5)
+    assert args.optimizer == PRESETS["plain"]["optimizer"]
+
+
+def test_quick_is_the_flags_own_defaults():
+    assert dataclasses.replace(parsed("--dataset rendered-digits"), preset="auto", dataset="auto") == Args()
+
+
+def test_steps_take_as_long_on_a_deeper_network():
+    """A ResNet-110 costs 6.2 times as much as a ResNet-20, see tests/test_flops.py."""
+    small, large = (
+        parsed(f"--env SkipResNet{depth}-v0 --dataset cifar100 --device cpu") for depth in (20, 110)
+    )
+    assert [getattr(small, name) for name in STEPS] == [PRESETS["plain"][name] for name in STEPS]
+    for name in STEPS:
+        steps = getattr(small, name)
+        expected = max(presets.FEWEST, steps / 6.2) if steps else 0
+        assert getattr(large, name) == pytest.approx(expected, abs=1)
+
+
+def test_a_gpu_takes_more_and_larger_steps(monkeypatch):
+    monkeypatch.setattr(presets, "pick_device", lambda name: type("Device", (), {"type": "cuda"}))
+    args = parsed("--env SkipResNet20-v0 --dataset cifar100")
+    plain = PRESETS["plain"]
+    assert args.iterations == presets.GPU_STEPS * plain["iterations"]
+    assert args.batch_size == presets.GPU_BATCH * plain["batch_size"] and args.lr == 2 * plain["lr"]
+
+
+def test_the_papers():
+    args = parsed("--dataset cifar10 --preset paper")
+    assert (args.policy_weight, args.alpha, args.routes, args.baseline) == (0.01, 0.1, 1, "none")
+    rates = {step: (args.sp_lr or 0) * args.decay(step) for step in (0, 31_999, 32_000, 48_000, 63_999)}
+    assert list(rates.values()) == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
+    assert args.plan()[64_000:] == ["hrl"] * 10_000 and args.decay(73_999) == 1.0
+    args.check()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_flags_that_make_sense(preset):
+    args = parsed(f"--env SkipResNet38-v0 --dataset cifar10 --preset {preset}")
+    args.check()
+    assert describe(args).startswith(f"{preset} ({presets.WHY[preset]}")
+    assert set(PRESETS[preset]) <= {field.name for field in dataclasses.fields(Args)}
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="plain") as caught:
+        values_of(situation_of(["--preset", "plane"]))
+    assert str(caught.value) == str(unknown_name("preset", "plane", ("auto", *PRESETS)))
+
+
+def test_every_start_is_a_shipped_network_with_gates():
+    starts = [entry for entry in index() if entry.get("start")]
+    assert {entry["depth"] for entry in starts} >= {38, 74, 110, 152}
+    assert all("gate" in entry and "alpha" in entry for entry in starts)
+    keys = [
+        tuple(entry[key] for key in ("depth", "dataset", "shortcut", "gate", "alpha")) for entry in starts
+    ]
+    assert len(set(keys)) == len(keys), "two starts for one situation"

@@ -1,0 +1,80 @@
+"""What skips cost a network, measured against routes that are played one by one."""
+
+import pytest
+import torch
+from toys import toy_net, two_colours
+
+from skipnet_rl.data import load_images
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute, FixedRoute
+from skipnet_rl.tolerance import SKIPPED, Tolerance, absence_costs, falling_rates, measure_tolerance
+from skipnet_rl.weights import build_backbone
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images("rendered-digits", "val").first(40)
+
+
+@pytest.fixture(scope="module")
+def mdp():
+    return RoutingMDP(build_backbone(20, 10, "rendered-digits"))
+
+
+def test_absence_costs_are_those_of_routes_without_one_block(mdp, images):
+    found = absence_costs(mdp, images, batch_size=16)
+    whole = evaluate(mdp, AlwaysExecute(), images).loss.double().mean()
+    for t in range(mdp.num_decisions):
+        route = torch.ones(mdp.num_decisions)
+        route[t] = 0
+        alone = evaluate(mdp, FixedRoute(route), images).loss.double().mean() - whole
+        assert found[t].item() == pytest.approx(alone.item(), abs=1e-5)
+    assert found.max() > 0.1, "no block matters: the test could not fail"
+
+
+def test_absence_costs_leave_the_network_as_it_is(mdp, images):
+    before = {name: value.clone() for name, value in mdp.net.state_dict().items()}
+    absence_costs(mdp, images.first(4))
+    assert all(torch.equal(before[name], value) for name, value in mdp.net.state_dict().items())
+
+
+def test_tolerance_tells_the_networks_apart(images):
+    """ResNet-110's weights were trained with skips, ResNet-20's were not."""
+    plain, skips = (
+        measure_tolerance(RoutingMDP(build_backbone(depth, 10, "rendered-digits")), images)
+        for depth in (20, 110)
+    )
+    assert not plain.prepared and skips.prepared
+    assert plain.whole >= 0.95 and plain.skipping < plain.whole
+    assert "of 40 validation images" in str(plain) and f"{plain.skipping:.1%} with" in str(plain)
+
+
+def test_tolerance_of_the_toy_is_exact():
+    """Its class is in the first block, which always runs, or in the one that every tenth image misses."""
+    data = two_colours()
+    found = measure_tolerance(RoutingMDP(toy_net(data)), data)
+    assert found.images == len(data) and found.whole == 1.0 and found.skipping < 1.0
+    assert found == Tolerance(len(data), 1.0, found.skipping, found.seconds_per_image)
+
+
+@pytest.mark.parametrize(
+    "whole, skipping, prepared", [(0.9, 0.86, True), (0.9, 0.84, False), (0.5, 0.6, True)]
+)
+def test_prepared(whole, skipping, prepared):
+    assert Tolerance(100, whole, skipping).prepared == prepared
+
+
+def test_falling_rates_lower_the_cheapest_blocks_alone():
+    costs = torch.tensor([0.5, 0.1, 2.0, 0.2])
+    assert falling_rates(costs, 0.0, 0.5).tolist() == [1, 1, 1, 1]
+    assert falling_rates(costs, 1.0, 0.5).tolist() == pytest.approx([1, SKIPPED, 1, SKIPPED])
+    assert falling_rates(costs, 0.5, 0.25).tolist() == pytest.approx([1, (1 + SKIPPED) / 2, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "progress, share", [(-0.1, 0.5), (1.1, 0.5), (0.5, -1), (0.5, 2), (float("nan"), 0.5)]
+)
+def test_falling_rates_refuse(progress, share):
+    with pytest.raises(ValueError, match="expected a number between 0 and 1"):
+        falling_rates(torch.ones(3), progress, share)
