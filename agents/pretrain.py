@@ -198,7 +198,9 @@ def train(args: Args) -> dict[str, Any]:
         "policies": [final.summary("all blocks")],
     }  # fmt: skip
     run.finish(result)
-    tqdm.write(f"test accuracy {final.accuracy:.2%} ± {final.accuracy_ci95:.2%}; wrote {run.folder}")
+    low, high = final.accuracy_ci95
+    interval = f"95 % interval {100 * low:.2f} – {100 * high:.2f} %"
+    tqdm.write(f"test accuracy {100 * final.accuracy:.2f} % ({interval}); wrote {run.folder}")
     return result
 
 

@@ -116,10 +116,11 @@ def whole_flops(subject: Subject) -> float:
     return 2 * subject.mdp.macs.total
 
 
-def about(subject: Subject, row: Evaluation) -> dict[str, float]:
-    """Accuracy and mean cost of a network."""
+def about(subject: Subject, row: Evaluation) -> dict[str, Any]:
+    """Accuracy with its interval, and mean cost, of a network."""
     flops = whole_flops(subject) * row.compute_flops.mean().item()
-    return {"accuracy": row.accuracy, "accuracy_ci95": row.accuracy_ci95, "mega_flops": 1e-6 * flops}
+    interval = list(row.accuracy_ci95)
+    return {"accuracy": row.accuracy, "accuracy_ci95": interval, "mega_flops": 1e-6 * flops}
 
 
 def difference(rows: Mapping[str, Evaluation], one: str, other: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy, policy_macs
 from skipnet_rl.precision import autocast
 from skipnet_rl.rollout import rollout
+from skipnet_rl.statistics import wilson_interval
 
 
 class Record(NamedTuple):
@@ -73,10 +73,9 @@ class Evaluation:
         return self.correct.double().mean().item()
 
     @property
-    def accuracy_ci95(self) -> float:
-        """Half width of the accuracy's 95 % interval over images (normal approximation)."""
-        p = self.accuracy
-        return 1.96 * math.sqrt(p * (1 - p) / len(self.correct))
+    def accuracy_ci95(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval over images, (low, high); see `wilson_interval`."""
+        return wilson_interval(int(self.correct.sum()), len(self.correct))
 
     def record(self) -> Record:
         """What `save_evaluations` keeps of it."""
@@ -89,7 +88,7 @@ class Evaluation:
         return {
             "name": name,
             "accuracy": self.accuracy,
-            "accuracy_ci95": self.accuracy_ci95,
+            "accuracy_ci95": list(self.accuracy_ci95),
             "loss": self.loss.double().mean().item(),
             "return": self.returns.double().mean().item(),
             "executed_blocks_mean": executed.mean().item(),
