@@ -25,7 +25,7 @@ def title_of(result: Mapping[str, Any]) -> str:
 
 def print_table(result: Mapping[str, Any]) -> None:
     """One row per policy: accuracy with its interval, computation, return, routes."""
-    table = Table(title=title_of(result))
+    table = Table(title=title_of(result), collapse_padding=True)  # to fit into 80 columns
     table.add_column("policy", overflow="fold")  # a name is for copying: no part of it may be cut off
     for column in ("accuracy", "95 % interval", "blocks", "FLOPs", "return", "routes"):
         table.add_column(column, justify="right")
