@@ -29,14 +29,13 @@ from tqdm import tqdm
 from agents.cli import main_with_named_errors
 from agents.entries import Entry, collect, flags, wider_interval
 from agents.finished import FinishedRun
-from agents.loop import progress_bar
 from agents.report import markdown, print_comparison, title_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
-from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute, policy_macs
 from skipnet_rl.precision import pick_device
+from skipnet_rl.progress import image_progress, load_images, progress_bar
 
 ROUNDING = {"accuracy": 1e-3, "loss": 1e-2, "return": 1e-2}  # what depends on logits
 EXACT = (  # what follows from the routes, and the policy's own cost
@@ -141,7 +140,10 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
         mdp = files[file]
         sized = images.sized(mdp.net.image_size).to(place)
         routes = torch.from_numpy(records[row["name"]].routes)
-        again = evaluate(mdp, AlwaysExecute(), sized, routes=routes, precision=result["precision"])
+        with image_progress(row["name"]) as show:
+            again = evaluate(
+                mdp, AlwaysExecute(), sized, routes=routes, precision=result["precision"], progress=show
+            )
         numbers = again.summary(row["name"])
         own = cost if row["name"] in ("SP", run.policy_name) else 0  # the others only show its network
         numbers["policy_flops"] = own / mdp.macs.total

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from agents.cli import main_with_named_errors
 from agents.evaluate import Subject
-from agents.loop import progress_bar
 from scripts.paired import of_one_data_set, whole_flops
 from scripts.tables import markdown, points, publish
-from skipnet_rl.data import Images, load_images
+from skipnet_rl.data import Images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.precision import pick_device
+from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.statistics import accuracy_difference, half_width, wilson_interval
 
 FILE = "cascade.json"
@@ -87,7 +87,9 @@ class Answers(NamedTuple):
 
 def answers(subject: Subject, images: Images) -> Answers:
     """What a network answers to images, on its device, brought to its size."""
-    played = evaluate(subject.mdp, subject.policy, images.sized(subject.mdp.net.image_size))
+    sized = images.sized(subject.mdp.net.image_size)
+    with image_progress(subject.name) as show:
+        played = evaluate(subject.mdp, subject.policy, sized, progress=show)
     return Answers(played.confidence, played.correct, whole_flops(subject) * played.compute_flops)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from agents.cli import main_with_named_errors
 from agents.evaluate import Args, Subject, restore
-from agents.loop import progress_bar
 from scripts.tables import markdown, points, publish
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.precision import pick_device
+from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.statistics import accuracy_difference
 
 FILE = "paired.json"
@@ -86,7 +86,8 @@ def main(options: Options) -> dict[str, Any]:
     device, rows = pick_device(options.device), {}
     for name, subject in progress_bar(subjects.items(), desc="paired", unit="network"):
         subject = subject.on(device)
-        rows[name] = evaluate(subject.mdp, subject.policy, subject.images)
+        with image_progress(name) as show:
+            rows[name] = evaluate(subject.mdp, subject.policy, subject.images, progress=show)
     found = {
         "dataset": dataset, "n_images": len(rows[names[0]].correct),
         "precision": "fp32",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,7 @@ def evaluate(
     routes: Tensor | None = None,
     batch_size: int | None = None,
     precision: str = "fp32",
+    progress: Callable[[int, int], object] | None = None,
 ) -> Evaluation:
     """Play every image once, in evaluation mode, through a copy of the network for inference.
 
@@ -129,6 +130,7 @@ def evaluate(
         batch_size: images at a time (default: 125, on a GPU 1,000); greedy results do not depend on it beyond
             rounding.
         precision: `"fp32"` or `"bf16"`.
+        progress: called after each batch with the number of images done, and with M.
 
     Raises:
         ValueError: no images, or routes of another shape.
@@ -154,6 +156,8 @@ def evaluate(
                 "correct": episode.correct, "confidence": episode.logits.double().softmax(dim=1).amax(dim=1),
                 "loss": episode.loss, "returns": episode.returns,
             })  # fmt: skip
+            if progress:
+                progress(min((number + 1) * batch_size, len(images)), len(images))
     found = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
     compute = macs.of_routes(found["routes"], gates) / macs.total
     return Evaluation(**found, compute_flops=compute, policy_flops=gates / macs.total)
