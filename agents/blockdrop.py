@@ -236,7 +236,7 @@ def train(args: Args) -> dict[str, Any]:
     weights = run.folder / "policy.safetensors"
     save_weights(weights, learner.model, {"env": args.env, "policy_depth": args.policy_depth})
     load_weights(weights, learner.model)  # what the file does is reported
-    learned = setting.evaluate(learner.mdp, learner.policy)
+    learned = setting.evaluate(learner.mdp, learner.policy, name="BlockDrop")
     rows = {**setting.references(learned.rate, learner.mdp, "BlockDrop"), "BlockDrop": learned}
     files = dict.fromkeys(("random, BlockDrop weights", "BlockDrop"), weights.name)
     return setting.finish(run, "blockdrop", rows, wall_time, files)

@@ -27,18 +27,17 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
-from agents.entries import Entry, collect, flags, half_width
+from agents.entries import Entry, collect, flags, wider_interval
 from agents.finished import FinishedRun
-from agents.loop import progress_bar
 from agents.report import markdown, print_comparison, title_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
-from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute, policy_macs
 from skipnet_rl.precision import pick_device
+from skipnet_rl.progress import image_progress, load_images, progress_bar
 
-ROUNDING = {"accuracy": 1e-3, "accuracy_ci95": 1e-4, "loss": 1e-2, "return": 1e-2}  # what depends on logits
+ROUNDING = {"accuracy": 1e-3, "loss": 1e-2, "return": 1e-2}  # what depends on logits
 EXACT = (  # what follows from the routes, and the policy's own cost
     "compute_blocks", "compute_flops", "compute_flops_std", "executed_blocks_mean", "executed_blocks_std",
     "policy_flops", "unique_routes",
@@ -82,7 +81,7 @@ def write_files(
 def pictures(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> dict[str, Figure]:
     """The frontier, whole and its top; of the learned policies compute saved, skipped layers, alphas."""
     learned = [entry for entry in entries if entry.random]
-    drawn = [drawn_row(row, entries[0].runs[0].result["n_images"]) for row in rows]
+    drawn = [drawn_row(row) for row in rows]
     figures = {"frontier": plots.frontier(drawn)}
     if learned:
         chosen = [row for row in drawn if "random_gain" in row]
@@ -100,10 +99,10 @@ def pictures(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> dic
     return figures
 
 
-def drawn_row(row: Mapping[str, Any], n_images: int) -> dict[str, Any]:
+def drawn_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A summary with the intervals that a picture is to show: the wider one, and over seeds."""
-    accuracy = half_width(row["accuracy"], row["accuracy_seeds_ci95"], n_images)
-    return {**row, "accuracy_ci95": accuracy, "compute_flops_ci95": row["compute_flops_seeds_ci95"]}
+    accuracy, flops = wider_interval(row), row["compute_flops_seeds_ci95"]
+    return {**row, "accuracy_ci95": accuracy, "compute_flops_ci95": flops}
 
 
 def by_alpha(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -141,7 +140,10 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
         mdp = files[file]
         sized = images.sized(mdp.net.image_size).to(place)
         routes = torch.from_numpy(records[row["name"]].routes)
-        again = evaluate(mdp, AlwaysExecute(), sized, routes=routes, precision=result["precision"])
+        with image_progress(row["name"]) as show:
+            again = evaluate(
+                mdp, AlwaysExecute(), sized, routes=routes, precision=result["precision"], progress=show
+            )
         numbers = again.summary(row["name"])
         own = cost if row["name"] in ("SP", run.policy_name) else 0  # the others only show its network
         numbers["policy_flops"] = own / mdp.macs.total

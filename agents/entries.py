@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 
 from agents.finished import FinishedRun
 from skipnet_rl.runs import NOT_COMPARED
-from skipnet_rl.statistics import mean_interval
+from skipnet_rl.statistics import half_width, mean_interval, wilson_interval
 
 AVERAGED = (
-    "accuracy", "accuracy_ci95", "loss", "return", "compute_blocks", "compute_flops", "compute_flops_std",
+    "accuracy", "loss", "return", "compute_blocks", "compute_flops", "compute_flops_std",
     "executed_blocks_mean", "executed_blocks_std", "unique_routes",
 )  # fmt: skip
 NOT_A_FLAG = {
@@ -40,10 +39,16 @@ class Entry:
     random: tuple[float, ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """Means over seeds, their intervals, and whether it beats random skipping."""
+        """Means over seeds, their intervals, and whether it beats random skipping.
+
+        `"accuracy_ci95"` is the interval [low, high] of the mean accuracy over the images, of which every
+        seed has the same; it comes from the accuracy, so runs of any age have it.
+        """
         found: dict[str, Any] = {"name": self.name, "agent": self.runs[0].agent, "n": len(self.rows)}
         for key in AVERAGED:
             found[key], found[f"{key}_seeds_ci95"] = mean_interval([row[key] for row in self.rows])
+        n = found["n_images"] = self.runs[0].result["n_images"]
+        found["accuracy_ci95"] = list(wilson_interval(n * found["accuracy"], n))
         rates = zip(*(row["execution_rate"] for row in self.rows), strict=True)
         found["execution_rate"] = [sum(rate) / len(rate) for rate in rates]
         found["seeds"] = [run.result["seed"] for run in self.runs]
@@ -68,20 +73,18 @@ class Entry:
             return None
         n = self.runs[0].result["n_images"]
         return sum(
-            row["accuracy"] - over_images(row["accuracy"], n) > other + over_images(other, n)
+            wilson_interval(n * row["accuracy"], n)[0] > wilson_interval(n * other, n)[1]
             for row, other in zip(self.rows, self.random, strict=True)
         )
 
 
-def over_images(accuracy: float, n_images: int) -> float:
-    """Half width of a proportion's 95 % interval."""
-    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / n_images)
-
-
-def half_width(accuracy: float, over_seeds: float, n_images: int) -> float:
-    """The wider of the intervals over seeds and over images; with one seed there is only the latter."""
-    images = over_images(accuracy, n_images)
-    return images if math.isnan(over_seeds) else max(over_seeds, images)
+def wider_interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The wider of a summary's intervals over seeds and images, (low, high); one seed has only the latter."""
+    over_seeds, accuracy = row["accuracy_seeds_ci95"], row["accuracy"]
+    if over_seeds is not None and over_seeds > half_width(row["accuracy_ci95"]):  # nan is not
+        return accuracy - over_seeds, accuracy + over_seeds
+    low, high = row["accuracy_ci95"]
+    return low, high
 
 
 def flags(run: FinishedRun) -> dict[str, Any]:

@@ -30,11 +30,10 @@ from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from agents.finished import FinishedRun, restore_model
-from agents.loop import progress_bar
 from agents.report import print_table
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
-from skipnet_rl.data import Images, load_images, resolve_dataset
+from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
@@ -42,6 +41,7 @@ from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
+from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import accuracy_difference, magnitudes
 from skipnet_rl.weights import build_backbone, index, weights_path
@@ -201,22 +201,26 @@ def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
     """The whole network, and the policy: at every bias, or once and then its controls."""
     mdp, policy, images = subject.mdp, subject.policy, subject.images
 
-    def row(policy: Policy, mode: str, routes: Tensor | None = None) -> Evaluation:
-        draws = step_generator(args.seed, 0, images.device, stream=3)
-        return evaluate(mdp, policy, images, mode=mode, generator=draws, routes=routes, precision=precision)
+    rows: dict[str, Evaluation] = {}
 
-    rows = {"all blocks": row(AlwaysExecute(), "greedy")}
+    def add(name: str, policy: Policy, mode: str, routes: Tensor | None = None) -> None:
+        draws = step_generator(args.seed, 0, images.device, stream=3)
+        given = {"mode": mode, "generator": draws, "routes": routes, "precision": precision}
+        with image_progress(name) as show:
+            rows[name] = evaluate(mdp, policy, images, **given, progress=show)
+
+    add("all blocks", AlwaysExecute(), "greedy")
     if isinstance(policy, AlwaysExecute):
         return rows
     if args.biases:
         for bias in progress_bar(args.budgets, desc="bias", unit="policy"):
-            rows[f"bias {bias:+g}"] = row(Biased(policy, bias), args.mode)
+            add(f"bias {bias:+g}", Biased(policy, bias), args.mode)
         return rows
-    rows[subject.name] = own = row(policy, args.mode)
+    add(subject.name, policy, args.mode)
     if args.controls:
-        rows[EXCHANGED] = row(policy, "greedy", exchanged(own.routes, args.seed))
-        fixed = most_frequent(own.routes).expand_as(own.routes)
-        rows[MOST_FREQUENT] = row(AlwaysExecute(), "greedy", fixed)  # needs no gates
+        own = rows[subject.name].routes
+        add(EXCHANGED, policy, "greedy", exchanged(own, args.seed))
+        add(MOST_FREQUENT, AlwaysExecute(), "greedy", most_frequent(own).expand_as(own))  # needs no gates
     return rows
 
 

@@ -164,7 +164,7 @@ def train(args: Args) -> dict[str, Any]:
     weights = run.folder / "policy.safetensors"
     save_weights(weights, learner.model, setting.header(args.gate))
     load_weights(weights, learner.model)  # what the file does is reported
-    learned = setting.evaluate(learner.mdp, learner.gate)
+    learned = setting.evaluate(learner.mdp, learner.gate, name="Gumbel")
     rows = {**setting.references(learned.rate, learner.mdp, "Gumbel"), "Gumbel": learned}
     files = dict.fromkeys(("random, Gumbel weights", "Gumbel"), weights.name)
     return setting.finish(run, "gumbel", rows, wall_time, files)

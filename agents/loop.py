@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-
-from tqdm import tqdm
 
 from agents.setting import val_metrics
 from agents.watch import Watch, check_finite
+from skipnet_rl.progress import progress_bar
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.runs import Run
 
@@ -26,13 +23,6 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Go on from it."""
         ...
-
-
-def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
-    """tqdm's bar; in a job's log, which is no terminal, a line every 10 seconds ($TQDM_MININTERVAL)."""
-    if not sys.stderr.isatty() and "TQDM_MININTERVAL" not in os.environ:
-        options["mininterval"] = 10
-    return tqdm(items, dynamic_ncols=True, **options)
 
 
 def learn(

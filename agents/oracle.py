@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from agents.cli import main_with_named_errors
-from agents.loop import progress_bar
 from agents.setting import CommonArgs, Setting
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.precision import autocast
+from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.rollout import rollout
 
 
@@ -129,7 +129,9 @@ def find_routes(args: Args) -> dict[str, Any]:
                 found.append(search(mdp, images, labels, draws, args.restarts))
     wall_time = time.perf_counter() - started
     routes = torch.cat(found)
-    bound = evaluate(mdp, AlwaysExecute(), setting.test, routes=routes, precision=setting.precision)
+    played = {"routes": routes, "precision": setting.precision}
+    with image_progress("oracle (bound)") as show:
+        bound = evaluate(mdp, AlwaysExecute(), setting.test, **played, progress=show)
     rows = {**setting.references(bound.rate), "oracle (bound)": bound}
     return setting.finish(run, "oracle", rows, wall_time, exact=exact)
 

@@ -27,12 +27,11 @@ from tqdm import tqdm
 from agents.checks import check_numbers
 from agents.cli import main_with_named_errors
 from agents.distillation import Teacher, check_teachers, distilled, load_teachers
-from agents.loop import progress_bar
 from agents.optimizers import sgd
 from agents.watch import check_finite, check_loss
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
-from skipnet_rl.data import Images, load_images, resolve_dataset
+from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
@@ -40,6 +39,7 @@ from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.precision import autocast, pick_device, resolve_precision
+from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run, run_folder, without_places
@@ -190,7 +190,8 @@ def train(args: Args) -> dict[str, Any]:
     command = ["python", "-m", "agents.pretrain", *sys.argv[1:]]
     save_weights(run.folder / "weights.safetensors", net, {"command": without_places(command)})
     load_weights(run.folder / "weights.safetensors", net)  # report what the file does, rounding included
-    final = evaluate(RoutingMDP(net), AlwaysExecute(), test)
+    with image_progress("test images") as show:
+        final = evaluate(RoutingMDP(net), AlwaysExecute(), test, progress=show)
     result = {
         "env": env, "agent": "pretrain", "dataset": dataset, "split": "test", "n_images": len(test),
         "alpha": 0.0, "seed": args.seed, "wall_time_s": wall_time,
@@ -198,7 +199,8 @@ def train(args: Args) -> dict[str, Any]:
         "policies": [final.summary("all blocks")],
     }  # fmt: skip
     run.finish(result)
-    tqdm.write(f"test accuracy {final.accuracy:.2%} ± {final.accuracy_ci95:.2%}; wrote {run.folder}")
+    low, high = final.accuracy_ci95
+    tqdm.write(f"test accuracy {final.accuracy:.2%} (95 %: {low:.2%} – {high:.2%}); wrote {run.folder}")
     return result
 
 
@@ -233,7 +235,8 @@ def run_steps(
             seconds = time.perf_counter() - begun
             speed = (done - first) * args.batch_size / seconds
             metrics = {"train/loss": loss.item(), "train/images_per_s": speed}
-            greedy = evaluate(mdp, AlwaysExecute(), val, precision=precision)
+            with image_progress("val images") as show:
+                greedy = evaluate(mdp, AlwaysExecute(), val, precision=precision, progress=show)
             metrics |= {"val/accuracy": greedy.accuracy, "val/loss": greedy.loss.mean().item()}
             run.log(done, "pretrain", **metrics)
             state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": done}

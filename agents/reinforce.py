@@ -130,7 +130,7 @@ def train(args: Args) -> dict[str, Any]:
     weights = run.folder / "policy.safetensors"
     save_weights(weights, learner.model, setting.header(args.gate))
     load_weights(weights, learner.model)  # what the file does is reported
-    learned = setting.evaluate(learner.mdp, learner.gate)
+    learned = setting.evaluate(learner.mdp, learner.gate, name="REINFORCE")
     rows = {**setting.references(learned.rate), "REINFORCE": learned}
     return setting.finish(run, "reinforce", rows, wall_time, {"REINFORCE": weights.name})
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from skipnet_rl import plots
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
+from skipnet_rl.statistics import half_width, wilson_interval
 
 
 def title_of(result: Mapping[str, Any]) -> str:
@@ -24,15 +25,17 @@ def title_of(result: Mapping[str, Any]) -> str:
 
 def print_table(result: Mapping[str, Any]) -> None:
     """One row per policy: accuracy with its interval, computation, return, routes."""
-    table = Table(title=title_of(result))
+    table = Table(title=title_of(result), collapse_padding=True)  # to fit into 80 columns
     table.add_column("policy", overflow="fold")  # a name is for copying: no part of it may be cut off
-    for column in ("accuracy", "± 95 %", "blocks", "FLOPs", "return", "routes"):
+    for column in ("accuracy", "95 % interval", "blocks", "FLOPs", "return", "routes"):
         table.add_column(column, justify="right")
+    n = result["n_images"]
     for row in result["policies"]:
+        low, high = wilson_interval(n * row["accuracy"], n)
         table.add_row(
             row["name"],
             f"{row['accuracy']:.2%}",
-            f"{row['accuracy_ci95']:.2%}",
+            f"{100 * low:.1f} – {100 * high:.1f}",
             f"{row['compute_blocks']:.1%}",
             f"{row['compute_flops']:.1%}",
             f"{row['return']:+.3f}",
@@ -86,7 +89,7 @@ def cells(row: Mapping[str, Any], brief: bool = False) -> list[str]:
         row["name"] + (" *" if row["bound"] else ""),
         str(row["n"]),
         with_interval("accuracy", 100, 2),
-        f"{100 * row['accuracy_ci95']:.2f}",
+        f"{100 * half_width(row['accuracy_ci95']):.2f}",
         with_interval("compute_flops", 100, 1),
         f"{100 * row['compute_flops_std']:.1f}",
         f"{100 * row['compute_blocks']:.1f}",

@@ -25,7 +25,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
-from agents.loop import progress, progress_bar
+from agents.loop import progress
 from agents.sb3_policies import WEIGHTS, ModelPolicy, policy_spec
 from agents.setting import CommonArgs, Setting, val_metrics
 from agents.watch import check_finite
@@ -35,6 +35,7 @@ from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.progress import progress_bar
 from skipnet_rl.runs import Run
 
 
@@ -199,7 +200,7 @@ def train_sb3(
     model.save(run.folder / "model.zip")
     save_weights(run.folder / WEIGHTS, model.policy, {"agent": agent, "env": args.env})
     load_weights(run.folder / WEIGHTS, model.policy)  # what the file does is reported
-    learned = setting.evaluate(mdp, policy)
+    learned = setting.evaluate(mdp, policy, name=name)
     rows = {**setting.references(learned.rate), name: learned}
     about = {"preset": numbers, "policy": policy_spec(model.policy)}
     return setting.finish(run, agent, rows, wall_time, **about)

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from agents.checks import check_numbers
 from agents.report import print_table, write_plots
 from envs import depth_of
-from skipnet_rl.data import Images, load_images, resolve_dataset
+from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.precision import pick_device, resolve_precision
+from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
@@ -163,12 +164,24 @@ class Setting:
         return RoutingMDP(copy.deepcopy(self.net), self.args.alpha, self.args.cost)
 
     def evaluate(
-        self, mdp: RoutingMDP, policy: Policy, mode: str = "greedy", images: Images | None = None
+        self,
+        mdp: RoutingMDP,
+        policy: Policy,
+        mode: str = "greedy",
+        images: Images | None = None,
+        *,
+        name: str = "",
     ) -> Evaluation:
-        """Every test image of the run once, or every image of another split."""
+        """Every test image of the run once, or every image of another split, with a bar.
+
+        `name` is the row's, for the bar; without one the bar names the split.
+        """
         draws = step_generator(self.args.seed, 0, self.device, stream=3)
         images = self.test if images is None else images
-        return evaluate(mdp, policy, images, mode=mode, generator=draws, precision=self.precision)
+        with image_progress(name or f"{images.split} images") as show:
+            return evaluate(
+                mdp, policy, images, mode=mode, generator=draws, precision=self.precision, progress=show
+            )
 
     def look(self) -> Tolerance:
         """Measure what skips cost the network before anything is trained; printed in one line."""
@@ -198,11 +211,12 @@ class Setting:
         """
         start, at_rate = RoutingMDP(self.plain, self.args.alpha, self.args.cost), RandomSkip(rate)
         rows = {
-            "all blocks": self.evaluate(start, AlwaysExecute()),
-            "random": self.evaluate(start, at_rate, "sample"),
+            "all blocks": self.evaluate(start, AlwaysExecute(), name="all blocks"),
+            "random": self.evaluate(start, at_rate, "sample", name="random"),
         }
         if trained is not None:
-            rows[f"random, {name} weights"] = self.evaluate(trained, at_rate, "sample")
+            other = f"random, {name} weights"
+            rows[other] = self.evaluate(trained, at_rate, "sample", name=other)
         return rows
 
     def header(self, gate: str) -> dict[str, Any]:

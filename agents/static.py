@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from agents.cli import main_with_named_errors
-from agents.loop import progress_bar
 from agents.setting import CommonArgs, Setting
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import FixedRoute, RandomSkip
+from skipnet_rl.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ def greedy_order(mdp: RoutingMDP, images: Images, precision: str = "fp32") -> li
     N (N + 1) / 2 passes over the images, less the last one, which is no choice.
     """
     kept, order = list(range(mdp.num_decisions)), []
-    bar = progress_bar(total=mdp.num_decisions, desc="greedy", unit="block")
+    passes = mdp.num_decisions * (mdp.num_decisions + 1) // 2 - 1
+    bar = progress_bar(total=passes, desc="greedy", unit="pass")
     while kept:
         returns = []
         for block in kept if len(kept) > 1 else []:
             policy = FixedRoute(without(mdp, [*order, block])).to(images.device)
             returns.append(evaluate(mdp, policy, images, precision=precision).returns.mean().item())
+            bar.update()
         order.append(kept.pop(int(np.argmax(returns)) if returns else 0))
-        bar.update()
     bar.close()
     return order
 
@@ -86,9 +87,9 @@ def evaluate_all(args: Args) -> dict[str, Any]:
         routes |= {f"{name}, {n - size} of {n}": without(mdp, order[:size]) for size in sizes}
     routes["no blocks"] = without(mdp, list(range(n)))
     for name, route in routes.items():
-        rows[name] = setting.evaluate(mdp, FixedRoute(route).to(setting.device))
+        rows[name] = setting.evaluate(mdp, FixedRoute(route).to(setting.device), name=name)
     for name, policy in at_random.items():
-        rows[name] = setting.evaluate(mdp, policy, "sample")
+        rows[name] = setting.evaluate(mdp, policy, "sample", name=name)
     return setting.finish(run, "static", rows, wall_time, greedy_order=chosen)
 
 

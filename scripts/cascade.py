@@ -23,16 +23,15 @@ import torch
 from torch import Tensor
 
 from agents.cli import main_with_named_errors
-from agents.entries import over_images
 from agents.evaluate import Subject
-from agents.loop import progress_bar
 from scripts.paired import of_one_data_set, whole_flops
 from scripts.tables import markdown, points, publish
-from skipnet_rl.data import Images, load_images
+from skipnet_rl.data import Images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.precision import pick_device
-from skipnet_rl.statistics import accuracy_difference
+from skipnet_rl.progress import image_progress, load_images, progress_bar
+from skipnet_rl.statistics import accuracy_difference, half_width, wilson_interval
 
 FILE = "cascade.json"
 PAIRS = (
@@ -88,7 +87,9 @@ class Answers(NamedTuple):
 
 def answers(subject: Subject, images: Images) -> Answers:
     """What a network answers to images, on its device, brought to its size."""
-    played = evaluate(subject.mdp, subject.policy, images.sized(subject.mdp.net.image_size))
+    sized = images.sized(subject.mdp.net.image_size)
+    with image_progress(subject.name) as show:
+        played = evaluate(subject.mdp, subject.policy, sized, progress=show)
     return Answers(played.confidence, played.correct, whole_flops(subject) * played.compute_flops)
 
 
@@ -115,7 +116,7 @@ def threshold_for(first: Answers, second: Answers, flops: float) -> float:
     return first.confidence[ascending[count - 1]].item() if count else 0.0
 
 
-def cascade(first: Answers, second: Answers, threshold: float) -> tuple[Tensor, dict[str, float]]:
+def cascade(first: Answers, second: Answers, threshold: float) -> tuple[Tensor, dict[str, Any]]:
     """Defer the images whose confidence is at most a threshold.
 
     Args:
@@ -124,15 +125,15 @@ def cascade(first: Answers, second: Answers, threshold: float) -> tuple[Tensor, 
 
     Returns:
         Whether each image is right, [M] bool; and the share that was `deferred`, `mega_flops` per image,
-        the `accuracy` and its half width over images, and `random_accuracy`: what deferring as many images,
-        whichever, comes to on average.
+        the `accuracy` and its interval [low, high] over images, and `random_accuracy`: what deferring as
+        many images, whichever, comes to on average.
     """
     deferred = first.confidence <= threshold
     correct = torch.where(deferred, second.correct, first.correct)
     share, accuracy = deferred.double().mean().item(), correct.double().mean().item()
     return correct, {
         "deferred": share, "mega_flops": 1e-6 * (first.flops + deferred * second.flops).mean().item(),
-        "accuracy": accuracy, "accuracy_ci95": over_images(accuracy, len(correct)),
+        "accuracy": accuracy, "accuracy_ci95": list(wilson_interval(int(correct.sum()), len(correct))),
         "random_accuracy": at_random(first, second, share).mean().item(),
     }  # fmt: skip
 
@@ -277,7 +278,7 @@ def cells(each: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
         f"{row['mega_flops']:.1f}",
         *(f"{100 * row[key]:.1f}" for key in ("compute_flops", "deferred")),
         f"{100 * row['val_accuracy']:.2f}",
-        points(row["accuracy"], row["accuracy_ci95"]),
+        points(row["accuracy"], half_width(row["accuracy_ci95"])),
         *(points(difference["accuracy"], difference["ci95"], "+") for difference in over),
         row["single"],
     ]

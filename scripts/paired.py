@@ -15,10 +15,10 @@ from typing import Any
 
 from agents.cli import main_with_named_errors
 from agents.evaluate import Args, Subject, restore
-from agents.loop import progress_bar
 from scripts.tables import markdown, points, publish
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.precision import pick_device
+from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.statistics import accuracy_difference
 
 FILE = "paired.json"
@@ -86,7 +86,8 @@ def main(options: Options) -> dict[str, Any]:
     device, rows = pick_device(options.device), {}
     for name, subject in progress_bar(subjects.items(), desc="paired", unit="network"):
         subject = subject.on(device)
-        rows[name] = evaluate(subject.mdp, subject.policy, subject.images)
+        with image_progress(name) as show:
+            rows[name] = evaluate(subject.mdp, subject.policy, subject.images, progress=show)
     found = {
         "dataset": dataset, "n_images": len(rows[names[0]].correct),
         "precision": "fp32",
@@ -116,10 +117,11 @@ def whole_flops(subject: Subject) -> float:
     return 2 * subject.mdp.macs.total
 
 
-def about(subject: Subject, row: Evaluation) -> dict[str, float]:
-    """Accuracy and mean cost of a network."""
+def about(subject: Subject, row: Evaluation) -> dict[str, Any]:
+    """Accuracy with its interval, and mean cost, of a network."""
     flops = whole_flops(subject) * row.compute_flops.mean().item()
-    return {"accuracy": row.accuracy, "accuracy_ci95": row.accuracy_ci95, "mega_flops": 1e-6 * flops}
+    interval = list(row.accuracy_ci95)
+    return {"accuracy": row.accuracy, "accuracy_ci95": interval, "mega_flops": 1e-6 * flops}
 
 
 def difference(rows: Mapping[str, Evaluation], one: str, other: str) -> dict[str, Any]:

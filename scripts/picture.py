@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from agents.entries import over_images
+from agents.entries import wider_interval
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gated import FIXED
 from skipnet_rl.plots.canvas import plain_axes
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.statistics import half_width, wilson_interval
 from skipnet_rl.weights import AUTO, find_entry, index
 
 PUBLISHED = {  # accuracy, depth, share of that network's computation
@@ -36,7 +37,7 @@ TUNED_ON = ("-taught", "-ensemble", "-fixed")  # ends of names of networks tuned
 
 
 class Point(NamedTuple):
-    """A network: MFLOPs per image, accuracy and its interval in percent."""
+    """A network: MFLOPs per image, accuracy and half the width of its interval in percent."""
 
     flops: float
     accuracy: float
@@ -77,7 +78,7 @@ def picture(rows: Sequence[Mapping[str, Any]], cascades: Sequence[Mapping[str, A
                       mfc=colour if kind.taught else "white", **style)  # fmt: skip
     for each in cascades:
         points = [
-            Point(row["mega_flops"], 100 * row["accuracy"], 100 * row["accuracy_ci95"])
+            Point(row["mega_flops"], 100 * row["accuracy"], 100 * half_width(row["accuracy_ci95"]))
             for row in each["rows"]
         ]
         colour, marker = looks_of(each)
@@ -107,8 +108,7 @@ def points_of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Kind, Po
             kind = Kind(None, None, taught)
         else:
             continue
-        half = max(row["accuracy_ci95"], row["accuracy_seeds_ci95"] or 0)
-        yield kind, Point(row["mega_flops"], 100 * row["accuracy"], 100 * half)
+        yield kind, Point(row["mega_flops"], 100 * row["accuracy"], 100 * half_width(wider_interval(row)))
 
 
 def points_of_shipped() -> Iterator[tuple[Kind, Point]]:
@@ -123,8 +123,9 @@ def points_of_shipped() -> Iterator[tuple[Kind, Point]]:
         else:
             continue
         flops = mega_flops(entry["depth"]) * entry.get("compute_flops", 1)
-        half = over_images(entry["test_accuracy"], entry["test_images"])
-        yield kind, Point(flops, 100 * entry["test_accuracy"], 100 * half)
+        accuracy, count = entry["test_accuracy"], entry["test_images"]
+        half = half_width(wilson_interval(count * accuracy, count))
+        yield kind, Point(flops, 100 * accuracy, 100 * half)
 
 
 def looks_of(each: Mapping[str, Any]) -> tuple[str, str]:

@@ -29,7 +29,9 @@ from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.statistics import half_width, wilson_interval
 
+TEST_IMAGES = 10_000  # of CIFAR-10: behind every row, also behind older ones that do not say so
 STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
 COLUMNS = (
     "network", "gate", "policy", "α", "seeds", "accuracy", "± images", "blocks", "FLOPs", "± per image",
@@ -165,7 +167,13 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
 def read(out: Path) -> list[dict[str, Any]]:
     """The rows so far."""
     path = out / "results.json"
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return [with_interval(row, row.get("n_images", TEST_IMAGES)) for row in rows]
+
+
+def with_interval(row: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """A row with the interval of its accuracy over n images; older files have another kind of it."""
+    return {**row, "n_images": n, "accuracy_ci95": list(wilson_interval(n * row["accuracy"], n))}
 
 
 def read_cascades(out: Path) -> list[dict[str, Any]]:
@@ -178,7 +186,10 @@ def read_cascades(out: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{path} is of {found['dataset']}, the rows beside it of cifar10; take another --out"
         )
-    return found["cascades"]
+    return [
+        {**each, "rows": [with_interval(row, found["n_images"]) for row in each["rows"]]}
+        for each in found["cascades"]
+    ]
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -190,7 +201,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [
         f"ResNet-{row['depth']}", row["gate"] or "", policy,
         "" if row["alpha"] is None else f"{row['alpha']:g}", str(row["n"]),
-        f"{100 * row['accuracy']:.2f}{spread}", f"{100 * row['accuracy_ci95']:.2f}",
+        f"{100 * row['accuracy']:.2f}{spread}", f"{100 * half_width(row['accuracy_ci95']):.2f}",
         f"{100 * row['compute_blocks']:.1f}", f"{100 * row['compute_flops']:.1f}",
         f"{100 * row['compute_flops_std']:.1f}", f"{row['mega_flops']:.0f}", f"{row['unique_routes']:,.0f}",
         "" if row["alpha"] is None else f"{100 * row['random_accuracy']:.2f}",

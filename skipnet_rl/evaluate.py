@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy, policy_macs
 from skipnet_rl.precision import autocast
 from skipnet_rl.rollout import rollout
+from skipnet_rl.statistics import wilson_interval
 
 
 class Record(NamedTuple):
@@ -73,10 +73,9 @@ class Evaluation:
         return self.correct.double().mean().item()
 
     @property
-    def accuracy_ci95(self) -> float:
-        """Half width of the accuracy's 95 % interval over images (normal approximation)."""
-        p = self.accuracy
-        return 1.96 * math.sqrt(p * (1 - p) / len(self.correct))
+    def accuracy_ci95(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval over images, (low, high); see `wilson_interval`."""
+        return wilson_interval(int(self.correct.sum()), len(self.correct))
 
     def record(self) -> Record:
         """What `save_evaluations` keeps of it."""
@@ -89,7 +88,7 @@ class Evaluation:
         return {
             "name": name,
             "accuracy": self.accuracy,
-            "accuracy_ci95": self.accuracy_ci95,
+            "accuracy_ci95": list(self.accuracy_ci95),
             "loss": self.loss.double().mean().item(),
             "return": self.returns.double().mean().item(),
             "executed_blocks_mean": executed.mean().item(),
@@ -117,6 +116,7 @@ def evaluate(
     routes: Tensor | None = None,
     batch_size: int | None = None,
     precision: str = "fp32",
+    progress: Callable[[int, int], object] | None = None,
 ) -> Evaluation:
     """Play every image once, in evaluation mode, through a copy of the network for inference.
 
@@ -130,6 +130,7 @@ def evaluate(
         batch_size: images at a time (default: 125, on a GPU 1,000); greedy results do not depend on it beyond
             rounding.
         precision: `"fp32"` or `"bf16"`.
+        progress: called after each batch with the number of images done, and with M.
 
     Raises:
         ValueError: no images, or routes of another shape.
@@ -155,6 +156,8 @@ def evaluate(
                 "correct": episode.correct, "confidence": episode.logits.double().softmax(dim=1).amax(dim=1),
                 "loss": episode.loss, "returns": episode.returns,
             })  # fmt: skip
+            if progress:
+                progress(min((number + 1) * batch_size, len(images)), len(images))
     found = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
     compute = macs.of_routes(found["routes"], gates) / macs.total
     return Evaluation(**found, compute_flops=compute, policy_flops=gates / macs.total)

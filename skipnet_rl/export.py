@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from skipnet_rl.cli import main_with_named_errors
-from skipnet_rl.data import Images, load_images
+from skipnet_rl.data import Images
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.gates import Hidden, RecurrentGate
 from skipnet_rl.inference import fold_batchnorm
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import Policy, first_memory
+from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import weights_path
 
@@ -124,13 +125,20 @@ def onnx_session(path: Path, threads: int = 1) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def compare_with_torch(path: Path, mdp: RoutingMDP, policy: Policy, images: Images) -> Agreement:
-    """Run every image through the model and through PyTorch in float32."""
+def compare_with_torch(
+    path: Path,
+    mdp: RoutingMDP,
+    policy: Policy,
+    images: Images,
+    progress: Callable[[int, int], object] | None = None,
+) -> Agreement:
+    """Run every image through the model and through PyTorch in float32.
+
+    `progress` is called after each batch with the number of images done, and of how many.
+    """
     session, same, furthest = onnx_session(path), 0, 0.0
     at_a_time = 1 if session.get_inputs()[0].shape[0] == 1 else 64
-    for batch, labels in tqdm(
-        images.batches(at_a_time), desc="check", unit="batch", leave=False, disable=None
-    ):
+    for number, (batch, labels) in enumerate(images.batches(at_a_time), start=1):
         logits, routes = map(torch.from_numpy, session.run(None, {"images": batch.contiguous().numpy()}))
         with torch.no_grad():
             episode = rollout(mdp, policy, batch, labels)
@@ -139,6 +147,8 @@ def compare_with_torch(path: Path, mdp: RoutingMDP, policy: Policy, images: Imag
         if equal.any():
             apart = (logits - episode.logits)[equal].abs().max().nan_to_num(nan=math.inf)
             furthest = max(furthest, apart.item())
+        if progress:
+            progress(min(number * at_a_time, len(images)), len(images))
     return Agreement(len(images), same, furthest)
 
 
@@ -297,7 +307,8 @@ def main(args: Args) -> Agreement | None:
     agreement = None
     if args.check:
         images = load_images(about["dataset"], "test", args.data_dir).sized(mdp.net.image_size)
-        agreement = compare_with_torch(beside, mdp, gate, images.first(args.check))
+        with image_progress("check") as show:
+            agreement = compare_with_torch(beside, mdp, gate, images.first(args.check), show)
         tqdm.write(
             f"{agreement.images} test images: {agreement.same_routes} with PyTorch's route, their logits "
             f"within {agreement.logits:.1e}"

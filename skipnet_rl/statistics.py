@@ -1,4 +1,4 @@
-"""Intervals over seeds or images, and rank correlations with their intervals."""
+"""Intervals of means and proportions, over seeds or images, and rank correlations with their intervals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit  # t's quantiles without scipy.stats, whose import takes a second
+from scipy.special import ndtri, stdtrit  # quantiles without scipy.stats, whose import takes a second
 
 
 def mean_interval(values: Sequence[float] | NDArray[Any]) -> tuple[float, float]:
@@ -26,6 +26,44 @@ def mean_interval(values: Sequence[float] | NDArray[Any]) -> tuple[float, float]
     if n < 2:
         return mean, math.nan
     return mean, float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / math.sqrt(n))
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
+
+    Unlike the normal approximation it has a width where everything succeeds, and stays within 0 … 1.
+
+    Args:
+        successes: how many of n, such as right answers. A mean over seeds need not be whole.
+        n: how many there are, such as images.
+
+    Returns:
+        (low, high), as shares of n.
+
+    Raises:
+        ValueError: n below 1, or successes outside 0 … n.
+
+    >>> low, high = wilson_interval(60, 60)
+    >>> print(f"{low:.1%} – {high:.1%}")
+    94.0% – 100.0%
+    """
+    if n < 1:
+        raise ValueError(f"a proportion of {n}; expected at least 1")
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}; expected 0 … {n}")
+    share, z = successes / n, float(ndtri(0.975))
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    low = 0.0 if successes == 0 else (middle - half) / scale  # as it is, but for rounding
+    high = 1.0 if successes == n else (middle + half) / scale
+    return low, high
+
+
+def half_width(interval: Sequence[float]) -> float:
+    """Half of what lies between the ends (low, high) of an interval."""
+    low, high = interval
+    return (high - low) / 2
 
 
 def accuracy_difference(one: ArrayLike, other: ArrayLike) -> dict[str, float]:

@@ -20,6 +20,7 @@ from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.statistics import wilson_interval
 from skipnet_rl.weights import build_backbone, weights_path
 
 SMALL, LARGE, GATED = (
@@ -53,7 +54,7 @@ def test_by_hand():
     assert correct.tolist() == [True, True, False, True, True, True, False, True]
     assert found["deferred"] == 0.25 and found["accuracy"] == 0.75
     assert found["mega_flops"] == pytest.approx(1 + (3 + 5) / 8)
-    assert found["accuracy_ci95"] == pytest.approx(1.96 * math.sqrt(0.75 * 0.25 / 8))
+    assert found["accuracy_ci95"] == list(wilson_interval(6, 8))
     assert found["random_accuracy"] == pytest.approx(0.75 * 5 / 8 + 0.25 * 1 / 8)
 
 
@@ -193,11 +194,13 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
     monkeypatch.setattr(results.plots, "save_figure", lambda figure, path: drawn.append(figure))
     monkeypatch.setattr(results, "read", lambda out: [{"name": "SP", "distillation": 0.0}])
     monkeypatch.setattr(results, "table", lambda rows: "")
-    row = {"mega_flops": 60.0, "accuracy": 0.916, "accuracy_ci95": 0.005}
+    row = {"mega_flops": 60.0, "accuracy": 0.916, "accuracy_ci95": 0.005}  # as older files have it
     cascades = [{"depths": [14, 38], "gates": gates, "rows": [row]} for gates in (False, True)]
     results.draw(tmp_path)
     for dataset in ("cifar10", "rendered-digits"):
-        (tmp_path / cascade.FILE).write_text(json.dumps({"dataset": dataset, "cascades": cascades}))
+        (tmp_path / cascade.FILE).write_text(
+            json.dumps({"dataset": dataset, "n_images": 9, "cascades": cascades})
+        )
         if dataset == "cifar10":
             results.draw(tmp_path)
         else:

@@ -10,9 +10,10 @@ from toys import load_first
 
 from agents import compare, hybrid_reinforce, oracle, ppo, setting, static
 from agents.cli import main_with_named_errors
-from agents.entries import collect
+from agents.entries import collect, wider_interval
 from agents.finished import FinishedRun
 from agents.report import markdown
+from skipnet_rl.statistics import wilson_interval
 
 
 def row(name, accuracy, blocks=0.5, **more):
@@ -50,6 +51,7 @@ def test_seeds_are_one_row_with_students_interval(tmp_path):
     assert learned["accuracy"] == pytest.approx(0.82)
     # deviation 0.02, t(0.975; 2) = 4.302653: 4.302653 · 0.02 / √3
     assert learned["accuracy_seeds_ci95"] == pytest.approx(0.0496828, rel=1e-5)
+    assert learned["accuracy_ci95"] == list(wilson_interval(8_200, 10_000))  # the rows' own is not read
     assert learned["execution_rate"] == pytest.approx([0.82, 0.5])
     assert learned["random_accuracy"] == pytest.approx(0.6)
     assert learned["random_gain"] == pytest.approx(0.22)
@@ -57,7 +59,7 @@ def test_seeds_are_one_row_with_students_interval(tmp_path):
 
 
 def test_each_seed_is_held_against_random_skipping_at_its_own_rate(tmp_path):
-    """Intervals over 10,000 images: 0.80 ± 0.0078 against 0.78 ± 0.0081 beats it, against 0.79 not."""
+    """Wilson's over 10,000 images: from 0.7920 against up to 0.7880 beats it, up to 0.7979 does not."""
 
     def wins(accuracies, random):
         return collect(seeds(tmp_path, "ppo", accuracies, random))[1].summary()["beats_random"]
@@ -66,6 +68,16 @@ def test_each_seed_is_held_against_random_skipping_at_its_own_rate(tmp_path):
     assert wins([0.80], [0.79]) == 0
     assert wins([0.80, 0.90, 0.70], [0.78, 0.88, 0.68]) == 3  # however far the seeds lie apart
     assert wins([0.80, 0.90, 0.70], [0.79, 0.80, 0.71]) == 1
+
+
+def test_a_few_images_that_are_all_right_prove_nothing(tmp_path):
+    """5 of 5 against 2 of 5: the normal approximation has no width at 1, Wilson's goes down to 0.57."""
+    (one,) = seeds(tmp_path, "ppo", [1.0], [0.4])
+    one.result["n_images"] = 5
+    learned = collect([one])[1].summary()
+    assert learned["beats_random"] == 0
+    assert wider_interval(learned) == wilson_interval(5, 5)
+    assert wider_interval({**learned, "accuracy_seeds_ci95": 0.3}) == pytest.approx((0.7, 1.3))
 
 
 def test_random_skipping_stands_on_its_better_weights(tmp_path):

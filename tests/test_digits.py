@@ -91,7 +91,7 @@ def test_larger_digits_cover_more(sample):
 def test_cache_is_written_once_and_read(small, tmp_path, monkeypatch):
     first = load_digits("train", tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
-    monkeypatch.setattr(digits, "render_digits", lambda *rest: pytest.fail("drawn again"))
+    monkeypatch.setattr(digits, "render_digits", lambda *rest, **more: pytest.fail("drawn again"))
     second = load_digits("train", tmp_path)
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])

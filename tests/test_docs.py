@@ -12,6 +12,7 @@ from benchmarks import latency, measure, scaling, soak, throughput, training
 from scripts import cascade, paired, results
 from scripts.tables import points
 from skipnet_rl.gates import GATES
+from skipnet_rl.statistics import half_width, wilson_interval
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("**/*.md"))]
@@ -79,14 +80,25 @@ def test_the_page_of_results_has_the_table_of(script):
 
 
 def test_the_readme_has_the_numbers_of_shipped_weights():
-    found = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())["networks"]
+    stored = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())
+    found, n = stored["networks"], stored["n_images"]
     _, section = (DOCS.parent / "README.md").read_text().split("## Results")
     rows = [line.split("|")[2:5] for line in section.split("!")[0].splitlines() if line.endswith("` |")]
     assert len(rows) >= 9
     for flops, accuracy, name in rows:
         network = found[name.strip(" `")]
         assert flops.strip() == f"{network['mega_flops']:.0f}"
-        assert accuracy.strip() == f"{points(network['accuracy'], network['accuracy_ci95'])} %"
+        assert network["accuracy_ci95"] == list(wilson_interval(n * network["accuracy"], n))
+        assert accuracy.strip() == f"{points(network['accuracy'], half_width(network['accuracy_ci95']))} %"
+
+
+@pytest.mark.parametrize("added", [{}, {"n_images": 2_500}])
+def test_intervals_of_older_rows_are_counted_anew(tmp_path, added):
+    row = {"name": "HRL", "accuracy": 0.9, "accuracy_ci95": 0.3, **added}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [row]}))
+    (read,) = results.read(tmp_path)
+    n = added.get("n_images", 10_000)
+    assert (read["n_images"], read["accuracy_ci95"]) == (n, pytest.approx(wilson_interval(0.9 * n, n)))
 
 
 def test_the_table_of_results():

@@ -54,7 +54,11 @@ def test_routes_and_logits_are_those_of_pytorch(gate, shortcut, batched, tmp_pat
     routes = rollout(mdp, policy, *images.batch(torch.arange(100))).actions
     assert len(routes.unique(dim=0)) >= 2  # or the test would not see a decision
     export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
-    found = export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
+    told = []
+    found = export.compare_with_torch(
+        tmp_path / "model.onnx", mdp, policy, images, lambda *now: told.append(now)
+    )
+    assert told[-1] == (100, 100) and len(told) == (2 if batched else 100)
     assert found.images == found.same_routes == 100
     assert found.logits < 1e-5
 

@@ -139,7 +139,7 @@ def test_alpha_curve_refuses_what_are_no_seeds():
 
 
 ENTRIES = [
-    entry("all blocks", 0.98, 1.0, accuracy_ci95=0.004),
+    entry("all blocks", 0.98, 1.0, accuracy_ci95=[0.97, 0.985]),
     entry("PPO", 0.97, 0.6, accuracy_ci95=0.005, compute_flops_ci95=0.01),
     entry("dear", 0.97, 0.7),  # PPO is as good for less
     entry("bad", 0.5, 0.6),  # PPO is better for as much
@@ -179,6 +179,8 @@ def test_frontier():
     assert star.get_marker() == "*" and star.get_markerfacecolor() == "none"
     across, along = (bars.get_segments()[0] for bars in drawn["PPO"][2])
     assert across[:, 0] == pytest.approx([59, 61]) and along[:, 1] == pytest.approx([96.5, 97.5])
+    lopsided = drawn["all blocks"][2][1].get_segments()[0]  # [0] is along x, and nan
+    assert lopsided[:, 1] == pytest.approx([97, 98.5])
 
 
 def test_twelve_policies_are_told_apart():

@@ -9,7 +9,7 @@ def test_names_are_printed_whole(capsys):
     """In a terminal of 80 columns, too, which a piped command has."""
     name = "resnet38-cifar10-hrl-1.0-gain6-distilled"
     row = {
-        "name": name, "accuracy": 0.9109, "accuracy_ci95": 0.0056, "compute_blocks": 0.346,
+        "name": name, "accuracy": 0.9109, "compute_blocks": 0.346,
         "compute_flops": 0.333, "return": 0.31, "unique_routes": 46,
     }  # fmt: skip
     about = {"env": "SkipResNet38-v0", "dataset": "cifar10", "split": "test", "n_images": 10_000}
@@ -18,7 +18,16 @@ def test_names_are_printed_whole(capsys):
     cells = [re.split("[│┃]", line)[1].strip() for line in lines if re.match("[│┃]", line)]
     assert "".join(cells) == f"policy{name}"
     assert "on cifar10, 10,000 test images" in lines[0]
-    assert any("91.09%" in line and "33.3%" in line and "46" in line for line in lines)
+    assert any(re.search(r"91.09%.*90.5 – 91.6.*33.3%.* 46 ", line) for line in lines)
+
+
+def test_the_interval_comes_from_the_accuracy(capsys):
+    """60 of 60 right is no certainty; an interval that an older run stored is not asked for."""
+    row = dict.fromkeys(("accuracy", "compute_blocks", "compute_flops", "return", "unique_routes"), 1)
+    about = {"env": "SkipResNet14-v0", "dataset": "cifar10", "split": "test", "n_images": 60}
+    print_table({**about, "policies": [{**row, "name": "all blocks", "accuracy_ci95": 0.0}]})
+    shown = capsys.readouterr().out
+    assert "94.0 – 100.0" in shown and max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_table_of_some_images_says_so(capsys):

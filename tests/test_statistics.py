@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from skipnet_rl.statistics import magnitudes, mean_interval, rank_correlations
+from skipnet_rl.statistics import half_width, magnitudes, mean_interval, rank_correlations, wilson_interval
 
 ISNAN = pytest.approx((math.nan,) * 3, nan_ok=True)
 
@@ -28,6 +28,30 @@ def test_interval_of_one_value_and_of_none():
     assert mean_interval([3, 3]) == (3, 0)
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])
+
+
+def test_wilson_interval_by_hand():
+    z2 = 1.959964**2  # all right: n / (n + z²) … 1; none: its mirror image; half: 1/2 ± z / 2 √(n + z²)
+    assert wilson_interval(60, 60) == (pytest.approx(60 / (60 + z2)), 1.0)
+    assert wilson_interval(60, 60)[0] == pytest.approx(0.9398, abs=5e-5)
+    assert wilson_interval(0, 10) == (0.0, pytest.approx(z2 / (10 + z2)))
+    low, high = wilson_interval(1, 2)
+    assert (low + high, half_width((low, high))) == pytest.approx((1, math.sqrt(z2 / (2 + z2)) / 2))
+
+
+@pytest.mark.parametrize("n", [1, 3, 400, 10_000])
+def test_wilson_interval_is_scipys(n):
+    for successes in {0, 1, n // 3, n - 1, n}:
+        expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
+        low, high = wilson_interval(successes, n)
+        assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert low <= successes / n <= high
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 4), (5, 4), (math.nan, 4)])
+def test_no_proportion(successes, n):
+    with pytest.raises(ValueError, match="expected"):
+        wilson_interval(successes, n)
 
 
 def test_rank_correlation_by_hand():

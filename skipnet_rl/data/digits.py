@@ -16,6 +16,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -57,12 +58,17 @@ FONTS = (
 )  # fmt: skip
 
 
-def render_digits(split: str, indices: NDArray[np.integer] | None = None) -> Arrays:
+def render_digits(
+    split: str,
+    indices: NDArray[np.integer] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Arrays:
     """Draw some images of a split, or all of them.
 
     Args:
         split: `"train"` (20,000 images) or `"test"` (4,000).
         indices: which, [M]; None for all.
+        progress: called after each part with the number of images drawn, and with M.
 
     Returns:
         images [M, 3, 32, 32] uint8, labels [M] int64, factors {name: [M] float32}.
@@ -88,16 +94,20 @@ def render_digits(split: str, indices: NDArray[np.integer] | None = None) -> Arr
 
     _atlas()  # before the threads, which would each make one
     with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as threads:  # NumPy lets go of the interpreter
-        list(threads.map(draw, range(0, len(chosen), CHUNK)))
+        for number, _ in enumerate(threads.map(draw, range(0, len(chosen), CHUNK)), start=1):
+            if progress:
+                progress(min(number * CHUNK, len(chosen)), len(chosen))
     return images, labels, factors
 
 
-def load_digits(split: str, cache_dir: Path | None = None) -> Arrays:
+def load_digits(
+    split: str, cache_dir: Path | None = None, progress: Callable[[int, int], object] | None = None
+) -> Arrays:
     """All images of a split, drawn once and then read from the cache.
 
     The cache is `cache_dir`, else $SKIPNET_CACHE, else $XDG_CACHE_HOME/skipnet-rl, else
     ~/.cache/skipnet-rl. A damaged file is drawn anew; a folder that cannot be written costs the
-    drawing each time, and a warning.
+    drawing each time, and a warning. `progress` is told of the drawing, see `render_digits`.
     """
     if split not in SIZES:
         raise unknown_name("split", split, SIZES)
@@ -106,7 +116,7 @@ def load_digits(split: str, cache_dir: Path | None = None) -> Arrays:
         with np.load(path, allow_pickle=False) as file:
             return file["images"], file["labels"], {name: file[name] for name in FACTORS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        images, labels, factors = render_digits(split)
+        images, labels, factors = render_digits(split, progress=progress)
     try:
         _write(path, images=images, labels=labels, **factors)
     except OSError as error:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -63,6 +64,7 @@ def load_images(
     data_dir: str | Path | None = None,
     download: bool = False,
     size: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Images:
     """One split of a data set, on the CPU.
 
@@ -77,6 +79,8 @@ def load_images(
         data_dir: folder of the official files (else $SKIPNET_DATA, else ./data).
         download: fetch missing files through torchvision.
         size: side of the images that the network is made for; None: as they are.
+        progress: called while `rendered-digits` are drawn, which takes a minute the first time, with the
+            number of images done, and of how many.
 
     Raises:
         ValueError: an unknown data set or split.
@@ -86,15 +90,18 @@ def load_images(
     name, _ = resolve_dataset(name, data_dir)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    whole = _whole(name, "test" if split == "test" else "train", data_folder(data_dir), download)
+    source = "test" if split == "test" else "train"
+    whole = _whole(name, source, data_folder(data_dir), download, progress)
     whole = whole if size is None else whole.sized(size)
     return whole if split == "test" else whole.subset(_held_out(len(whole), split), split)
 
 
-def _whole(name: str, source: str, folder: Path, download: bool) -> Images:
+def _whole(
+    name: str, source: str, folder: Path, download: bool, progress: Callable[[int, int], object] | None
+) -> Images:
     """All images of the official training or test set. What reading them takes is imported here."""
     if name == "rendered-digits":
-        return _digits(source)
+        return _digits(source, progress)
     from skipnet_rl.data.official import LOADERS
 
     return LOADERS[name](source, folder, download)
@@ -113,10 +120,10 @@ def _held_out(size: int, split: str) -> Tensor:
     return order[first:last].sort().values
 
 
-def _digits(source: str) -> ImageSet:
+def _digits(source: str, progress: Callable[[int, int], object] | None) -> ImageSet:
     from skipnet_rl.data.digits import load_digits
 
-    images, labels, factors = load_digits(source)
+    images, labels, factors = load_digits(source, progress=progress)
     return ImageSet(
         name="rendered-digits",
         split=source,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 COLOURS = {"all blocks": "0.45", "random": "tab:orange", "SP": "tab:green", "HRL": "tab:blue"}
 OTHERS = (
@@ -40,6 +42,22 @@ def plain_axes(width: float = 7, height: float = 3.6) -> tuple[Figure, Any]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def error_bars(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
+    """How far each row's interval reaches below and above its value, [2, rows] in percent.
+
+    Args:
+        rows: with shares under `key`, and under `"<key>_ci95"` the ends (low, high) of the interval, or its
+            half width. Without either it is nan, which is drawn as no bar.
+        key: such as `"accuracy"`.
+    """
+    reaches = np.empty((2, len(rows)))
+    for number, row in enumerate(rows):
+        interval, value = row.get(f"{key}_ci95", math.nan), row[key]
+        low, high = interval if isinstance(interval, Sequence) else (value - interval, value + interval)
+        reaches[:, number] = 100 * (value - low), 100 * (high - value)
+    return reaches
 
 
 def legend_beside(figure: Figure, axes: Any) -> None:

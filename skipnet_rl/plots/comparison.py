@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from skipnet_rl.plots.canvas import FLOPS_LABEL, legend_beside, palette, plain_axes
+from skipnet_rl.plots.canvas import FLOPS_LABEL, error_bars, legend_beside, palette, plain_axes
 from skipnet_rl.statistics import mean_interval
 
 MARKERS = "osD^vPX<>p"
@@ -49,8 +49,8 @@ def computation_reduction(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _accuracy_text(row: Mapping[str, Any]) -> str:
-    half = row.get("accuracy_ci95", math.nan)
-    interval = "" if math.isnan(half) else f" ± {100 * half:.2f}"
+    half = error_bars([row], "accuracy").mean()
+    interval = "" if math.isnan(half) else f" ± {half:.2f}"
     plain = f"\nplain {100 * row['plain_accuracy']:.2f} %" if "plain_accuracy" in row else ""
     return f"{100 * row['accuracy']:.2f}{interval} %{plain}"
 
@@ -127,9 +127,9 @@ def frontier(entries: Sequence[Mapping[str, Any]], lowest: float = 0.0) -> Figur
     """Accuracy against FLOPs of all policies, with the best accuracy at each budget as a step line.
 
     Args:
-        entries: `name`, `accuracy`, `compute_flops`; half widths of intervals `accuracy_ci95` and
-            `compute_flops_ci95` where there are any; `bound` is true for an oracle, which is a hollow
-            star. Members of a family, such as "random 90%" and "random 80%" or those with the same
+        entries: `name`, `accuracy`, `compute_flops`; intervals `accuracy_ci95` and `compute_flops_ci95`
+            where there are any, (low, high) or half widths; `bound` is true for an oracle, which is a
+            hollow star. Members of a family, such as "random 90%" and "random 80%" or those with the same
             `series`, are joined to a curve.
         lowest: the accuracy at which the y axis begins, to look closer at the good ones.
     """
@@ -163,8 +163,8 @@ def _styles(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dic
         yield {
             "x": [100 * entry["compute_flops"] for entry in members],
             "y": [100 * entry["accuracy"] for entry in members],
-            "xerr": [100 * entry.get("compute_flops_ci95", math.nan) for entry in members],
-            "yerr": [100 * entry.get("accuracy_ci95", math.nan) for entry in members],
+            "xerr": error_bars(members, "compute_flops"),
+            "yerr": error_bars(members, "accuracy"),
             "fmt": ("*" if bound else marker) + "-" * (len(members) > 1),
             "ms": 13 if bound else 6, "mfc": "none" if bound else None,
             "color": colours[names[family]], "lw": 1, "capsize": 2, "zorder": 2, "label": names[family],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from skipnet_rl.plots.canvas import FLOPS_LABEL, palette, plain_axes, stage_bands
+from skipnet_rl.plots.canvas import FLOPS_LABEL, error_bars, palette, plain_axes, stage_bands
 
 
 def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
@@ -86,7 +86,7 @@ def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
                                        *(([row], "s", "0.4", row["name"]) for row in others)):  # fmt: skip
         axes.errorbar(
             [100 * row["compute_flops"] for row in rows], [100 * row["accuracy"] for row in rows],
-            yerr=[100 * row["accuracy_ci95"] for row in rows],
+            yerr=error_bars(rows, "accuracy"),
             fmt=style, capsize=2, lw=1.2, ms=4, color=colour, label=label,
         )  # fmt: skip
     for number, row in enumerate(curve):  # neighbours' labels above and below the curve in turn

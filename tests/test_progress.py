@@ -1,0 +1,87 @@
+"""What takes long says how far it is; a moment's work says nothing."""
+
+import numpy as np
+import pytest
+import torch
+from tqdm import tqdm
+
+from agents import setting, static
+from skipnet_rl import progress
+from skipnet_rl.data import digits, load_images
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute, RandomSkip
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Bars are shown from the first image on, and at every step."""
+    shown = {"delay": 1e-6, "mininterval": 0, "miniters": 1}
+    monkeypatch.setattr(progress, "tqdm", lambda items, **options: tqdm(items, **{**options, **shown}))
+
+
+def test_an_evaluation_tells_of_its_images_and_is_none_the_other_for_it(tiny_net, tiny_images):
+    told = []
+
+    def play(**more):
+        draws = torch.Generator().manual_seed(0)
+        return evaluate(RoutingMDP(tiny_net), RandomSkip(0.5), tiny_images, mode="sample", generator=draws,
+                        batch_size=5, **more)  # fmt: skip
+
+    aloud, silent = play(progress=lambda *now: told.append(now)), play()
+    assert told == [(5, 12), (10, 12), (12, 12)]
+    assert aloud.summary("") == silent.summary("") and torch.equal(aloud.routes, silent.routes)
+
+
+def test_a_bar_counts_images(at_once, capsys):
+    with progress.image_progress("HRL") as show:
+        show(125, 300)
+        show(300, 300)
+    shown = capsys.readouterr().err
+    assert "HRL:  42%" in shown and "125/300" in shown and "HRL: 100%" in shown and "300/300" in shown
+
+
+def test_a_moment_has_no_bar(capsys):
+    with progress.image_progress("HRL") as show:
+        show(300, 300)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_setting_names_the_row_or_the_split(at_once, tiny_net, tiny_images, capsys):
+    args = setting.CommonArgs(eval_images=4, device="cpu")
+    three = [tiny_images] * 3
+    mine = setting.Setting(args, "noise", *three, 12, tiny_net, torch.device("cpu"), "fp32")
+    mine.evaluate(mine.mdp(), AlwaysExecute(), name="HRL")
+    assert "HRL: 100%" in capsys.readouterr().err
+    mine.validate(mine.mdp(), AlwaysExecute())
+    shown = capsys.readouterr().err
+    assert f"{tiny_images.split} images: 100%" in shown and "4/4" in shown
+    mine.references(0.5, mine.mdp(), "HRL")
+    shown = capsys.readouterr().err
+    assert all(f"{name}: 100%" in shown for name in ("all blocks", "random", "random, HRL weights"))
+
+
+def test_the_greedy_choice_counts_its_passes(at_once, tiny_net, tiny_images, capsys):
+    static.greedy_order(RoutingMDP(tiny_net), tiny_images.first(2))
+    shown = capsys.readouterr().err
+    assert "35/35" in shown and " 1/35" in shown  # 8 + 7 + … + 2: the last block is no choice
+
+
+def test_digits_are_drawn_aloud_once(at_once, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SKIPNET_CACHE", str(tmp_path))
+    monkeypatch.setattr(digits, "SIZES", {"train": 20, "test": 10})
+    monkeypatch.setattr(digits, "CHUNK", 4)
+    digits._labels.cache_clear()
+    try:
+        drawn = progress.load_images("rendered-digits", "test")
+        assert "drawing rendered-digits: 100%" in capsys.readouterr().err
+        again = progress.load_images("rendered-digits", "test")
+        assert capsys.readouterr().err == ""
+        assert torch.equal(drawn.images, again.images)
+        told = []
+        load_images("rendered-digits", "val", progress=lambda *now: told.append(now))
+        assert told == [(4, 20), (8, 20), (12, 20), (16, 20), (20, 20)]
+        some = digits.render_digits("test", np.arange(3))[0]
+        assert torch.equal(torch.from_numpy(some), drawn.images[:3])
+    finally:
+        digits._labels.cache_clear()
