@@ -226,7 +226,7 @@ def train(args: Args) -> dict[str, Any]:
     for file in dict.fromkeys(FILES[stage] for stage in args.plan() if stage in FILES):
         name = file.split(".")[0].upper()
         load_weights(run.folder / file, learner.model)  # what the file does is reported
-        rows[name] = setting.evaluate(learner.mdp, learner.gate)
+        rows[name] = setting.evaluate(learner.mdp, learner.gate, name=name)
         files[name] = file
     last = list(rows)[-1]
     files[f"random, {last} weights"] = files[last]

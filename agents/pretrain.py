@@ -10,6 +10,7 @@ blocks, and a batch that drops a block does none of its work.
 
 from __future__ import annotations
 
+import copy
 import math
 import shlex
 import sys
@@ -46,6 +47,7 @@ from skipnet_rl.runs import Run, run_folder, without_places
 from skipnet_rl.weights import load_backbone
 
 SCHEDULES = ("cosine", "step")
+ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is validated between epochs
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,18 @@ def train(args: Args) -> dict[str, Any]:
     return result
 
 
+def settled(net: ResNet, data: Images, args: Args) -> RoutingMDP:
+    """The network as it will be: with stochastic depth a copy, with statistics for all blocks executed.
+
+    Those of training are of networks with dropped blocks, under which the whole one looks worse than it is.
+    """
+    if args.survival == 1:
+        return RoutingMDP(net)
+    mdp = RoutingMDP(copy.deepcopy(net))
+    recalibrate(mdp, AlwaysExecute(), data, batches=ON_THE_WAY, seed=args.seed)
+    return mdp
+
+
 def run_steps(
     net: ResNet, teachers: Sequence[ResNet], run: Run, data: Images, val: Images, args: Args
 ) -> float:
@@ -236,7 +250,8 @@ def run_steps(
             speed = (done - first) * args.batch_size / seconds
             metrics = {"train/loss": loss.item(), "train/images_per_s": speed}
             with image_progress("val images") as show:
-                greedy = evaluate(mdp, AlwaysExecute(), val, precision=precision, progress=show)
+                shown = settled(net, data, args)
+                greedy = evaluate(shown, AlwaysExecute(), val, precision=precision, progress=show)
             metrics |= {"val/accuracy": greedy.accuracy, "val/loss": greedy.loss.mean().item()}
             run.log(done, "pretrain", **metrics)
             state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": done}

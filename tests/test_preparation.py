@@ -1,0 +1,106 @@
+"""A network is looked at before it is trained, prepared where it must be, and the best of a run is kept."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_agents import gated_file, small_args
+from toys import toy_net, two_colours
+
+from agents import gumbel, hybrid_reinforce, setting
+from agents.preparation import TRIED, look, shortcomings
+from agents.setting import Setting
+from skipnet_rl.checkpoint import read_tensors
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.tolerance import SKIPPED, Tolerance, absence_costs
+
+ADVICE = ("raise it", "lower it")
+
+
+def test_the_gates_of_a_prepared_network_know_its_rates():
+    """The toy needs its second block, and not its third."""
+    data = two_colours()
+    net = toy_net(data)
+    costs = absence_costs(RoutingMDP(net), data)
+    assert costs[0] > 0.1 > abs(costs[1])
+    args = hybrid_reinforce.Args(
+        batch_size=32, warmup_iterations=80, iterations=1, gate_lr=0.1, lr=0.0, distillation=0.0,
+        schedule="constant", precision="fp32",
+    )  # fmt: skip
+    learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"), (), costs)
+    for step in range(args.warmup_iterations):
+        episode = hybrid_reinforce.train_step(learner, data, step, "warmup", args)
+    assert episode.actions[:, 0].all(), "a block that is not skipped always runs"
+    rates = episode.gate_logits.sigmoid().mean(dim=0).tolist()
+    assert rates == pytest.approx([TRIED, SKIPPED], abs=0.1)
+
+
+@pytest.mark.parametrize("skipping, steps", [(0.88, 0), (0.5, 3)])
+def test_a_network_that_bears_skips_is_not_prepared(tmp_path, monkeypatch, few_images, skipping, steps):
+    monkeypatch.setattr(
+        setting, "measure_tolerance", lambda mdp, images, *_: Tolerance(len(images), 0.9, skipping)
+    )
+    args = small_args(tmp_path, warmup_iterations=3)
+    found, tolerance, costs = look(Setting.of(args))
+    assert found.args.warmup_iterations == steps and tolerance.skipping == skipping
+    assert (costs is None) == (steps == 0)
+
+
+@pytest.mark.parametrize("whole, accuracy, flops, said", [
+    (0.93, 0.93, 0.6, []),
+    (0.93, 0.915, 0.98, []),
+    (0.93, 0.93, 1.0, ["nothing is saved"]),
+    (0.93, 0.90, 0.6, ["accuracy is lost"]),
+    (0.93, 0.90, 1.002, ["nothing is saved", "accuracy is lost"]),
+])  # fmt: skip
+def test_what_a_run_has_to_say_of_its_end(whole, accuracy, flops, said):
+    found = shortcomings(whole, accuracy, flops, ADVICE)
+    assert [note.split(":")[0] for note in found] == said
+    assert all(note.endswith(("raise it", "lower it")) for note in found)
+
+
+def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):
+    """Not the last: the return is made to be best after step 4."""
+    returns = iter([0.1, 0.2, 0.9, 0.3, 0.2])
+    seen = []
+
+    def validate(self, mdp, policy, mode="greedy"):
+        found = self.evaluate(mdp, policy, mode, self.val.first(8)).summary("")
+        seen.append((next(returns), mdp.net.fc.weight.detach().half().clone()))
+        return {**found, "return": seen[-1][0]}
+
+    monkeypatch.setattr(Setting, "validate", validate)
+    args = small_args(tmp_path, stage="hrl", iterations=5, tune_iterations=0, eval_every=1, lr=0.05)
+    monkeypatch.setattr(hybrid_reinforce.Keeper, "notes", lambda self, tolerance: [])
+    result = hybrid_reinforce.train(args)
+    assert result["kept"]["step"] == 3 and result["kept"]["return"] == 0.9
+    kept = read_tensors(tmp_path / "run" / "hrl.safetensors")["net.fc.weight"]
+    assert torch.equal(kept, seen[2][1]) and not torch.equal(kept, seen[4][1])
+
+
+def test_a_start_that_nothing_betters_is_kept(tmp_path, few_images):
+    """With learning rates that break everything."""
+    start = gated_file(tmp_path)
+    args = small_args(
+        tmp_path, weights=str(start), gate_weights=str(start), stage="hrl", lr=1.0, gate_lr=1.0, bn="frozen"
+    )
+    result = hybrid_reinforce.train(args)
+    assert result["kept"]["step"] == 0 and "nothing better was found" in result["notes"][-1]
+    before, after = read_tensors(start), read_tensors(tmp_path / "run" / "hrl.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert stored["notes"] == result["notes"]
+
+
+def test_gumbel_is_prepared_and_resumes(tmp_path, few_images):
+    """ResNet-20's weights for rendered-digits were trained without skips."""
+    args = gumbel.Args(
+        env="SkipResNet20-v0", dataset="rendered-digits", eval_images=16, precision="fp32", batch_size=8,
+        warmup_iterations=2, iterations=2, eval_every=1, run_dir=tmp_path / "run",
+    )  # fmt: skip
+    result = gumbel.train(args)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["warmup", "warmup", "train", "train"]
+    again = gumbel.train(dataclasses.replace(args, resume=True))
+    assert again["policies"] == result["policies"]
