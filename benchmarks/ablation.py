@@ -3,8 +3,8 @@
     python -m benchmarks.ablation --dataset cifar10 --data-dir data
     python -m benchmarks.ablation --dataset rendered-digits --only reference "plain REINFORCE"
 
-ResNet-20 from the shipped weights, which random routes have made used to skips (`--warmup` steps, the same
-network for every variant but one). Every variant gets the same number of training steps and episodes per
+ResNet-20 from the shipped weights, prepared for skips (`--warmup` steps, the same network for every variant
+but one). Every variant gets the same number of training steps and episodes per
 step, and three seeds; what is compared is the validation split, whole, with greedy gates. The test set is
 not read. Finished runs are kept in the JSON file, so an interrupted run goes on.
 """
@@ -22,6 +22,7 @@ import torch
 import tyro
 
 from agents.hybrid_reinforce import Args, Learner, settle, train_step
+from agents.setting import LOOK
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.evaluate import evaluate
@@ -30,6 +31,7 @@ from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import mean_interval
+from skipnet_rl.tolerance import absence_costs
 from skipnet_rl.weights import build_backbone
 
 SHARED: dict[str, Any] = {"batch_size": 128, "lr": 3e-4, "gate_lr": 1e-2, "bn_images": 4_000}
@@ -58,7 +60,7 @@ class Options:
     data_dir: Path | None = None
     """folder of the data set's official files"""
     warmup: int = 400
-    """steps with random routes before any variant"""
+    """steps of preparation before any variant"""
     steps: int = 150
     """training steps of each run, all stages together"""
     seeds: int = 3
@@ -84,7 +86,9 @@ def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
 
 def train(args: Args, net: ResNet, data: Images) -> Learner:
     """Every step of the plan."""
-    learner = Learner(args, net, data.device)
+    images = data.first(LOOK // 4)
+    costs = absence_costs(RoutingMDP(net), images) if args.warmup_iterations else None
+    learner = Learner(args, net, data.device, costs=costs)
     plan = args.plan()
     for step, stage in enumerate(plan):
         train_step(learner, data, step, stage, args)
@@ -94,7 +98,7 @@ def train(args: Args, net: ResNet, data: Images) -> Learner:
 
 
 def warmed_up(data: Images, options: Options) -> ResNet:
-    """The shipped network after training with random routes."""
+    """The shipped network after its preparation."""
     net = build_backbone(20, len(data.classes), options.dataset)
     args = Args(
         env="SkipResNet20-v0", warmup_iterations=options.warmup, sp_iterations=0, iterations=0, **SHARED

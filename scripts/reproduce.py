@@ -49,7 +49,9 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
         gate=row.gate, warmup_iterations=1, routes=row.schedule.routes, batch_size=size
     )
     net = ResNet(row.depth).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learner, plain = hybrid_reinforce.Learner(args, net, device), pretrain.Args(batch_size=size)
+    any_order = torch.arange(len(net.blocks) - 1)  # of the blocks, for the preparation
+    learner = hybrid_reinforce.Learner(args, net, device, costs=any_order)
+    plain = pretrain.Args(batch_size=size)
     precision, plan = resolve_precision("auto", device), args.plan()
     seconds = {
         stage: timed(

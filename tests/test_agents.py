@@ -185,7 +185,8 @@ def test_every_option_trains_what_it_should(gate, stage, flags):
     data = two_colours()
     args = hybrid_reinforce.Args(gate=gate, batch_size=16, precision="fp32", warmup_iterations=1, **flags)
     torch.manual_seed(0)
-    learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"))
+    costs = torch.tensor([1.0, 0.0])
+    learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"), costs=costs)
     parts = {"net": learner.mdp.net, "gate": learner.gate, "critic": learner.critic}
     before = {
         name: {n: p.detach().clone() for n, p in part.named_parameters()}
@@ -195,7 +196,7 @@ def test_every_option_trains_what_it_should(gate, stage, flags):
         episode = hybrid_reinforce.train_step(learner, data, step, stage, args)
         assert episode.loss.isfinite().all()
     assert moved(before["net"], learner.mdp.net)
-    assert moved(before["gate"], learner.gate) == (stage in ("sp", "hrl"))  # routes given, or thresholds
+    assert moved(before["gate"], learner.gate) == (stage != "tune")  # thresholds have no gradient
     if learner.critic:
         assert moved(before["critic"], learner.critic)
 
@@ -596,7 +597,7 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--gate-gain", "0"], "--gate-gain is 0.0; expected more than 0"),
         (["--gate-weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--exploration", "0.6"], "exploration floor is 0.6"),
-        (["--warmup-rate", "1.5"], "--warmup-rate is 1.5"),
+        (["--preset", "quik"], "unknown preset 'quik'"),
         (["--weights", "torchvision"], "torchvision has no weights for this ResNet-110"),
         (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--dataset", "cifar10", "--data-dir", "/nowhere"], "no cifar10: /nowhere"),
