@@ -211,7 +211,8 @@ def chain(name: str, options: Options) -> list[Step]:
         teachers = () if stage == "tune" else taught
         length = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
         flags = (
-            "--preset", "quick", "--env", f"SkipResNet{row.depth}-v0", "--gate", row.gate, "--alpha", str(alpha), *start,
+            "--preset", "quick", "--env", f"SkipResNet{row.depth}-v0",
+            "--gate", row.gate, "--alpha", str(alpha), *start,
             "--stage", stage, *(text for part in length for text in (FLAGS[part], str(length[part]))),
             "--batch-size", str(schedule.batch_size), "--routes", str(schedule.routes),
             "--optimizer", "sgd", "--lr", f"{lr:g}", "--gate-lr", f"{schedule.gate_lr:g}",
