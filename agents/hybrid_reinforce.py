@@ -288,7 +288,7 @@ class Keeper:
     def begin(self) -> None:
         """Keep the start, where it has gates already, until something better is found."""
         if self.args.gate_weights:
-            self.validate(0, self.args.plan()[0], ended=False)
+            self.validate(0, self.args.plan()[0], ended=True)  # as it is: its batch norms are settled
 
     def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
         """Summary on validation images, batch norms settled as they will be at the end; keeps the best.

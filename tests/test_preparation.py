@@ -82,9 +82,7 @@ def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):
 def test_a_start_that_nothing_betters_is_kept(tmp_path, few_images):
     """With learning rates that break everything."""
     start = gated_file(tmp_path)
-    args = small_args(
-        tmp_path, weights=str(start), gate_weights=str(start), stage="hrl", lr=1.0, gate_lr=1.0, bn="frozen"
-    )
+    args = small_args(tmp_path, weights=str(start), gate_weights=str(start), stage="hrl", lr=1.0, gate_lr=1.0)
     result = hybrid_reinforce.train(args)
     assert result["kept"]["step"] == 0 and "nothing better was found" in result["notes"][-1]
     before, after = read_tensors(start), read_tensors(tmp_path / "run" / "hrl.safetensors")
