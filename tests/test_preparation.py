@@ -25,7 +25,7 @@ def test_the_gates_of_a_prepared_network_know_its_rates():
     costs = absence_costs(RoutingMDP(net), data)
     assert costs[0] > 0.1 > abs(costs[1])
     args = hybrid_reinforce.Args(
-        batch_size=32, warmup_iterations=80, iterations=1, gate_lr=0.1, lr=0.0, distillation=0.0,
+        batch_size=16, warmup_iterations=40, iterations=1, gate_lr=0.2, lr=0.0, distillation=0.0,
         schedule="constant", precision="fp32",
     )  # fmt: skip
     learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"), (), costs)

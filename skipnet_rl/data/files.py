@@ -25,6 +25,10 @@ from skipnet_rl.errors import DataDamagedError
 DECODERS = 8  # threads; PIL's decoders let go of the interpreter
 UNREADABLE = (OSError, SyntaxError, ValueError)  # what PIL raises of damaged files
 RESIZE = 256 / 224  # short side before the central crop, over the crop
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops (Szegedy et al. 2015)
+# networks for images of so many pixels at most see nearly the whole of each: there an object fills the
+# picture, and what ImageNet's crops leave of it cannot be told apart
+SMALL, SMALL_AREA, SMALL_ASPECT = 64, (0.6, 1.0), (0.9, 1.1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class ImageFiles(Images):
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same with a random resized crop and a flip of each image.
 
-        Crops cover 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015).
+        Crops cover 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015), and for
+        networks that take images of up to 64 pixels 60 to 100 % at 0.9 to 1.1.
         """
         seeds = torch.randint(2**62, (len(index),), generator=generator, device=generator.device).tolist()
         paths = [self.paths[i] for i in index.tolist()]
@@ -86,11 +91,21 @@ class ImageFiles(Images):
         """The central crop of one image: [size, size, 3] uint8."""
         return self._central(self.paths[index]).permute(1, 2, 0).numpy()
 
+    @property
+    def small(self) -> bool:
+        """Whether batches hold small images, of which crops keep more."""
+        return self.size <= SMALL
+
+    def _crops(self) -> tuple[list[float], list[float]]:
+        """Ranges of a random crop's share of the area, and of its aspect ratio."""
+        area, aspect = (SMALL_AREA, SMALL_ASPECT) if self.small else (AREA, ASPECT)
+        return list(area), list(aspect)
+
     def _stack(self, crops: list[Callable[[], Tensor]]) -> Tensor:
         return self.normalise(torch.stack(list(_decoders().map(lambda crop: crop(), crops))).to(self.device))
 
     def _central(self, path: str) -> Tensor:
-        image = F.resize(_read(path), [round(self.size * RESIZE)], antialias=True)
+        image = F.resize(_read(path), [round(self.size * (1 if self.small else RESIZE))], antialias=True)
         return F.center_crop(image, [self.size, self.size])
 
     def _box(self, path: str, seed: int) -> tuple[list[int], bool]:
@@ -98,7 +113,7 @@ class ImageFiles(Images):
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(seed)
             with _open(path) as image:
-                box = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+                box = RandomResizedCrop.get_params(image, *self._crops())
             return list(box), torch.rand(()).item() < 0.5
 
     def _crop(self, path: str, box: list[int], mirror: bool) -> Tensor:
