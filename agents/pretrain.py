@@ -47,6 +47,7 @@ from skipnet_rl.runs import Run, run_folder, without_places
 from skipnet_rl.weights import load_backbone
 
 SCHEDULES = ("cosine", "step")
+EPOCHS, FEWEST_STEPS = 30, 1_500  # of a training whose length nobody gives
 ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is validated between epochs
 
 
@@ -72,8 +73,8 @@ class Args:
     weights_depth: int | None = None
     """their depth, if less than --depth, of shipped ones too: the blocks they lack begin as their shortcuts,
     so that the deeper network starts with the same predictions (default: that of --depth)"""
-    epochs: float = 30
-    """passes over the training split"""
+    epochs: float | None = None
+    """passes over the training split (default: 30, and on few images as many as 1,500 steps take)"""
     batch_size: int = 128
     """images per step"""
     lr: float = 0.1
@@ -120,12 +121,11 @@ class Args:
 
     def steps(self, images: int) -> int:
         """Number of training steps; a ValueError where that is none."""
-        steps = round(self.epochs * (images // self.batch_size))
+        epochs = EPOCHS if self.epochs is None else self.epochs
+        steps = round(epochs * (images // self.batch_size))
         if steps < 1:
-            raise ValueError(
-                f"--epochs {self.epochs} of {images} images in batches of {self.batch_size} is no step"
-            )
-        return steps
+            raise ValueError(f"{epochs} epochs of {images} images in batches of {self.batch_size} is no step")
+        return max(steps, FEWEST_STEPS) if self.epochs is None else steps
 
 
 def learning_rate(step: int, steps: int, args: Args) -> float:
