@@ -20,6 +20,7 @@ from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.mdp import ALPHA, RoutingMDP
+from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
@@ -42,6 +43,10 @@ class CommonArgs:
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: bool = False
     """fetch missing files through torchvision"""
+    mean: tuple[float, float, float] | None = None
+    """of the images' pixels in 0 … 1, per channel, for normalising (default: the data set's own)"""
+    std: tuple[float, float, float] | None = None
+    """their deviation (default: the data set's own)"""
     weights: str = "auto"
     """backbone to start from: a file (.safetensors, or a plain PyTorch state_dict), the name of a shipped
     one, auto for the shipped one that fits, torchvision for torchvision's, or none"""
@@ -75,6 +80,11 @@ class CommonArgs:
     def images_per_step(self) -> int:
         """Different images of a training step, at most; 0 where the environments choose them."""
         return 0
+
+    @property
+    def networks(self) -> tuple[str | None, ...]:
+        """Weights of every network that is to see the images."""
+        return (self.weights,)
 
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
@@ -119,10 +129,14 @@ class Setting:
         dataset, reason = resolve_dataset(args.dataset, args.data_dir)
         tqdm.write(f"dataset: {reason}")
         size = Architecture.of_depth(args.depth).image_size
+        sources = {"train": args.networks, "val": (), "test": ()}  # a mismatch is said once
         train, val, test = (
-            load_images(dataset, split, args.data_dir, args.download, size).to(device)
-            for split in ("train", "val", "test")
-        )
+            normalised(
+                load_images(dataset, split, args.data_dir, args.download, size).to(device),
+                args.mean, args.std, weights, args.depth, args.shortcut,
+            )
+            for split, weights in sources.items()
+        )  # fmt: skip
         read = args.test_images or TEST_IMAGES.get(dataset) or len(test)
         if args.images_per_step > len(train):
             raise ValueError(

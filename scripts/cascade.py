@@ -87,7 +87,8 @@ class Answers(NamedTuple):
 
 
 def answers(subject: Subject, images: Images) -> Answers:
-    """What a network answers to images, on its device, brought to its size."""
+    """What a network answers to images, on its device, brought to its size and normalisation."""
+    images = images.with_statistics(subject.images.mean, subject.images.std)
     played = evaluate(subject.mdp, subject.policy, images.sized(subject.mdp.net.image_size))
     return Answers(played.confidence, played.correct, whole_flops(subject) * played.compute_flops)
 

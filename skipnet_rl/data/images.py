@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +77,10 @@ class Images(ABC):
     def device(self) -> torch.device:
         """Where batches come."""
         return self.labels.device
+
+    def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
+        """The same images, normalised with another mean and deviation per channel."""
+        return replace(self, mean=mean, std=std)  # type: ignore[type-var]
 
     def first(self, count: int) -> Self:
         """The first `count` images, or all where there are fewer."""

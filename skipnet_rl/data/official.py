@@ -70,11 +70,13 @@ def _svhn(source: str, folder: Path, download: bool) -> ImageSet:
 
 
 def _imagenet(source: str, folder: Path, download: bool) -> ImageFiles:
+    folder = folder.absolute()  # files are read later, when the working folder may be another
     data = _read("imagenet", folder, lambda: _ImageNet(folder, "val" if source == "test" else "train"))
     return _image_files("imagenet", source, data, [names[0] for names in data.classes])
 
 
 def _imagefolder(source: str, folder: Path, download: bool) -> ImageFiles:
+    folder = folder.absolute()  # files are read later, when the working folder may be another
     place = split_folders(folder).get(source, folder / source)
     if not place.is_dir():
         others = " (nor val/, valid/ or validation/)" if source == "test" else ""

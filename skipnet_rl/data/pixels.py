@@ -86,8 +86,8 @@ def _from_integers(image: Image.Image, path: str) -> Image.Image:
     most = 2.0 ** int(_tag(image, BITS_PER_SAMPLE, 16)) - 1
     if 0 < values.max() <= most / DIM:
         warnings.warn(
-            f"images in {Path(path).parent} use values up to {values.max():.0f} of {most:.0f} and are all but "
-            "black; rescale the files",
+            f"images in {Path(path).parent} use values up to {values.max():.0f} of {most:.0f}: "
+            "all but black; rescale the files",
             stacklevel=2,
         )
     return _grey(image, values / most)

@@ -58,11 +58,13 @@ def resolve_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -
         return chosen[0], f"{chosen[0]} (found in {folder}{_splits(chosen[0], data_dir)})"
     if not named:
         return "rendered-digits", (
-            f"rendered-digits (embedded; no {CIFAR10_FOLDER} in {folder}, which cifar10 with download would fetch)"
+            f"rendered-digits (embedded; no {CIFAR10_FOLDER} in {folder}, which cifar10 with download would "
+            "fetch)"
         )
     held = f"holds {' and '.join(found)}" if found else f"holds no {CIFAR10_FOLDER} and no other data set"
     raise DataNotFoundError(
-        f"no data set to choose: {folder} {held}; name the one that you mean (rendered-digits needs no folder)"
+        f"no data set to choose: {folder} {held}; name the one that you mean (rendered-digits needs no "
+        "folder)"
     )
 
 
@@ -83,8 +85,8 @@ def load_images(
     """One split of a data set, on the CPU.
 
     `"val"` is a fixed tenth of the official training images, `"train"` the other nine, `"test"` the
-    official test set. Of an `imagefolder` with validation images of its own beside `test/`, `"val"` is these and
-    `"train"` is whole; see `places.split_folders`.
+    official test set. Of an `imagefolder` with validation images of its own beside `test/`, `"val"` is
+    these and `"train"` is whole; see `places.split_folders`.
 
     Args:
         name: one of `DATASETS`, or `"auto"`.
@@ -102,15 +104,24 @@ def load_images(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     folder = data_folder(data_dir, name, download)
-    own = places.split_folders(places.place_of(name, folder)) if name == "imagefolder" else {}
-    if split == "val" and "val" not in own and own.get("test", folder).name in places.VALIDATION:
-        warnings.warn(
-            f"{folder} has no test/, so {own['test'].name}/ is its test split, and 'val' is a tenth of train/",
-            stacklevel=2,
-        )
-    whole = _whole(name, split if split == "test" or "val" in own else "train", folder, download)
+    own = _own_splits(name, split, folder)
+    whole = _whole(name, split if split in own else "train", folder, download)
     whole = whole if size is None else whole.sized(size)
-    return whole if split == "test" or "val" in own else whole.subset(_held_out(len(whole), split), split)
+    return whole if "val" in own or split == "test" else whole.subset(_held_out(len(whole), split), split)
+
+
+def _own_splits(name: str, split: str, folder: Path) -> tuple[str, ...]:
+    """The splits with images of their own; a warning where `split` is none although it looks like one."""
+    if name != "imagefolder":
+        return ("train", "test")
+    found = places.split_folders(places.place_of(name, folder))
+    test = found.get("test")
+    if split == "val" and test and test.name in places.VALIDATION:
+        warnings.warn(
+            f"{folder} has no test/, so {test.name}/ is its test split, and 'val' is a tenth of train/",
+            stacklevel=3,
+        )
+    return ("train", "val", "test") if "val" in found else ("train", "test")
 
 
 def _whole(name: str, source: str, folder: Path, download: bool) -> Images:

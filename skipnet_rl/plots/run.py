@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from skipnet_rl.plots.canvas import FLOPS_LABEL, palette, plain_axes, stage_bands
+from skipnet_rl.text import for_matplotlib
 
 
 def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
@@ -23,7 +24,7 @@ def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
         counts = np.asarray(policy["executed_blocks_histogram"])
         axes.bar(np.arange(len(counts)), counts / counts.sum(), width=1, alpha=0.6,
                  color=colours[policy["name"]],
-                 label=f"{policy['name']}, mean {policy['executed_blocks_mean']:.1f}")  # fmt: skip
+                 label=f"{for_matplotlib(policy['name'])}, mean {policy['executed_blocks_mean']:.1f}")  # fmt: skip
     axes.set(xlabel="gated blocks executed per image", ylabel="share of images")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
@@ -42,7 +43,7 @@ def execution_rate(policies: Sequence[Mapping[str, Any]], stages: Sequence[int])
     for policy in policies:
         edges = np.arange(len(stages) + 1) + 0.5
         axes.stairs(policy["execution_rate"], edges, baseline=None, color=colours[policy["name"]], lw=1.5,
-                    label=policy["name"])  # fmt: skip
+                    label=for_matplotlib(policy["name"]))  # fmt: skip
     stage_bands(axes, stages)
     axes.set(xlabel="gated block", ylabel="share of images that execute it", ylim=(-0.02, 1.02))
     axes.set_xlim(0.5, len(stages) + 0.5)
@@ -83,7 +84,7 @@ def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
     curve = [row for row in policies if "bias" in row]
     others = [row for row in policies if "bias" not in row]
     for rows, style, colour, label in ((curve, "o-", "tab:blue", "gates, by bias"),
-                                       *(([row], "s", "0.4", row["name"]) for row in others)):  # fmt: skip
+                                       *(([row], "s", "0.4", for_matplotlib(row["name"])) for row in others)):  # fmt: skip
         axes.errorbar(
             [100 * row["compute_flops"] for row in rows], [100 * row["accuracy"] for row in rows],
             yerr=[100 * row["accuracy_ci95"] for row in rows],
