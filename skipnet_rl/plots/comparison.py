@@ -168,5 +168,6 @@ def _styles(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dic
             "yerr": [100 * entry.get("accuracy_ci95", math.nan) for entry in members],
             "fmt": ("*" if bound else marker) + "-" * (len(members) > 1),
             "ms": 13 if bound else 6, "mfc": "none" if bound else None,
-            "color": colours[names[family]], "lw": 1, "capsize": 2, "zorder": 2, "label": for_matplotlib(names[family]),
+            "color": colours[names[family]], "lw": 1, "capsize": 2, "zorder": 2,
+            "label": for_matplotlib(names[family]),
         }  # fmt: skip

@@ -22,9 +22,10 @@ def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
     colours = palette(policy["name"] for policy in policies)
     for policy in policies:
         counts = np.asarray(policy["executed_blocks_histogram"])
+        name = for_matplotlib(policy["name"])
         axes.bar(np.arange(len(counts)), counts / counts.sum(), width=1, alpha=0.6,
                  color=colours[policy["name"]],
-                 label=f"{for_matplotlib(policy['name'])}, mean {policy['executed_blocks_mean']:.1f}")  # fmt: skip
+                 label=f"{name}, mean {policy['executed_blocks_mean']:.1f}")  # fmt: skip
     axes.set(xlabel="gated blocks executed per image", ylabel="share of images")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
@@ -84,11 +85,11 @@ def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
     curve = [row for row in policies if "bias" in row]
     others = [row for row in policies if "bias" not in row]
     for rows, style, colour, label in ((curve, "o-", "tab:blue", "gates, by bias"),
-                                       *(([row], "s", "0.4", for_matplotlib(row["name"])) for row in others)):  # fmt: skip
+                                       *(([row], "s", "0.4", row["name"]) for row in others)):  # fmt: skip
         axes.errorbar(
             [100 * row["compute_flops"] for row in rows], [100 * row["accuracy"] for row in rows],
             yerr=[100 * row["accuracy_ci95"] for row in rows],
-            fmt=style, capsize=2, lw=1.2, ms=4, color=colour, label=label,
+            fmt=style, capsize=2, lw=1.2, ms=4, color=colour, label=for_matplotlib(label),
         )  # fmt: skip
     for number, row in enumerate(curve):  # neighbours' labels above and below the curve in turn
         axes.annotate(f"{row['bias']:+g}", (100 * row["compute_flops"], 100 * row["accuracy"]), fontsize=7,
