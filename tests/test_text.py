@@ -116,23 +116,24 @@ def test_tables_of_the_terminal_show_names_as_they_are(name, monkeypatch, record
 
 def test_pictures_show_names_as_they_are():
     """Figures with every name as that of a policy, or of a class."""
-    record = Record(np.ones((len(NAMES), 1), bool), np.arange(len(NAMES)), np.ones(len(NAMES), bool))
-    pixels = torch.zeros(len(NAMES), 3, 32, 32, dtype=torch.uint8)
-    labels = torch.arange(len(NAMES))
-    images = ImageSet("x", "test", pixels, labels, NAMES, (0.5,) * 3, (0.5,) * 3, flip=True)
-    rows = [row(name) for name in NAMES]
+    names = NAMES[:7]
+    record = Record(np.ones((len(names), 1), bool), np.arange(len(names)), np.ones(len(names), bool))
+    pixels = torch.zeros(len(names), 3, 32, 32, dtype=torch.uint8)
+    labels = torch.arange(len(names))
+    images = ImageSet("x", "test", pixels, labels, names, (0.5,) * 3, (0.5,) * 3, flip=True)
+    rows = [row(name) for name in names]
     figures = [
         plots.executed_blocks(rows), plots.execution_rate(rows, [1]), plots.frontier(rows),
         plots.computation_reduction(rows), plots.trade_off(rows),
         plots.alpha_curve([{"alpha": 1.0, "seed": 0, "policies": [each]} for each in rows]),
-        plots.skipped_layers(dict.fromkeys(NAMES, record)),
-        plots.easy_and_hard(images, record, [1], count=len(NAMES)),
-        plots.skip_rate_by_class(record, labels, NAMES),
+        plots.skipped_layers(dict.fromkeys(names, record)),
+        plots.easy_and_hard(images, record, [1], count=len(names)),
+        plots.skip_rate_by_class(record, labels, names),
     ]  # fmt: skip
     for figure in figures:
         texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
         assert not any(matplotlib.cbook.is_math_text(text) for text in texts)
-        for name in NAMES:
+        for name in names:
             shown = legible(name).strip()
             assert any(shown in text.replace(r"\$", "$") for text in texts), (figure, name)
 
