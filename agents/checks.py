@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from skipnet_rl.normalisation import check_statistics
+
 POSITIVE = {
     "batch_size", "bn_images", "buffer", "epochs", "episodes", "eval_every", "eval_images", "gate_gain",
     "jobs", "length", "minibatches", "minutes", "num_envs", "points", "routes", "survival", "teacher_depth",
@@ -24,6 +26,7 @@ def check_numbers(args: Any) -> None:
         for value in given if isinstance(given, tuple) else (given,):
             if expected := _expected(name, value):
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
+    check_statistics(getattr(args, "mean", None), getattr(args, "std", None))
 
 
 def check_routes(batch_size: int, routes: int, baseline: str) -> None:

@@ -32,7 +32,9 @@ from agents.finished import FinishedRun
 from agents.report import markdown, print_comparison, title_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
+from skipnet_rl.data.places import data_folder
 from skipnet_rl.evaluate import evaluate
+from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, policy_macs
 from skipnet_rl.precision import pick_device
 from skipnet_rl.progress import image_progress, load_images, progress_bar
@@ -68,8 +70,8 @@ def write_files(
 ) -> None:
     """comparison.{md,csv,json} and the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.md").write_text(markdown(title, rows))
-    with (folder / "comparison.csv").open("w", newline="") as file:
+    (folder / "comparison.md").write_text(markdown(title, rows), encoding="utf-8")
+    with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
         writer.writeheader()
         writer.writerows(rows)
@@ -129,7 +131,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
     if run.agent == "pretrain":
         raise ValueError(f"{run.folder} is of agents.pretrain, which stores no routes to play again")
     result, wrong = run.result, []
-    images = load_images(result["dataset"], result["split"], data_dir)
+    images = normalised(load_images(result["dataset"], result["split"], data_dir), *run.statistics)
     images = images.first(result["n_images"])
     place = pick_device(device)
     records, files, cost = run.records(), {}, own_macs(run, len(images.classes))
@@ -166,6 +168,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     """Print the table; write and verify what is asked for. Returns the rows."""
     if not args.runs:
         raise ValueError("no runs given; name at least one run folder")
+    data_folder(args.data_dir)  # a mistyped one is said whether it is read or not
     runs = [FinishedRun.read(folder) for folder in args.runs]
     entries = collect(runs)
     rows = [entry.summary() for entry in entries]

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from agents.cli import main_with_named_errors
 from agents.finished import FinishedRun, restore_model
 from agents.report import print_table
+from envs import depth_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, resolve_dataset
@@ -39,6 +40,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.normalisation import check_statistics, normalised, stated, warn_of_others
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images, progress_bar
@@ -72,6 +74,10 @@ class Args:
     """for files outside of a run folder (default: what a gate was trained on)"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    mean: tuple[float, float, float] | None = None
+    """of the images' pixels in 0 … 1, per channel, for normalising (default: what the policy learned with)"""
+    std: tuple[float, float, float] | None = None
+    """their deviation (default: what the policy learned with)"""
     alpha: float | None = None
     """for files outside of a run folder (default: what a gate was trained for, or 1 for a .zip)"""
     trust_sb3: str | None = None
@@ -125,7 +131,7 @@ def restore(path: Path, args: Args) -> Subject:
     split = args.split or ("val" if args.biases or args.controls else "test")
     if (shipped := backbone_entry(str(path))) is not None:
         dataset = shipped["dataset"] if args.dataset == "auto" else args.dataset
-        images = load_images(dataset, split, args.data_dir)
+        images = load(dataset, split, args, str(path), depth=shipped["depth"])
         net = build_backbone(shipped["depth"], len(images.classes), dataset, shipped["shortcut"], str(path))
         mdp = RoutingMDP(net, args.alpha or 0.0)
         about = {"env": f"SkipResNet{net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
@@ -133,7 +139,7 @@ def restore(path: Path, args: Args) -> Subject:
     given, path = Path(path), weights_path(path)
     if path.is_dir() or not path.suffix:
         run = FinishedRun.read(path)
-        images = load_images(run.result["dataset"], split, args.data_dir)
+        images = load(run.result["dataset"], split, args, path, run.statistics)
         mdp, policy = run.restore(len(images.classes), args.stage)
         about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
         name = args.stage.upper() if args.stage else run.policy_name
@@ -145,18 +151,33 @@ def restore(path: Path, args: Args) -> Subject:
                 "it, name its algorithm: --trust-sb3 ppo"
             )
         dataset = resolve_dataset(args.dataset, args.data_dir)[0]
-        images = load_images(dataset, split, args.data_dir)
+        images = load(dataset, split, args, args.weights, depth=depth_of(args.env))
         alpha = 1.0 if args.alpha is None else args.alpha
         mdp, policy = restore_model(
             path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
         )
     else:
-        dataset = read_header(path)["dataset"] if args.dataset == "auto" else args.dataset
-        images = load_images(dataset, split, args.data_dir)
+        header = read_header(path)
+        dataset = header["dataset"] if args.dataset == "auto" else args.dataset
+        images = load(dataset, split, args, path, stated(header))
         mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
     about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
     name = path.stem if path == given else str(given)
     return Subject(name, about, mdp, policy, images, args.out)
+
+
+def load(
+    dataset: str, split: str, args: Args, weights: str | Path,
+    theirs: tuple[Any, Any] | None = None, depth: int = 0,
+) -> Images:  # fmt: skip
+    """A split, normalised as the flags say, else as the policy learned: with `theirs`."""
+    images = load_images(dataset, split, args.data_dir)
+    if theirs is None:
+        return normalised(images, args.mean, args.std, (weights,), depth)
+    learned = normalised(images, *theirs)
+    images = normalised(learned, args.mean, args.std)
+    warn_of_others(weights, (learned.mean, learned.std), (images.mean, images.std))
+    return images
 
 
 def backbone_entry(name: str) -> dict[str, Any] | None:
@@ -276,6 +297,7 @@ def main(args: Args) -> list[dict[str, Any]]:
         ValueError: nothing to evaluate, an unknown mode, several paths for one `--out`, both `--biases` and
             `--controls`, or one of them for a plain network or a fixed route.
     """
+    check_statistics(args.mean, args.std)
     if not args.paths:
         raise ValueError("nothing given; name a run folder, a file or shipped weights")
     if args.mode not in MODES:

@@ -99,6 +99,11 @@ class Args(CommonArgs):
         """As many as episodes, but in HRL, where an image has several routes."""
         return self.batch_size // (self.routes if set(self.plan()) == {"hrl"} else 1)
 
+    @property
+    def networks(self) -> tuple[str | None, ...]:
+        """Weights that it starts from, and the teachers'."""
+        return (self.weights, self.gate_weights, *self.teacher)
+
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         super().check()

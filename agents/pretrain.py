@@ -38,6 +38,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.precision import autocast, pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images, progress_bar
@@ -63,6 +64,10 @@ class Args:
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: bool = False
     """fetch missing files through torchvision"""
+    mean: tuple[float, float, float] | None = None
+    """of the images' pixels in 0 … 1, per channel, for normalising (default: the data set's own)"""
+    std: tuple[float, float, float] | None = None
+    """their deviation (default: the data set's own)"""
     shortcut: str = "projection"
     """projection, pad or pool"""
     zero_init_residual: bool = True
@@ -166,10 +171,14 @@ def train(args: Args) -> dict[str, Any]:
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
     tqdm.write(f"dataset: {reason}")
     size = Architecture.of_depth(args.depth).image_size
+    networks = {"train": (args.weights, *args.teacher), "val": (), "test": ()}  # a mismatch is said once
     data, val, test = (
-        load_images(dataset, split, args.data_dir, args.download, size).to(device)
-        for split in ("train", "val", "test")
-    )
+        normalised(
+            load_images(dataset, split, args.data_dir, args.download, size).to(device),
+            args.mean, args.std, weights, args.depth, args.shortcut,
+        )
+        for split, weights in networks.items()
+    )  # fmt: skip
     args.steps(len(data))
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, len(data.classes), args.shortcut)
@@ -190,7 +199,11 @@ def train(args: Args) -> dict[str, Any]:
     if args.survival < 1:  # the statistics are those of networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
     command = ["python", "-m", "agents.pretrain", *sys.argv[1:]]
-    save_weights(run.folder / "weights.safetensors", net, {"command": without_places(command)})
+    about = {
+        "command": without_places(command), "depth": args.depth, "dataset": dataset,
+        "shortcut": args.shortcut, "mean": data.mean, "std": data.std,
+    }  # fmt: skip
+    save_weights(run.folder / "weights.safetensors", net, about)
     load_weights(run.folder / "weights.safetensors", net)  # report what the file does, rounding included
     with image_progress("test images") as show:
         final = evaluate(RoutingMDP(net), AlwaysExecute(), test, progress=show)

@@ -9,11 +9,13 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from skipnet_rl import plots
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
 from skipnet_rl.statistics import half_width, wilson_interval
+from skipnet_rl.text import for_markdown, legible
 
 
 def title_of(result: Mapping[str, Any]) -> str:
@@ -25,7 +27,8 @@ def title_of(result: Mapping[str, Any]) -> str:
 
 def print_table(result: Mapping[str, Any]) -> None:
     """One row per policy: accuracy with its interval, computation, return, routes."""
-    table = Table(title=title_of(result), collapse_padding=True)  # to fit into 80 columns
+    title = Text(legible(title_of(result)), style="table.title")
+    table = Table(title=title, collapse_padding=True)  # to fit into 80 columns
     table.add_column("policy", overflow="fold")  # a name is for copying: no part of it may be cut off
     for column in ("accuracy", "95 % interval", "blocks", "FLOPs", "return", "routes"):
         table.add_column(column, justify="right")
@@ -33,7 +36,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     for row in result["policies"]:
         low, high = wilson_interval(n * row["accuracy"], n)
         table.add_row(
-            row["name"],
+            Text(legible(row["name"])),  # a string would be read as markup
             f"{row['accuracy']:.2%}",
             f"{100 * low:.1f} – {100 * high:.1f}",
             f"{row['compute_blocks']:.1%}",
@@ -102,8 +105,10 @@ def cells(row: Mapping[str, Any], brief: bool = False) -> list[str]:
 
 def markdown(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as Markdown."""
-    lines = [f"{title}\n", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    lines = [f"{for_markdown(title)}\n", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for row in rows:
+        escaped = {**row, "name": for_markdown(row["name"])}
+        lines.append(f"| {' | '.join(cells(escaped))} |")
     if any(row["bound"] for row in rows):
         lines.append("\n\\* a bound that looks at the labels, not a policy")
     return "\n".join(lines) + "\n"
@@ -111,11 +116,12 @@ def markdown(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """The table in the terminal, without the columns that a narrow one has no room for."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    title_text = Text(legible(title), style="table.title")
+    table = Table(title=title_text, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     shown = [number for number, column in enumerate(COLUMNS) if column not in NOT_IN_TERMINAL]
     for number in shown:
         table.add_column(COLUMNS[number], justify="right" if number else "left", no_wrap=True)
     for row in rows:
         text = cells(row, brief=True)
-        table.add_row(*(text[number] for number in shown))
+        table.add_row(*(Text(legible(text[number])) for number in shown))
     Console().print(table)

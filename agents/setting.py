@@ -20,6 +20,7 @@ from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.mdp import ALPHA, RoutingMDP
+from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images
@@ -46,6 +47,10 @@ class CommonArgs:
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: bool = False
     """fetch missing files through torchvision"""
+    mean: tuple[float, float, float] | None = None
+    """of the images' pixels in 0 … 1, per channel, for normalising (default: the data set's own)"""
+    std: tuple[float, float, float] | None = None
+    """their deviation (default: the data set's own)"""
     weights: str = "auto"
     """backbone to start from: a file (.safetensors, or a plain PyTorch state_dict), the name of a shipped
     one, auto for the best shipped one that fits, torchvision for torchvision's, or none"""
@@ -84,6 +89,11 @@ class CommonArgs:
     def frozen(self) -> bool:
         """Whether the network stays as it is, and a policy over it is learned."""
         return False
+
+    @property
+    def networks(self) -> tuple[str | None, ...]:
+        """Weights of every network that is to see the images."""
+        return (self.weights,)
 
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
@@ -137,8 +147,12 @@ class Setting:
         size = Architecture.of_depth(args.depth).image_size
         splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
         train, val, test = (
-            load_images(dataset, split, args.data_dir, args.download, size).to(device) for split in splits
-        )
+            normalised(
+                load_images(dataset, split, args.data_dir, args.download, size).to(device),
+                args.mean, args.std, () if number else args.networks, args.depth, args.shortcut,
+            )
+            for number, split in enumerate(splits)  # a mismatch is said once
+        )  # fmt: skip
         read = args.test_images or TEST_IMAGES.get(dataset) or len(test)
         if args.images_per_step > len(train):
             raise ValueError(

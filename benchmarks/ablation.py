@@ -133,7 +133,7 @@ def main(options: Options) -> None:
     out = options.out or Path(__file__).parent.parent / "docs" / f"ablation-{options.dataset}.json"
     shared = ("dataset", "warmup", "steps", "alpha")
     setting = {"split": "val", **{key: getattr(options, key) for key in shared}}
-    found = json.loads(out.read_text()) if out.is_file() else {**setting, "variants": {}}
+    found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {**setting, "variants": {}}
     if {key: found[key] for key in setting} != setting:
         raise SystemExit(f"error: {out} holds another setting; give another --out")
     data, val = (load_images(options.dataset, split, options.data_dir) for split in ("train", "val"))

@@ -55,11 +55,11 @@ def main() -> None:
     found = {gate: {str(depth): costs(depth, gate) for depth in DEPTHS} for gate in GATES}
     print(table(found))
     if write:
-        (FOLDER / "gates.json").write_text(json.dumps(found, indent=2) + "\n")
-        page = (FOLDER / "gates.md").read_text()
+        (FOLDER / "gates.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        page = (FOLDER / "gates.md").read_text(encoding="utf-8")
         before, _, rest = page.partition(BEGIN)
         _, _, after = rest.partition(END)
-        (FOLDER / "gates.md").write_text(before + BEGIN + table(found) + END + after)
+        (FOLDER / "gates.md").write_text(before + BEGIN + table(found) + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,6 @@ def publish(name: str, found: dict[str, Any], text: str, options: Options) -> No
         (DOCS / "benchmarks").mkdir(exist_ok=True)
         write_json(DOCS / "benchmarks" / f"{name}.json", found)
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, _, rest = PAGE.read_text().partition(begin)
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
         _, _, after = rest.partition(end)
-        PAGE.write_text(before + begin + text + end + after)
+        PAGE.write_text(before + begin + text + end + after, encoding="utf-8")

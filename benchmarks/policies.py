@@ -88,7 +88,7 @@ def run(folder: Path, command: list[str]) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("w") as log:
+    with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
         done = subprocess.run(
             [sys.executable, *command],
             stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,

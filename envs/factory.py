@@ -1,11 +1,12 @@
 """From strings to live objects: what the registered ids call.
 
 `env.spec` stays JSON: a network as keyword would be deep-copied into it. Environments with the same
-arguments share one network and one set of images.
+arguments share one network and one set of images, as long as the files behind them stay as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import Images, load_images, resolve_dataset
-from skipnet_rl.data.sources import data_folder
+from skipnet_rl.data.places import data_folder, fingerprint
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import ALPHA, RoutingMDP
+from skipnet_rl.normalisation import check_statistics, normalised
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import build_backbone
+from skipnet_rl.weights import build_backbone, sha256_of
 
 
 def make_env(depth: int, **kwargs: Any) -> SkipNetEnv:
@@ -57,6 +60,8 @@ def parts(
     weights: str | None = "auto",
     device: str = "auto",
     precision: str = "fp32",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     **rest: Any,
 ) -> tuple[RoutingMDP, Images, dict[str, Any]]:
     """The decision process and the images that keyword arguments describe, and what is left of them.
@@ -74,19 +79,28 @@ def parts(
             with a warning), `"torchvision"` (its ImageNet weights) or None (untrained).
         device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
         precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
+        mean, std: three numbers each, of pixel values in 0 … 1, that images are normalised with (default: the
+            data set's own); a warning where the weights were trained with others.
     """
+    check_statistics(mean, std)
     dataset, _ = resolve_dataset(dataset, data_dir)
     place = str(pick_device(device))
     size = Architecture.of_depth(depth).image_size
-    images = _images(dataset, split, data_folder(data_dir).resolve(), download, size, place)
+    held = fingerprint(dataset, data_folder(data_dir, dataset, download))
+    images = _images(dataset, split, data_dir, download, size, place, held)
+    images = normalised(images, mean, std, (weights,), depth, shortcut)
     precision = resolve_precision(precision, place)
-    net = _network(depth, len(images.classes), dataset, shortcut, weights, _age(weights), place, precision)
+    net = _network(
+        depth, len(images.classes), dataset, shortcut, weights, _content(weights), place, precision
+    )
     return RoutingMDP(net, alpha, cost), images, rest
 
 
 @lru_cache(maxsize=4)
-def _images(dataset: str, split: str, folder: Path, download: bool, size: int, device: str) -> Images:
-    return load_images(dataset, split, folder, download, size).to(device)
+def _images(
+    dataset: str, split: str, data_dir: str | None, download: bool, size: int, device: str, held: str
+) -> Images:
+    return load_images(dataset, split, data_dir, download, size).to(device)
 
 
 @lru_cache(maxsize=4)
@@ -96,17 +110,20 @@ def _network(
     dataset: str,
     shortcut: str,
     weights: str | None,
-    age: int,
+    content: str,
     device: str,
     precision: str,
 ) -> ResNet:
     return for_inference(build_backbone(depth, num_classes, dataset, shortcut, weights).to(device), precision)
 
 
-def _age(weights: str | None) -> int:
-    """When the file was written, so that weights trained anew are read anew; 0 where there is none."""
+def _content(weights: str | None) -> str:
+    """Digest of a file of weights, so that another one of its name is read anew; "" where there is none."""
     path = Path(weights or "auto")
-    return path.stat().st_mtime_ns if path.is_file() else 0
+    try:
+        return sha256_of(path) if path.is_file() else ""
+    except (OSError, WeightsError):  # a part is missing: whoever loads it says so
+        return ""
 
 
 # `gymnasium.make` reads it: "human" and "rgb_array_list" then come from Gymnasium's wrappers

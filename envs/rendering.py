@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from skipnet_rl.colours import EXECUTED, PALE, RIGHT, SKIPPED, WRONG
+from skipnet_rl.text import for_matplotlib, legible
 
 if TYPE_CHECKING:
     from envs.lockstep import Lockstep
@@ -74,7 +75,7 @@ class Frame:
         """One line of text."""
         cells = "".join("■" if executed else "□" for executed in self.route)
         rest = "·" * (len(self.stages) - len(self.route))
-        return (
+        return legible(
             f"SkipResNet{self.depth} | image {self.index}, label {self.label} | {cells}{rest} | "
             f"{sum(self.route)} of {len(self.route)} executed | reward {self.reward:+.3f} | {self.outcome}"
         )
@@ -114,7 +115,8 @@ class Frame:
         axes.text(0.1, -0.45, network, color=INK, fontsize=10.5, weight="bold")
         below = len(names) + 0.65
         colour = INK if self.prediction is None else RIGHT if self.prediction == self.label else WRONG
-        axes.text(0.1, below, f"label {self.label},  {self.outcome}", color=colour, fontsize=10.5)
+        answer = for_matplotlib(f"label {self.label},  {self.outcome}")
+        axes.text(0.1, below, answer, color=colour, fontsize=10.5)
         axes.text(widest - 0.1, below, f"reward {self.reward:+.3f}", color=INK, fontsize=10.5, ha="right")
 
     def _colours(self, place: int) -> tuple[str, str]:

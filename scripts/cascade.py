@@ -86,7 +86,8 @@ class Answers(NamedTuple):
 
 
 def answers(subject: Subject, images: Images) -> Answers:
-    """What a network answers to images, on its device, brought to its size."""
+    """What a network answers to images, on its device, brought to its size and normalisation."""
+    images = images.with_statistics(subject.images.mean, subject.images.std)
     sized = images.sized(subject.mdp.net.image_size)
     with image_progress(subject.name) as show:
         played = evaluate(subject.mdp, subject.policy, sized, progress=show)

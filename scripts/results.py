@@ -167,7 +167,7 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
 def read(out: Path) -> list[dict[str, Any]]:
     """The rows so far."""
     path = out / "results.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     return [with_interval(row, row.get("n_images", TEST_IMAGES)) for row in rows]
 
 
@@ -181,7 +181,7 @@ def read_cascades(out: Path) -> list[dict[str, Any]]:
     path = out / cascade.FILE
     if not path.is_file():
         return []
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     if found["dataset"] != "cifar10":
         raise ValueError(
             f"{path} is of {found['dataset']}, the rows beside it of cifar10; take another --out"
@@ -219,7 +219,7 @@ def draw(out: Path) -> None:
     rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
-    (out / "results.md").write_text(table(rows))
+    (out / "results.md").write_text(table(rows), encoding="utf-8")
     plots.save_figure(picture(rows, read_cascades(out)), out / "results.png")
     print(f"wrote {out}/results.md and results.png")
 

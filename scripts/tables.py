@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.runs import provenance, without_places
+from skipnet_rl.text import for_markdown
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table, a line for each row."""
-    lines = [columns, ["---"] * len(columns), *rows]
+    lines = [columns, ["---"] * len(columns), *([for_markdown(cell) for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

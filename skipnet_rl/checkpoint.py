@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     _save_tensors(tensors, beside / TENSORS)
-    (beside / TREE).write_text(json.dumps(tree))
+    (beside / TREE).write_text(json.dumps(tree), encoding="utf-8")
     for written in (beside / TENSORS, beside / TREE, beside):
         _sync(written)
     if folder.exists():
@@ -54,7 +54,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     source = folder if folder.exists() or not previous.exists() else previous
     try:
         tensors = load_file(source / TENSORS, device=str(device))
-        tree = json.loads((source / TREE).read_text())
+        tree = json.loads((source / TREE).read_text(encoding="utf-8"))
         return _unpack(tree, tensors)
     except FileNotFoundError as error:
         raise WeightsError(f"no checkpoint in {folder}: {error.filename or error} is missing") from error
@@ -65,7 +65,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; a NaN or an infinity, for which JSON has no word, as null."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+    beside.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     _sync(beside)
     os.replace(beside, path)
 
@@ -144,6 +144,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
     return tensors
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What `save_weights` wrote about a file; of a gated network its number of classes, too.
+
+    Raises:
+        WeightsError: a file is missing or damaged.
+    """
+    about: dict[str, Any] = {}
+    for part in parts_of(path):
+        if not part.is_file():
+            raise WeightsError(f"no weights file {part}")
+        try:
+            with safe_open(part, "pt") as file:
+                stated = json.loads((file.metadata() or {}).get("about", "{}"))
+                if not isinstance(stated, dict):
+                    raise ValueError("its header is no JSON object")
+                about |= stated
+                classifier = "net.fc.weight"
+                if classifier in file.keys():  # noqa: SIM118  (the file is no mapping)
+                    about["num_classes"] = file.get_slice(classifier).get_shape()[0]
+        except (SafetensorError, ValueError) as error:
+            raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
+    return about
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

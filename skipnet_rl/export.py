@@ -26,10 +26,12 @@ from tqdm import tqdm
 
 from skipnet_rl.cli import main_with_named_errors
 from skipnet_rl.data import Images
+from skipnet_rl.data.places import data_folder
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.gates import Hidden, RecurrentGate
 from skipnet_rl.inference import fold_batchnorm
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.normalisation import normalised, stated
 from skipnet_rl.policies import Policy, first_memory
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.rollout import rollout
@@ -299,6 +301,7 @@ def _import_onnx() -> Any:
 
 def main(args: Args) -> Agreement | None:
     """Export, check, and only then put the file in its place."""
+    data_folder(args.data_dir)  # a mistyped one is said whether it is read or not
     source = weights_path(args.checkpoint)
     about = read_header(source)
     mdp, gate = restore_checkpoint(source)
@@ -307,6 +310,7 @@ def main(args: Args) -> Agreement | None:
     agreement = None
     if args.check:
         images = load_images(about["dataset"], "test", args.data_dir).sized(mdp.net.image_size)
+        images = normalised(images, *(stated(about) or ()))
         with image_progress("check") as show:
             agreement = compare_with_torch(beside, mdp, gate, images.first(args.check), show)
         tqdm.write(

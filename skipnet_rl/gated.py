@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from skipnet_rl.checkpoint import load_weights, parts_of
+from skipnet_rl.checkpoint import load_weights, read_about
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.gates import FeedForwardGate, RecurrentGate, make_gate
 from skipnet_rl.mdp import RoutingMDP
@@ -38,21 +36,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file is missing or damaged, or carries no such header.
     """
-    about: dict[str, Any] = {}
-    for part in parts_of(path):
-        if not part.is_file():
-            raise WeightsError(f"no weights file {part}")
-        try:
-            with safe_open(part, "pt") as file:
-                stated = json.loads((file.metadata() or {}).get("about", "{}"))
-                if not isinstance(stated, dict):
-                    raise ValueError("its header is no JSON object")
-                about |= stated
-                classifier = "net.fc.weight"
-                if classifier in file.keys():  # noqa: SIM118  (the file is no mapping)
-                    about["num_classes"] = file.get_slice(classifier).get_shape()[0]
-        except (SafetensorError, ValueError) as error:
-            raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
+    about = read_about(path)
     if missing := {*HEADER, "num_classes"} - about.keys():
         raise WeightsError(f"{path} does not name its {', '.join(sorted(missing))}; give the run's folder")
     return about

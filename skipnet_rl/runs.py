@@ -56,7 +56,7 @@ class Run:
             raise FileNotFoundError(f"nothing to resume in {folder}: it has no args.json")
         arguments = as_stored(args)
         if started:
-            check_same(json.loads((folder / "args.json").read_text()), arguments)
+            check_same(json.loads((folder / "args.json").read_text(encoding="utf-8")), arguments)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "args.json", {**arguments, **provenance()})
@@ -64,7 +64,7 @@ class Run:
 
     def log(self, step: int, stage: str, **metrics: float) -> None:
         """Add a line to metrics.jsonl and a point to each TensorBoard curve."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "stage": stage, **metrics}) + "\n")
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder), purge_step=step)  # hides points of a lost future
@@ -100,14 +100,14 @@ class Run:
             warnings.warn(f"{error}. Going on from the one before it, {previous}", stacklevel=2)
         kept = self.metrics()[: state["metric_lines"]]
         beside = self.folder / "metrics.jsonl.new"
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         beside.replace(self.folder / "metrics.jsonl")
         return state
 
     def metrics(self) -> list[dict[str, Any]]:
         """All metric lines so far; one that an interruption cut short is left out."""
         path = self.folder / "metrics.jsonl"
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ def commit() -> str | None:
         )  # fmt: skip
         head = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+            cwd=here, capture_output=True, encoding="utf-8", timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

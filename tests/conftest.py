@@ -14,6 +14,7 @@ from agents.report import write_plots
 from skipnet_rl.data import ImageSet
 from skipnet_rl.resnet import ResNet
 
+COUNTING = ("test_properties", "test_pixels", "test_places", "test_normalisation", "test_text")  # inputs
 SHARED = Path(__file__).parent.parent.parent / "shared"  # files too large for the repository, beside it
 
 
@@ -89,11 +90,12 @@ def pytest_terminal_summary(terminalreporter) -> None:
         for report in reports:
             for key, value in getattr(report, "user_properties", []) if report_is_final(report) else []:
                 counts[key] = counts.get(key, 0) + int(value)
-    crashed = sum("test_properties" in report.nodeid for report in terminalreporter.stats.get("failed", []))
+    failed = [report.nodeid for report in terminalreporter.stats.get("failed", [])]
+    crashed = sum(any(file in name for file in COUNTING) for name in failed)
     if "kills" in counts:
         terminalreporter.write_line(f"kill -9: {counts['kills']} injected, {counts['kills']} survived")
     if "refused" in counts:
-        accepted, refused = counts["accepted"], counts["refused"]
+        accepted, refused = counts.get("accepted", 0), counts["refused"]
         terminalreporter.write_line(
             f"inputs: {accepted + refused} tried, {accepted} accepted, {refused} refused, {crashed} crashed"
         )

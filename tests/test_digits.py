@@ -1,6 +1,8 @@
 """rendered-digits: the same bytes in any order, balanced, cached safely, as hard as its factors say."""
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -108,6 +110,48 @@ def test_damaged_cache_is_drawn_anew(small, tmp_path, damage):
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     np.testing.assert_array_equal(load_digits("test", tmp_path)[0], expected)
     assert len(path.read_bytes()) == len(whole)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_cache_is_for_whom_the_umask_lets_read(small, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        load_digits("train", tmp_path / "cache")
+    finally:
+        os.umask(before)
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert path.parent.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_a_cache_of_other_images_is_drawn_anew(small, tmp_path):
+    """Another split's, fewer images, other labels, one array less: known by what the file holds."""
+    expected = load_digits("test", tmp_path)
+    path = tmp_path / "rendered-digits-v1-test.npz"
+    train = render_digits("train")
+    images, labels, factors = expected
+    some = {name: values[:5] for name, values in factors.items()}
+    for wrong in (
+        {"images": train[0], "labels": train[1], **train[2]},
+        {"images": images[:5], "labels": labels[:5], **some},
+        {"images": images, "labels": labels[::-1], **factors},
+        {"images": images, "labels": labels},
+        {"images": images.astype(np.float32), "labels": labels, **factors},
+        {"images": images, "labels": labels, **some},
+    ):
+        np.savez(path, **wrong)
+        again = load_digits("test", tmp_path)
+        np.testing.assert_array_equal(again[0], images)
+        np.testing.assert_array_equal(again[1], labels)
+
+
+def test_processes_that_draw_at_once(small, tmp_path):
+    """Each writes a file of its own and puts it in its place whole."""
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: load_digits("train", tmp_path)[0], range(8)))
+    assert all(np.array_equal(images, found[0]) for images in found)
+    assert [path.name for path in tmp_path.iterdir()] == ["rendered-digits-v1-train.npz"]
 
 
 def test_cache_that_cannot_be_written(small, tmp_path):

@@ -19,6 +19,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from torch.nn import functional as F
 
 import envs
+from envs import factory
 from envs.skipnet import SkipNetEnv
 from skipnet_rl import resnet
 from skipnet_rl.checkpoint import save_weights
@@ -425,16 +426,36 @@ def test_images_that_do_not_fit_the_network(tiny_net, mdp, tiny_images):
         SkipNetEnv(mdp, more)
 
 
-def test_weights_written_anew_are_read_anew(tmp_path):
-    path = tmp_path / "w.safetensors"
-    firsts = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        save_weights(path, ResNet(20), {})
-        os.utime(path, ns=(seed, seed))
-        env = gym.make("SkipResNet20-v0", **{**QUICK, "weights": str(path)})
-        firsts.append(env.reset(seed=0)[0])
-    assert not np.allclose(*firsts)
+def bias(weights) -> float:
+    env = gym.make("SkipResNet20-v0", **{**QUICK, "weights": str(weights)})
+    return env.unwrapped.lockstep.mdp.net.fc.bias[0].item()
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_weights_are_known_by_what_the_file_holds(tmp_path, monkeypatch, ending):
+    """One name in two folders; others under the old name, size and time; the same under another."""
+
+    def write(folder, number):
+        net = ResNet(20)
+        torch.nn.init.constant_(net.fc.bias, number)
+        folder.mkdir(exist_ok=True)
+        path = folder / f"w{ending}"
+        save_weights(path, net, {}) if ending == ".safetensors" else torch.save(net.state_dict(), path)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        return path
+
+    for number in (1, 2):
+        path = write(tmp_path / str(number), number)
+        monkeypatch.chdir(path.parent)
+        assert bias(path.name) == number
+    size = path.stat().st_size
+    write(path.parent, 4)
+    assert path.stat().st_size == size and bias(path) == 4
+    os.replace(tmp_path / "1" / path.name, path)
+    assert bias(path) == 1
+    before = factory._network.cache_info().hits
+    assert bias(path) == 1
+    assert factory._network.cache_info().hits == before + 1
 
 
 def test_gymnasiums_own_render_modes():

@@ -13,9 +13,8 @@ float32 functions round by its version and the vector instructions that it finds
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 import warnings
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -106,21 +105,21 @@ def load_digits(
     """All images of a split, drawn once and then read from the cache.
 
     The cache is `cache_dir`, else $SKIPNET_CACHE, else $XDG_CACHE_HOME/skipnet-rl, else
-    ~/.cache/skipnet-rl. A damaged file is drawn anew; a folder that cannot be written costs the
-    drawing each time, and a warning. `progress` is told of the drawing, see `render_digits`.
+    ~/.cache/skipnet-rl; processes and users may share it. A file that is damaged, or holds other images,
+    is drawn anew; a folder that cannot be written costs the drawing each time, and a warning. `progress` is
+    told of the drawing, see `render_digits`.
     """
     if split not in SIZES:
         raise unknown_name("split", split, SIZES)
     path = (cache_dir or default_cache()) / f"rendered-digits-v{VERSION}-{split}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["images"], file["labels"], {name: file[name] for name in FACTORS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        images, labels, factors = render_digits(split, progress=progress)
+    if (stored := _read(path, split)) is not None:
+        return stored
+    images, labels, factors = render_digits(split, progress=progress)
     try:
         _write(path, images=images, labels=labels, **factors)
     except OSError as error:
-        warnings.warn(f"cannot cache the rendered digits in {path.parent}: {error}", stacklevel=2)
+        if _read(path, split) is None:  # else another process was faster, and Windows keeps what it has open
+            warnings.warn(f"cannot cache the rendered digits in {path.parent}: {error}", stacklevel=2)
     return images, labels, factors
 
 
@@ -131,17 +130,32 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "skipnet-rl"
 
 
-def _write(path: Path, **arrays: NDArray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".new")  # one per process
+def _read(path: Path, split: str) -> Arrays | None:
+    """What the cache holds; None where that is missing, damaged, or not this split."""
     try:
-        with os.fdopen(handle, "wb") as file:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"]
+            factors = {name: file[name] for name in FACTORS}
+    except Exception:  # NumPy and zipfile raise whatever damaged bytes bring about
+        return None
+    count = SIZES[split]
+    fits = images.shape == (count, 3, SIZE, SIZE) and images.dtype == np.uint8
+    fits = fits and all(values.shape == (count,) for values in factors.values())
+    return (images, labels, factors) if fits and np.array_equal(labels, _labels(split)) else None
+
+
+def _write(path: Path, **arrays: NDArray) -> None:
+    """Write the cache whole or not at all, readable for whom the user's umask lets read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.{uuid.uuid4().hex}.new")  # one for each writer
+    try:
+        with beside.open("xb") as file:  # not tempfile, whose files are their owner's alone
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 

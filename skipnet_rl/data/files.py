@@ -14,16 +14,14 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from skipnet_rl.data.images import Images
-from skipnet_rl.errors import DataDamagedError
+from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
+from skipnet_rl.data.pixels import open_image, read_image
 
 DECODERS = 8  # threads; PIL's decoders let go of the interpreter
-UNREADABLE = (OSError, SyntaxError, ValueError)  # what PIL raises of damaged files
 RESIZE = 256 / 224  # short side before the central crop, over the crop
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops (Szegedy et al. 2015)
 # networks for images of so many pixels at most see nearly the whole of each: there an object fills the
@@ -49,8 +47,8 @@ class ImageFiles(Images):
     paths: tuple[str, ...]
     labels: Tensor
     classes: tuple[str, ...]
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_STATISTICS["mean"]
+    std: tuple[float, float, float] = IMAGENET_STATISTICS["std"]
     size: int = 224
 
     def to(self, device: torch.device | str) -> ImageFiles:
@@ -70,7 +68,7 @@ class ImageFiles(Images):
         """Normalised central crops [B, 3, size, size] and labels of `index` [B].
 
         Raises:
-            DataDamagedError: a file that is no image; it names the file.
+            DataDamagedError: a file that is no image, see `pixels.read_image`; it names the file.
         """
         paths = [self.paths[i] for i in index.tolist()]
         return self._stack([partial(self._central, path) for path in paths]), self.labels[index]
@@ -105,19 +103,19 @@ class ImageFiles(Images):
         return self.normalise(torch.stack(list(_decoders().map(lambda crop: crop(), crops))).to(self.device))
 
     def _central(self, path: str) -> Tensor:
-        image = F.resize(_read(path), [round(self.size * (1 if self.small else RESIZE))], antialias=True)
+        image = F.resize(read_image(path), [round(self.size * (1 if self.small else RESIZE))], antialias=True)
         return F.center_crop(image, [self.size, self.size])
 
     def _box(self, path: str, seed: int) -> tuple[list[int], bool]:
         """Top, left, height and width of the crop, and whether to mirror it."""
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(seed)
-            with _open(path) as image:
+            with open_image(path) as image:
                 box = RandomResizedCrop.get_params(image, *self._crops())
             return list(box), torch.rand(()).item() < 0.5
 
     def _crop(self, path: str, box: list[int], mirror: bool) -> Tensor:
-        crop = F.resized_crop(_read(path), *box, size=[self.size, self.size], antialias=True)
+        crop = F.resized_crop(read_image(path), *box, size=[self.size, self.size], antialias=True)
         return F.horizontal_flip(crop) if mirror else crop
 
 
@@ -128,19 +126,3 @@ def _decoders() -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # not on Windows; a forked process has the pool without its threads
     os.register_at_fork(after_in_child=_decoders.cache_clear)
-
-
-def _open(path: str) -> Image.Image:
-    try:
-        return Image.open(path)
-    except UNREADABLE as error:
-        raise DataDamagedError(f"{path} is not a readable image: {error}") from error
-
-
-def _read(path: str) -> Tensor:
-    """[3, H, W] uint8."""
-    with _open(path) as image:
-        try:
-            return F.pil_to_tensor(image.convert("RGB"))
-        except UNREADABLE as error:
-            raise DataDamagedError(f"{path} is not a readable image: {error}") from error

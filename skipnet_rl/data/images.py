@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 class Images(ABC):
@@ -73,6 +77,10 @@ class Images(ABC):
     def device(self) -> torch.device:
         """Where batches come."""
         return self.labels.device
+
+    def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
+        """The same images, normalised with another mean and deviation per channel."""
+        return replace(self, mean=mean, std=std)  # type: ignore[type-var]
 
     def first(self, count: int) -> Self:
         """The first `count` images, or all where there are fewer."""

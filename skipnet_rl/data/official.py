@@ -12,35 +12,34 @@ from typing import Any
 
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN, ImageFolder, ImageNet
-from torchvision.datasets.folder import find_classes
 from torchvision.datasets.utils import check_integrity
 
 from skipnet_rl.data.files import ImageFiles
-from skipnet_rl.data.images import Images
+from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
 from skipnet_rl.data.imageset import ImageSet
+from skipnet_rl.data.places import classes_in, is_image, split_folders
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
 
-IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+def _cifar10(source: str, place: Path, download: bool) -> ImageSet:
+    return _cifar(CIFAR10, "cifar10", source, place, download, IMAGENET_STATISTICS)  # as published weights
 
 
-def _cifar10(source: str, folder: Path, download: bool) -> ImageSet:
-    return _cifar(CIFAR10, "cifar10", source, folder, download, IMAGENET_STATISTICS)  # as published weights
-
-
-def _cifar100(source: str, folder: Path, download: bool) -> ImageSet:
+def _cifar100(source: str, place: Path, download: bool) -> ImageSet:
     statistics = {"mean": (0.507, 0.487, 0.441), "std": (0.267, 0.256, 0.276)}  # of the training images
-    return _cifar(CIFAR100, "cifar100", source, folder, download, statistics)
+    return _cifar(CIFAR100, "cifar100", source, place, download, statistics)
 
 
 def _cifar(
-    kind: type[CIFAR10], name: str, source: str, folder: Path, download: bool,
+    kind: type[CIFAR10], name: str, source: str, place: Path, download: bool,
     statistics: dict[str, tuple[float, float, float]],
 ) -> ImageSet:  # fmt: skip
-    place = folder / kind.base_folder
     if not download:
         meta = (kind.meta["filename"], kind.meta["md5"])
         _check_files(name, place, [*kind.train_list, *kind.test_list, meta])
-    data = _read(name, folder, lambda: kind(str(folder), train=source == "train", download=download))
+    here = type(kind.__name__, (kind,), {"base_folder": place.name})  # whatever the user calls the folder
+    root = str(place.parent)
+    data = _read(name, place, lambda: here(root, train=source == "train", download=download))
     return ImageSet(
         name=name,
         split=source,
@@ -71,47 +70,63 @@ def _svhn(source: str, folder: Path, download: bool) -> ImageSet:
 
 
 def _imagenet(source: str, folder: Path, download: bool) -> ImageFiles:
-    if not folder.is_dir():
-        raise DataNotFoundError(f"no ImageNet: {folder} is missing; say where it is with --data-dir")
-    data = _read("imagenet", folder, lambda: ImageNet(str(folder), "val" if source == "test" else "train"))
+    folder = folder.absolute()  # files are read later, when the working folder may be another
+    data = _read("imagenet", folder, lambda: _ImageNet(folder, "val" if source == "test" else "train"))
     return _image_files("imagenet", source, data, [names[0] for names in data.classes])
 
 
 def _imagefolder(source: str, folder: Path, download: bool) -> ImageFiles:
-    place = folder / source
-    if source == "test" and not place.is_dir():
-        place = folder / "val"
+    folder = folder.absolute()  # files are read later, when the working folder may be another
+    place = split_folders(folder).get(source, folder / source)
     if not place.is_dir():
+        others = " (nor val/, valid/ or validation/)" if source == "test" else ""
         raise DataNotFoundError(
-            f"no {source} images: {folder / source} is missing; expected one folder per class in it"
+            f"no {source} images: {place} is missing{others}; expected one folder per class in it"
         )
-    numbering = folder / "train" if (folder / "train").is_dir() else place
-    data = _read("imagefolder", place, lambda: _NumberedAs(numbering, place))
+    data = _read("imagefolder", place, lambda: _ImageFolder(folder, place))
     return _image_files("imagefolder", source, data, data.classes)
 
 
-class _NumberedAs(ImageFolder):
-    """Classes numbered as in another folder, so that a label means the same in every split."""
+class _Numbered:
+    """Classes numbered as in `numbering`, so that a label means the same in every split.
 
-    def __init__(self, numbering: Path, root: Path) -> None:
-        self.numbering = numbering
-        super().__init__(str(root), allow_empty=root != numbering)  # a test split need not have every class
+    They are the folders with images in them; what is hidden or nobody made on purpose is none.
+    """
+
+    numbering: Path
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Names and numbers of the classes.
 
         Raises:
+            DataNotFoundError: there are none.
             DataDamagedError: a class that the other folder does not have.
         """
-        classes, numbers = find_classes(str(self.numbering))
-        if unknown := sorted(set(find_classes(str(directory))[0]) - set(classes)):
+        classes = classes_in(self.numbering)
+        if not classes_in(Path(directory)):
+            raise DataNotFoundError(f"no images: {directory} has none in the folders of its classes")
+        if unknown := sorted({*classes_in(Path(directory))} - {*classes}):
             raise DataDamagedError(f"{directory}/{unknown[0]} is a class that {self.numbering} does not have")
-        return classes, numbers
+        return classes, {name: number for number, name in enumerate(classes)}
+
+    def _as_in(self, folder: Path, place: Path) -> dict[str, Any]:
+        """Number the classes of a split by those of train/, if it has any; torchvision's arguments."""
+        train = folder / "train"
+        self.numbering = train if classes_in(train) else place
+        return {"is_valid_file": lambda path: is_image(path, str(place)), "allow_empty": True}
+
+
+class _ImageFolder(_Numbered, ImageFolder):
+    def __init__(self, folder: Path, place: Path) -> None:
+        super().__init__(str(place), **self._as_in(folder, place))
+
+
+class _ImageNet(_Numbered, ImageNet):
+    def __init__(self, folder: Path, split: str) -> None:
+        super().__init__(str(folder), split, **self._as_in(folder, folder / split))
 
 
 def _image_files(name: str, source: str, data: ImageFolder, classes: list[str]) -> ImageFiles:
-    if not data.samples:
-        raise DataNotFoundError(f"no {source} images: {data.root} has none in the folders of its classes")
     paths, labels = zip(*data.samples, strict=True)
     return ImageFiles(
         name=name,
@@ -132,21 +147,28 @@ LOADERS: dict[str, Callable[[str, Path, bool], Images]] = {
 }
 
 
+WHERE = "say where it is with data_dir (or $SKIPNET_DATA)"
+
+
 def _read(name: str, folder: Path, read: Callable[[], Any]) -> Any:
     """Call torchvision, and say in this project's words what went wrong."""
     try:
         return read()
     except ModuleNotFoundError as error:
         raise DataNotFoundError(f"{name} needs {error.name} to be read: pip install {error.name}") from error
+    except DataNotFoundError:
+        raise
     except FileNotFoundError as error:
         raise DataNotFoundError(f"{name} in {folder} is incomplete: {error}") from error
+    except KeyError as error:
+        raise DataDamagedError(f"{name} in {folder} has a class {error}, which its meta.bin lacks") from error
     except RuntimeError as error:  # torchvision's answer to other bytes
         raise DataDamagedError(f"{name} in {folder} could not be read: {error}") from error
 
 
 def _check_files(name: str, folder: Path, files: Iterable[tuple[str, str]]) -> None:
     """Every file is there and has its official MD5, before anything reads it."""
-    remedy = "pass --download to fetch it, or --data-dir (or $SKIPNET_DATA) to say where it is"
+    remedy = f"fetch it with download, or {WHERE}"
     if not folder.is_dir():
         raise DataNotFoundError(f"no {name}: {folder} is missing; {remedy}")
     for file, md5 in files:

@@ -8,60 +8,79 @@
   (the cropped digits; the easier "extra" images are left out).
 - `imagenet`: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015; its test
   split here is the official validation set, the one with public labels.
-- `imagefolder`: your own, as train/<class>/<file> and test/<class>/<file> (or val/ where there is no
-  test/).
+- `imagefolder`: your own, as train/<class>/<file>, val/<class>/<file> and test/<class>/<file>. Without a val/
+  (or valid/, or validation/) a tenth of train/ is held out; without a test/, val/ is the test split.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from skipnet_rl.data import places
 from skipnet_rl.data.images import Images
 from skipnet_rl.data.imageset import ImageSet
-from skipnet_rl.errors import unknown_name
+from skipnet_rl.data.places import data_folder
+from skipnet_rl.errors import DataNotFoundError, unknown_name
 
 DATASETS = ("rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder")
-SPLITS = ("train", "val", "test", "calibration", "selection")
+HALVES = ("calibration", "selection")  # of the validation images
+SPLITS = ("train", "val", "test", *HALVES)
 VALIDATION_SHARE = 10  # one training image in ten is held out
-CIFAR10_FOLDER = "cifar-10-batches-py"  # torchvision's name for it
+CIFAR10_FOLDER, _ = places.CIFAR["cifar10"]
 
 
-def data_folder(data_dir: str | Path | None) -> Path:
-    """`data_dir`, else $SKIPNET_DATA, else ./data."""
-    return Path(data_dir or os.environ.get("SKIPNET_DATA") or "data").expanduser()
+def resolve_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, str]:
+    """Turn `"auto"` into a data set: what the folder holds that the user names, CIFAR-10 first.
 
-
-def resolve_dataset(name: str, data_dir: str | Path | None = None) -> tuple[str, str]:
-    """Turn `"auto"` into a data set.
+    Where the user names none it is CIFAR-10 if ./data has it, and the embedded digits otherwise.
 
     Returns:
-        The name and the reason, fit for the first line that a program prints.
+        The name and the reason, fit for the first line that a program prints; of images of one's own with the
+        folder of each split.
 
     Raises:
         ValueError: an unknown name; it lists the known ones and the nearest.
+        DataNotFoundError: the user names a folder that is missing, or that holds no data set, or several.
     """
     if name in DATASETS:
-        return name, f"{name} (asked for by name)"
+        return name, f"{name} (asked for by name{_splits(name, data_dir)})"
     if name != "auto":
         raise unknown_name("dataset", name, ("auto", *DATASETS))
     folder = data_folder(data_dir)
-    if (folder / CIFAR10_FOLDER).is_dir():
-        return "cifar10", f"cifar10 (found in {folder})"
-    return "rendered-digits", (
-        f"rendered-digits (embedded; no {CIFAR10_FOLDER} in {folder}, which --dataset cifar10 "
-        "--download would fetch)"
+    found = places.found_in(folder)
+    chosen = ["cifar10"] if "cifar10" in found else found
+    named = places.is_named(data_dir)
+    if chosen == ["cifar10"] or (named and len(chosen) == 1):
+        return chosen[0], f"{chosen[0]} (found in {folder}{_splits(chosen[0], data_dir)})"
+    if not named:
+        return "rendered-digits", (
+            f"rendered-digits (embedded; no {CIFAR10_FOLDER} in {folder}, which cifar10 with download would "
+            "fetch)"
+        )
+    held = f"holds {' and '.join(found)}" if found else f"holds no {CIFAR10_FOLDER} and no other data set"
+    raise DataNotFoundError(
+        f"no data set to choose: {folder} {held}; name the one that you mean (rendered-digits needs no "
+        "folder)"
     )
+
+
+def _splits(name: str, data_dir: str | os.PathLike[str] | None) -> str:
+    """Which folders the splits come from, where that is no secret of the data set's own files."""
+    if name != "imagefolder":
+        return ""
+    return f"; {places.describe_splits(places.place_of(name, data_folder(data_dir, name)))}"
 
 
 def load_images(
     name: str,
     split: str,
-    data_dir: str | Path | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
     size: int | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -69,14 +88,15 @@ def load_images(
     """One split of a data set, on the CPU.
 
     `"val"` is a fixed tenth of the official training images, `"train"` the other nine, `"test"` the
-    official test set. `"calibration"` and `"selection"` are the halves of `"val"`: a policy over a frozen
-    network learns on the first and is chosen on the second, because on the images that the network was
-    trained on it is right nearly always, so that skips seem to cost nothing.
+    official test set. Of an `imagefolder` with validation images of its own beside `test/`, `"val"` is
+    these and `"train"` is whole; see `places.split_folders`. `"calibration"` and `"selection"` are the halves
+    of `"val"`: a policy over a frozen network learns on the first and is chosen on the second, because on the
+    images that the network was trained on it is right nearly always, so that skips seem to cost nothing.
 
     Args:
         name: one of `DATASETS`, or `"auto"`.
         split: one of `SPLITS`.
-        data_dir: folder of the official files (else $SKIPNET_DATA, else ./data).
+        data_dir: folder of the official files, or the one above it (else $SKIPNET_DATA, else ./data).
         download: fetch missing files through torchvision.
         size: side of the images that the network is made for; None: as they are.
         progress: called while `rendered-digits` are drawn, which takes a minute the first time, with the
@@ -90,34 +110,53 @@ def load_images(
     name, _ = resolve_dataset(name, data_dir)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    source = "test" if split == "test" else "train"
-    whole = _whole(name, source, data_folder(data_dir), download, progress)
+    folder = data_folder(data_dir, name, download)
+    part = "val" if split in HALVES else split
+    own = _own_splits(name, part, folder)
+    whole = _whole(name, part if part in own else "train", folder, download, progress)
     whole = whole if size is None else whole.sized(size)
-    return whole if split == "test" else whole.subset(_held_out(len(whole), split), split)
+    if part in own and (part != "train" or "val" in own):
+        index = torch.arange(len(whole))
+    else:
+        index = _held_out(len(whole), part)
+    if split in HALVES:
+        half = len(index) // 2
+        index = index[:half] if split == "calibration" else index[half:]
+    return whole if len(index) == len(whole) else whole.subset(index, split)
+
+
+def _own_splits(name: str, split: str, folder: Path) -> tuple[str, ...]:
+    """The splits with images of their own; a warning where `split` is none although it looks like one."""
+    if name != "imagefolder":
+        return ("train", "test")
+    found = places.split_folders(places.place_of(name, folder))
+    test = found.get("test")
+    if split == "val" and test and test.name in places.VALIDATION:
+        warnings.warn(
+            f"{folder} has no test/, so {test.name}/ is its test split, and 'val' is a tenth of train/",
+            stacklevel=3,
+        )
+    return ("train", "val", "test") if "val" in found else ("train", "test")
 
 
 def _whole(
     name: str, source: str, folder: Path, download: bool, progress: Callable[[int, int], object] | None
 ) -> Images:
-    """All images of the official training or test set. What reading them takes is imported here."""
+    """All images of a training or test set, or of validation images of their own.
+
+    What reading them takes is imported here.
+    """
     if name == "rendered-digits":
         return _digits(source, progress)
     from skipnet_rl.data.official import LOADERS
 
-    return LOADERS[name](source, folder, download)
+    return LOADERS[name](source, places.place_of(name, folder), download)
 
 
 def _held_out(size: int, split: str) -> Tensor:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
     held_out = size // VALIDATION_SHARE
-    half = held_out // 2
-    first, last = {
-        "val": (0, held_out),
-        "calibration": (0, half),
-        "selection": (half, held_out),
-        "train": (held_out, size),
-    }[split]
-    return order[first:last].sort().values
+    return order[:held_out].sort().values if split == "val" else order[held_out:].sort().values
 
 
 def _digits(source: str, progress: Callable[[int, int], object] | None) -> ImageSet:

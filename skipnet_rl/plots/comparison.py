@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from skipnet_rl.plots.canvas import FLOPS_LABEL, error_bars, legend_beside, palette, plain_axes
 from skipnet_rl.statistics import mean_interval
+from skipnet_rl.text import for_matplotlib
 
 MARKERS = "osD^vPX<>p"
 PLACE_IN_FAMILY = re.compile(r",? \d+(\.\d+)?(%| of \d+)(?= |$)")  # "random 90%", "greedy, 7 of 8"
@@ -38,7 +39,7 @@ def computation_reduction(rows: Sequence[Mapping[str, Any]]) -> Figure:
         right = 100 * max(0.0, 1 - row["compute_flops"], 1 - row["compute_blocks"])
         axes.annotate(_accuracy_text(row), (right, place), xytext=(6, 0), textcoords="offset points",
                       va="center", fontsize=8.5)  # fmt: skip
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.set_yticks(range(len(rows)), [for_matplotlib(row["name"]) for row in rows])
     axes.set_xlabel("saved (% of the plain network); beside the bars: accuracy")
     axes.invert_yaxis()  # the first row on top
     low, high = min(0.0, axes.get_xlim()[0]), max(axes.get_xlim()[1], 5.0)
@@ -84,7 +85,7 @@ def alpha_curve(results: Sequence[Mapping[str, Any]]) -> Figure:
         fewest, most = (pick(map(len, points.values())) for pick in (min, max))
         seeds = f"{fewest}–{most} seeds" if fewest < most else f"{most} seed{'s' * (most > 1)}"
         axes.plot(*zip(*means, strict=True), "-", color="0.6", lw=1, zorder=1)
-        axes.plot([], [], f"{marker}-", color="0.6", lw=1, label=f"{name} ({seeds})")
+        axes.plot([], [], f"{marker}-", color="0.6", lw=1, label=f"{for_matplotlib(name)} ({seeds})")
     for alpha in alphas:
         axes.plot([], [], "o", color=shades[alpha], label=f"α = {alpha:g}")
     axes.set(xlabel=FLOPS_LABEL, ylabel="accuracy (%)")
@@ -167,5 +168,6 @@ def _styles(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dic
             "yerr": error_bars(members, "accuracy"),
             "fmt": ("*" if bound else marker) + "-" * (len(members) > 1),
             "ms": 13 if bound else 6, "mfc": "none" if bound else None,
-            "color": colours[names[family]], "lw": 1, "capsize": 2, "zorder": 2, "label": names[family],
+            "color": colours[names[family]], "lw": 1, "capsize": 2, "zorder": 2,
+            "label": for_matplotlib(names[family]),
         }  # fmt: skip

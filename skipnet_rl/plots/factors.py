@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from skipnet_rl.statistics import mean_interval, rank_correlations
+from skipnet_rl.text import for_matplotlib
 
 BINS = 10  # of equally many images
 COLUMNS = 4
@@ -36,7 +37,7 @@ def difficulty(factors: Mapping[str, ArrayLike], skipped: ArrayLike, seed: int =
     for axes, (name, values) in zip(grid.ravel(), factors.items(), strict=False):
         _draw_bins(axes, np.asarray(values, dtype=float), counts)
         axes.set_title(_title(correlations[name], counts), fontsize=8.5)
-        axes.set_xlabel(name)
+        axes.set_xlabel(for_matplotlib(name))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.ravel()[len(factors):]:  # fmt: skip
         axes.set_axis_off()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from skipnet_rl.colours import EXECUTED, PALE, RIGHT, SKIPPED, WRONG
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Record
+from skipnet_rl.text import for_matplotlib
 
 COLUMNS = 8  # images beside one another
 
@@ -81,9 +82,9 @@ def _draw_route(axes: Any, route: NDArray[np.bool_], stages: Sequence[int]) -> N
 
 def _write_outcome(axes: Any, images: Images, record: Record, index: int) -> None:
     label, prediction = int(images.labels[index]), int(record.predictions[index])
-    text = images.class_name(label)
+    text = for_matplotlib(images.class_name(label))
     if prediction != label:
-        text += f" → {images.class_name(prediction)}"
+        text += f" → {for_matplotlib(images.class_name(prediction))}"
     skipped = int((~record.routes[index]).sum())
     axes.set_title(f"{text}\n{skipped} of {record.routes.shape[1]} skipped", fontsize=7, pad=2,
                    color=RIGHT if prediction == label else WRONG)  # fmt: skip

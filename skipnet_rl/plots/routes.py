@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from skipnet_rl.evaluate import Record
 from skipnet_rl.plots.canvas import palette, plain_axes
+from skipnet_rl.text import for_matplotlib
 
 MOST_NAMES = 40  # class names along an axis; more are not legible
 
@@ -34,7 +35,7 @@ def skipped_layers(records: Mapping[str, Record]) -> Figure:
         axes.plot([low, high], [place, place], color="0.15", lw=2.5, solid_capstyle="butt")
         axes.plot([median], [place], "o", color="white", mec="0.15", ms=6)
         medians.append(f"{median:g}")
-    axes.set_yticks(range(len(records)), list(records))
+    axes.set_yticks(range(len(records)), list(map(for_matplotlib, records)))
     axes.set(xlabel="gated blocks skipped per image", ylim=(len(records) - 0.5, -0.5))
     axes.set_xlim(-0.7, max((record.routes.shape[1] for record in records.values()), default=1) + 0.7)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -97,7 +98,7 @@ def skip_rate_by_class(record: Record, labels: ArrayLike, classes: Sequence[str]
         axes.set_facecolor("0.85")  # classes without images
         figure.colorbar(image, ax=axes, label=label, pad=0.01)
         if len(classes) <= MOST_NAMES:
-            axes.set_yticks(range(len(classes)), classes, fontsize=8)
+            axes.set_yticks(range(len(classes)), list(map(for_matplotlib, classes)), fontsize=8)
         axes.set_ylabel("class")
     lower.set_xlabel("gated block")
     lower.xaxis.get_major_locator().set_params(integer=True)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from skipnet_rl.plots.canvas import FLOPS_LABEL, error_bars, palette, plain_axes, stage_bands
+from skipnet_rl.text import for_matplotlib
 
 
 def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
@@ -21,9 +22,10 @@ def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
     colours = palette(policy["name"] for policy in policies)
     for policy in policies:
         counts = np.asarray(policy["executed_blocks_histogram"])
+        name = for_matplotlib(policy["name"])
         axes.bar(np.arange(len(counts)), counts / counts.sum(), width=1, alpha=0.6,
                  color=colours[policy["name"]],
-                 label=f"{policy['name']}, mean {policy['executed_blocks_mean']:.1f}")  # fmt: skip
+                 label=f"{name}, mean {policy['executed_blocks_mean']:.1f}")  # fmt: skip
     axes.set(xlabel="gated blocks executed per image", ylabel="share of images")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
@@ -42,7 +44,7 @@ def execution_rate(policies: Sequence[Mapping[str, Any]], stages: Sequence[int])
     for policy in policies:
         edges = np.arange(len(stages) + 1) + 0.5
         axes.stairs(policy["execution_rate"], edges, baseline=None, color=colours[policy["name"]], lw=1.5,
-                    label=policy["name"])  # fmt: skip
+                    label=for_matplotlib(policy["name"]))  # fmt: skip
     stage_bands(axes, stages)
     axes.set(xlabel="gated block", ylabel="share of images that execute it", ylim=(-0.02, 1.02))
     axes.set_xlim(0.5, len(stages) + 0.5)
@@ -87,7 +89,7 @@ def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
         axes.errorbar(
             [100 * row["compute_flops"] for row in rows], [100 * row["accuracy"] for row in rows],
             yerr=error_bars(rows, "accuracy"),
-            fmt=style, capsize=2, lw=1.2, ms=4, color=colour, label=label,
+            fmt=style, capsize=2, lw=1.2, ms=4, color=colour, label=for_matplotlib(label),
         )  # fmt: skip
     for number, row in enumerate(curve):  # neighbours' labels above and below the curve in turn
         axes.annotate(f"{row['bias']:+g}", (100 * row["compute_flops"], 100 * row["accuracy"]), fontsize=7,

@@ -1,0 +1,121 @@
+"""The mean and deviation that images are normalised with, and those that some weights were trained with.
+
+A network that is shown images of another contrast than it was trained on answers worse, and nothing else
+tells.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from skipnet_rl.checkpoint import read_about
+from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.weights import FOLDER, find_entry, index
+
+Channels = tuple[float, float, float]
+Statistics = tuple[Channels, Channels]  # mean and std
+CLOSE = 2e-3  # published statistics are rounded to three digits
+
+
+def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Raise a ValueError for a mean or std that is none of pixel values in 0 … 1; None is the data set's."""
+    for name, given, least in (("mean", mean, 0.0), ("std", std, math.ulp(0.0))):
+        if given is None:
+            continue
+        values = _numbers(given)
+        if len(values) != 3:
+            raise ValueError(f"{name} is {given!r}; expected three numbers, for red, green and blue")
+        if not all(least <= value <= 1 for value in values):
+            above = ", above 0" if least else ""
+            raise ValueError(
+                f"{name} is {given!r}; expected pixel values from 0 to 1{above}: divide those of 0 to 255 "
+                "by 255"
+            )
+
+
+def normalised(
+    images: Images,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    weights: Sequence[str | Path | None] = (),
+    depth: int = 0,
+    shortcut: str = "projection",
+) -> Images:
+    """The same images with a mean and std of one's own, where they are given.
+
+    Args:
+        images: as the data set has them.
+        mean, std: per channel, of pixel values in 0 … 1; None: the data set's own.
+        weights: of the networks that are to see the images, as `build_backbone` takes them; a warning for
+            each that was trained with other statistics.
+        depth, shortcut: what `"auto"` looks for.
+
+    Raises:
+        ValueError: see `check_statistics`.
+    """
+    check_statistics(mean, std)
+    usual = images.mean, images.std
+    used = (usual[0] if mean is None else _numbers(mean), usual[1] if std is None else _numbers(std))
+    for name in dict.fromkeys(weights):
+        theirs = _trained_with(name, images.name, usual, depth, shortcut)
+        if theirs:
+            warn_of_others(name, theirs, used)
+    return images.with_statistics(*used)
+
+
+def warn_of_others(weights: str | Path | None, theirs: Statistics, used: Statistics) -> None:
+    """Warn where some weights were trained with other statistics than their images are given."""
+    if not _close(theirs, used):
+        warnings.warn(
+            f"{weights} was trained on images normalised with {_words(theirs)}, and sees them with "
+            f"{_words(used)}; give its own as mean and std",
+            stacklevel=3,
+        )
+
+
+def stated(about: Mapping[str, Any]) -> Statistics | None:
+    """The mean and std in the header of a file or in a run's arguments; None where it names none."""
+    found = _numbers(about.get("mean")), _numbers(about.get("std"))
+    return found if len(found[0]) == len(found[1]) == 3 else None  # type: ignore[return-value]
+
+
+def _trained_with(
+    weights: str | Path | None, dataset: str, usual: Statistics, depth: int, shortcut: str
+) -> Statistics | None:
+    """What a file says, else of a shipped network its data set's own; None where nothing tells."""
+    if weights in (None, "none"):
+        return None
+    if weights == "torchvision":
+        return IMAGENET_STATISTICS["mean"], IMAGENET_STATISTICS["std"]
+    entry = next((entry for entry in index() if entry["name"] == str(weights)), None)
+    if weights == "auto":
+        entry = find_entry(depth, dataset, shortcut)
+    path = FOLDER / entry["file"] if entry else Path(str(weights))
+    try:
+        about = read_about(path) if path.suffix == ".safetensors" else {}
+    except WeightsError:
+        about = {}  # whoever loads it says what is wrong
+    return stated(about) or (usual if entry and entry["dataset"] == dataset else None)
+
+
+def _numbers(given: Any) -> tuple[float, ...]:
+    """The numbers of anything that has some; nothing where it has other things."""
+    try:
+        return tuple(float(value) for value in given)
+    except (TypeError, ValueError):
+        return ()
+
+
+def _close(one: Statistics, other: Statistics) -> bool:
+    pairs = zip(one[0] + one[1], other[0] + other[1], strict=True)
+    return all(abs(left - right) <= CLOSE for left, right in pairs)
+
+
+def _words(statistics: Statistics) -> str:
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in statistics)
+    return f"mean {mean} and std {std}"
