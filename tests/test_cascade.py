@@ -100,7 +100,7 @@ def test_the_threshold_is_the_validation_images(few_images, tmp_path, monkeypatc
     assert second["ci95"] == pytest.approx(3.1824 * 0.5 / 2, rel=1e-4)
     assert row["single"] == SMALL  # the other one alone would cost more
     text = cascade.table(found)
-    assert f"| {SMALL} | 461.4 | 91.1 | 75.0 | 100.00 | 75.00 ± 42.44 | -6.25 ± " in text
+    assert f"| {SMALL} | 461.4 | 91.1 | 75.0 | 100.00 | 75.00 ± 32.69 | -6.25 ± " in text
     assert f"| -25.00 ± 79.56 | +50.00 ± 91.87 | {SMALL} |" in text
 
 
