@@ -53,7 +53,10 @@ class FinishedRun:
         if not (folder / "result.json").is_file():
             raise FileNotFoundError(f"no run in {folder} that came to its end: it has no result.json")
         try:
-            args, result = (json.loads((folder / name).read_text()) for name in ("args.json", "result.json"))
+            args, result = (
+                json.loads((folder / name).read_text(encoding="utf-8"))
+                for name in ("args.json", "result.json")
+            )
         except ValueError as error:
             raise ValueError(f"{folder} holds a damaged args.json or result.json: {error}") from error
         if not (isinstance(args, dict) and isinstance(result, dict) and _is_result(result)):

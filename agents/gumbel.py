@@ -36,6 +36,7 @@ from skipnet_rl.precision import autocast
 from skipnet_rl.rollout import Trajectory, rollout
 
 TARGETS = ("block", "network")
+TOLERANCE = 0.05  # of the rate of execution; further off the target is missed
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,16 @@ def train(args: Args) -> dict[str, Any]:
     learned = setting.evaluate(learner.mdp, learner.gate)
     rows = {**setting.references(learned.rate, learner.mdp, "Gumbel"), "Gumbel": learned}
     files = dict.fromkeys(("random, Gumbel weights", "Gumbel"), weights.name)
-    return setting.finish(run, "gumbel", rows, wall_time, files)
+    notes = missed_target(args, learned.rate)
+    return setting.finish(run, "gumbel", rows, wall_time, files, notes=notes)
+
+
+def missed_target(args: Args, rate: float) -> list[str]:
+    """What to know, and to do, where the rate of execution came to be another than `--target`."""
+    if abs(rate - args.target) <= TOLERANCE:
+        return []
+    longer = "train longer (--iterations), or weigh the target more (--penalty)"
+    return [f"the target is missed: {rate:.1%} of the decisions execute, not {args.target:.1%}; {longer}"]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from agents.setting import val_metrics
 from agents.watch import Watch, check_finite
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.runs import Run
+from skipnet_rl.terminal import Forgiving
 
 
 class Stateful(Protocol):
@@ -30,9 +31,10 @@ class Stateful(Protocol):
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """tqdm's bar; in a job's log, which is no terminal, a line every 10 seconds ($TQDM_MININTERVAL)."""
-    if not sys.stderr.isatty() and "TQDM_MININTERVAL" not in os.environ:
+    stream = Forgiving(sys.stderr)
+    if not stream.isatty() and "TQDM_MININTERVAL" not in os.environ:
         options["mininterval"] = 10
-    return tqdm(items, dynamic_ncols=True, **options)
+    return tqdm(items, dynamic_ncols=True, file=stream, **options)
 
 
 def learn(

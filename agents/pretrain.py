@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from agents.checks import check_numbers
 from agents.cli import main_with_named_errors
@@ -43,6 +42,7 @@ from skipnet_rl.precision import autocast, pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run, run_folder, without_places
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import load_backbone
 
 SCHEDULES = ("cosine", "step")
@@ -162,7 +162,7 @@ def train(args: Args) -> dict[str, Any]:
     device = pick_device(args.device)
     resolve_precision(args.precision, device)
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
-    tqdm.write(f"dataset: {reason}")
+    say(f"dataset: {reason}")
     size = Architecture.of_depth(args.depth).image_size
     data, val, test = (
         load_images(dataset, split, args.data_dir, args.download, size).to(device)
@@ -183,7 +183,7 @@ def train(args: Args) -> dict[str, Any]:
         args.teacher, args.teacher_depth, args.depth, len(data.classes), dataset, args.shortcut, device
     )
     env = f"SkipResNet{args.depth}-v0"
-    run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
+    run = Run(run_folder(args.run_dir, env, "pretrain", args.seed, args.resume), args, args.resume)
     wall_time = run_steps(net, teachers, run, data, val, args)
     if args.survival < 1:  # the statistics are those of networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
@@ -198,7 +198,7 @@ def train(args: Args) -> dict[str, Any]:
         "policies": [final.summary("all blocks")],
     }  # fmt: skip
     run.finish(result)
-    tqdm.write(f"test accuracy {final.accuracy:.2%} ± {final.accuracy_ci95:.2%}; wrote {run.folder}")
+    say(f"test accuracy {final.accuracy:.2%} ± {final.accuracy_ci95:.2%}; wrote {run.folder}")
     return result
 
 

@@ -32,6 +32,7 @@ from agents.watch import check_finite
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.files import whole_file
 from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
@@ -190,7 +191,8 @@ def train_sb3(
     if left > 0:
         model.learn(left, callback=callback, reset_num_timesteps=not state["done"])
     wall_time = callback.elapsed
-    model.save(run.folder / "model.zip")
+    with whole_file(run.folder / "model.zip") as beside, beside.open("wb") as file:
+        model.save(file)
     save_weights(run.folder / WEIGHTS, model.policy, {"agent": agent, "env": args.env})
     load_weights(run.folder / WEIGHTS, model.policy)  # what the file does is reported
     learned = setting.evaluate(mdp, policy)

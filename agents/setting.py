@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from agents.checks import check_numbers
 from agents.report import print_table, write_plots
@@ -24,6 +23,7 @@ from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import Run, run_folder
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import build_backbone
 
 # test images that end a run on a data set for a first look: all 4,000 take the main job ¾ of a minute more
@@ -117,7 +117,7 @@ class Setting:
         device = pick_device(args.device)
         precision = resolve_precision(args.precision, device)
         dataset, reason = resolve_dataset(args.dataset, args.data_dir)
-        tqdm.write(f"dataset: {reason}")
+        say(f"dataset: {reason}")
         size = Architecture.of_depth(args.depth).image_size
         train, val, test = (
             load_images(dataset, split, args.data_dir, args.download, size).to(device)
@@ -178,7 +178,7 @@ class Setting:
     def start_run(self, agent: str, resume: bool = False) -> Run:
         """The run's folder."""
         args = self.args
-        return Run(run_folder(args.run_dir, args.env, agent, args.seed), args, resume)
+        return Run(run_folder(args.run_dir, args.env, agent, args.seed, resume), args, resume)
 
     def finish(
         self,
@@ -189,7 +189,10 @@ class Setting:
         weights: Mapping[str, str] | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        """Write result.json, the routes and the plots, print the table; returns result.json's content.
+        """Write the routes, result.json and the plots, then print the table; returns result.json's content.
+
+        What was learned is on the disk before anything is drawn or printed, which can fail for reasons of
+        its own.
 
         Args:
             run: the folder.
@@ -198,7 +201,7 @@ class Setting:
             wall_time: seconds of training.
             weights: of each row that was played on other weights than the run started from, the file in
                 the run's folder.
-            **more: further fields.
+            **more: further fields; `notes`, a list of lines, is printed below the table, too.
         """
         files = dict(weights or {})
         result = {
@@ -208,13 +211,15 @@ class Setting:
             "seed": self.args.seed, "precision": self.precision, "wall_time_s": wall_time,
             "command": shlex.join(["python", "-m", f"agents.{agent}", *sys.argv[1:]]),
             "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
-            **more,
+            "notes": [], **more,
         }  # fmt: skip
-        print_table(result)
         save_evaluations(run.folder / "routes.npz", rows)
+        run.finish(result)  # pictures can be drawn again from it
         write_plots(run, result, self.net.stages[1:])
-        run.finish(result)  # last: a run with a result.json is whole
-        tqdm.write(f"wrote {run.folder}")
+        print_table(result)
+        for note in result["notes"]:
+            say(note)
+        say(f"wrote {run.folder}")
         return result
 
 

@@ -30,6 +30,7 @@ from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import mean_interval
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import build_backbone
 
 SHARED: dict[str, Any] = {"batch_size": 128, "lr": 3e-4, "gate_lr": 1e-2, "bn_images": 4_000}
@@ -129,7 +130,7 @@ def main(options: Options) -> None:
     out = options.out or Path(__file__).parent.parent / "docs" / f"ablation-{options.dataset}.json"
     shared = ("dataset", "warmup", "steps", "alpha")
     setting = {"split": "val", **{key: getattr(options, key) for key in shared}}
-    found = json.loads(out.read_text()) if out.is_file() else {**setting, "variants": {}}
+    found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {**setting, "variants": {}}
     if {key: found[key] for key in setting} != setting:
         raise SystemExit(f"error: {out} holds another setting; give another --out")
     data, val = (load_images(options.dataset, split, options.data_dir) for split in ("train", "val"))
@@ -139,7 +140,7 @@ def main(options: Options) -> None:
     for name, net in (("shipped weights", plain), ("after the warm-up", warm)):
         done = evaluate(RoutingMDP(net, options.alpha), AlwaysExecute(), val, precision="bf16")
         found[name] = {"accuracy": done.accuracy, "return": done.returns.mean().item()}
-        print(f"{name}, all blocks:", found[name], flush=True)
+        say(f"{name}, all blocks: {found[name]}")
     for seed in range(options.seeds):
         for name in options.only or VARIANTS:
             runs = found["variants"].setdefault(name, {})
@@ -147,10 +148,9 @@ def main(options: Options) -> None:
                 net = warm if VARIANTS[name].get("warmup", True) else plain
                 runs[str(seed)] = run(arguments(VARIANTS[name], seed, options), net, data, val)
                 write_json(out, {**found, **provenance()})
-                print(
-                    name, seed, {key: round(value, 4) for key, value in runs[str(seed)].items()}, flush=True
-                )
-    print(table(found))
+                rounded = {key: round(value, 4) for key, value in runs[str(seed)].items()}
+                say(f"{name} {seed} {rounded}")
+    say(table(found))
 
 
 if __name__ == "__main__":

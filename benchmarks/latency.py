@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import tyro
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks import measure
 from skipnet_rl.data import load_images
@@ -30,6 +29,7 @@ from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import weights_path
 
 CHECKPOINT = "resnet110-rendered-digits-hrl"
@@ -86,7 +86,7 @@ def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]]
         session = onnx_session(folder / "plain.onnx", threads)
         runs[f"onnxruntime: {name}"] = lambda session=session: session.run(None, feed)
     for rate, biased in gates.items():
-        tqdm.write(f"exporting {rate:.0%}")
+        say(f"exporting {rate:.0%}")
         runs[f"PyTorch: {rate:.0%}"] = lambda biased=biased: rollout(folded, biased, image, label)
         export_onnx(mdp, biased, folder / "gated.onnx")
         session = onnx_session(folder / "gated.onnx", threads)

@@ -28,7 +28,9 @@ from scripts.tables import markdown
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
+from skipnet_rl.files import write_text
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.terminal import say
 
 STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
 COLUMNS = (
@@ -62,7 +64,6 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     stored = [row for row in read(out) if row["row"] != name]
     if any((row["name"], row["depth"]) == ("all blocks", sp[0].depth) for row in stored):
         del entries[0]  # another gate's row of this network has it
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", {"schema": 1, "rows": stored + [_summary(name, e) for e in entries]})
     for title, figure in _pictures(hybrid, data_dir).items():
         plots.save_figure(figure, out / f"{name}-{title}.png")
@@ -165,7 +166,7 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
 def read(out: Path) -> list[dict[str, Any]]:
     """The rows so far."""
     path = out / "results.json"
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
 
 
 def read_cascades(out: Path) -> list[dict[str, Any]]:
@@ -173,7 +174,7 @@ def read_cascades(out: Path) -> list[dict[str, Any]]:
     path = out / cascade.FILE
     if not path.is_file():
         return []
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     if found["dataset"] != "cifar10":
         raise ValueError(
             f"{path} is of {found['dataset']}, the rows beside it of cifar10; take another --out"
@@ -208,9 +209,9 @@ def draw(out: Path) -> None:
     rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
-    (out / "results.md").write_text(table(rows))
+    write_text(out / "results.md", table(rows))
     plots.save_figure(picture(rows, read_cascades(out)), out / "results.png")
-    print(f"wrote {out}/results.md and results.png")
+    say(f"wrote {out}/results.md and results.png")
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ class Step:
         if stored.is_file():
             now = tyro.cli(AGENTS[self.agent], args=self.command(options)[3:])
             try:
-                check_same(json.loads(stored.read_text()), as_stored(now))
+                check_same(json.loads(stored.read_text(encoding="utf-8")), as_stored(now))
             except ValueError as error:
                 raise ValueError(f"{self.folder} has other flags: {error}; or take another --runs") from error
 

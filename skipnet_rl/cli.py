@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from skipnet_rl.terminal import forgiving_streams, say
+
 ArgsT = TypeVar("ArgsT")
 
 
@@ -21,15 +23,20 @@ def main_with_named_errors(
         run: what to do.
         errors: kinds of mistakes beside ValueError and OSError.
     """
-    args = tyro.cli(args_type)
+    with forgiving_streams():
+        args = tyro.cli(args_type)
+        _run(args, run, errors)
+
+
+def _run(args: Any, run: Callable[[Any], Any], errors: tuple[type[Exception], ...]) -> None:
     try:
         run(args)
     except (ValueError, OSError, *errors) as error:
         if getattr(args, "debug", False):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         remedy = "; go on with --resume and the same --run-dir" if hasattr(args, "resume") else ""
-        print(f"interrupted{remedy}", file=sys.stderr)
+        say(f"interrupted{remedy}", sys.stderr)
         sys.exit(130)

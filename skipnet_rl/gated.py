@@ -54,7 +54,10 @@ def read_header(path: Path) -> dict[str, Any]:
         except (SafetensorError, ValueError) as error:
             raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
     if missing := {*HEADER, "num_classes"} - about.keys():
-        raise WeightsError(f"{path} does not name its {', '.join(sorted(missing))}; give the run's folder")
+        raise WeightsError(
+            f"{path} does not name its {', '.join(sorted(missing))}; expected a gated network, as hybrid "
+            "REINFORCE, REINFORCE and Gumbel leave one"
+        )
     return about
 
 

@@ -13,7 +13,6 @@ float32 functions round by its version and the vector instructions that it finds
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipnet_rl.errors import unknown_name
+from skipnet_rl.files import whole_file
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, NDArray[np.float32]]]
 
@@ -108,7 +108,8 @@ def load_digits(split: str, cache_dir: Path | None = None) -> Arrays:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         images, labels, factors = render_digits(split)
     try:
-        _write(path, images=images, labels=labels, **factors)
+        with whole_file(path, shared=True) as beside, beside.open("wb") as file:
+            np.savez(file, images=images, labels=labels, **factors)
     except OSError as error:
         warnings.warn(f"cannot cache the rendered digits in {path.parent}: {error}", stacklevel=2)
     return images, labels, factors
@@ -119,20 +120,6 @@ def default_cache() -> Path:
     if folder := os.environ.get("SKIPNET_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "skipnet-rl"
-
-
-def _write(path: Path, **arrays: NDArray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".new")  # one per process
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
 
 
 class _Draws:

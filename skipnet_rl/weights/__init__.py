@@ -30,7 +30,7 @@ def index() -> list[dict[str, Any]]:
     `file` is the first of several. `stage` is one of `AUTO` for what `"auto"` finds, and something else for
     what is asked for by name.
     """
-    return json.loads((FOLDER / "index.json").read_text())
+    return json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 
 
 def find_entry(depth: int, dataset: str, shortcut: str) -> dict[str, Any] | None:
