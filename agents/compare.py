@@ -36,7 +36,7 @@ from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.files import whole_file, write_text
 from skipnet_rl.policies import AlwaysExecute, policy_macs
-from skipnet_rl.precision import pick_device
+from skipnet_rl.precision import cpu_by_default, pick_device
 from skipnet_rl.terminal import say
 
 ROUNDING = {"accuracy": 1e-3, "accuracy_ci95": 1e-4, "loss": 1e-2, "return": 1e-2}  # what depends on logits
@@ -163,6 +163,7 @@ def own_macs(run: FinishedRun, num_classes: int) -> int:
     return policy_macs(policy)
 
 
+@cpu_by_default()
 def main(args: Args) -> list[dict[str, Any]]:
     """Write what is asked for, print the table, then verify. Returns the rows."""
     if not args.runs:

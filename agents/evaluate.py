@@ -40,7 +40,7 @@ from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evalua
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
-from skipnet_rl.precision import pick_device, resolve_precision
+from skipnet_rl.precision import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import accuracy_difference, magnitudes
 from skipnet_rl.terminal import say
@@ -263,7 +263,8 @@ def gain_lines(name: str, found: Mapping[str, Mapping[str, float]]) -> list[str]
 
 def exchanged(routes: Tensor, seed: int) -> Tensor:
     """The routes [M, N] dealt out anew: as many of each; an image may come by one like its own."""
-    return routes[torch.randperm(len(routes), generator=step_generator(seed, 0, "cpu", stream=7))]
+    draws = step_generator(seed, 0, "cpu", stream=7)
+    return routes[torch.randperm(len(routes), generator=draws, device="cpu")]
 
 
 def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str, Evaluation]) -> str:
@@ -296,6 +297,7 @@ def pictures(subject: Subject, found: Mapping[str, Any], rows: Mapping[str, Eval
     return figures
 
 
+@cpu_by_default()
 def main(args: Args) -> list[dict[str, Any]]:
     """Evaluate every path; returns what was written.
 

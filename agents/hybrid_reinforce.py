@@ -46,7 +46,7 @@ from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, read_header, res
 from skipnet_rl.gates import GATES
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, RandomSkip, ValueBaseline
-from skipnet_rl.precision import autocast, resolve_precision
+from skipnet_rl.precision import autocast, cpu_by_default, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.weights import weights_path
@@ -290,6 +290,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
+@cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
     setting = Setting.of(args)

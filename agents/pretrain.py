@@ -38,7 +38,7 @@ from skipnet_rl.evaluate import evaluate
 from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
-from skipnet_rl.precision import autocast, pick_device, resolve_precision
+from skipnet_rl.precision import autocast, cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run, run_folder, without_places
@@ -156,6 +156,7 @@ def train_step(
         return distilled(loss, logits, targets, args.distillation)
 
 
+@cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate on the test set once, write the run folder; returns result.json's content."""
     args.check()

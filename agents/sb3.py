@@ -36,6 +36,7 @@ from skipnet_rl.files import whole_file
 from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.runs import Run
 
 
@@ -71,7 +72,7 @@ def start_near_execute(model: BaseAlgorithm) -> None:
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy) and isinstance(policy.action_net, nn.Linear)
     with torch.no_grad():
-        policy.action_net.bias.copy_(torch.logit(torch.tensor([1 - INITIAL_RATE, INITIAL_RATE])) / 2)
+        policy.action_net.bias.copy_(torch.tensor([1 - INITIAL_RATE, INITIAL_RATE], device="cpu").logit() / 2)
 
 
 class Progress(BaseCallback):
@@ -154,6 +155,7 @@ def episode_length(env: VecEnv) -> int:
     return env.get_attr("lockstep")[0].mdp.num_decisions
 
 
+@cpu_by_default()
 def train_sb3(
     args: SB3Args,
     agent: str,

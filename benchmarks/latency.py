@@ -54,7 +54,7 @@ class Options(measure.Options):
 def executed(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor) -> int:
     """Blocks that the gate executes."""
     with torch.no_grad():
-        return int(rollout(mdp, gate, image, torch.zeros(1, dtype=torch.int64)).actions.sum())
+        return int(rollout(mdp, gate, image, torch.zeros(1, dtype=torch.int64, device="cpu")).actions.sum())
 
 
 def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) -> RecurrentGate:
@@ -73,7 +73,7 @@ def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) ->
 def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
     """What takes turns, and the blocks that each gated one executes."""
     mdp, gate = restore_checkpoint(weights_path(CHECKPOINT))
-    image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1))
+    image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1, device="cpu"))
     gates = {rate: at_rate(mdp, gate, image, rate) for rate in RATES}  # type: ignore[arg-type]
     counts = {f"{rate:.0%}": executed(mdp, biased, image) for rate, biased in gates.items()}
     folded, feed = RoutingMDP(for_inference(mdp.net)), {"images": image.contiguous().numpy()}

@@ -10,13 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.sources import data_folder
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import ALPHA, RoutingMDP
-from skipnet_rl.precision import pick_device, resolve_precision
+from skipnet_rl.precision import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import build_backbone
 
@@ -45,6 +47,7 @@ def make_vector_env(depth: int, num_envs: int = 1, **kwargs: Any) -> SkipNetVect
     return SkipNetVectorEnv(mdp, images, num_envs, **rest)
 
 
+@cpu_by_default()
 def parts(
     depth: int,
     dataset: str = "auto",
@@ -55,7 +58,7 @@ def parts(
     cost: str = "blocks",
     shortcut: str = "projection",
     weights: str | None = "auto",
-    device: str = "auto",
+    device: str | torch.device | None = "auto",
     precision: str = "fp32",
     **rest: Any,
 ) -> tuple[RoutingMDP, Images, dict[str, Any]]:
@@ -72,7 +75,8 @@ def parts(
         shortcut: `"projection"`, `"pad"` or `"pool"`.
         weights: path of a file, name of a shipped one, `"auto"` (the shipped one that fits, else untrained
             with a warning), `"torchvision"` (its ImageNet weights) or None (untrained).
-        device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
+        device: `"auto"` or None (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
+            `torch.device`.
         precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
     """
     dataset, _ = resolve_dataset(dataset, data_dir)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.files import move, remove_folder, sync, whole_file, write_text
+from skipnet_rl.precision import cpu_by_default
 
 TENSORS, TREE = "state.safetensors", "state.json"
 
@@ -171,10 +172,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     module.load_state_dict({**expected, **tensors})
 
 
+@cpu_by_default()
 def _read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, on the CPU; nothing keeps it open or mapped, so that it can be replaced."""
-    with torch.device("cpu"):
-        return load(path.read_bytes())
+    return load(path.read_bytes())
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

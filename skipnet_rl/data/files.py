@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from skipnet_rl.data.images import Images
 from skipnet_rl.errors import DataDamagedError
+from skipnet_rl.precision import cpu_by_default
 
 DECODERS = 8  # threads; PIL's decoders let go of the interpreter
 UNREADABLE = (OSError, SyntaxError, ValueError)  # what PIL raises of damaged files
@@ -93,13 +94,14 @@ class ImageFiles(Images):
         image = F.resize(_read(path), [round(self.size * RESIZE)], antialias=True)
         return F.center_crop(image, [self.size, self.size])
 
+    @cpu_by_default()  # RandomResizedCrop names no device
     def _box(self, path: str, seed: int) -> tuple[list[int], bool]:
         """Top, left, height and width of the crop, and whether to mirror it."""
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(seed)
             with _open(path) as image:
                 box = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
-            return list(box), torch.rand(()).item() < 0.5
+            return list(box), torch.rand((), device="cpu").item() < 0.5
 
     def _crop(self, path: str, box: list[int], mirror: bool) -> Tensor:
         crop = F.resized_crop(_read(path), *box, size=[self.size, self.size], antialias=True)
@@ -122,6 +124,7 @@ def _open(path: str) -> Image.Image:
         raise DataDamagedError(f"{path} is not a readable image: {error}") from error
 
 
+@cpu_by_default()  # nor does pil_to_tensor
 def _read(path: str) -> Tensor:
     """[3, H, W] uint8."""
     with _open(path) as image:

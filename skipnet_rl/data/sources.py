@@ -23,6 +23,7 @@ from torch import Tensor
 from skipnet_rl.data.images import Images
 from skipnet_rl.data.imageset import ImageSet
 from skipnet_rl.errors import unknown_name
+from skipnet_rl.precision import cpu_by_default
 
 DATASETS = ("rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder")
 SPLITS = ("train", "val", "test")
@@ -57,6 +58,7 @@ def resolve_dataset(name: str, data_dir: str | Path | None = None) -> tuple[str,
     )
 
 
+@cpu_by_default()
 def load_images(
     name: str,
     split: str,
@@ -99,7 +101,7 @@ def _whole(name: str, source: str, folder: Path, download: bool) -> Images:
 
 
 def _held_out(size: int, split: str) -> Tensor:
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     held_out = size // VALIDATION_SHARE
     return order[:held_out].sort().values if split == "val" else order[held_out:].sort().values
 
