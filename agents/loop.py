@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from agents.setting import val_metrics
 from agents.watch import Watch, check_finite
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.runs import Run
-from skipnet_rl.terminal import Forgiving
+from skipnet_rl.terminal import bar_stream
 
 
 class Stateful(Protocol):
@@ -31,7 +30,7 @@ class Stateful(Protocol):
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """tqdm's bar; in a job's log, which is no terminal, a line every 10 seconds ($TQDM_MININTERVAL)."""
-    stream = Forgiving(sys.stderr)
+    stream = bar_stream()
     if not stream.isatty() and "TQDM_MININTERVAL" not in os.environ:
         options["mininterval"] = 10
     return tqdm(items, dynamic_ncols=True, file=stream, **options)

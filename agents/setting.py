@@ -14,7 +14,7 @@ import torch
 
 from agents.checks import check_numbers
 from agents.report import print_table, write_plots
-from envs import depth_of
+from envs.ids import depth_of
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -36,11 +36,12 @@ from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import Policy, first_memory
 from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.rollout import rollout
-from skipnet_rl.terminal import Forgiving, say
+from skipnet_rl.terminal import bar_stream, say
 from skipnet_rl.weights import weights_path
 
 OPSET = 20
 LOGITS_TOLERANCE = 1e-4
+EXTRA = ("onnx", "onnxruntime", "onnxscript")
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,11 @@ def export_plain(mdp: RoutingMDP, path: Path) -> None:
     """Write the plain network, every block executed and no gate: what to compare latencies with."""
     net = fold_batchnorm(mdp.net)
     images = torch.zeros(1, 3, net.image_size, net.image_size, device="cpu")
-    torch.onnx.export(
-        net, (images,), path, dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
-        input_names=["images"], output_names=["logits"],
-    )  # fmt: skip
+    with whole_file(path) as beside:
+        torch.onnx.export(
+            net, (images,), beside, dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
+            input_names=["images"], output_names=["logits"],
+        )  # fmt: skip
 
 
 def onnx_session(path: Path, threads: int = 1) -> Any:
@@ -135,7 +137,7 @@ def compare_with_torch(path: Path, mdp: RoutingMDP, policy: Policy, images: Imag
     at_a_time = 1 if session.get_inputs()[0].shape[0] == 1 else 64
     for batch, labels in tqdm(
         images.batches(at_a_time), desc="check", unit="batch", leave=False, disable=None,
-        file=Forgiving(sys.stderr),
+        file=bar_stream(),
     ):  # fmt: skip
         logits, routes = map(torch.from_numpy, session.run(None, {"images": batch.contiguous().numpy()}))
         with torch.no_grad():
@@ -279,17 +281,20 @@ def _move_weights_into_branches(graph: Any) -> None:
             graph.initializer.remove(weights[name])
 
 
-def _import_onnx() -> Any:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
+def _check_installed() -> None:
+    """Raise a ModuleNotFoundError for a package that exporting needs; imports none, which takes seconds."""
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise ModuleNotFoundError(
-            f'{error}; install what exporting needs: pip install -e ".[export]"'
-        ) from error
+            f'exporting needs {", ".join(missing)}, which is not installed: pip install -e ".[export]"'
+        )
     if not hasattr(torch.onnx, "ops"):
         raise ModuleNotFoundError(f"exporting needs PyTorch 2.8 or newer; this is {torch.__version__}")
+
+
+def _import_onnx() -> Any:
+    _check_installed()
+    import onnx
+
     return onnx
 
 
@@ -304,7 +309,7 @@ def main(args: Args) -> Agreement | None:
             with PyTorch.
         OSError: the file cannot be written there.
     """
-    _import_onnx()
+    _check_installed()
     if args.check < 0:
         raise ValueError(f"the number of images to check on is {args.check}; expected 0 or more")
     source = weights_path(args.checkpoint)

@@ -85,6 +85,13 @@ class Forgiving:
             return None
 
 
+def bar_stream() -> Forgiving:
+    """Standard error for a progress bar; nowhere, if it is broken already: tqdm flushes it by itself."""
+    stream = Forgiving(sys.stderr)
+    stream.flush()
+    return stream if stream.lost is None else Forgiving(None)
+
+
 def say(text: object, file: TextIO | None = None) -> None:
     """Print a line between progress bars.
 
