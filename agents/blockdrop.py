@@ -35,7 +35,7 @@ from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.flops import network_macs
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.precision import autocast
+from skipnet_rl.precision import autocast, cpu_by_default
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rollout
 
@@ -208,6 +208,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
+@cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """Both stages, then the test set once; returns result.json's content."""
     setting, tolerance, costs = look(Setting.of(args))

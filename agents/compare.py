@@ -24,7 +24,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from agents.entries import Entry, collect, flags, wider_interval
@@ -34,10 +33,12 @@ from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data.places import data_folder
 from skipnet_rl.evaluate import evaluate
+from skipnet_rl.files import whole_file, write_text
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, policy_macs
-from skipnet_rl.precision import pick_device
+from skipnet_rl.precision import cpu_by_default, pick_device
 from skipnet_rl.progress import image_progress, load_images, progress_bar
+from skipnet_rl.terminal import say
 
 ROUNDING = {"accuracy": 1e-3, "loss": 1e-2, "return": 1e-2}  # what depends on logits
 EXACT = (  # what follows from the routes, and the policy's own cost
@@ -69,9 +70,11 @@ def write_files(
     folder: Path, title: str, rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]
 ) -> None:
     """comparison.{md,csv,json} and the pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.md").write_text(markdown(title, rows), encoding="utf-8")
-    with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
+    write_text(folder / "comparison.md", markdown(title, rows))
+    with (
+        whole_file(folder / "comparison.csv") as beside,
+        beside.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
         writer.writeheader()
         writer.writerows(rows)
@@ -164,8 +167,9 @@ def own_macs(run: FinishedRun, num_classes: int) -> int:
     return policy_macs(policy)
 
 
+@cpu_by_default()
 def main(args: Args) -> list[dict[str, Any]]:
-    """Print the table; write and verify what is asked for. Returns the rows."""
+    """Write what is asked for, print the table, then verify. Returns the rows."""
     if not args.runs:
         raise ValueError("no runs given; name at least one run folder")
     data_folder(args.data_dir)  # a mistyped one is said whether it is read or not
@@ -174,16 +178,17 @@ def main(args: Args) -> list[dict[str, Any]]:
     rows = [entry.summary() for entry in entries]
     rows.sort(key=lambda row: -row["compute_flops"])
     title = title_of(runs[0].result)
-    print_comparison(title, rows)
     if args.out:
         write_files(args.out, title, rows, entries)
-        tqdm.write(f"wrote {args.out}")
+    print_comparison(title, rows)
+    if args.out:
+        say(f"wrote {args.out}")
     if args.verify:
         wrong = [line for run in runs for line in verify(run, args.data_dir, args.device)]
         if wrong:
             raise ValueError("numbers that the stored routes do not give:\n" + "\n".join(wrong))
         checked = sum(len(run.result["policies"]) for run in runs)
-        tqdm.write(f"verified: {checked} rows of {len(runs)} runs, every number within rounding")
+        say(f"verified: {checked} rows of {len(runs)} runs, every number within rounding")
     return rows
 
 

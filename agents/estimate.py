@@ -7,10 +7,10 @@ import time
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from agents.setting import Setting
 from skipnet_rl.precision import autocast
+from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance
 
 SAMPLE = 32  # images of the steps that are timed
@@ -46,7 +46,7 @@ def print_estimate(setting: Setting, looked: Tolerance, steps: int, episodes: in
     train = PART * seconds_of_training(setting) * steps * episodes
     rows = 1 + 3 * PART  # the whole network, random skipping on both networks, the policy
     evaluation = looked.seconds_per_image * (rows * len(setting.test) + PART * on_the_way)
-    tqdm.write(
+    say(
         f"time: about {_minutes(train + evaluation)}: {_minutes(train)} of training, "
         f"{_minutes(evaluation)} of evaluation"
     )

@@ -26,26 +26,26 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from agents.finished import FinishedRun, restore_model
 from agents.report import print_table
-from envs import depth_of
+from envs.ids import depth_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
-from skipnet_rl.errors import unknown_name
+from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised, stated, warn_of_others
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
-from skipnet_rl.precision import pick_device, resolve_precision
+from skipnet_rl.precision import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import accuracy_difference, magnitudes
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import build_backbone, index, weights_path
 
 MODES = ("greedy", "sample")
@@ -157,7 +157,7 @@ def restore(path: Path, args: Args) -> Subject:
             path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
         )
     else:
-        header = read_header(path)
+        header = header_of(path)
         dataset = header["dataset"] if args.dataset == "auto" else args.dataset
         images = load(dataset, split, args, path, stated(header))
         mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
@@ -180,6 +180,16 @@ def load(
     return images
 
 
+def header_of(path: Path) -> dict[str, Any]:
+    """What a file says of itself; of one that does not say enough, where else that may be found."""
+    try:
+        return read_header(path)
+    except WeightsError as error:
+        if (path.parent / "args.json").is_file():
+            raise WeightsError(f"{error}; its run's folder, {path.parent}, may know more") from error
+        raise
+
+
 def backbone_entry(name: str) -> dict[str, Any] | None:
     """What the index says of a shipped network without gates; None for any other path."""
     return next((entry for entry in index() if entry["name"] == name and "gate" not in entry), None)
@@ -188,7 +198,7 @@ def backbone_entry(name: str) -> dict[str, Any] | None:
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     """One subject once or at every bias, beside it the whole network, and its controls if asked for.
 
-    Prints the table, writes the files.
+    Writes the files, then prints the table.
     """
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
@@ -200,22 +210,29 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
         summary["bias"] = bias
     found = {
         "schema": 1, **subject.about, "split": images.split, "n_images": len(images), "mode": args.mode,
-        "seed": args.seed, "precision": precision, "policies": summaries, **provenance(),
+        "seed": args.seed, "precision": precision, "policies": summaries, "notes": at_the_ends(rows),
+        **provenance(),
     }  # fmt: skip
-    print_table(found)
     if args.controls:
         found["gain_over"] = gains(subject.name, rows)
+    lines = [*gain_lines(subject.name, found.get("gain_over", {})), *found["notes"]]
     if subject.out is not None:
-        kind = "budget" if args.biases else "controls" if args.controls else "evaluation"
-        stage = [args.stage] if args.stage else []  # its results stand beside the last stage's
-        which = "-".join([*stage, images.split, args.mode])
-        name = f"{kind}-{which}"
-        write(subject.out, name, found, rows)
-        figures = pictures(subject, found, rows)
-        for title, figure in figures.items():
-            plots.save_figure(figure, subject.out / "plots" / f"{title}-{which}.png")
-        tqdm.write(f"wrote {subject.out / name}.json and {len(figures)} pictures beside it")
+        lines.append(write(subject, args, found, rows))
+    print_table(found)
+    for line in lines:
+        say(line)
     return found
+
+
+def at_the_ends(rows: Mapping[str, Evaluation]) -> list[str]:
+    """Of the biases that ask for more or less than there is, what to know about them."""
+    notes = []
+    for name, done in rows.items():
+        if name.startswith("bias") and done.routes.all():
+            notes.append(f"{name} executes every block of every image; a larger one cannot spend more")
+        elif name.startswith("bias") and not done.routes.any():
+            notes.append(f"{name} skips every block of every image; a smaller one cannot spend less")
+    return notes
 
 
 def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
@@ -246,7 +263,7 @@ def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
 
 
 def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """What the policy's accuracy is above each control's on the same images; printed, too.
+    """What the policy's accuracy is above each control's on the same images.
 
     Both differ by no more than the images whose route another one took the place of, `"changed"`.
     """
@@ -256,23 +273,37 @@ def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, floa
         gain = accuracy_difference(own.correct, other.correct)
         changed = (own.routes != other.routes).any(dim=1).double().mean().item()
         found[control] = {**gain, "changed": changed}
-        tqdm.write(
-            f"{name} over {control}: {100 * gain['accuracy']:+.2f} ± {100 * gain['ci95']:.2f} points of "
-            f"accuracy; {changed:.0%} of the images have another route there"
-        )
     return found
+
+
+def gain_lines(name: str, found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The `gains` as text."""
+    return [
+        f"{name} over {control}: {100 * gain['accuracy']:+.2f} ± {100 * gain['ci95']:.2f} points of "
+        f"accuracy; {gain['changed']:.0%} of the images have another route there"
+        for control, gain in found.items()
+    ]
 
 
 def exchanged(routes: Tensor, seed: int) -> Tensor:
     """The routes [M, N] dealt out anew: as many of each; an image may come by one like its own."""
-    return routes[torch.randperm(len(routes), generator=step_generator(seed, 0, "cpu", stream=7))]
+    draws = step_generator(seed, 0, "cpu", stream=7)
+    return routes[torch.randperm(len(routes), generator=draws, device="cpu")]
 
 
-def write(folder: Path, name: str, found: dict[str, Any], rows: Mapping[str, Evaluation]) -> None:
-    """The numbers and the routes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", found)
-    save_evaluations(folder / f"{name}.npz", rows)
+def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str, Evaluation]) -> str:
+    """Write the numbers, the routes and the pictures into the subject's folder; returns a line about it."""
+    assert subject.out is not None
+    kind = "budget" if args.biases else "controls" if args.controls else "evaluation"
+    stage = [args.stage] if args.stage else []  # its results stand beside the last stage's
+    which = "-".join([*stage, found["split"], args.mode])
+    place = subject.out / f"{kind}-{which}"
+    write_json(place.with_name(f"{place.name}.json"), found)
+    save_evaluations(place.with_name(f"{place.name}.npz"), rows)
+    figures = pictures(subject, found, rows)
+    for title, figure in figures.items():
+        plots.save_figure(figure, subject.out / "plots" / f"{title}-{which}.png")
+    return f"wrote {place}.json and {len(figures)} pictures beside it"
 
 
 def pictures(subject: Subject, found: Mapping[str, Any], rows: Mapping[str, Evaluation]) -> dict[str, Figure]:
@@ -290,6 +321,7 @@ def pictures(subject: Subject, found: Mapping[str, Any], rows: Mapping[str, Eval
     return figures
 
 
+@cpu_by_default()
 def main(args: Args) -> list[dict[str, Any]]:
     """Evaluate every path; returns what was written.
 

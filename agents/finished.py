@@ -12,7 +12,7 @@ from torch import nn
 
 from agents.blockdrop import PolicyNetwork
 from agents.sb3_policies import WEIGHTS, build_policy, load_model
-from envs import depth_of
+from envs.ids import depth_of
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.evaluate import Record, load_records
 from skipnet_rl.gated import empty_policy

@@ -34,10 +34,11 @@ from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.precision import autocast
+from skipnet_rl.precision import autocast, cpu_by_default
 from skipnet_rl.rollout import Trajectory, rollout
 
 TARGETS = ("block", "network")
+TOLERANCE = 0.05  # of the rate of execution; further off the target is missed
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
+@cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
     setting, tolerance, costs = look(Setting.of(args))
@@ -167,7 +169,16 @@ def train(args: Args) -> dict[str, Any]:
     learned = setting.evaluate(learner.mdp, learner.gate, name="Gumbel")
     rows = {**setting.references(learned.rate, learner.mdp, "Gumbel"), "Gumbel": learned}
     files = dict.fromkeys(("random, Gumbel weights", "Gumbel"), weights.name)
-    return setting.finish(run, "gumbel", rows, wall_time, files)
+    notes = missed_target(args, learned.rate)
+    return setting.finish(run, "gumbel", rows, wall_time, files, notes=notes)
+
+
+def missed_target(args: Args, rate: float) -> list[str]:
+    """What to know, and to do, where the rate of execution came to be another than `--target`."""
+    if abs(rate - args.target) <= TOLERANCE:
+        return []
+    longer = "train longer (--iterations), or weigh the target more (--penalty)"
+    return [f"the target is missed: {rate:.1%} of the decisions execute, not {args.target:.1%}; {longer}"]
 
 
 if __name__ == "__main__":

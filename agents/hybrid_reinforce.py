@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from agents.cli import main_with_named_errors
 from agents.distillation import Teacher, distilled, load_teachers
@@ -50,9 +49,10 @@ from skipnet_rl.evaluate import evaluate, most_frequent
 from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, ValueBaseline
-from skipnet_rl.precision import autocast, resolve_precision
+from skipnet_rl.precision import autocast, cpu_by_default, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
+from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance
 from skipnet_rl.weights import weights_path
 
@@ -196,11 +196,12 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
+@cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
     setting, tolerance, costs = look(Setting.of(args))
     args = setting.args
-    tqdm.write(f"preset: {describe(args)}")
+    say(f"preset: {describe(args)}")
     learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting), costs)
     if args.gate_weights:
         start_gate(learner.gate, setting, args)

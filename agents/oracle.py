@@ -23,7 +23,7 @@ from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.precision import autocast
+from skipnet_rl.precision import autocast, cpu_by_default
 from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.rollout import rollout
 
@@ -97,7 +97,7 @@ def search(
 
     routes = torch.ones(count, n, dtype=torch.bool, device=device)
     right = correct(routes)
-    for rate in torch.linspace(0.9, 0.4, restarts).tolist():
+    for rate in torch.linspace(0.9, 0.4, restarts, device="cpu").tolist():
         if right.all():
             break
         tried = torch.rand(count, n, generator=generator, device=device) < rate
@@ -112,6 +112,7 @@ def search(
     return routes
 
 
+@cpu_by_default()
 def find_routes(args: Args) -> dict[str, Any]:
     """The bound on the test set; returns result.json's content."""
     setting = Setting.of(args)

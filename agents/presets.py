@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from envs import depth_of
+from envs.ids import depth_of
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import network_macs

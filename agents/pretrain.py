@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from agents.checks import check_numbers
 from agents.cli import main_with_named_errors
@@ -40,11 +39,12 @@ from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
-from skipnet_rl.precision import autocast, pick_device, resolve_precision
+from skipnet_rl.precision import autocast, cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run, run_folder, without_places
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import load_backbone
 
 SCHEDULES = ("cosine", "step")
@@ -163,13 +163,14 @@ def train_step(
         return distilled(loss, logits, targets, args.distillation)
 
 
+@cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate on the test set once, write the run folder; returns result.json's content."""
     args.check()
     device = pick_device(args.device)
     resolve_precision(args.precision, device)
     dataset, reason = resolve_dataset(args.dataset, args.data_dir)
-    tqdm.write(f"dataset: {reason}")
+    say(f"dataset: {reason}")
     size = Architecture.of_depth(args.depth).image_size
     networks = {"train": (args.weights, *args.teacher), "val": (), "test": ()}  # a mismatch is said once
     data, val, test = (
@@ -194,7 +195,7 @@ def train(args: Args) -> dict[str, Any]:
         args.teacher, args.teacher_depth, args.depth, len(data.classes), dataset, args.shortcut, device
     )
     env = f"SkipResNet{args.depth}-v0"
-    run = Run(run_folder(args.run_dir, env, "pretrain", args.seed), args, args.resume)
+    run = Run(run_folder(args.run_dir, env, "pretrain", args.seed, args.resume), args, args.resume)
     wall_time = run_steps(net, teachers, run, data, val, args)
     if args.survival < 1:  # the statistics are those of networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
@@ -215,7 +216,7 @@ def train(args: Args) -> dict[str, Any]:
     }  # fmt: skip
     run.finish(result)
     low, high = final.accuracy_ci95
-    tqdm.write(f"test accuracy {final.accuracy:.2%} (95 %: {low:.2%} – {high:.2%}); wrote {run.folder}")
+    say(f"test accuracy {final.accuracy:.2%} (95 %: {low:.2%} – {high:.2%}); wrote {run.folder}")
     return result
 
 

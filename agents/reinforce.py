@@ -26,7 +26,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.estimators import BASELINES, advantages, score_function_loss
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.precision import autocast
+from skipnet_rl.precision import autocast, cpu_by_default
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 
 
@@ -112,6 +112,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
     return episode
 
 
+@cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
     setting = Setting.of(args)

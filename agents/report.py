@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from skipnet_rl import plots
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
 from skipnet_rl.statistics import half_width, wilson_interval
+from skipnet_rl.terminal import Forgiving
 from skipnet_rl.text import for_markdown, legible
 
 
@@ -44,7 +46,7 @@ def print_table(result: Mapping[str, Any]) -> None:
             f"{row['return']:+.3f}",
             f"{row['unique_routes']:,}",
         )
-    Console().print(table)
+    _print(table)
 
 
 def write_plots(run: Run, result: Mapping[str, Any], stages: Sequence[int]) -> None:
@@ -67,6 +69,10 @@ def write_plots(run: Run, result: Mapping[str, Any], stages: Sequence[int]) -> N
         figures["skipped_layers"] = plots.skipped_layers({row["name"]: records[row["name"]] for row in shown})
     for name, figure in figures.items():
         plots.save_figure(figure, run.folder / "plots" / f"{name}.png")
+
+
+def _print(table: Table) -> None:
+    Console(file=Forgiving(sys.stdout)).print(table)  # type: ignore[arg-type]
 
 
 COLUMNS = (
@@ -124,4 +130,4 @@ def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         text = cells(row, brief=True)
         table.add_row(*(Text(legible(text[number])) for number in shown))
-    Console().print(table)
+    _print(table)

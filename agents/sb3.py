@@ -32,9 +32,11 @@ from agents.watch import check_finite
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.files import whole_file
 from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.progress import progress_bar
 from skipnet_rl.runs import Run
 
@@ -76,7 +78,7 @@ def start_near_execute(model: BaseAlgorithm) -> None:
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy) and isinstance(policy.action_net, nn.Linear)
     with torch.no_grad():
-        policy.action_net.bias.copy_(torch.logit(torch.tensor([1 - INITIAL_RATE, INITIAL_RATE])) / 2)
+        policy.action_net.bias.copy_(torch.tensor([1 - INITIAL_RATE, INITIAL_RATE], device="cpu").logit() / 2)
 
 
 class Progress(BaseCallback):
@@ -159,6 +161,7 @@ def episode_length(env: VecEnv) -> int:
     return env.get_attr("lockstep")[0].mdp.num_decisions
 
 
+@cpu_by_default()
 def train_sb3(
     args: SB3Args,
     agent: str,
@@ -197,7 +200,8 @@ def train_sb3(
     if left > 0:
         model.learn(left, callback=callback, reset_num_timesteps=not state["done"])
     wall_time = callback.elapsed
-    model.save(run.folder / "model.zip")
+    with whole_file(run.folder / "model.zip") as beside, beside.open("wb") as file:
+        model.save(file)
     save_weights(run.folder / WEIGHTS, model.policy, {"agent": agent, "env": args.env})
     load_weights(run.folder / WEIGHTS, model.policy)  # what the file does is reported
     learned = setting.evaluate(mdp, policy, name=name)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from agents.checks import check_numbers
 from agents.report import print_table, write_plots
-from envs import depth_of
+from envs.ids import depth_of
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
@@ -26,6 +25,7 @@ from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import Run, run_folder
+from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
 from skipnet_rl.weights import build_backbone, find_entry, find_gated, find_named
 
@@ -143,7 +143,7 @@ class Setting:
         device = pick_device(args.device)
         precision = resolve_precision(args.precision, device)
         dataset, reason = resolve_dataset(args.dataset, args.data_dir)
-        tqdm.write(f"dataset: {reason}")
+        say(f"dataset: {reason}")
         size = Architecture.of_depth(args.depth).image_size
         splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
         train, val, test = (
@@ -159,7 +159,7 @@ class Setting:
                 f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)}"
             )
         args, reason = _with_weights(args, dataset)
-        tqdm.write(f"weights: {reason}")
+        say(f"weights: {reason}")
 
         def network(weights: str) -> ResNet:
             classes = len(train.classes)
@@ -200,9 +200,9 @@ class Setting:
     def look(self) -> Tolerance:
         """Measure what skips cost the network before anything is trained; printed in one line."""
         found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision, self.args.seed)
-        tqdm.write(f"network: {found}")
+        say(f"network: {found}")
         if self.args.frozen and not found.prepared:
-            tqdm.write(
+            say(
                 "a policy over it can save little, since the network stays as it is; train it with skips "
                 "first (agents.hybrid_reinforce), and give its weights"
             )
@@ -244,7 +244,7 @@ class Setting:
     def start_run(self, agent: str, resume: bool = False) -> Run:
         """The run's folder."""
         args = self.args
-        return Run(run_folder(args.run_dir, args.env, agent, args.seed), args, resume)
+        return Run(run_folder(args.run_dir, args.env, agent, args.seed, resume), args, resume)
 
     def finish(
         self,
@@ -255,7 +255,10 @@ class Setting:
         weights: Mapping[str, str] | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        """Write result.json, the routes and the plots, print the table; returns result.json's content.
+        """Write the routes, result.json and the plots, then print the table; returns result.json's content.
+
+        What was learned is on the disk before anything is drawn or printed, which can fail for reasons of
+        its own.
 
         Args:
             run: the folder.
@@ -274,15 +277,15 @@ class Setting:
             "seed": self.args.seed, "precision": self.precision, "wall_time_s": wall_time,
             "command": shlex.join(["python", "-m", f"agents.{agent}", *sys.argv[1:]]),
             "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
-            **more,
+            "notes": [], **more,
         }  # fmt: skip
-        print_table(result)
         save_evaluations(run.folder / "routes.npz", rows)
+        run.finish(result)  # pictures can be drawn again from it
         write_plots(run, result, self.net.stages[1:])
-        run.finish(result)  # last: a run with a result.json is whole
-        tqdm.write(f"wrote {run.folder}")
-        for note in more.get("notes", ()):
-            tqdm.write(f"note: {note}")
+        print_table(result)
+        say(f"wrote {run.folder}")
+        for note in result["notes"]:
+            say(f"note: {note}")
         return result
 
 

@@ -29,6 +29,7 @@ from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import FixedRoute, RandomSkip
+from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.progress import progress_bar
 
 
@@ -65,11 +66,12 @@ def greedy_order(mdp: RoutingMDP, images: Images, precision: str = "fp32") -> li
 
 def without(mdp: RoutingMDP, dropped: list[int]) -> Tensor:
     """The route [N] that executes all but some blocks."""
-    route = torch.ones(mdp.num_decisions, dtype=torch.bool)
+    route = torch.ones(mdp.num_decisions, dtype=torch.bool, device="cpu")
     route[dropped] = False
     return route
 
 
+@cpu_by_default()
 def evaluate_all(args: Args) -> dict[str, Any]:
     """Every static policy on the test set once; returns result.json's content."""
     setting = Setting.of(args)

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from skipnet_rl.rollout import Trajectory
+from skipnet_rl.terminal import say
 
 GREEDY_STAGES = ("sp", "warmup", "tune")  # whose routes do not come from drawing by the gates
 
@@ -73,7 +73,7 @@ class Watch:
     def _report(self, kind: str, done: int, stage: str, message: str) -> None:
         if kind not in self.reported:
             self.reported.add(kind)
-            tqdm.write(f"step {done} ({stage.upper()}): {message}; training goes on")
+            say(f"step {done} ({stage.upper()}): {message}; training goes on")
 
 
 def check_loss(loss: float, done: int, stage: str) -> None:

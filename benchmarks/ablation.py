@@ -31,6 +31,7 @@ from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import mean_interval
+from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import absence_costs
 from skipnet_rl.weights import build_backbone
 
@@ -143,7 +144,7 @@ def main(options: Options) -> None:
     for name, net in (("shipped weights", plain), ("after the warm-up", warm)):
         done = evaluate(RoutingMDP(net, options.alpha), AlwaysExecute(), val, precision="bf16")
         found[name] = {"accuracy": done.accuracy, "return": done.returns.mean().item()}
-        print(f"{name}, all blocks:", found[name], flush=True)
+        say(f"{name}, all blocks: {found[name]}")
     for seed in range(options.seeds):
         for name in options.only or VARIANTS:
             runs = found["variants"].setdefault(name, {})
@@ -151,10 +152,9 @@ def main(options: Options) -> None:
                 net = warm if VARIANTS[name].get("warmup", True) else plain
                 runs[str(seed)] = run(arguments(VARIANTS[name], seed, options), net, data, val)
                 write_json(out, {**found, **provenance()})
-                print(
-                    name, seed, {key: round(value, 4) for key, value in runs[str(seed)].items()}, flush=True
-                )
-    print(table(found))
+                rounded = {key: round(value, 4) for key, value in runs[str(seed)].items()}
+                say(f"{name} {seed} {rounded}")
+    say(table(found))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ MACs of convolutions and linear layers, counted on shapes alone: the same on eve
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.files import write_text
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import GATES, make_gate
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.terminal import say
 
 DEPTHS = (38, 74, 110, 152)
 FOLDER = Path(__file__).parent.parent / "docs"
@@ -48,18 +50,18 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Print the table; write it where asked."""
+    """Write the table where asked; print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--write", action="store_true", help="renew docs/gates.md and docs/gates.json")
     write = parser.parse_args().write
     found = {gate: {str(depth): costs(depth, gate) for depth in DEPTHS} for gate in GATES}
-    print(table(found))
     if write:
-        (FOLDER / "gates.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_json(FOLDER / "gates.json", found)
         page = (FOLDER / "gates.md").read_text(encoding="utf-8")
         before, _, rest = page.partition(BEGIN)
         _, _, after = rest.partition(END)
-        (FOLDER / "gates.md").write_text(before + BEGIN + table(found) + END + after, encoding="utf-8")
+        write_text(FOLDER / "gates.md", before + BEGIN + table(found) + END + after)
+    say(table(found))
 
 
 if __name__ == "__main__":

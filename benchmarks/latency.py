@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import tyro
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks import measure
 from skipnet_rl.data import load_images
@@ -30,6 +29,7 @@ from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import weights_path
 
 CHECKPOINT = "resnet110-rendered-digits-hrl"
@@ -54,7 +54,7 @@ class Options(measure.Options):
 def executed(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor) -> int:
     """Blocks that the gate executes."""
     with torch.no_grad():
-        return int(rollout(mdp, gate, image, torch.zeros(1, dtype=torch.int64)).actions.sum())
+        return int(rollout(mdp, gate, image, torch.zeros(1, dtype=torch.int64, device="cpu")).actions.sum())
 
 
 def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) -> RecurrentGate:
@@ -73,7 +73,7 @@ def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) ->
 def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
     """What takes turns, and the blocks that each gated one executes."""
     mdp, gate = restore_checkpoint(weights_path(CHECKPOINT))
-    image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1))
+    image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1, device="cpu"))
     gates = {rate: at_rate(mdp, gate, image, rate) for rate in RATES}  # type: ignore[arg-type]
     counts = {f"{rate:.0%}": executed(mdp, biased, image) for rate, biased in gates.items()}
     folded, feed = RoutingMDP(for_inference(mdp.net)), {"images": image.contiguous().numpy()}
@@ -86,7 +86,7 @@ def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]]
         session = onnx_session(folder / "plain.onnx", threads)
         runs[f"onnxruntime: {name}"] = lambda session=session: session.run(None, feed)
     for rate, biased in gates.items():
-        tqdm.write(f"exporting {rate:.0%}")
+        say(f"exporting {rate:.0%}")
         runs[f"PyTorch: {rate:.0%}"] = lambda biased=biased: rollout(folded, biased, image, label)
         export_onnx(mdp, biased, folder / "gated.onnx")
         session = onnx_session(folder / "gated.onnx", threads)

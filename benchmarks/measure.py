@@ -17,8 +17,10 @@ import torch
 from tqdm import tqdm
 
 from skipnet_rl.checkpoint import write_json
+from skipnet_rl.files import write_text
 from skipnet_rl.precision import pick_device
 from skipnet_rl.runs import machine, versions
+from skipnet_rl.terminal import say
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
@@ -101,15 +103,13 @@ def plain(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
 
 
 def publish(name: str, found: dict[str, Any], text: str, options: Options) -> None:
-    """Print a result, write its JSON, and renew the page where asked."""
+    """Write a result's JSON, renew the page where asked, and print it."""
     found = {"benchmark": name, **found, "machine": machine(), "versions": versions()}
-    print(f"\n{text}\n{found['machine']}")
-    options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / f"{name}.json", found)
     if options.write:
-        (DOCS / "benchmarks").mkdir(exist_ok=True)
         write_json(DOCS / "benchmarks" / f"{name}.json", found)
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
         _, _, after = rest.partition(end)
-        PAGE.write_text(before + begin + text + end + after, encoding="utf-8")
+        write_text(PAGE, before + begin + text + end + after)
+    say(f"\n{text}\n{found['machine']}")

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import tyro
 
+from skipnet_rl.terminal import say
+
 HRL = (
     "--iterations 500 --tune-iterations 150 --sp-iterations 20 --batch-size 128 --lr 3e-4 --gate-lr 0.01 "
     "--bn-images 4000"
@@ -94,14 +96,14 @@ def run(folder: Path, command: list[str]) -> None:
             stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
         )  # fmt: skip
     verdict = "finished" if done.returncode == 0 else f"FAILED, see {folder}.log"
-    print(verdict, folder, flush=True)
+    say(f"{verdict} {folder}")
 
 
 def main(options: Options) -> None:
     """Run what is missing, then compare."""
     todo = commands(options)
     for command in todo.values():
-        print("python", *command)
+        say(" ".join(["python", *command]))
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, todo.keys(), todo.values()))
     finished = [str(folder) for folder in todo if (folder / "result.json").is_file()]

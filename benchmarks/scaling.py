@@ -58,7 +58,7 @@ def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[
         )  # fmt: skip
     env.reset(seed=0)
     steps = env.unwrapped.lockstep.mdp.num_decisions  # type: ignore[attr-defined]
-    draws = torch.rand(steps, count, generator=torch.Generator().manual_seed(0)) < rate
+    draws = torch.rand(steps, count, generator=torch.Generator("cpu").manual_seed(0), device="cpu") < rate
     actions = draws.to(env.unwrapped.lockstep.device)  # type: ignore[attr-defined]
 
     def play() -> None:

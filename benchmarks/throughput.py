@@ -88,7 +88,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
     mdp, data = on_device.lockstep.mdp, on_device.lockstep.images
     net, count, steps = mdp.net, options.num_envs, mdp.num_decisions
     images, labels = data.batch(torch.arange(count, device=device) % len(data))
-    draws = torch.rand(steps, count, generator=torch.Generator().manual_seed(0)) < 0.5
+    draws = torch.rand(steps, count, generator=torch.Generator("cpu").manual_seed(0), device="cpu") < 0.5
     half, every = draws.to(device), torch.ones(steps, count, dtype=torch.bool, device=device)
     actions = draws.numpy().astype("int64")
     published = RoutingMDP(build_backbone(options.depth, net.num_classes, DATASET).to(device))

@@ -64,7 +64,7 @@ def learner(options: Options, args: Args, rate: float, device: torch.device) -> 
     """A gate whose p(execute) is `rate` at every decision, and stays there."""
     made = Learner(args, build_backbone(options.depth, 10, DATASET).to(device), device)
     nn.init.zeros_(made.gate.head.weight)
-    nn.init.constant_(made.gate.head.bias, torch.logit(torch.tensor(rate), eps=1e-7).item())
+    nn.init.constant_(made.gate.head.bias, torch.logit(torch.tensor(rate, device="cpu"), eps=1e-7).item())
     return made
 
 

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
+from pathlib import Path
 
-# Those of skipnet_rl.resnet, written again: registering ids does not load PyTorch.
-CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
-IMAGENET_DEPTHS = (34, 50, 101)  # for 224×224 images
+# An installed copy of this file is envs.py beside the folder, see setup.py: a module that is a package, too.
+__path__ = [
+    str(Path(__file__).parent if Path(__file__).stem == "__init__" else Path(__file__).with_suffix(""))
+]
 
+from envs.ids import CIFAR_DEPTHS, IMAGENET_DEPTHS, depth_of
 
-def depth_of(id: str) -> int:
-    """Depth of the network that a registered id names.
-
-    Raises:
-        gymnasium.error.Error: no such id.
-        ValueError: the id of another kind of environment.
-    """
-    depth = gym.spec(id).kwargs.get("depth")
-    if not isinstance(depth, int):
-        raise ValueError(f"{id} is no environment of this project; expected an id such as SkipResNet110-v0")
-    return depth
-
-
-for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS):
-    gym.register(
-        id=f"SkipResNet{depth}-v0",
-        entry_point="envs.factory:make_env",
-        vector_entry_point="envs.factory:make_vector_env",
-        kwargs={"depth": depth},
-    )
+__all__ = ["CIFAR_DEPTHS", "IMAGENET_DEPTHS", "depth_of"]

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import Images, load_images, resolve_dataset
@@ -19,7 +21,7 @@ from skipnet_rl.errors import WeightsError
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised
-from skipnet_rl.precision import pick_device, resolve_precision
+from skipnet_rl.precision import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import build_backbone, sha256_of
 
@@ -48,6 +50,7 @@ def make_vector_env(depth: int, num_envs: int = 1, **kwargs: Any) -> SkipNetVect
     return SkipNetVectorEnv(mdp, images, num_envs, **rest)
 
 
+@cpu_by_default()
 def parts(
     depth: int,
     dataset: str = "auto",
@@ -58,7 +61,7 @@ def parts(
     cost: str = "blocks",
     shortcut: str = "projection",
     weights: str | None = "auto",
-    device: str = "auto",
+    device: str | torch.device | None = "auto",
     precision: str = "fp32",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -77,7 +80,8 @@ def parts(
         shortcut: `"projection"`, `"pad"` or `"pool"`.
         weights: path of a file, name of a shipped one, `"auto"` (the shipped one that fits, else untrained
             with a warning), `"torchvision"` (its ImageNet weights) or None (untrained).
-        device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
+        device: `"auto"` or None (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
+            `torch.device`.
         precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
         mean, std: three numbers each, of pixel values in 0 … 1, that images are normalised with (default: the
             data set's own); a warning where the weights were trained with others.

@@ -56,8 +56,8 @@ class Lockstep:
         self.macs = mdp.macs  # counted here, not in the step that ends the first episode
         self.state: State | None = None
         self.index = np.zeros(size, np.int64)
-        self.routes = torch.zeros(size, 0, dtype=torch.bool)
-        self.returns = torch.zeros(size)
+        self.routes = torch.zeros(size, 0, dtype=torch.bool, device=self.device)
+        self.returns = torch.zeros(size, device=self.device)
 
     @property
     def terminal(self) -> bool:

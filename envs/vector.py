@@ -107,7 +107,8 @@ class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if self.lockstep.terminal and self.autoreset_mode == AutoresetMode.NEXT_STEP:
             observations, infos = self.reset()  # whatever the actions are
-            return observations, *self._outcome(torch.zeros(self.num_envs)), infos
+            nothing = torch.zeros(self.num_envs, device=self.lockstep.device)
+            return observations, *self._outcome(nothing), infos
         if self.lockstep.terminal:
             raise ResetNeeded("step() after the end of the episodes; autoreset is disabled: call reset()")
         rewards = self.lockstep.step(self._check_actions(actions))

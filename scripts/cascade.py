@@ -186,7 +186,7 @@ def main(options: Options) -> dict[str, Any]:
             }
             for name, alone in on_test.items()
         },
-        "cascades": cascades,
+        "cascades": cascades, "notes": left_out(thresholds, options.budgets),
     }  # fmt: skip
     return publish("scripts.cascade", options.out / FILE, found, table(found))
 
@@ -212,6 +212,18 @@ def thresholds_of(
             f"{' and '.join(pair)} can have none of the budgets; expected {least:.4f} to {most:.4f}"
         )
     return found
+
+
+def left_out(
+    thresholds: Mapping[tuple[str, str], Mapping[float, float]], budgets: Sequence[float]
+) -> list[str]:
+    """A line for each pair that can have some of the budgets, but not all of them."""
+    notes = []
+    for (first, second), had in thresholds.items():
+        missing = [f"{budget:g}" for budget in sorted(set(budgets) - had.keys())]
+        if missing:
+            notes.append(f"{first} and {second} cannot have budget {', '.join(missing)}; left out")
+    return notes
 
 
 def rows_of(

@@ -32,6 +32,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.terminal import say
 
 POLL = 0.2  # seconds between looks at what is running
 GRACE = 10  # seconds to end in
@@ -110,7 +111,7 @@ def run(steps: Sequence[Step], options: Options, deadline: float | None) -> bool
                 code = running.pop(step).returncode
                 if code or not step.done:
                     where = f"; see {log_of(step)}" if options.jobs > 1 else ""
-                    print(f"{step.folder} ended with exit code {code}, not done{where}", flush=True)
+                    say(f"{step.folder} ended with exit code {code}, not done{where}")
                     sys.exit(code if code > 0 else 1)
         return True
     finally:
@@ -120,7 +121,7 @@ def run(steps: Sequence[Step], options: Options, deadline: float | None) -> bool
 def begin(step: Step, options: Options) -> subprocess.Popen[bytes]:
     """Start a step."""
     command = step.command(options)
-    print("$ " + " ".join(["python", *command[1:]]), flush=True)
+    say("$ " + " ".join(["python", *command[1:]]))
     if options.jobs == 1:
         return subprocess.Popen(command)
     step.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def announce(name: str, steps: Sequence[Step], options: Options, data: Images) -
     for step in steps:
         minutes = 0 if step.done else seconds[step.folder] / 60
         state = "done" if step.done else f"about {minutes:.0f} minutes here"
-        print(f"{name}: {step.folder.name}: {state}", flush=True)
+        say(f"{name}: {step.folder.name}: {state}")
         between = minutes * step.between / sum(step.plan.values())
         if options.minutes is not None and between > options.minutes:
             raise ValueError(
@@ -181,7 +182,7 @@ def main(options: Options) -> None:
         if options.list:
             continue
         if not run(steps, options, deadline):
-            print("the time is up; the same command goes on from here")
+            say("the time is up; the same command goes on from here")
             return
         results.add(name, [step.folder for step in steps], options.out, options.data_dir)
 

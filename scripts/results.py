@@ -28,8 +28,10 @@ from scripts.tables import markdown
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
+from skipnet_rl.files import write_text
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.statistics import half_width, wilson_interval
+from skipnet_rl.terminal import say
 
 TEST_IMAGES = 10_000  # of CIFAR-10: behind every row, also behind older ones that do not say so
 STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
@@ -64,7 +66,6 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     stored = [row for row in read(out) if row["row"] != name]
     if any((row["name"], row["depth"]) == ("all blocks", sp[0].depth) for row in stored):
         del entries[0]  # another gate's row of this network has it
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", {"schema": 1, "rows": stored + [_summary(name, e) for e in entries]})
     for title, figure in _pictures(hybrid, data_dir).items():
         plots.save_figure(figure, out / f"{name}-{title}.png")
@@ -219,9 +220,9 @@ def draw(out: Path) -> None:
     rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
-    (out / "results.md").write_text(table(rows), encoding="utf-8")
+    write_text(out / "results.md", table(rows))
     plots.save_figure(picture(rows, read_cascades(out)), out / "results.png")
-    print(f"wrote {out}/results.md and results.png")
+    say(f"wrote {out}/results.md and results.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Every field of the entry comes from the run's files, so the index says what was 
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,9 @@ from agents.cli import main_with_named_errors
 from agents.distillation import depths_of
 from agents.finished import FinishedRun
 from skipnet_rl.checkpoint import part_name, parts_of, read_tensors, write_json
+from skipnet_rl.files import whole_file
 from skipnet_rl.runs import without_places
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import AUTO, FOLDER, find_entry, index, sha256_of
 
 LARGEST = 4 * 2**20  # bytes of a file; larger networks are shipped in parts
@@ -167,9 +168,8 @@ def copy_in(source: Path, name: str) -> Path:
     if largest > LARGEST:
         raise ValueError(f"{source} has parts of {largest:,} bytes, more than {LARGEST:,}")
     for file, content in contents.items():
-        beside = FOLDER / f"{file}.new"
-        beside.write_bytes(content)
-        os.replace(beside, FOLDER / file)
+        with whole_file(FOLDER / file) as beside:
+            beside.write_bytes(content)
     return FOLDER / next(iter(contents))
 
 
@@ -200,7 +200,7 @@ def main(options: Options) -> None:
     for replaced in before:  # by another number of files
         for part in {*parts_of(FOLDER / replaced["file"])} - {*parts_of(file)}:
             part.unlink(missing_ok=True)
-    print(f"{entry['name']}: {entry['test_accuracy']:.2%} of {entry['test_images']:,} images")
+    say(f"{entry['name']}: {entry['test_accuracy']:.2%} of {entry['test_images']:,} images")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.runs import provenance, without_places
+from skipnet_rl.terminal import say
 from skipnet_rl.text import for_markdown
 
 
@@ -26,7 +25,7 @@ def points(value: float, half: float, sign: str = "") -> str:
 
 
 def publish(module: str, path: Path, found: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Print a table and write its numbers with the command behind them; returns what was written.
+    """Write a table's numbers with the command behind them, then print it; returns what was written.
 
     Args:
         module: what was run, such as `"scripts.paired"`.
@@ -34,10 +33,11 @@ def publish(module: str, path: Path, found: Mapping[str, Any], text: str) -> dic
         found: the numbers.
         text: the table.
     """
-    print(text)
     command = without_places(["python", "-m", module, *sys.argv[1:]])
     written = {"schema": 1, **found, "command": command, **provenance()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, written)
-    tqdm.write(f"wrote {path}")
+    say(text)
+    for note in written.get("notes", ()):
+        say(note)
+    say(f"wrote {path}")
     return written

@@ -49,7 +49,7 @@ def recalibrate(
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    order = torch.randperm(len(data), generator=step_generator(seed, 0, "cpu", stream=4))
+    order = torch.randperm(len(data), generator=step_generator(seed, 0, "cpu", stream=4), device="cpu")
     device = data.device
     for number, index in enumerate(order.to(device).split(batch_size)[:batches]):
         images, labels = data.training_batch(index, step_generator(seed, number, device, stream=5))

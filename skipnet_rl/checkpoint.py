@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.files import move, remove_folder, sync, whole_file, write_text
+from skipnet_rl.precision import cpu_by_default
 
 TENSORS, TREE = "state.safetensors", "state.json"
 
@@ -31,17 +31,17 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     tree = _pack(state, "", tensors)
     beside = folder.with_name(folder.name + ".new")
     previous = folder.with_name(folder.name + ".previous")
-    shutil.rmtree(beside, ignore_errors=True)
+    remove_folder(beside)
     beside.mkdir(parents=True)
     _save_tensors(tensors, beside / TENSORS)
     (beside / TREE).write_text(json.dumps(tree), encoding="utf-8")
     for written in (beside / TENSORS, beside / TREE, beside):
-        _sync(written)
+        sync(written)
     if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    beside.rename(folder)
-    _sync(folder.parent)
+        remove_folder(previous)
+        move(folder, previous)
+    move(beside, folder)
+    sync(folder.parent)
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -53,7 +53,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     previous = folder.with_name(folder.name + ".previous")
     source = folder if folder.exists() or not previous.exists() else previous
     try:
-        tensors = load_file(source / TENSORS, device=str(device))
+        tensors = {name: value.to(device) for name, value in _read_file(source / TENSORS).items()}
         tree = json.loads((source / TREE).read_text(encoding="utf-8"))
         return _unpack(tree, tensors)
     except FileNotFoundError as error:
@@ -62,12 +62,18 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
         raise WeightsError(f"the checkpoint in {source} is damaged: {error}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; a NaN or an infinity, for which JSON has no word, as null."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(beside)
-    os.replace(beside, path)
+def write_json(path: Path, value: Any, *, new: bool = False) -> None:
+    """Write JSON whole or not at all; a NaN or an infinity, for which JSON has no word, as null.
+
+    Args:
+        path: the file.
+        value: nested dicts, lists and plain values.
+        new: refuse to replace a file, see `files.whole_file`.
+
+    Raises:
+        FileExistsError: `new`, and the file is there.
+    """
+    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n", new=new)
 
 
 def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
@@ -84,11 +90,8 @@ def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
                 f"layer {name} has values beyond half precision, up to {value.abs().max():.3g}"
             )
         tensors[name] = half.contiguous().cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    _save_tensors(tensors, beside, {"about": json.dumps(about)})
-    _sync(beside)
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        _save_tensors(tensors, beside, {"about": json.dumps(about)})
 
 
 def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
@@ -140,7 +143,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             hint = "give the path of a file, or 'auto'" if part == path else f"{path.name} needs it"
             raise WeightsError(f"no weights file {part}; {hint}")
         try:
-            tensors |= load_file(part)
+            tensors |= _read_file(part)
         except SafetensorError as error:
             raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
     return tensors
@@ -193,6 +196,12 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     module.load_state_dict({**expected, **tensors})
 
 
+@cpu_by_default()
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, on the CPU; nothing keeps it open or mapped, so that it can be replaced."""
+    return load(path.read_bytes())
+
+
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     try:
         save_file(tensors, path, metadata=metadata)
@@ -231,11 +240,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(item) for item in value]
     return value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from skipnet_rl.terminal import forgiving_streams, say
+
 ArgsT = TypeVar("ArgsT")
 
 
@@ -25,6 +27,16 @@ def main_with_named_errors(
         errors: kinds of mistakes beside ValueError and OSError.
         defaults: gives the flags' defaults where they follow from flags that are given; `--help` shows them.
     """
+    with forgiving_streams():
+        _run(args_type, run, errors, defaults)
+
+
+def _run(
+    args_type: type[ArgsT],
+    run: Callable[[ArgsT], Any],
+    errors: tuple[type[Exception], ...],
+    defaults: Callable[[], ArgsT] | None,
+) -> None:
     args = None
     try:
         args = tyro.cli(args_type, default=defaults()) if defaults else tyro.cli(args_type)
@@ -32,9 +44,9 @@ def main_with_named_errors(
     except (ValueError, OSError, *errors) as error:
         if getattr(args, "debug", "--debug" in sys.argv):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         remedy = "; go on with --resume and the same --run-dir" if hasattr(args, "resume") else ""
-        print(f"interrupted{remedy}", file=sys.stderr)
+        say(f"interrupted{remedy}", sys.stderr)
         sys.exit(130)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skipnet_rl.data import Images
+from skipnet_rl.files import whole_file
 from skipnet_rl.flops import compute_blocks
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
@@ -178,10 +179,8 @@ def save_evaluations(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
         arrays[f"{number}/predictions"] = record.predictions
         arrays[f"{number}/correct"] = np.packbits(record.correct)
         arrays[f"{number}/shape"] = np.array(record.routes.shape)
-    beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
+    with whole_file(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    beside.replace(path)
 
 
 def load_records(path: Path) -> dict[str, Record]:

@@ -16,29 +16,34 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import tyro
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from skipnet_rl.checkpoint import parts_of
 from skipnet_rl.cli import main_with_named_errors
 from skipnet_rl.data import Images
 from skipnet_rl.data.places import data_folder
+from skipnet_rl.files import whole_file
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.gates import Hidden, RecurrentGate
 from skipnet_rl.inference import fold_batchnorm
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.normalisation import normalised, stated
 from skipnet_rl.policies import Policy, first_memory
+from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.rollout import rollout
+from skipnet_rl.terminal import say
 from skipnet_rl.weights import weights_path
 
 OPSET = 20
 LOGITS_TOLERANCE = 1e-4
+EXTRA = ("onnx", "onnxruntime", "onnxscript")
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def export_onnx(
     free = {"dynamic_shapes": {"images": {0: torch.export.Dim("images")}}} if batched else {}
     with torch.no_grad():
         program = torch.onnx.export(
-            graph.eval(), (torch.zeros(count, 3, size, size),), input_names=["images"],
+            graph.eval(), (torch.zeros(count, 3, size, size, device="cpu"),), input_names=["images"],
             output_names=["logits", "route"], opset_version=OPSET, dynamo=True, verbose=False, **free,
         )  # fmt: skip
     model = program.model_proto  # type: ignore[union-attr]
@@ -103,18 +108,19 @@ def export_onnx(
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
     onnx.checker.check_model(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, path)
+    with whole_file(path) as beside:
+        onnx.save(model, beside)
 
 
 def export_plain(mdp: RoutingMDP, path: Path) -> None:
     """Write the plain network, every block executed and no gate: what to compare latencies with."""
     net = fold_batchnorm(mdp.net)
-    images = torch.zeros(1, 3, net.image_size, net.image_size)
-    torch.onnx.export(
-        net, (images,), path, dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
-        input_names=["images"], output_names=["logits"],
-    )  # fmt: skip
+    images = torch.zeros(1, 3, net.image_size, net.image_size, device="cpu")
+    with whole_file(path) as beside:
+        torch.onnx.export(
+            net, (images,), beside, dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
+            input_names=["images"], output_names=["logits"],
+        )  # fmt: skip
 
 
 def onnx_session(path: Path, threads: int = 1) -> Any:
@@ -285,43 +291,74 @@ def _move_weights_into_branches(graph: Any) -> None:
             graph.initializer.remove(weights[name])
 
 
-def _import_onnx() -> Any:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
+def _check_installed() -> None:
+    """Raise a ModuleNotFoundError for a package that exporting needs; imports none, which takes seconds."""
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise ModuleNotFoundError(
-            f'{error}; install what exporting needs: pip install -e ".[export]"'
-        ) from error
+            f'exporting needs {", ".join(missing)}, which is not installed: pip install -e ".[export]"'
+        )
     if not hasattr(torch.onnx, "ops"):
         raise ModuleNotFoundError(f"exporting needs PyTorch 2.8 or newer; this is {torch.__version__}")
+
+
+def _import_onnx() -> Any:
+    _check_installed()
+    import onnx
+
     return onnx
 
 
+@cpu_by_default()
 def main(args: Args) -> Agreement | None:
-    """Export, check, and only then put the file in its place."""
+    """Look at all that is given, then export, check, and only then put the file in its place.
+
+    Raises:
+        ModuleNotFoundError: the packages of the extra `export` are not installed.
+        FileNotFoundError, WeightsError: no such network, or none with gates.
+        ValueError: a number of images below 0, a data set of other classes, or a model that does not agree
+            with PyTorch.
+        OSError: the file cannot be written there.
+    """
+    _check_installed()
     data_folder(args.data_dir)  # a mistyped one is said whether it is read or not
+    if args.check < 0:
+        raise ValueError(f"the number of images to check on is {args.check}; expected 0 or more")
     source = weights_path(args.checkpoint)
     about = read_header(source)
+    if args.out.exists() and any(part.exists() and args.out.samefile(part) for part in parts_of(source)):
+        raise ValueError(f"{args.out} is the network itself; give the model another name")
     mdp, gate = restore_checkpoint(source)
-    beside = args.out.with_name(args.out.name + ".new")
-    export_onnx(mdp, gate, beside, args.batched, about)
-    agreement = None
-    if args.check:
-        images = load_images(about["dataset"], "test", args.data_dir).sized(mdp.net.image_size)
-        images = normalised(images, *(stated(about) or ()))
-        with image_progress("check") as show:
-            agreement = compare_with_torch(beside, mdp, gate, images.first(args.check), show)
-        tqdm.write(
-            f"{agreement.images} test images: {agreement.same_routes} with PyTorch's route, their logits "
-            f"within {agreement.logits:.1e}"
+    images = _images(about, mdp, args) if args.check else None
+    with whole_file(args.out) as beside:
+        export_onnx(mdp, gate, beside, args.batched, about)
+        agreement = None if images is None else _checked(beside, mdp, gate, images)
+    say(f"wrote {args.out}")
+    return agreement
+
+
+def _images(about: Mapping[str, Any], mdp: RoutingMDP, args: Args) -> Images:
+    """The images to check on."""
+    images = load_images(about["dataset"], "test", args.data_dir).sized(mdp.net.image_size)
+    images = normalised(images, *(stated(about) or ()))
+    if len(images.classes) != about["num_classes"]:
+        raise ValueError(
+            f"{args.checkpoint} has {about['num_classes']} classes, its data set {about['dataset']} "
+            f"{len(images.classes)}; give the folder of the images that it was trained on"
         )
-        if agreement.same_routes < agreement.images or agreement.logits > LOGITS_TOLERANCE:
-            beside.unlink()
-            raise ValueError("the exported model does not agree with PyTorch; nothing was written")
-    beside.replace(args.out)
-    tqdm.write(f"wrote {args.out}")
+    images.check_not_empty()
+    return images.first(args.check)
+
+
+def _checked(model: Path, mdp: RoutingMDP, policy: Policy, images: Images) -> Agreement:
+    """The agreement with PyTorch; a ValueError where it is none."""
+    with image_progress("check") as show:
+        agreement = compare_with_torch(model, mdp, policy, images, show)
+    say(
+        f"{agreement.images} test images: {agreement.same_routes} with PyTorch's route, their logits "
+        f"within {agreement.logits:.1e}"
+    )
+    if agreement.same_routes < agreement.images or agreement.logits > LOGITS_TOLERANCE:
+        raise ValueError("the exported model does not agree with PyTorch; nothing was written")
     return agreement
 
 

@@ -82,8 +82,8 @@ def block_costs(net: ResNet, cost: str) -> Tensor:
     if cost not in COSTS:
         raise unknown_name("cost", cost, COSTS)
     if cost == "blocks":
-        return torch.ones(len(net.blocks) - 1)
-    macs = torch.tensor(network_macs(net).transforms, dtype=torch.float64)
+        return torch.ones(len(net.blocks) - 1, device="cpu")
+    macs = torch.tensor(network_macs(net).transforms, dtype=torch.float64, device="cpu")
     return (macs / macs.mean()).float()
 
 

@@ -12,6 +12,7 @@ from skipnet_rl.errors import WeightsError
 from skipnet_rl.gates import FeedForwardGate, RecurrentGate, make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import FixedRoute
+from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.resnet import ResNet
 
 HEADER = {"depth", "dataset", "gate", "shortcut", "alpha", "cost"}
@@ -26,7 +27,7 @@ def empty_policy(kind: str, net: ResNet, gain: float = 1.0) -> StoredPolicy:
         ValueError: see `make_gate`.
     """
     if kind == FIXED:
-        return FixedRoute(torch.ones(len(net.blocks) - 1))
+        return FixedRoute(torch.ones(len(net.blocks) - 1, device="cpu"))
     return make_gate(kind, net, gain)
 
 
@@ -38,10 +39,14 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     about = read_about(path)
     if missing := {*HEADER, "num_classes"} - about.keys():
-        raise WeightsError(f"{path} does not name its {', '.join(sorted(missing))}; give the run's folder")
+        raise WeightsError(
+            f"{path} does not name its {', '.join(sorted(missing))}; expected a gated network, as hybrid "
+            "REINFORCE, REINFORCE and Gumbel leave one"
+        )
     return about
 
 
+@cpu_by_default()
 def restore_checkpoint(
     path: Path, num_classes: int | None = None, alpha: float | None = None
 ) -> tuple[RoutingMDP, StoredPolicy]:

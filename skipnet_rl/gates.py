@@ -114,7 +114,7 @@ class FeedForwardGate(Gate):
         for head in self.heads:
             nn.init.normal_(head.weight, std=0.02)  # the bias decides at first, whatever the feature
             with torch.no_grad():
-                head.bias.copy_(torch.tensor([0.0, bias]))
+                head.bias.copy_(torch.tensor([0.0, bias], device=head.bias.device))
         _amplify(gain, *(head.weight for head in self.heads))
 
     @staticmethod

@@ -65,7 +65,9 @@ class RoutingMDP:
         self.num_decisions = len(net.blocks) - 1
         if self.num_decisions < 1:
             raise ValueError("the network has one block, which always runs; expected at least two")
-        self.cost = block_costs(net, cost) if isinstance(cost, str) else torch.as_tensor(cost)
+        self.cost = block_costs(net, cost) if isinstance(cost, str) else cost
+        if not isinstance(self.cost, Tensor):
+            self.cost = torch.as_tensor(cost, device="cpu")
         if self.cost.shape != (self.num_decisions,):
             raise ValueError(f"cost has shape {tuple(self.cost.shape)}; expected ({self.num_decisions},)")
         if not self.cost.isfinite().all():

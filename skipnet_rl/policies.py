@@ -159,7 +159,8 @@ class RandomSkip:
 
     def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
         """The log-odds of `rate` for each image."""
-        return _constant(state, torch.logit(torch.tensor(self.rate, dtype=torch.float64)).item()), None
+        rate = torch.tensor(self.rate, dtype=torch.float64, device="cpu")
+        return _constant(state, rate.logit().item()), None
 
 
 class FixedRoute(nn.Module):
@@ -200,7 +201,8 @@ class StochasticDepth:
 
     def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
         """±∞, alike for the whole batch."""
-        survives = torch.rand((), generator=self.generator).item() < self.survival(mdp, state.t)
+        drawn = torch.rand((), generator=self.generator, device=self.generator.device).item()
+        survives = drawn < self.survival(mdp, state.t)
         return _constant(state, math.inf if survives else -math.inf), None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -12,21 +14,49 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; `"auto"` takes a GPU where there is one.
+def pick_device(name: str | torch.device | None) -> torch.device:
+    """The device called `name`; `"auto"`, or None, takes a GPU where there is one.
 
     On a GPU convolutions in float32 are that from then on: PyTorch's default there is TensorFloat-32, with
     10 of the 23 bits of a mantissa.
+
+    Args:
+        name: `"auto"`, `"cpu"`, `"cuda"`, one of several as `"cuda:1"`, or a `torch.device`.
+
+    Raises:
+        ValueError: no such device, or none on this machine.
     """
-    if name.partition(":")[0] not in DEVICES:
-        raise unknown_name("device", name, DEVICES)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise ValueError(f"device {name!r}, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
-        torch.backends.cudnn.allow_tf32 = False
-    return torch.device(name)
+    given = "auto" if name is None else str(name) if isinstance(name, torch.device) else name
+    match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d+))?", given) if isinstance(given, str) else None
+    if match is None or given.startswith("auto:"):
+        raise unknown_name("device", given, DEVICES)
+    kind, index = match[1], match[2]
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu":
+        if index is not None and int(index) > 0:
+            raise ValueError(f"device {given!r}, but there is one CPU; use 'cpu'")
+        return torch.device("cpu")  # "cpu:0" would be unequal to where its tensors are
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {given!r}, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
+    if index is not None and int(index) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {given!r}, but PyTorch sees {count}, from 'cuda:0'; use one of them")
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device(kind if index is None else f"cuda:{int(index)}")
+
+
+@contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """Put what names no device on the CPU, whatever `torch.set_default_device` says; also a decorator.
+
+    Layers name none. They are made and filled on the CPU, with its random numbers, and moved when they are
+    whole: so their first weights are the same everywhere, and `"meta"`, which holds no numbers, does no harm.
+    """
+    if torch.get_default_device().type == "cpu":  # the context costs a call of Python for each of PyTorch's
+        yield
+    else:
+        with torch.device("cpu"):
+            yield
 
 
 def resolve_precision(name: str, device: torch.device | str) -> str:

@@ -6,7 +6,6 @@ Such a callable, `progress(done, total)`, is told after each part how many image
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +15,19 @@ from tqdm import tqdm
 
 from skipnet_rl import data
 from skipnet_rl.data import Images
+from skipnet_rl.terminal import bar_stream
 
 DELAY = 1  # seconds before images have a bar: what is done by then needs none
 
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """tqdm's bar; in a job's log, which is no terminal, a line every 10 seconds ($TQDM_MININTERVAL)."""
-    if not sys.stderr.isatty():
+    stream = bar_stream()
+    if not stream.isatty():
         options |= {"position": 0, "leave": True}  # a log's lines stay, and no bar moves up from another
         if "TQDM_MININTERVAL" not in os.environ:
             options["mininterval"] = 10
-    return tqdm(items, dynamic_ncols=True, **options)
+    return tqdm(items, dynamic_ncols=True, file=stream, **options)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import platform
 import shlex
-import shutil
 import subprocess
 import time
 import warnings
@@ -23,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from skipnet_rl.checkpoint import load_checkpoint, save_checkpoint, write_json
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.files import as_name, move, new_folder, remove_folder, write_text
 
 PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
@@ -35,7 +35,7 @@ class Run:
     """One run's folder.
 
     Args:
-        folder: where; made if need be.
+        folder: where; made if need be. Of several processes that start a run in it, exactly one does.
         args: the resolved arguments, a dataclass.
         resume: go on from the folder's checkpoint.
 
@@ -48,19 +48,21 @@ class Run:
     def __init__(self, folder: Path, args: Any, resume: bool = False) -> None:
         self.folder = folder
         self.checkpoint_folder = folder / "checkpoint"
-        started = (folder / "args.json").exists()
-        if started and not resume:
-            go_on = "pass --resume to go on, or" if hasattr(args, "resume") else "give"
-            raise FileExistsError(f"{folder} holds a run; {go_on} another --run-dir")
-        if resume and not started:
-            raise FileNotFoundError(f"nothing to resume in {folder}: it has no args.json")
-        arguments = as_stored(args)
-        if started:
-            check_same(json.loads((folder / "args.json").read_text(encoding="utf-8")), arguments)
+        if resume:
+            check_same(_stored_arguments(folder), as_stored(args))
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "args.json", {**arguments, **provenance()})
+            self._claim(args)
         self._writer: SummaryWriter | None = None  # opened with the first point, when the step is known
+
+    def _claim(self, args: Any) -> None:
+        """Make args.json, which a folder has once: to look for it first would let two runs in."""
+        path = self.folder / "args.json"
+        self.folder.mkdir(parents=True, exist_ok=True)  # a file in its place is another error than a run
+        try:
+            write_json(path, {**as_stored(args), **provenance()}, new=True)
+        except FileExistsError as error:
+            go_on = "pass --resume to go on, or" if hasattr(args, "resume") else "give"
+            raise FileExistsError(f"{self.folder} holds a run; {go_on} another --run-dir") from error
 
     def log(self, step: int, stage: str, **metrics: float) -> None:
         """Add a line to metrics.jsonl and a point to each TensorBoard curve."""
@@ -95,13 +97,11 @@ class Run:
                 raise
             state = load_checkpoint(previous, device)
             aside = self.checkpoint_folder.with_name("checkpoint.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            self.checkpoint_folder.rename(aside)  # or the next save would put it in the good one's place
+            remove_folder(aside)
+            move(self.checkpoint_folder, aside)  # or the next save would put it in the good one's place
             warnings.warn(f"{error}. Going on from the one before it, {previous}", stacklevel=2)
         kept = self.metrics()[: state["metric_lines"]]
-        beside = self.folder / "metrics.jsonl.new"
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        beside.replace(self.folder / "metrics.jsonl")
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         return state
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -111,15 +111,34 @@ class Run:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json."""
+        """Write result.json; what a killed start left of another file goes."""
         if self._writer is not None:
             self._writer.close()
+        for left in self.folder.glob("*.new"):
+            if left.is_file():
+                left.unlink()
         write_json(self.folder / "result.json", {"schema": 1, **result, **provenance()})
 
 
-def run_folder(run_dir: Path | None, name: str, agent: str, seed: int) -> Path:
-    """`run_dir`, or runs/<name>-<agent>-<seed>-<time>."""
-    return run_dir or Path("runs") / f"{name}-{agent}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+def run_folder(run_dir: Path | None, name: str, agent: str, seed: int, resume: bool = False) -> Path:
+    """`run_dir` as it is, or a folder made now: runs/<name>-<agent>-<seed>-<time>, which nobody else gets.
+
+    Raises:
+        FileNotFoundError: to be resumed, but none is named.
+    """
+    if run_dir is not None:
+        return run_dir
+    if resume:
+        raise FileNotFoundError("nothing to resume: a folder made now has no run; name the run's own")
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    return new_folder(Path("runs") / as_name(f"{name}-{agent}-{seed}-{moment}"))
+
+
+def _stored_arguments(folder: Path) -> dict[str, Any]:
+    path = folder / "args.json"
+    if not path.exists():
+        raise FileNotFoundError(f"nothing to resume in {folder}: it has no args.json")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def without_places(command: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional as F
 
-from skipnet_rl import checkpoint
+from skipnet_rl import checkpoint, files
 from skipnet_rl.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, write_json
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.resnet import ResNet
@@ -115,16 +115,15 @@ def crash_halfway(_tensors, path, metadata=None):
     raise Crash
 
 
-def crash_renaming(name: str):
-    """A rename that fails for the folder called `name`."""
-    rename = Path.rename
+def crash_moving(name: str):
+    """A move that fails for the folder called `name`."""
 
-    def renamed(self, target):
-        if self.name == name:
+    def moved(source, target):
+        if source.name == name:
             raise Crash
-        return rename(self, target)
+        return files.move(source, target)
 
-    return renamed
+    return moved
 
 
 def break_at(monkeypatch, stage: str) -> None:
@@ -133,9 +132,9 @@ def break_at(monkeypatch, stage: str) -> None:
         "tensors": (checkpoint, "save_file", crash),
         "half the tensors": (checkpoint, "save_file", crash_halfway),
         "json": (checkpoint.json, "dumps", crash),
-        "sync": (checkpoint, "_sync", crash),
-        "first rename": (Path, "rename", crash_renaming("c")),
-        "second rename": (Path, "rename", crash_renaming("c.new")),
+        "sync": (files.os, "fsync", crash),
+        "first rename": (checkpoint, "move", crash_moving("c")),
+        "second rename": (checkpoint, "move", crash_moving("c.new")),
     }[stage]
     monkeypatch.setattr(where, name, replacement)
 

@@ -20,7 +20,7 @@ from forked import forked
 from toys import load_first
 
 from agents import hybrid_reinforce, setting
-from skipnet_rl import checkpoint, evaluate, runs
+from skipnet_rl import checkpoint, evaluate, files, runs
 
 if not hasattr(os, "fork"):
     pytest.skip("needs fork", allow_module_level=True)
@@ -32,9 +32,9 @@ FLAGS = {
 PLACES = {
     "training step": (hybrid_reinforce, "train_step"),
     "evaluation": (evaluate, "rollout"),
-    "fsync": (checkpoint.os, "fsync"),
-    "rename of a folder": (checkpoint.Path, "rename"),
-    "rename of a file": (checkpoint.os, "replace"),
+    "fsync": (files.os, "fsync"),
+    "rename of a folder": (checkpoint, "move"),
+    "rename of a file": (files, "move"),
     "tensors": (checkpoint, "save_file"),
     "line or file of JSON": (runs.json, "dumps"),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skipnet_rl import checkpoint
+from skipnet_rl import checkpoint, files
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.runs import Run, as_now, check_same, commit, run_folder, versions
 
@@ -113,15 +113,14 @@ def test_half_written_line_is_left_out_and_not_continued(tmp_path):
 
 def interrupt_save(monkeypatch, run: Run, from_name: str) -> None:
     """Save, but stop short of renaming the folder called `from_name`."""
-    rename = Path.rename
 
-    def renamed(self, target):
-        if self.name == from_name:
+    def moved(source, target):
+        if source.name == from_name:
             raise KeyboardInterrupt
-        return rename(self, target)
+        return files.move(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Path, "rename", renamed)
+        patch.setattr(checkpoint, "move", moved)
         with pytest.raises(KeyboardInterrupt):
             run.save({"step": 2})
 

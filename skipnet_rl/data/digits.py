@@ -13,7 +13,6 @@ float32 functions round by its version and the vector instructions that it finds
 from __future__ import annotations
 
 import os
-import uuid
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipnet_rl.errors import unknown_name
+from skipnet_rl.files import whole_file
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, NDArray[np.float32]]]
 
@@ -116,7 +116,8 @@ def load_digits(
         return stored
     images, labels, factors = render_digits(split, progress=progress)
     try:
-        _write(path, images=images, labels=labels, **factors)
+        with whole_file(path, shared=True) as beside, beside.open("wb") as file:
+            np.savez(file, images=images, labels=labels, **factors)
     except OSError as error:
         if _read(path, split) is None:  # else another process was faster, and Windows keeps what it has open
             warnings.warn(f"cannot cache the rendered digits in {path.parent}: {error}", stacklevel=2)
@@ -142,21 +143,6 @@ def _read(path: Path, split: str) -> Arrays | None:
     fits = images.shape == (count, 3, SIZE, SIZE) and images.dtype == np.uint8
     fits = fits and all(values.shape == (count,) for values in factors.values())
     return (images, labels, factors) if fits and np.array_equal(labels, _labels(split)) else None
-
-
-def _write(path: Path, **arrays: NDArray) -> None:
-    """Write the cache whole or not at all, readable for whom the user's umask lets read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.{uuid.uuid4().hex}.new")  # one for each writer
-    try:
-        with beside.open("xb") as file:  # not tempfile, whose files are their owner's alone
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 class _Draws:

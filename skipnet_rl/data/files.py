@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
 from skipnet_rl.data.pixels import open_image, read_image
+from skipnet_rl.precision import cpu_by_default
 
 DECODERS = 8  # threads; PIL's decoders let go of the interpreter
 RESIZE = 256 / 224  # short side before the central crop, over the crop
@@ -106,13 +107,14 @@ class ImageFiles(Images):
         image = F.resize(read_image(path), [round(self.size * (1 if self.small else RESIZE))], antialias=True)
         return F.center_crop(image, [self.size, self.size])
 
+    @cpu_by_default()  # RandomResizedCrop names no device
     def _box(self, path: str, seed: int) -> tuple[list[int], bool]:
         """Top, left, height and width of the crop, and whether to mirror it."""
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(seed)
             with open_image(path) as image:
                 box = RandomResizedCrop.get_params(image, *self._crops())
-            return list(box), torch.rand(()).item() < 0.5
+            return list(box), torch.rand((), device="cpu").item() < 0.5
 
     def _crop(self, path: str, box: list[int], mirror: bool) -> Tensor:
         crop = F.resized_crop(read_image(path), *box, size=[self.size, self.size], antialias=True)

@@ -115,7 +115,7 @@ def training_index(step: int, batch_size: int, size: int, seed: int) -> Tensor:
     if steps_per_epoch == 0:
         raise ValueError(f"batch size {batch_size} is larger than the {size} training images")
     epoch, position = divmod(step, steps_per_epoch)
-    order = torch.randperm(size, generator=step_generator(seed, epoch, "cpu", stream=1))
+    order = torch.randperm(size, generator=step_generator(seed, epoch, "cpu", stream=1), device="cpu")
     return order[position * batch_size : (position + 1) * batch_size]
 
 

@@ -44,7 +44,7 @@ def _cifar(
         name=name,
         split=source,
         images=torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
-        labels=torch.tensor(data.targets),
+        labels=torch.tensor(data.targets, device="cpu"),
         classes=tuple(data.classes),
         flip=True,
         **statistics,
@@ -132,7 +132,7 @@ def _image_files(name: str, source: str, data: ImageFolder, classes: list[str]) 
         name=name,
         split=source,
         paths=paths,
-        labels=torch.tensor(labels),
+        labels=torch.tensor(labels, device="cpu"),
         classes=tuple(classes),
         **IMAGENET_STATISTICS,
     )

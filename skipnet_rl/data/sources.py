@@ -27,6 +27,7 @@ from skipnet_rl.data.images import Images
 from skipnet_rl.data.imageset import ImageSet
 from skipnet_rl.data.places import data_folder
 from skipnet_rl.errors import DataNotFoundError, unknown_name
+from skipnet_rl.precision import cpu_by_default
 
 DATASETS = ("rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder")
 HALVES = ("calibration", "selection")  # of the validation images
@@ -77,6 +78,7 @@ def _splits(name: str, data_dir: str | os.PathLike[str] | None) -> str:
     return f"; {places.describe_splits(places.place_of(name, data_folder(data_dir, name)))}"
 
 
+@cpu_by_default()
 def load_images(
     name: str,
     split: str,
@@ -154,7 +156,7 @@ def _whole(
 
 
 def _held_out(size: int, split: str) -> Tensor:
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     held_out = size // VALIDATION_SHARE
     return order[:held_out].sort().values if split == "val" else order[held_out:].sort().values
 

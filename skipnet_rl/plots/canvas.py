@@ -14,6 +14,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from skipnet_rl.files import whole_file
+
 COLOURS = {"all blocks": "0.45", "random": "tab:orange", "SP": "tab:green", "HRL": "tab:blue"}
 OTHERS = (
     "tab:purple", "tab:red", "tab:cyan", "tab:brown", "tab:pink", "tab:olive", "navy", "black", "teal",
@@ -24,9 +26,9 @@ FLOPS_LABEL = "FLOPs (% of the plain network, gates included)"
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
+    """Write a PNG whole or not at all; makes the folder."""
+    with whole_file(path) as beside:
+        FigureCanvasAgg(figure).print_png(str(beside))
     return path
 
 

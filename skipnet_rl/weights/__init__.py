@@ -18,6 +18,7 @@ import torch
 from skipnet_rl.checkpoint import fill, parts_of, read_tensors
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.importer import read_state_dict, rename, torchvision_weights
+from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.resnet import ResNet
 
 FOLDER = Path(__file__).parent
@@ -95,6 +96,7 @@ def _checked(entry: dict[str, Any]) -> Path:
     return path
 
 
+@cpu_by_default()
 def build_backbone(
     depth: int,
     num_classes: int,

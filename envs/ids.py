@@ -1,0 +1,35 @@
+"""The ids: importing this module registers them.
+
+Importing `envs` does so, too. Where another distribution has a package of that name, `envs` is that one's,
+and this module is the way: `import envs.ids`, or `gym.make("envs.ids:SkipResNet20-v0")`.
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+# Those of skipnet_rl.resnet, written again: registering ids does not load PyTorch.
+CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
+IMAGENET_DEPTHS = (34, 50, 101)  # for 224×224 images
+
+
+def depth_of(id: str) -> int:
+    """Depth of the network that a registered id names.
+
+    Raises:
+        gymnasium.error.Error: no such id.
+        ValueError: the id of another kind of environment.
+    """
+    depth = gym.spec(id).kwargs.get("depth")
+    if not isinstance(depth, int):
+        raise ValueError(f"{id} is no environment of this project; expected an id such as SkipResNet110-v0")
+    return depth
+
+
+for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS):
+    gym.register(
+        id=f"SkipResNet{depth}-v0",
+        entry_point="envs.factory:make_env",
+        vector_entry_point="envs.factory:make_vector_env",
+        kwargs={"depth": depth},
+    )
