@@ -24,7 +24,7 @@ from skipnet_rl.terminal import say
 
 HRL = (
     "--iterations 500 --tune-iterations 150 --sp-iterations 20 --batch-size 128 --lr 3e-4 --gate-lr 0.01 "
-    "--bn-images 4000"
+    "--bn-images 4000 --preset quick"
 )
 # agent, flags, whether a seed changes anything
 SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (
