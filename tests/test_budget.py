@@ -90,7 +90,10 @@ def test_bias_zero_is_the_run_and_more_bias_more_blocks(finished, play):
     assert rows[3]["compute_flops"] > 1.1  # the gates cost 12 %, executed or not
     assert rows[0]["compute_flops"] == 1 and rows[0]["accuracy"] == rows[3]["accuracy"]
     assert (finished / "plots" / "budget-test-greedy.png").is_file()
-    assert json.loads((finished / "budget-test-greedy.json").read_text())["policies"] == rows
+    stored = json.loads((finished / "budget-test-greedy.json").read_text())
+    assert stored["policies"] == rows
+    low, high = stored["notes"]
+    assert low.startswith("bias -30 skips every block") and high.startswith("bias +30 executes every block")
 
 
 def test_controls_do_not_choose_by_the_image(finished, play, tmp_path, capsys):

@@ -215,3 +215,12 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
     lines = [[line.get_xydata().tolist() for line in figure.axes[0].lines] for figure in drawn]
     added = [line for line in lines[1] if line not in lines[0]]
     assert sum(line == [[60.0, pytest.approx(91.6)]] for line in added) == 2
+
+
+@pytest.mark.parametrize("budgets, missing", [
+    ((0.25, 0.5), []), ((0.1, 0.25, 0.5), ["0.1"]), ((2, 0.5, 0.1, 2), ["0.1, 2"]), ((), []),
+])  # fmt: skip
+def test_budgets_that_are_left_out_are_said(budgets, missing):
+    had = {("a", "b"): {0.25: 0.0, 0.5: 0.0}, ("c", "b"): {budget: 1.0 for budget in budgets}}
+    expected = [f"a and b cannot have budget {each}; left out" for each in missing]
+    assert cascade.left_out(had, budgets) == expected

@@ -257,3 +257,15 @@ def test_stored_routes_come_back_and_replay(mdp, tiny_images, tmp_path):
     (tmp_path / "routes.npz").write_bytes((tmp_path / "routes.npz").read_bytes()[:100])
     with pytest.raises(ValueError, match="does not hold routes"):
         load_records(tmp_path / "routes.npz")
+
+
+@pytest.mark.parametrize("rate, target", [(1.0, 0.7), (0.82, 0.7), (0.3, 0.5), (0.0, 0.2), (1.0, 0.0)])
+def test_a_missed_target_is_said(rate, target):
+    (note,) = gumbel.missed_target(gumbel.Args(target=target), rate)
+    for part in (f"{rate:.1%}", f"{target:.1%}", "--iterations", "--penalty"):
+        assert part in note
+
+
+@pytest.mark.parametrize("rate, target", [(0.7, 0.7), (0.73, 0.7), (0.46, 0.5), (1.0, 1.0), (0.0, 0.0)])
+def test_of_a_target_that_is_met_nothing_is_said(rate, target):
+    assert not gumbel.missed_target(gumbel.Args(target=target), rate)

@@ -8,21 +8,23 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 import envs  # noqa: F401
 from agents import reinforce
-from skipnet_rl.checkpoint import load_checkpoint, save_checkpoint
+from skipnet_rl.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.data.files import ImageFiles
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.gated import restore_checkpoint
+from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import RandomSkip, StochasticDepth
 from skipnet_rl.precision import pick_device
 from skipnet_rl.rollout import rollout
-from skipnet_rl.weights import build_backbone, weights_path
+from skipnet_rl.weights import build_backbone
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"dataset": "rendered-digits", "weights": None}
@@ -97,8 +99,8 @@ def elsewhere(request):
 
 
 @pytest.mark.parametrize("more", [
-    {}, {"cost": "flops"}, {"array": "torch"}, {"augment": True, "precision": "bf16"},
-    {"obs_mode": "feature"}, {"autoreset_mode": "NextStep"}, {"weights": "auto"},
+    {"cost": "flops", "array": "torch"}, {"augment": True, "weights": "resnet20-rendered-digits"},
+    {"obs_mode": "feature", "autoreset_mode": "NextStep"},
 ], ids=str)  # fmt: skip
 def test_episodes(elsewhere, more):
     made = {**SMALL, **more}
@@ -127,12 +129,20 @@ def test_first_weights_do_not_depend_on_it(elsewhere):
 
 
 def test_files_policies_and_evaluations(elsewhere, tmp_path):
-    mdp, gate = restore_checkpoint(weights_path("resnet110-rendered-digits-hrl"))
+    net = build_backbone(14, 10, "rendered-digits", weights=None)
+    with torch.device("cpu"):
+        whole = nn.ModuleDict({"net": net, "gate": make_gate("rnn", net)})
+    about = {
+        "depth": 14, "dataset": "rendered-digits", "gate": "rnn", "shortcut": "projection", "alpha": 1.0,
+        "cost": "blocks",
+    }  # fmt: skip
+    save_weights(tmp_path / "w.safetensors", whole, about)
+    mdp, gate = restore_checkpoint(tmp_path / "w.safetensors")
     images = load_images("rendered-digits", "val").first(6)
     assert evaluate(mdp, gate, images).routes.device.type == "cpu"
     draws = torch.Generator("cpu").manual_seed(0)
     evaluate(mdp, RandomSkip(0.5), images, mode="sample", generator=draws)
-    small = RoutingMDP(build_backbone(14, 10, "rendered-digits"), cost=[1.0] * 5)
+    small = RoutingMDP(net, cost=[1.0] * 5)
     indices = torch.arange(4, device="cpu")
     assert rollout(small, StochasticDepth(0.5, draws), *images.batch(indices)).loss.isfinite().all()
     save_checkpoint(tmp_path / "c", {"x": gate.state_dict(), "none": torch.zeros(0, device="cpu")})
@@ -153,18 +163,20 @@ def test_images_in_files(elsewhere, tmp_path):
     assert images.picture(0)[0, 0].tolist() == [250, 0, 0]
 
 
+@pytest.mark.parametrize("elsewhere", ["meta"], indirect=True)
 def test_an_agent(elsewhere, tmp_path, few_images):
     args = reinforce.Args(
         env="SkipResNet14-v0", dataset="rendered-digits", iterations=1, batch_size=8, device="cpu",
-        run_dir=tmp_path / "run",
+        eval_images=8, test_images=8, weights="none", run_dir=tmp_path / "run",
     )  # fmt: skip
     assert reinforce.train(args)["policies"][-1]["name"] == "REINFORCE"
 
 
 NAMES = {
-    function.__name__ for function in _device_constructors()
+    function.__name__
+    for function in _device_constructors()
     if getattr(torch, function.__name__, None) is function
-}  # fmt: skip
+}
 
 
 def nameless(source: str) -> list[str]:
@@ -179,10 +191,8 @@ def nameless(source: str) -> list[str]:
 
 
 def test_every_tensor_says_where_it_goes():
-    assert nameless("torch.zeros(3)\ntorch.zeros(3, device=x)\ntorch.Generator()") == [
-        "1: zeros",
-        "3: Generator",
-    ]
+    example = "torch.zeros(3)\ntorch.zeros(3, device=x)\ntorch.Generator()"
+    assert nameless(example) == ["1: zeros", "3: Generator"]
     rooms = ("skipnet_rl", "envs", "agents", "scripts", "benchmarks")
     found = {
         str(path.relative_to(ROOT)): lines

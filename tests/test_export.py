@@ -201,3 +201,53 @@ def test_without_the_packages_the_error_names_the_extra(checkpoint, monkeypatch,
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert run(monkeypatch, checkpoint, "--out", checkpoint.with_name("model.onnx")) == 2
     assert "pip install -e" in capsys.readouterr().err
+
+
+def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
+    """Flags that cannot come to anything, and what is said of them."""
+    (place / "file").write_text("in the way")
+    other = place / "other.safetensors"
+    mdp, gate = undecided("rnn", "projection")
+    about = {
+        "depth": 8, "dataset": "cifar100", "gate": "rnn", "shortcut": "projection", "alpha": 1.0,
+        "cost": "blocks",
+    }  # fmt: skip
+    save_weights(other, nn.ModuleDict({"net": mdp.net, "gate": gate}), about)
+    out = place / "deep" / "model.onnx"
+    return {
+        "no data": ([other, "--out", out, "--data-dir", place / "none"], "no cifar100"),
+        "no network": ([place / "none.safetensors", "--out", out], "no weights file"),
+        "a plain network": (["resnet20-cifar10", "--out", out], "expected a gated network"),
+        "no safetensors": ([place / "file", "--out", out], "not a readable safetensors file"),
+        "a folder": ([checkpoint, "--out", place], "a folder is where the file is to be"),
+        "in a file": ([checkpoint, "--out", place / "file" / "model.onnx"], "Not a directory"),
+        "itself": ([checkpoint, "--out", checkpoint, "--check", 0], "is the network itself"),
+        "fewer than none": ([checkpoint, "--out", out, "--check", -3], "expected 0 or more"),
+    }
+
+
+def test_the_command_looks_at_everything_before_it_begins(checkpoint, tmp_path, monkeypatch, capsys):
+    def begun(*_args, **_kwargs):
+        raise AssertionError("the export began")
+
+    monkeypatch.setattr(export, "export_onnx", begun)
+    for what, (flags, said) in wrong(checkpoint, tmp_path).items():
+        before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        assert run(monkeypatch, *flags) == 2, what
+        error = capsys.readouterr().err
+        assert said in error and "give the run's folder" not in error, what
+        assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before, what
+
+
+def test_an_export_that_fails_or_is_stopped_leaves_nothing(checkpoint, monkeypatch):
+    for error in (RuntimeError("no such operator"), KeyboardInterrupt()):
+
+        def fail(mdp, policy, path, *_args, error=error):
+            path.write_bytes(b"half")
+            raise error
+
+        monkeypatch.setattr(export, "export_onnx", fail)
+        args = export.Args(checkpoint, checkpoint.parent / "deep" / "model.onnx", check=0)
+        with pytest.raises(type(error)):
+            export.main(args)
+        assert list(checkpoint.parent.iterdir()) == [checkpoint]

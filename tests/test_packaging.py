@@ -22,7 +22,7 @@ def layout(tmp_path_factory) -> dict[str, Path]:
         patch.syspath_prepend(str(ROOT))
         import setup
 
-        distribution = Distribution()
+        distribution = Distribution({"script_name": "setup.py"})
         distribution.parse_config_files()
         command = setup.BuildPy(distribution)
         command.build_lib = str(tmp_path_factory.mktemp("build"))
