@@ -5,7 +5,6 @@ Augmentation and test-time crop are ImageNet's usual ones, as for torchvision's 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from skipnet_rl.data.images import Images
 from skipnet_rl.errors import DataDamagedError
+from skipnet_rl.forking import in_forked_child
 
 DECODERS = 8  # threads; PIL's decoders let go of the interpreter
 UNREADABLE = (OSError, SyntaxError, ValueError)  # what PIL raises of damaged files
@@ -111,8 +111,7 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows; a forked process has the pool without its threads
-    os.register_at_fork(after_in_child=_decoders.cache_clear)
+in_forked_child(_decoders.cache_clear)  # it has the pool without its threads
 
 
 def _open(path: str) -> Image.Image:
