@@ -83,7 +83,8 @@ class FinishedRun:
         """The backbone in one of the run's files, or the one that it started from."""
         if file is None:
             kind = self.args.get("shortcut", "projection")
-            return build_backbone(self.depth, num_classes, self.result["dataset"], kind, self.args["weights"])
+            start = self.args["weights"]
+            return build_backbone(self.depth, num_classes, self.result["dataset"], kind, start, exact=True)
         net = self._empty_network(num_classes)
         load_weights(self._inside(file), net, prefix="net.")
         return net
@@ -162,6 +163,6 @@ def restore_model(
     path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
 ) -> tuple[RoutingMDP, Policy]:
     """Decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
-    net = build_backbone(depth_of(env), num_classes, dataset, weights=weights)
+    net = build_backbone(depth_of(env), num_classes, dataset, weights=weights, exact=True)
     mdp = RoutingMDP(net, alpha)
     return mdp, load_model(path, algorithm, mdp.num_decisions).eval()

@@ -1,7 +1,8 @@
 """From strings to live objects: what the registered ids call.
 
-`env.spec` stays JSON: a network as keyword would be deep-copied into it. Environments with the same
-arguments share one network and one set of images.
+`env.spec` stays JSON: a network as keyword would be deep-copied into it, and paths, enums, devices and
+NumPy's numbers are taken as plain text and numbers. Environments with the same arguments share one network
+and one set of images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from envs.skipnet import SkipNetEnv
+from envs.specs import plain
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.sources import data_folder
@@ -18,7 +22,7 @@ from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import build_backbone
+from skipnet_rl.weights import build_backbone, weights_name
 
 
 def make_env(depth: int, **kwargs: Any) -> SkipNetEnv:
@@ -28,7 +32,7 @@ def make_env(depth: int, **kwargs: Any) -> SkipNetEnv:
         depth: from the id.
         **kwargs: of `parts`, and obs_mode, augment, render_mode of `SkipNetEnv`.
     """
-    mdp, images, rest = parts(depth, **kwargs)
+    mdp, images, rest = parts(depth, **plain(kwargs))
     return SkipNetEnv(mdp, images, **rest)
 
 
@@ -41,7 +45,7 @@ def make_vector_env(depth: int, num_envs: int = 1, **kwargs: Any) -> SkipNetVect
         **kwargs: of `parts`, and obs_mode, augment, autoreset_mode, array, render_mode of
             `SkipNetVectorEnv`.
     """
-    mdp, images, rest = parts(depth, **kwargs)
+    mdp, images, rest = parts(depth, **plain(kwargs))
     return SkipNetVectorEnv(mdp, images, num_envs, **rest)
 
 
@@ -75,21 +79,27 @@ def parts(
         device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
         precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
     """
+    for name, value in (("split", split), ("shortcut", shortcut), ("device", device)):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}; expected its name as text")
+    weights = None if weights is None else weights_name(weights)
     dataset, _ = resolve_dataset(dataset, data_dir)
     place = str(pick_device(device))
     size = Architecture.of_depth(depth).image_size
-    images = _images(dataset, split, data_folder(data_dir).resolve(), download, size, place)
+    images = _images(dataset, split, data_folder(data_dir).resolve(), bool(download), size, place)
     precision = resolve_precision(precision, place)
     net = _network(depth, len(images.classes), dataset, shortcut, weights, _age(weights), place, precision)
     return RoutingMDP(net, alpha, cost), images, rest
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # what is kept serves callers of every mode
 def _images(dataset: str, split: str, folder: Path, download: bool, size: int, device: str) -> Images:
     return load_images(dataset, split, folder, download, size).to(device)
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # what is kept serves callers of every mode
 def _network(
     depth: int,
     num_classes: int,
