@@ -106,5 +106,5 @@ def load_teachers(
     for name, depth in zip(teachers, depths_of(teachers, depths, student), strict=True):
         if name == "auto" and find_entry(depth, dataset, shortcut) is None:
             raise WeightsError(f"no ResNet-{depth} on {dataset} is shipped to teach; name a file: --teacher")
-        nets.append(build_backbone(depth, num_classes, dataset, shortcut, name).to(device))
+        nets.append(build_backbone(depth, num_classes, dataset, shortcut, name, exact=True).to(device))
     return nets

@@ -132,7 +132,8 @@ def restore(path: Path, args: Args) -> Subject:
     if (shipped := backbone_entry(str(path))) is not None:
         dataset = shipped["dataset"] if args.dataset == "auto" else args.dataset
         images = load(dataset, split, args, str(path), depth=shipped["depth"])
-        net = build_backbone(shipped["depth"], len(images.classes), dataset, shipped["shortcut"], str(path))
+        classes = len(images.classes)
+        net = build_backbone(shipped["depth"], classes, dataset, shipped["shortcut"], str(path), exact=True)
         mdp = RoutingMDP(net, args.alpha or 0.0)
         about = {"env": f"SkipResNet{net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
         return Subject("all blocks", about, mdp, AlwaysExecute(), images, args.out)

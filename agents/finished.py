@@ -90,8 +90,8 @@ class FinishedRun:
     def network(self, num_classes: int, file: str | None = None) -> ResNet:
         """The backbone in one of the run's files, that of a shipped name, or the one that it started from."""
         if file is None or find_named(file):
-            kind, weights = self.args.get("shortcut", "projection"), file or self.args["weights"]
-            return build_backbone(self.depth, num_classes, self.result["dataset"], kind, weights)
+            kind, start = self.args.get("shortcut", "projection"), file or self.args["weights"]
+            return build_backbone(self.depth, num_classes, self.result["dataset"], kind, start, exact=True)
         net = self._empty_network(num_classes)
         load_weights(self._inside(file), net, prefix="net.")
         return net
@@ -170,6 +170,6 @@ def restore_model(
     path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
 ) -> tuple[RoutingMDP, Policy]:
     """Decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
-    net = build_backbone(depth_of(env), num_classes, dataset, weights=weights)
+    net = build_backbone(depth_of(env), num_classes, dataset, weights=weights, exact=True)
     mdp = RoutingMDP(net, alpha)
     return mdp, load_model(path, algorithm, mdp.num_decisions).eval()

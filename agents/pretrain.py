@@ -73,8 +73,8 @@ class Args:
     zero_init_residual: bool = True
     """start each block as its shortcut (Goyal et al. 2017, arXiv 1706.02677); deep networks need it"""
     weights: str | None = None
-    """go on from these weights, a file or a shipped name, with a schedule of its own (a warm restart);
-    default: from nothing"""
+    """go on from these weights, a file, a shipped name, or torchvision for torchvision's, with a schedule of
+    its own (a warm restart); a classifier of another number of classes begins anew; default: from nothing"""
     weights_depth: int | None = None
     """their depth, if less than --depth, of shipped ones too: the blocks they lack begin as their shortcuts,
     so that the deeper network starts with the same predictions (default: that of --depth)"""

@@ -52,8 +52,8 @@ class CommonArgs:
     std: tuple[float, float, float] | None = None
     """their deviation (default: the data set's own)"""
     weights: str = "auto"
-    """backbone to start from: a file (.safetensors, or a plain PyTorch state_dict), the name of a shipped
-    one, auto for the best shipped one that fits, torchvision for torchvision's, or none"""
+    """backbone to start from: a file (.safetensors, or a PyTorch state_dict of this or another project), the
+    name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's, or none"""
     shortcut: str = "projection"
     """projection, pad or pool"""
     alpha: float = ALPHA

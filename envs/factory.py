@@ -1,7 +1,8 @@
 """From strings to live objects: what the registered ids call.
 
-`env.spec` stays JSON: a network as keyword would be deep-copied into it. Environments with the same
-arguments share one network and one set of images, as long as the files behind them stay as they are.
+`env.spec` stays JSON: a network as keyword would be deep-copied into it, and paths, enums, devices and
+NumPy's numbers are taken as plain text and numbers. Environments with the same arguments share one network
+and one set of images, as long as the files behind them stay as they are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from envs.skipnet import SkipNetEnv
+from envs.specs import plain
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.places import data_folder, fingerprint
@@ -23,7 +25,7 @@ from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised
 from skipnet_rl.precision import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import build_backbone, sha256_of
+from skipnet_rl.weights import build_backbone, sha256_of, weights_name
 
 
 def make_env(depth: int, **kwargs: Any) -> SkipNetEnv:
@@ -33,7 +35,7 @@ def make_env(depth: int, **kwargs: Any) -> SkipNetEnv:
         depth: from the id.
         **kwargs: of `parts`, and obs_mode, augment, render_mode of `SkipNetEnv`.
     """
-    mdp, images, rest = parts(depth, **kwargs)
+    mdp, images, rest = parts(depth, **plain(kwargs))
     return SkipNetEnv(mdp, images, **rest)
 
 
@@ -46,7 +48,7 @@ def make_vector_env(depth: int, num_envs: int = 1, **kwargs: Any) -> SkipNetVect
         **kwargs: of `parts`, and obs_mode, augment, autoreset_mode, array, render_mode of
             `SkipNetVectorEnv`.
     """
-    mdp, images, rest = parts(depth, **kwargs)
+    mdp, images, rest = parts(depth, **plain(kwargs))
     return SkipNetVectorEnv(mdp, images, num_envs, **rest)
 
 
@@ -86,12 +88,16 @@ def parts(
         mean, std: three numbers each, of pixel values in 0 … 1, that images are normalised with (default: the
             data set's own); a warning where the weights were trained with others.
     """
+    for name, value in (("split", split), ("shortcut", shortcut)):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}; expected its name as text")
     check_statistics(mean, std)
+    weights = None if weights is None else weights_name(weights)
     dataset, _ = resolve_dataset(dataset, data_dir)
     place = str(pick_device(device))
     size = Architecture.of_depth(depth).image_size
     held = fingerprint(dataset, data_folder(data_dir, dataset, download))
-    images = _images(dataset, split, data_dir, download, size, place, held)
+    images = _images(dataset, split, data_dir, bool(download), size, place, held)
     images = normalised(images, mean, std, (weights,), depth, shortcut)
     precision = resolve_precision(precision, place)
     net = _network(
@@ -101,6 +107,7 @@ def parts(
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # what is kept serves callers of every mode
 def _images(
     dataset: str, split: str, data_dir: str | None, download: bool, size: int, device: str, held: str
 ) -> Images:
@@ -108,6 +115,7 @@ def _images(
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # what is kept serves callers of every mode
 def _network(
     depth: int,
     num_classes: int,

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import gymnasium as gym
 
+import skipnet_rl  # noqa: F401  (forked processes: skipnet_rl.forking)
+from envs.specs import PlainSpec
+
 # Those of skipnet_rl.resnet, written again: registering ids does not load PyTorch.
 CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
 IMAGENET_DEPTHS = (34, 50, 101)  # for 224×224 images
@@ -33,3 +36,4 @@ for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS):
         vector_entry_point="envs.factory:make_vector_env",
         kwargs={"depth": depth},
     )
+    gym.registry[f"SkipResNet{depth}-v0"] = PlainSpec.like(gym.spec(f"SkipResNet{depth}-v0"))

@@ -6,7 +6,10 @@ it stands, which images, the route so far) and turns the end of an episode into 
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +24,24 @@ from skipnet_rl.mdp import RoutingMDP, State
 
 OBS_MODES = ("feature+block", "feature")
 RESET_OPTIONS = ("index",)
+P = ParamSpec("P")
+R = TypeVar("R")
+Generators = np.random.Generator | Sequence[np.random.Generator]
+
+
+def ordinary(method: Callable[P, R]) -> Callable[P, R]:
+    """Compute without gradients and on ordinary tensors, whatever mode the caller is in.
+
+    What is made in inference mode cannot be written into outside of it, nor be differentiated through, and
+    the caller may well enter or leave it between two steps.
+    """
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return call
 
 
 class Lockstep:
@@ -37,6 +58,7 @@ class Lockstep:
         augment: crop and flip the images at random, as in training.
     """
 
+    @ordinary
     def __init__(self, mdp: RoutingMDP, images: Images, size: int, obs_mode: str, augment: bool) -> None:
         if obs_mode not in OBS_MODES:
             raise unknown_name("obs_mode", obs_mode, OBS_MODES)
@@ -64,18 +86,25 @@ class Lockstep:
         """Whether the episodes have ended."""
         return self.state is not None and self.mdp.terminal(self.state)
 
-    @torch.no_grad()
-    def reset(self, rng: np.random.Generator, options: dict[str, Any] | None) -> None:
-        """Start with images drawn by `rng`, or with those of `options["index"]`."""
+    @ordinary
+    def reset(self, rng: Generators, options: dict[str, Any] | None) -> None:
+        """Start with images drawn by `rng`, or with those of `options["index"]`.
+
+        Args:
+            rng: draws for all episodes together, or one for each of them, B.
+            options: as `reset` of the environments takes them.
+        """
         given = (options or {}).get("index")
         size = len(self.images)
-        self.index = (
-            rng.integers(size, size=self.size) if given is None else check_index(given, self.size, size)
-        )
+        rngs = [rng] if isinstance(rng, np.random.Generator) else list(rng)
+        share = self.size // len(rngs)  # images that each draws
+        if given is None:
+            self.index = np.concatenate([each.integers(size, size=share) for each in rngs])
+        else:
+            self.index = check_index(given, self.size, size)
         index = torch.from_numpy(self.index).to(self.device)
         if self.augment:
-            draws = torch.Generator(self.device).manual_seed(int(rng.integers(2**63)))
-            images, labels = self.images.training_batch(index, draws)
+            images, labels = self._augmented(index.split(share), rngs)
         else:
             images, labels = self.images.batch(index)
         self.mdp.net.eval()
@@ -83,7 +112,33 @@ class Lockstep:
         self.routes = torch.zeros(self.size, self.mdp.num_decisions, dtype=torch.bool, device=self.device)
         self.returns = torch.zeros(self.size, device=self.device)
 
-    @torch.no_grad()
+    def _augmented(
+        self, index: Sequence[Tensor], rngs: Sequence[np.random.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        batches = []
+        for part, rng in zip(index, rngs, strict=True):
+            draws = torch.Generator(self.device).manual_seed(int(rng.integers(2**63)))
+            batches.append(self.images.training_batch(part, draws))
+        images, labels = zip(*batches, strict=True)
+        if len(images) == 1:
+            return images[0], labels[0]
+        return torch.cat(images), torch.cat(labels)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lockstep:
+        """Episodes that go their own way from here, over the same images.
+
+        They run the same network where it is frozen, else a copy of it.
+        """
+        memo[id(self.images)] = self.images
+        net = self.mdp.net
+        if not any(weight.requires_grad for weight in net.parameters()):
+            memo[id(net)] = net
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    @ordinary
     def step(self, action: Tensor) -> Tensor:
         """Take an action, bool [B]; rewards [B] float32."""
         if self.state is None:
@@ -98,7 +153,7 @@ class Lockstep:
         self.returns = self.returns + reward
         return reward
 
-    @torch.no_grad()
+    @ordinary
     def observation(self) -> Tensor:
         """[B, D] float32, fresh."""
         assert self.state is not None
@@ -109,7 +164,7 @@ class Lockstep:
         assert self.state is not None
         return {"index": self.index.copy(), "label": self.state.y.cpu().numpy().copy()}
 
-    @torch.no_grad()
+    @ordinary
     def end_info(self) -> dict[str, NDArray]:
         """What came of it: arrays with B rows; see the environment's docstring."""
         assert self.state is not None and self.terminal

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from envs.lockstep import Lockstep, as_array, check_options
 from envs.rendering import Frame
+from envs.seeds import as_seed
+from envs.specs import WithPlainSpec
 from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP
@@ -19,7 +21,7 @@ from skipnet_rl.mdp import RoutingMDP
 RENDER_MODES = ("rgb_array", "ansi")
 
 
-class SkipNetEnv(gym.Env[NDArray[np.float32], np.int64]):
+class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
     """## Description
 
     A forward pass through a residual network as an episode, after SkipNet (Wang, Yu, Dou, Darrell,
@@ -112,7 +114,7 @@ class SkipNetEnv(gym.Env[NDArray[np.float32], np.int64]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start an episode with a drawn image, or with image `options["index"]`."""
         check_options(options)
-        super().reset(seed=seed)
+        super().reset(seed=as_seed(seed))
         self.lockstep.reset(self.np_random, options)
         return self._observation(), _single(self.lockstep.start_info())
 

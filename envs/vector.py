@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,9 +15,11 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.lockstep import Lockstep, as_array, check_options
+from envs.lockstep import Lockstep, as_array, check_options, ordinary
 from envs.rendering import Frame
+from envs.seeds import as_seed, check_seeds, generators, is_list
 from envs.skipnet import RENDER_MODES, SkipNetEnv
+from envs.specs import WithPlainSpec
 from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP
@@ -24,15 +27,18 @@ from skipnet_rl.mdp import RoutingMDP
 ARRAYS = ("numpy", "torch")
 
 
-class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
+class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
     """`SkipNetEnv` for `num_envs` images at once, natively batched.
 
     All episodes have N decisions, so all sub-environments stand at the same block and end on the
     same step: a step is one block run on the images whose action is "execute".
 
-    One generator, seeded by `reset(seed=…)`, draws the images of all sub-environments together;
-    with `num_envs=1` it draws those that `SkipNetEnv` draws. `reset(options={"index": [...]})` plays
-    given images, one per sub-environment.
+    One generator, seeded by `reset(seed=…)`, draws the images of all sub-environments together; with
+    `num_envs=1` it draws those that `SkipNetEnv` draws. Gymnasium's own vector environments give seed + i to
+    sub-environment i: runs of neighbouring seeds would play almost the same images, so it is not done here.
+    `reset(seed=[...])`, with one seed or None per sub-environment, gives each a generator of its own, which
+    draws what `SkipNetEnv` draws with that seed, as there. `reset(options={"index": [...]})` plays given
+    images, one per sub-environment.
 
     With `array="torch"` observations, rewards and terminations are tensors on the network's device
     and actions may be; infos are NumPy in both cases.
@@ -71,6 +77,7 @@ class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
         self.num_envs, self.array, self.render_mode = int(num_envs), array, render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**SkipNetEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self._rngs: list[np.random.Generator] | None = None  # of a list of seeds
         self.lockstep = Lockstep(mdp, images, self.num_envs, obs_mode, augment)
         shape = (self.lockstep.observation_size,)
         self.single_observation_space = Box(-np.inf, np.inf, shape, np.float32)
@@ -79,22 +86,30 @@ class SkipNetVectorEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Start all episodes; `options["index"]` says with which images.
 
         Raises:
-            ValueError: an unknown option, or a `reset_mask` that leaves some sub-environments out:
-                they move in lockstep and start together.
+            ValueError: an unknown option, a list of seeds that does not fit, or a `reset_mask` that leaves
+                some sub-environments out: they move in lockstep and start together.
         """
         check_options(options, ("index", "reset_mask"))
         mask = (options or {}).get("reset_mask")
         if mask is not None and not _all_true(mask, self.num_envs):
             raise ValueError("options['reset_mask'] must be all True: the sub-environments move in lockstep")
-        super().reset(seed=seed)
-        self.lockstep.reset(self.np_random, options)
+        if is_list(seed):
+            self._rngs = generators(check_seeds(seed, self.num_envs), self._rngs, self.np_random)
+        elif seed is not None:
+            super().reset(seed=as_seed(seed))
+            self._rngs = None
+        self.lockstep.reset(self._rngs or self.np_random, options)
         return self._observations(), self._masked(self.lockstep.start_info())
 
+    @ordinary
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Skip (0) or execute (1) the current block in each sub-environment.
 

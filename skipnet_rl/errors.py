@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -15,7 +16,21 @@ class DataDamagedError(ValueError):
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be read, or that do not fit the network."""
+    """Weights that cannot be read, or that do not fit the network; its message is one printable line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text that came from a file or from another library, without line breaks and what steers a terminal.
+
+    >>> one_line("red: \\x1b[31mstop\\x1b[0m\\nnow")
+    'red: stop now'
+    """
+    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
+    printable = "".join(c if c.isprintable() else "\n" for c in text)
+    return re.sub(r"\s*\n\s*", " ", printable).strip()
 
 
 def unknown_name(kind: str, name: object, known: Iterable[object]) -> ValueError:

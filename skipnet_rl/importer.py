@@ -1,68 +1,96 @@
-"""Weights from elsewhere: torchvision's ResNets and the common naming of CIFAR ResNets.
-
-Both call their layers `conv1`, `bn1`, `layer{stage}.{i}.{conv1, bn1, …}` and `fc` (or `linear`),
-with `downsample` (or `shortcut`) for a projection. Here all blocks are one list.
-"""
+"""Weights from elsewhere: files of `torch.save`, and torchvision's models. For their names see `foreign`."""
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Mapping
-from itertools import accumulate
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.foreign import has_blocks
 from skipnet_rl.resnet import IMAGENET_DEPTHS, ResNet
 
-LAYER = re.compile(r"layer(\d+)\.(\d+)\.(.+)")
-OUTSIDE = {"conv1": "stem.0", "bn1": "stem.1", "linear": "fc", "fc": "fc"}
+# keys under which training scripts keep the network, the first wins; averaged weights come after all others
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "resnet", "backbone", "module")
+AVERAGED = re.compile(r"ema|averag")
+NESTED = 4  # dicts in dicts
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file written by `torch.save`, without running any code in it.
+    """The tensors of a network in a file written by `torch.save`, without running any code in it.
 
     Args:
-        path: a plain state_dict, or a dict that has it under the key `state_dict`.
+        path: a state_dict, or dicts around it, see `unwrap`.
 
     Raises:
         WeightsError: the file cannot be read that way, or holds something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the unpickler raises whatever it stumbles over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is not a readable file of weights: {reason}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not _is_state_dict(content):
-        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a state_dict of tensors")
-    return dict(content)
+        raise WeightsError(f"{path} is not a readable file of weights: {_reason(error)}") from error
+    return unwrap(content, str(path))
 
 
-def rename(state: Mapping[str, Tensor], net: ResNet) -> dict[str, Tensor]:
-    """Names of the common convention as those of a network here; names of here stay as they are.
+def unwrap(content: Any, source: str) -> dict[str, Tensor]:
+    """The state_dict of a network in what a training script saved: alone, or in dicts beside other things.
 
-    A `module.` in front (of `nn.DataParallel`) is dropped.
+    Raises:
+        WeightsError: there is none; it says what `source` has.
     """
-    counts = net.architecture.blocks
-    first = [0, *accumulate(counts)]  # the first block of each stage
-    renamed = {}
-    for original, tensor in state.items():
-        name = original.removeprefix("module.")
-        if layer := LAYER.fullmatch(name):
-            stage, position, rest = int(layer[1]) - 1, int(layer[2]), layer[3]
-            if 0 <= stage < len(counts) and position < counts[stage]:  # else it does not fit, and says so
-                rest = rest.replace("downsample.", "shortcut.")
-                name = f"blocks.{first[stage] + position}.{rest}"
-        else:
-            head, _, rest = name.partition(".")
-            name = f"{OUTSIDE[head]}.{rest}" if head in OUTSIDE else name
-        renamed[name] = tensor
-    return renamed
+    found = list(_state_dicts(content, (), NESTED))
+    found = [entry for entry in found if has_blocks(entry[1])] or found
+    if not found:
+        keys = f" with {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, Mapping) else ""
+        raise WeightsError(
+            f"{source} holds a {type(content).__name__}{keys}; expected the tensors of a ResNet by name, as "
+            "torch.save(network.state_dict(), path) writes them"
+        )
+    return min(found, key=lambda entry: _rank(entry[0]))[1]
+
+
+def _state_dicts(
+    content: Any, keys: tuple[str, ...], nested: int
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Every dict with named tensors, and the keys that lead to it."""
+    if not isinstance(content, Mapping):
+        return
+    named = ((str(name), value) for name, value in content.items() if isinstance(name, str))
+    if tensors := {name: value for name, value in named if isinstance(value, Tensor)}:
+        yield keys, tensors
+    for name, value in content.items() if nested else ():
+        yield from _state_dicts(value, (*keys, str(name)), nested - 1)
+
+
+def _rank(keys: tuple[str, ...]) -> tuple[bool, list[int]]:
+    averaged = any(AVERAGED.search(key.lower()) for key in keys)
+    return averaged, [WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) for key in keys]
+
+
+def _harmless() -> list[Any]:
+    """What checkpoints hold beside tensors and can be read without harm: flags and NumPy's numbers."""
+    number = np.float64(0)
+    scalar = number.__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in "?bhilBHILefd"}
+    return [argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read, and what to do where its content is at fault."""
+    text = str(error) or type(error).__name__
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return (
+            f"it holds a {found[1]}, which could run code when it is read; expected tensors alone, as "
+            "torch.save(network.state_dict(), path) writes them"
+        )
+    return text.splitlines()[0]
 
 
 def torchvision_weights(net: ResNet) -> dict[str, Tensor]:
@@ -80,11 +108,3 @@ def torchvision_weights(net: ResNet) -> dict[str, Tensor]:
         return get_model(f"resnet{net.depth}", weights="IMAGENET1K_V1").state_dict()
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"torchvision's weights for ResNet-{net.depth} did not come: {error}") from error
-
-
-def _is_state_dict(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
-    )

@@ -57,6 +57,7 @@ class RoutingMDP:
             not finite, a network of one block, which leaves nothing to decide.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, net: ResNet, alpha: float = ALPHA, cost: str | Tensor = "blocks") -> None:
         if isinstance(alpha, bool) or not (isinstance(alpha, Real) and math.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"alpha is {alpha!r}; expected a finite number >= 0, such as 0.1")
@@ -76,6 +77,7 @@ class RoutingMDP:
         self.feature_width = max(block.out_channels for block in net.blocks)
 
     @cached_property
+    @torch.inference_mode(False)  # it is kept, and later callers may want gradients
     def macs(self) -> NetworkMacs:
         """MACs of the network's parts, as it is at the first use."""
         return network_macs(self.net)

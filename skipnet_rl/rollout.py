@@ -109,6 +109,7 @@ def rollout(
             of the trajectory: what enumeration and importance weighting need.
         critic: predicts the rewards-to-go, for a learned baseline.
     """
+    images, labels = _ordinary(images), _ordinary(labels)
     state, hidden = mdp.initial(images, labels), first_memory(policy, images)
     gate_logits, actions, rewards, values = [], [], [], []
     while not mdp.terminal(state):
@@ -130,6 +131,11 @@ def rollout(
         loss=F.cross_entropy(logits, labels, reduction="none"),
         values=torch.stack(values, 1) if values else None,
     )
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A copy of what was made in inference mode, which autograd outside of that mode would refuse to keep."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def _step(mdp: RoutingMDP, state: State, action: Tensor) -> tuple[State, Tensor]:

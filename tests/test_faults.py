@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from forked import forked
 from toys import load_first
 
@@ -24,7 +23,6 @@ FLAGS = [
 
 def child(said: Path, flags: list[str], largest_file: int | None) -> None:
     """The command, with what it says in a file."""
-    torch.set_num_threads(1)
     setting.load_images = load_first(16)
     sys.argv = ["hybrid_reinforce", *FLAGS, *flags]
     with said.open("w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from forked import forked
 from toys import load_first
 
@@ -43,7 +42,6 @@ KILLS = 3  # at each place
 
 def child(folder: Path, resume: bool, place: str | None, survived: int) -> None:
     """Run to the end, or until the call after as many of `place` as are survived."""
-    torch.set_num_threads(1)
     setting.load_images = load_first(32)
     calls = dict.fromkeys(PLACES, 0)
 

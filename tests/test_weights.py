@@ -93,6 +93,8 @@ def test_weights_from_a_path(tmp_path):
         loaded = build_backbone(8, 3, "cifar10", weights=path)
         assert torch.equal(loaded.fc.weight, net.fc.weight.half().float())
     with pytest.raises(WeightsError, match=r"layer fc.weight has shape \(3, 64\), expected \(10, 64\)"):
+        build_backbone(8, 10, "cifar10", weights=tmp_path / "mine.safetensors", exact=True)
+    with pytest.warns(UserWarning, match="mine.safetensors: its classifier is of 3 classes"):
         build_backbone(8, 10, "cifar10", weights=tmp_path / "mine.safetensors")
 
 

@@ -5,7 +5,6 @@ Augmentation and test-time crop are ImageNet's usual ones, as for torchvision's 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
 from skipnet_rl.data.pixels import open_image, read_image
+from skipnet_rl.forking import in_forked_child
 from skipnet_rl.precision import cpu_by_default
 
 DECODERS = 8  # threads; PIL's decoders let go of the interpreter
@@ -126,5 +126,4 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows; a forked process has the pool without its threads
-    os.register_at_fork(after_in_child=_decoders.cache_clear)
+in_forked_child(_decoders.cache_clear)  # it has the pool without its threads

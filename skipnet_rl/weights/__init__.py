@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from skipnet_rl.checkpoint import fill, parts_of, read_tensors
-from skipnet_rl.errors import WeightsError
-from skipnet_rl.importer import read_state_dict, rename, torchvision_weights
+from skipnet_rl.errors import WeightsError, one_line
+from skipnet_rl.foreign import check_padding, describe, find_backbone
+from skipnet_rl.importer import read_state_dict, torchvision_weights, unwrap
 from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.resnet import ResNet
 
@@ -73,10 +77,33 @@ def find_named(weights: str | Path) -> dict[str, Any] | None:
     return next((entry for entry in index() if str(weights) == entry["name"]), None)
 
 
-def weights_path(weights: str | Path) -> Path:
-    """The file that a name of `index` stands for, or else the path itself."""
-    entry = find_named(weights)
-    return Path(weights) if entry is None else _checked(entry)
+def weights_path(weights: str | os.PathLike[str]) -> Path:
+    """The file that a name of `index` stands for, or else the path itself.
+
+    Raises:
+        WeightsError: neither a name nor a path; a shipped file that is damaged.
+    """
+    name = weights_name(weights)
+    entry = find_named(name)
+    return Path(name).expanduser() if entry is None else _checked(entry)
+
+
+def weights_name(weights: object) -> str:
+    """A name or a path as text.
+
+    Raises:
+        WeightsError: something else.
+    """
+    text = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text.strip():
+        came = (
+            repr(weights) if isinstance(weights, (str, bytes, int, float)) else f"a {type(weights).__name__}"
+        )
+        raise WeightsError(
+            f"weights is {came}; expected the path of a file, the name of a shipped network, 'auto', "
+            "'torchvision' or None"
+        )
+    return text
 
 
 def sha256_of(path: Path) -> str:
@@ -102,51 +129,88 @@ def build_backbone(
     num_classes: int,
     dataset: str,
     shortcut: str = "projection",
-    weights: str | Path | None = "auto",
+    weights: str | os.PathLike[str] | Mapping[str, Any] | None = "auto",
+    exact: bool = False,
 ) -> ResNet:
     """A network in evaluation mode, on the CPU, in channels-last memory.
 
     Args:
         depth, num_classes, shortcut: see `ResNet`.
         dataset: which data set's weights `"auto"` looks for.
-        weights: path of a file or name of a shipped one, see `load_backbone`; `"auto"` for the shipped
-            weights that fit, with a warning where there are none; `"torchvision"` for torchvision's
-            ImageNet weights; None or `"none"` for untrained weights, the same each time.
+        weights: see `load_backbone`; `"auto"` for the shipped weights that fit, with a warning where there
+            are none; None or `"none"` for untrained weights, the same each time.
+        exact: see `load_backbone`.
 
     Raises:
         WeightsError: weights that are missing, damaged or do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # the CPU's alone: fork_rng restores no other here
-        net = ResNet(depth, num_classes, shortcut)
-    path = find_shipped(depth, dataset, shortcut) if weights == "auto" else weights
-    if path == "torchvision":
-        fill(net, rename(torchvision_weights(net), net), "torchvision's model")
-    elif path not in (None, "none"):
-        load_backbone(path, net)
-    elif weights == "auto":
+        net = ResNet(depth, num_classes, shortcut).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    auto = isinstance(weights, str) and weights == "auto"
+    source = find_shipped(depth, dataset, shortcut) if auto else weights
+    if source is not None and not (isinstance(source, str) and source == "none"):
+        load_backbone(source, net, exact)
+    elif auto:
         warnings.warn(
             f"no shipped weights for ResNet-{depth} on {dataset} with shortcut {shortcut!r}: the network "
             f"is untrained. Train it with: python -m agents.pretrain --depth {depth} --dataset {dataset}",
             stacklevel=2,
         )
-    return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return net.eval()
 
 
-def load_backbone(weights: str | Path, net: ResNet) -> None:
-    """Fill a network from a file.
+def load_backbone(
+    weights: str | os.PathLike[str] | Mapping[str, Any], net: ResNet, exact: bool = False
+) -> None:
+    """Fill a network with weights of the same architecture.
+
+    What is left out is said in a warning of one line: the classifier of another number of classes, which
+    keeps the network's own weights, and what is no part of a ResNet, such as gates.
 
     Args:
-        weights: a name of `index`, or a path: safetensors of `agents.pretrain` or of a gated network (whose
-            backbone is taken), or a state_dict file of the common ResNet naming (`.th`, `.pt`, `.pth`),
-            see `importer`.
+        weights: a name of `index`; a path: safetensors of `agents.pretrain` or of a gated network (whose
+            backbone is taken), or a file of `torch.save` (`.th`, `.pt`, `.pth`), under the names that
+            `foreign` knows; `"torchvision"` for torchvision's ImageNet weights; or a state_dict.
         net: what to fill.
+        exact: refuse another number of classes, for a network that nobody is going to train.
 
     Raises:
-        WeightsError: the file is missing or damaged, or does not fit: the first layer, both shapes.
+        WeightsError: the file is missing or damaged, or does not fit: what it has, what was expected.
     """
+    tensors, source = _read(weights, net)
+    found = find_backbone(tensors, source)
+    taken, notes = dict(found.tensors), []
+    own = {name: value for name, value in net.state_dict().items() if name.startswith("fc.")}
+    if not exact and any(name not in taken or taken[name].shape != own[name].shape for name in own):
+        has = f"of {len(taken['fc.weight'])} classes" if "fc.weight" in taken else "missing"
+        notes.append(
+            f"its classifier is {has}, so that of the network's {net.num_classes} classes is untrained"
+        )
+        taken |= own
+    if found.left_out and not found.own:
+        notes.append(
+            f"left out {len(found.left_out)} tensors beside the backbone, such as {found.left_out[0]}"
+        )
+    try:
+        check_padding(tensors, net, source)
+        fill(net, taken, source)
+    except WeightsError as error:
+        came, wanted = describe(found.tensors), describe(net.state_dict())
+        wanted = "exactly the layers of one" if wanted == came else wanted
+        remedy = "build the network that it holds, or give other weights"
+        raise WeightsError(f"{error}. It holds {came}; expected {wanted}: {remedy}") from None
+    if notes:
+        warnings.warn(one_line(f"{source}: {'; '.join(notes)}"), stacklevel=3)
+
+
+def _read(weights: str | os.PathLike[str] | Mapping[str, Any], net: ResNet) -> tuple[dict[str, Tensor], str]:
+    """All tensors by their names, and what messages call the place that they come from."""
+    if isinstance(weights, Mapping):
+        return unwrap(weights, "the state_dict"), "the state_dict"
+    if weights_name(weights) == "torchvision":
+        return torchvision_weights(net), "torchvision's model"
     path = weights_path(weights)
-    foreign = path.is_file() and path.suffix != ".safetensors"
-    tensors = read_state_dict(path) if foreign else read_tensors(path)
-    backbone = {name[4:]: value for name, value in tensors.items() if name.startswith("net.")}
-    fill(net, rename(backbone or tensors, net), str(path))
+    if not path.is_file() or path.suffix == ".safetensors":
+        return read_tensors(path), str(path)
+    return read_state_dict(path), str(path)

@@ -1,0 +1,59 @@
+"""Seeds of a vector environment, as Gymnasium's own take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.utils.seeding import np_random
+
+WANTED = "integers >= 0 or None"
+
+
+def as_seed(seed: Any) -> Any:
+    """NumPy's integers as Python's, which are all that Gymnasium takes; anything else as it is."""
+    return int(seed) if isinstance(seed, np.integer) else seed
+
+
+def is_list(seed: Any) -> bool:
+    """Whether these are seeds of the sub-environments one by one."""
+    return isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes))
+
+
+def check_seeds(seeds: Sequence[Any], count: int) -> list[int | None]:
+    """One seed per sub-environment.
+
+    Raises:
+        ValueError: not `count` of them, or one that is neither None nor an integer >= 0.
+    """
+    checked = [as_seed(seed) for seed in seeds]
+    if len(checked) != count:
+        raise ValueError(
+            f"seed has {len(checked)} entries; expected {count} {WANTED}, one per sub-environment"
+        )
+    for seed in checked:
+        if seed is not None and not (isinstance(seed, int) and seed >= 0):
+            raise ValueError(
+                f"seed has an entry {seed!r}; expected {count} {WANTED}, one per sub-environment"
+            )
+    return checked
+
+
+def generators(
+    seeds: Sequence[int | None], before: Sequence[np.random.Generator] | None, shared: np.random.Generator
+) -> list[np.random.Generator]:
+    """A generator for each sub-environment.
+
+    Args:
+        seeds: [B]; where one is None the sub-environment goes on with its generator.
+        before: [B], those so far, or None: then `shared` draws the seeds that are None.
+        shared: the generator of all sub-environments together.
+    """
+    made = []
+    for row, seed in enumerate(seeds):
+        if seed is None and before is not None:
+            made.append(before[row])
+        else:
+            made.append(np_random(int(shared.integers(2**63)) if seed is None else seed)[0])
+    return made
