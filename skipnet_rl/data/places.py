@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
@@ -30,6 +29,7 @@ ENDINGS = (
     ".tiff",
     ".webp",
 )  # as torchvision has them
+SPLIT_NAMES = ("train", "test", *VALIDATION)
 NOBODYS = {  # what systems leave behind, in lower case; names that begin with a dot go, too
     "__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found",
     "thumbs.db", "desktop.ini",
@@ -78,8 +78,7 @@ def place_of(name: str, folder: Path) -> Path:
     if name == "svhn":
         below = (folder / child for child in ("svhn", "SVHN"))
         return next((place for place in (folder, *below) if _has_svhn(place)), folder)
-    splits = {"train", "test", *VALIDATION}
-    if here.name in splits and not any((here / split).is_dir() for split in splits):
+    if here.name in SPLIT_NAMES and not any((here / split).is_dir() for split in SPLIT_NAMES):
         return here.parent if (here.parent / "train").is_dir() else folder
     return folder
 
@@ -91,7 +90,7 @@ def found_in(folder: Path) -> list[str]:
     own = place_of("imagefolder", folder)
     if (own / "meta.bin").is_file() or any(own.glob("ILSVRC2012_*.tar*")):
         return [*found, "imagenet"]
-    classes = any(classes_in(own / split) for split in ("train", "test", *VALIDATION))
+    classes = any(classes_in(own / split) for split in SPLIT_NAMES)
     return [*found, "imagefolder"] if classes else found
 
 
@@ -163,22 +162,18 @@ def fingerprint(name: str, folder: Path) -> str:
 
     Images in single files are decoded anew each time, so their names are enough.
     """
-    digest = hashlib.sha256()
-    for path in _files(name, place_of(name, folder)):
-        digest.update(os.fsencode(path) + b"\0")
-        if name in CIFAR or name == "svhn":
-            about = path.stat()
-            digest.update(f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\0".encode())
+    place, digest = place_of(name, folder).resolve(), hashlib.sha256()
+    if name == "rendered-digits":  # which has no files
+        return ""
+    roots = [place] if name in CIFAR or name == "svhn" else [place / split for split in SPLIT_NAMES]
+    for root in roots:
+        for at, folders, files in os.walk(root, followlinks=True):
+            folders.sort()
+            if name == "svhn":  # two files, among whatever else the folder has
+                folders.clear()
+                files = [file for file in files if file in SVHN_FILES]
+            digest.update(os.fsencode("\0".join([at, *sorted(files)])))
+            for file in sorted(files) if root is place else ():
+                about = os.stat(os.path.join(at, file))
+                digest.update(f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\0".encode())
     return digest.hexdigest()
-
-
-def _files(name: str, place: Path) -> Iterator[Path]:
-    """The files of a data set, in their order."""
-    if name == "svhn":
-        yield from (place / file for file in SVHN_FILES if (place / file).is_file())
-    elif name != "rendered-digits":  # which has none
-        roots = [place] if name in CIFAR else [place / split for split in ("train", "test", *VALIDATION)]
-        for root in roots:
-            for at, folders, files in os.walk(root.resolve(), followlinks=True):
-                folders.sort()
-                yield from (Path(at) / file for file in sorted(files))
