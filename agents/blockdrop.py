@@ -139,13 +139,16 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         parts = {"model": self.model, "policy": self.optimizer, "backbone": self.backbone_optimizer}
-        return {name: part.state_dict() for name, part in parts.items()}
+        costs = self.preparation and self.preparation.costs
+        return {**{name: part.state_dict() for name, part in parts.items()}, "costs": costs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["policy"])
         self.backbone_optimizer.load_state_dict(state["backbone"])
+        if self.preparation:
+            self.preparation.costs = state["costs"]
 
     def descend(self, loss: Tensor, backbone_lr: float) -> None:
         """One step of the policy network, and of the backbone where its learning rate is not zero."""

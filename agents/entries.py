@@ -116,7 +116,7 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     for run in runs:
         for row in shown(run):
             if row["name"] == "all blocks" and run.agent != "pretrain":  # where it starts, once for each
-                network = (run.args["weights"], run.args.get("shortcut"))
+                network = (row.get("weights") or run.args["weights"], run.args.get("shortcut"))
                 if network in seen:
                     continue
                 seen.add(network)

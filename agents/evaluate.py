@@ -69,7 +69,8 @@ class Args:
     mode: str = "greedy"
     """greedy (threshold) or sample"""
     split: str | None = None
-    """val, test or train (default: test, or val with --biases or --controls)"""
+    """val, test or train (default: test, or with --biases or --controls val, of which a policy over a frozen
+    network has seen one half: for it the other, selection)"""
     dataset: str = "auto"
     """for files outside of a run folder (default: what a gate was trained on)"""
     data_dir: Path | None = None
@@ -140,6 +141,8 @@ def restore(path: Path, args: Args) -> Subject:
     given, path = Path(path), weights_path(path)
     if path.is_dir() or not path.suffix:
         run = FinishedRun.read(path)
+        if split == "val" and not args.split and run.on_calibration_images:
+            split = "selection"
         images = load(run.result["dataset"], split, args, path, run.statistics)
         mdp, policy = run.restore(len(images.classes), args.stage)
         about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}

@@ -20,7 +20,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import as_now
-from skipnet_rl.weights import build_backbone, find_named
+from skipnet_rl.weights import build_backbone, find_named, find_start
 
 GATED = ("hybrid_reinforce", "reinforce", "gumbel")  # backbone and gate in one file
 FROZEN = ("ppo", "a2c", "dqn")  # a stable-baselines3 policy over the backbone that the run started from
@@ -72,6 +72,11 @@ class FinishedRun:
     def depth(self) -> int:
         """Of the network: of pretraining, which takes depths that no id has, the flag; else the id's."""
         return self.args["depth"] if self.agent == "pretrain" else depth_of(self.result["env"])
+
+    @property
+    def on_calibration_images(self) -> bool:
+        """Whether its policy learned on half of the validation images."""
+        return self.agent in (*FROZEN, "reinforce")
 
     @property
     def policy_name(self) -> str:
@@ -170,6 +175,9 @@ def restore_model(
     path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
 ) -> tuple[RoutingMDP, Policy]:
     """Decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
-    net = build_backbone(depth_of(env), num_classes, dataset, weights=weights, exact=True)
+    depth = depth_of(env)
+    if weights == "auto" and (start := find_start(depth, dataset, "projection", alpha)):
+        weights = start["name"]  # as the agents do
+    net = build_backbone(depth, num_classes, dataset, weights=weights, exact=True)
     mdp = RoutingMDP(net, alpha)
     return mdp, load_model(path, algorithm, mdp.num_decisions).eval()

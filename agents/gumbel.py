@@ -100,12 +100,15 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        costs = self.preparation and self.preparation.costs
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "costs": costs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.preparation:
+            self.preparation.costs = state["costs"]
 
 
 def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Tensor:

@@ -126,6 +126,8 @@ class Args(CommonArgs):
             raise ValueError(f"no training step of --stage {self.stage} is asked for; raise {steps}")
 
     def _check_sources(self) -> None:
+        if self.gate_weights and self.warmup_iterations:
+            raise ValueError("--warmup-iterations trains new gates; leave it out, or --gate-weights")
         if self.gate_weights and self.gate_gain != 1:
             raise ValueError("--gate-gain is of new gates; leave it out, or --gate-weights")
         if self.stage == "tune" and not self.gate_weights:

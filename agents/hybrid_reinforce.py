@@ -128,6 +128,7 @@ class Learner:
             "model": self.model.state_dict(),
             "critic": critic,
             "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
+            "costs": self.costs,
             "best": self.best,
         }
 
@@ -138,7 +139,7 @@ class Learner:
             self.critic.load_state_dict(state["critic"])
         for name, optimizer in self.optimizers.items():
             resume(optimizer, state["optimizers"][name])
-        self.best = state["best"]
+        self.costs, self.best = state["costs"], state["best"]
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
@@ -288,8 +289,8 @@ class Keeper:
 
     def begin(self) -> None:
         """Keep the start, where it has gates already, until something better is found."""
-        if self.args.gate_weights:
-            self.validate(0, self.args.plan()[0], ended=True)  # as it is: its batch norms are settled
+        if self.args.gate_weights and {"hrl", "tune"} & set(self.args.plan()):
+            self.validate(0, "hrl", ended=True)  # as it is: its batch norms are settled
 
     def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
         """Summary on validation images, batch norms settled as they will be at the end; keeps the best.
@@ -327,7 +328,7 @@ class Keeper:
         if not best:
             return []
         whole = tolerance.whole
-        if setting.plain_name or self.args.eval_images != tolerance.images:
+        if setting.plain_name or min(self.args.eval_images, len(setting.val)) != tolerance.images:
             whole = setting.validate(RoutingMDP(setting.plain), AlwaysExecute())["accuracy"]
         start = ["nothing better was found: the network that the run started from is kept"]
         found = shortcomings(whole, best["accuracy"], best["compute_flops"], ADVICE)

@@ -7,6 +7,7 @@ while the network follows, and the gates learn the same rates, for hybrid REINFO
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from agents.distillation import Teacher, distilled
 from agents.setting import LOOK, WORSE, Setting
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
 from skipnet_rl.rollout import Trajectory, rollout
@@ -34,13 +36,27 @@ def look(setting: Setting) -> tuple[Setting, Tolerance, Tensor | None]:
 
     Returns:
         The setting, without steps of preparation where the network bears skips; how it bears them; the cost
-        of each block's absence [N], or None where nothing is to be prepared. All of it depends on the
-        network as it came alone, so a resumed run finds the same.
+        of each block's absence [N], or None where nothing is to be prepared. A run that is resumed keeps
+        to what it decided at first.
+
+    Raises:
+        WeightsError: there is no trained network.
     """
+    args = setting.args
+    if args.weights == "auto":
+        raise WeightsError(
+            f"no ResNet-{args.depth} for {setting.dataset} is shipped; train one: python -m agents.pretrain "
+            f"--depth {args.depth} --dataset {setting.dataset}, and give its weights: --weights "
+            "runs/…/weights.safetensors (or --weights none for untrained ones)"
+        )
     tolerance = setting.look()
-    if tolerance.prepared:
-        setting = replace(setting, args=replace(setting.args, warmup_iterations=0))
-    if not setting.args.warmup_iterations:  # type: ignore[attr-defined]
+    before = args.run_dir and args.run_dir / "args.json"
+    if before and before.is_file() and args.resume:  # type: ignore[attr-defined]
+        steps = json.loads(before.read_text(encoding="utf-8")).get("warmup_iterations", 0)
+    else:
+        steps = 0 if tolerance.prepared else args.warmup_iterations  # type: ignore[attr-defined]
+    setting = replace(setting, args=replace(args, warmup_iterations=steps))
+    if not steps:
         return setting, tolerance, None
     images = setting.val.first(LOOK // 4)  # the order of the costs is what counts
     return setting, tolerance, absence_costs(setting.mdp(), images, precision=setting.precision)

@@ -6,6 +6,7 @@ the row; what all of it came to is printed, and is in args.json.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from envs.ids import depth_of
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import network_macs
+from skipnet_rl.gated import FIXED, read_header
 from skipnet_rl.precision import pick_device
-from skipnet_rl.resnet import ResNet
-from skipnet_rl.weights import find_gated
+from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.weights import find_gated, weights_path
 
 PRESETS: dict[str, dict[str, Any]] = {
     # the defaults of `Args`: a first look at rendered-digits, whose networks are shipped trained with skips
@@ -47,6 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bn_images": 4_000,
     },
 }  # fmt: skip
+TOGETHER = 64  # pixels: of larger images a GPU's memory takes no larger batches
+FIRST_LOOK = 110  # depth of the network that `quick` is made for
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
 FEWEST = 60  # of each of them that is not zero, whatever a network costs
 GPU_STEPS, GPU_BATCH = 4, 4  # times as many and as large on a GPU, whose learning rate doubles: √4
@@ -67,6 +71,8 @@ class Situation:
     stage: str | None = None
     alpha: float | None = None
     device: str = "auto"
+    resume: bool = False
+    run_dir: Path | None = None
 
 
 def situation_of(words: list[str]) -> Situation:
@@ -77,37 +83,60 @@ def situation_of(words: list[str]) -> Situation:
 
 
 def values_of(situation: Situation) -> dict[str, Any]:
-    """The flags that a preset comes to, by name.
+    """The flags that a preset comes to, by name; of a run that is resumed those that it came to at first.
 
     Raises:
-        ValueError: an unknown preset, data set or device.
+        ValueError: an unknown preset, data set or device, gates that are none, or a preset that needs some.
     """
+    if (stored := _stored(situation)) is not None:
+        return stored
     depth = depth_of(situation.env)
     dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
     given = situation.preset
     if given not in ("auto", *PRESETS):
         raise unknown_name("preset", given, ("auto", *PRESETS))
-    start = _gated_start(situation, depth, dataset) if given in ("auto", "gated") else None
+    gates = _gates(situation, depth, dataset) if given in ("auto", "gated") else {}
+    if given == "gated" and not gates:
+        raise ValueError(
+            "--preset gated goes on from trained gates, and none are shipped; name some: --gate-weights"
+        )
     name = given
     if given == "auto":
-        gates = start or situation.gate_weights
-        name = "quick" if dataset == "rendered-digits" else "gated" if gates else "plain"
-    values = dict(PRESETS[name])
-    if start:
-        values |= {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]}
+        first_look = dataset == "rendered-digits" and depth == FIRST_LOOK
+        name = "quick" if first_look else "gated" if gates else "plain"
+    values = PRESETS[name] | gates
     if name in ("plain", "gated"):
         values |= _scaled(values, depth, situation.device)
-    if situation.stage == "sp":
-        values["sp_iterations"] = values.get("sp_iterations") or values["iterations"]
+    if situation.stage == "sp" and values.get("sp_iterations") == 0:
+        values["sp_iterations"] = values["iterations"]
+    if situation.weights == "none":  # there is nothing to prepare, and nobody to learn from
+        values |= {"warmup_iterations": 0, "distillation": 0.0}
     return {**values, "preset": name}
 
 
-def _gated_start(situation: Situation, depth: int, dataset: str) -> dict[str, Any] | None:
-    """The shipped network with gates to go on from, where no flag says otherwise."""
-    asked = (situation.weights, situation.gate_weights, situation.stage) != ("auto", None, None)
-    if asked or dataset == "rendered-digits":
+def _gates(situation: Situation, depth: int, dataset: str) -> dict[str, Any]:
+    """The flags of a network with gates to go on from: one that is named, or a shipped one; none: nothing."""
+    given, weights = situation.gate_weights, situation.weights
+    if given and situation.gate != FIXED:
+        alpha = read_header(weights_path(given))["alpha"]
+        return {"weights": given if weights == "auto" else weights, "alpha": alpha}
+    if (weights, given, situation.stage) != ("auto", None, None):
+        return {}
+    start = find_gated(depth, dataset, situation.shortcut, situation.gate, situation.alpha)
+    return {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]} if start else {}
+
+
+def _stored(situation: Situation) -> dict[str, Any] | None:
+    """The flags that a run which is resumed came to; None for another.
+
+    They would follow anew from the machine, on which a run may change.
+    """
+    place = situation.run_dir and situation.run_dir / "args.json"
+    if not (situation.resume and place and place.is_file()):
         return None
-    return find_gated(depth, dataset, situation.shortcut, situation.gate, situation.alpha)
+    args = json.loads(place.read_text(encoding="utf-8"))
+    names = {"preset", "weights", "gate_weights", "alpha"}.union(*PRESETS.values())
+    return {name: args[name] for name in names & args.keys()}
 
 
 def _scaled(values: dict[str, Any], depth: int, device: str) -> dict[str, Any]:
@@ -118,7 +147,7 @@ def _scaled(values: dict[str, Any], depth: int, device: str) -> dict[str, Any]:
     scaled = {
         key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS
     }  # fmt: skip
-    if gpu:
+    if gpu and Architecture.of_depth(depth).image_size <= TOGETHER:
         larger = GPU_BATCH * values["batch_size"]
         scaled |= {"batch_size": larger, "lr": GPU_BATCH**0.5 * values["lr"]}
     return scaled

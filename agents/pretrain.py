@@ -241,6 +241,9 @@ def run_steps(
     teacher = Teacher(teachers, precision) if teachers else None
     steps_per_epoch = len(data) // args.batch_size
     steps, first, before = args.steps(len(data)), 0, 0.0
+    every = max(
+        steps_per_epoch, min(steps // EPOCHS, 50)
+    )  # between validations: an epoch of few images is short
     state = run.load() if args.resume else None
     if state:
         net.load_state_dict(state["net"])
@@ -258,7 +261,7 @@ def run_steps(
             bar.update()
             done = step + 1
             check_loss(loss.item(), done, "pretrain")
-            if done % steps_per_epoch and done != steps:
+            if done % every and done != steps:
                 continue
             seconds = time.perf_counter() - begun
             speed = (done - first) * args.batch_size / seconds

@@ -27,7 +27,7 @@ from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
-from skipnet_rl.weights import build_backbone, find_entry, find_gated, find_named
+from skipnet_rl.weights import build_backbone, find_entry, find_named, find_start
 
 LOOK = 500  # validation images, at most, on which a run looks at its network before it trains
 WORSE = 0.02  # loss of accuracy that a run does not pass over in silence
@@ -156,7 +156,8 @@ class Setting:
         read = args.test_images or TEST_IMAGES.get(dataset) or len(test)
         if args.images_per_step > len(train):
             raise ValueError(
-                f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)}"
+                f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)} "
+                f"in its {train.split} split"
             )
         args, reason = _with_weights(args, dataset)
         say(f"weights: {reason}")
@@ -199,7 +200,7 @@ class Setting:
 
     def look(self) -> Tolerance:
         """Measure what skips cost the network before anything is trained; printed in one line."""
-        found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision, self.args.seed)
+        found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision)
         say(f"network: {found}")
         if self.args.frozen and not found.prepared:
             say(
@@ -228,6 +229,8 @@ class Setting:
             "all blocks": self.evaluate(start, AlwaysExecute(), name="all blocks"),
             "random": self.evaluate(start, at_rate, "sample", name="random"),
         }
+        if trained is None and self.plain_name:  # the policy's own network bears skips better
+            trained, name = self.mdp(), "start"
         if trained is not None:
             other = f"random, {name} weights"
             rows[other] = self.evaluate(trained, at_rate, "sample", name=other)
@@ -304,13 +307,10 @@ def _with_weights(args: CommonArgs, dataset: str) -> tuple[CommonArgs, str]:
     if args.weights != "auto":
         return args, f"{args.weights} (a shipped network)" if find_named(args.weights) else args.weights
     wanted = args.depth, dataset, args.shortcut
-    gated = find_gated(*wanted, "rnn", args.alpha) if args.frozen and dataset != "rendered-digits" else None
-    if gated:
-        return replace(
-            args, weights=gated["name"]
-        ), f"{gated['name']} (the shipped network trained with skips)"
-    if entry := find_entry(*wanted):
-        return replace(args, weights=entry["name"]), f"{entry['name']} (the shipped network that fits)"
+    entry = find_start(*wanted, args.alpha) if args.frozen else find_entry(*wanted)
+    if entry:
+        what = "that was trained with skips" if "gate" in entry else "that fits"
+        return replace(args, weights=entry["name"]), f"{entry['name']} (the shipped network {what})"
     return args, f"none: no ResNet-{args.depth} for {dataset} is shipped"
 
 

@@ -92,7 +92,7 @@ def evaluate_all(args: Args) -> dict[str, Any]:
         rows[name] = setting.evaluate(mdp, FixedRoute(route).to(setting.device), name=name)
     for name, policy in at_random.items():
         rows[name] = setting.evaluate(mdp, policy, "sample", name=name)
-    return setting.finish(run, "static", rows, wall_time, greedy_order=chosen)
+    return setting.finish(run, "static", rows, wall_time, {"all blocks": None}, greedy_order=chosen)
 
 
 if __name__ == "__main__":

@@ -133,9 +133,13 @@ def main(options: Options) -> None:
     """Run what is missing, print the table."""
     out = options.out or Path(__file__).parent.parent / "docs" / f"ablation-{options.dataset}.json"
     shared = ("dataset", "warmup", "steps", "alpha")
-    setting = {"split": "val", **{key: getattr(options, key) for key in shared}}
+    setting = {
+        "split": "val",
+        "preparation": "cheapest blocks",
+        **{key: getattr(options, key) for key in shared},
+    }
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {**setting, "variants": {}}
-    if {key: found[key] for key in setting} != setting:
+    if {key: found.get(key) for key in setting} != setting:
         raise SystemExit(f"error: {out} holds another setting; give another --out")
     data, val = (load_images(options.dataset, split, options.data_dir) for split in ("train", "val"))
     device = "cuda" if torch.cuda.is_available() else "cpu"

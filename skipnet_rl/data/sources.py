@@ -30,6 +30,7 @@ from skipnet_rl.errors import DataNotFoundError, unknown_name
 from skipnet_rl.precision import cpu_by_default
 
 DATASETS = ("rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder")
+BY_CLASS = ("imagenet", "imagefolder")  # whose images are sorted by class
 HALVES = ("calibration", "selection")  # of the validation images
 SPLITS = ("train", "val", "test", *HALVES)
 VALIDATION_SHARE = 10  # one training image in ten is held out
@@ -121,10 +122,12 @@ def load_images(
         index = torch.arange(len(whole))
     else:
         index = _held_out(len(whole), part)
+    if part == "val" and name in BY_CLASS:  # the first of them are to be of every class
+        index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]
     if split in HALVES:
         half = len(index) // 2
         index = index[:half] if split == "calibration" else index[half:]
-    return whole if len(index) == len(whole) else whole.subset(index, split)
+    return whole if part in ("train", "test") and len(index) == len(whole) else whole.subset(index, split)
 
 
 def _own_splits(name: str, split: str, folder: Path) -> tuple[str, ...]:

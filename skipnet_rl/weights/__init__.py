@@ -62,6 +62,11 @@ def find_gated(
     return min(fitting, key=lambda e: abs(e["alpha"] - (alpha or 0.0)), default=None)
 
 
+def find_start(depth: int, dataset: str, shortcut: str, alpha: float | None = None) -> dict[str, Any] | None:
+    """What a policy over a frozen network starts from: a shipped one trained with skips, else a plain one."""
+    return find_gated(depth, dataset, shortcut, "rnn", alpha) or find_entry(depth, dataset, shortcut)
+
+
 def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
     """The file of that backbone, its bytes checked against the index; None where there is none.
 
