@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
 from skipnet_rl.data.imageset import augment, step_generator, training_index
+from skipnet_rl.data.sources import HALVES
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
 
 CIFAR10_CLASSES = (
@@ -271,3 +273,23 @@ def test_official_cifar10(cifar10_folder):
     pixels = torch.cat([train.images, val.images]).permute(1, 0, 2, 3).flatten(1)
     means = torch.stack([channel.double().mean() for channel in pixels]) / 255
     torch.testing.assert_close(means, torch.tensor([0.4914, 0.4822, 0.4465]).double(), rtol=0, atol=1e-4)
+
+
+def test_calibration_and_selection_are_the_halves_of_the_validation_images():
+    val, first, second = (load_images("rendered-digits", split) for split in ("val", *HALVES))
+    assert len(first) == len(second) == len(val) // 2
+    assert torch.equal(torch.cat([first.images, second.images]), val.images)
+    assert {first.split, second.split} == set(HALVES)
+
+
+def test_validation_images_in_files_come_in_no_order_of_classes(tmp_path):
+    """Halves and first images would otherwise be of some classes alone."""
+    for split, count in (("train", 100), ("test", 1)):
+        for number in range(count):
+            for name in "ab":
+                file = tmp_path / split / name / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
+    for split in HALVES:
+        labels = load_images("imagefolder", split, tmp_path).labels
+        assert len(labels) == 10 and labels.unique().tolist() == [0, 1]

@@ -12,7 +12,9 @@ from agents import gumbel, hybrid_reinforce, setting
 from agents.preparation import TRIED, look, shortcomings
 from agents.setting import Setting
 from skipnet_rl.checkpoint import read_tensors
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.runs import Run
 from skipnet_rl.tolerance import SKIPPED, Tolerance, absence_costs
 
 ADVICE = ("raise it", "lower it")
@@ -61,7 +63,7 @@ def test_what_a_run_has_to_say_of_its_end(whole, accuracy, flops, said):
 
 
 def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):
-    """Not the last: the return is made to be best after step 4."""
+    """Not the last: the return is made to be best after step 3."""
     returns = iter([0.1, 0.2, 0.9, 0.3, 0.2])
     seen = []
 
@@ -91,14 +93,31 @@ def test_a_start_that_nothing_betters_is_kept(tmp_path, few_images):
     assert stored["notes"] == result["notes"]
 
 
-def test_gumbel_is_prepared_and_resumes(tmp_path, few_images):
+def test_gumbel_is_prepared_and_resumes_in_its_preparation(tmp_path, monkeypatch, few_images):
     """ResNet-20's weights for rendered-digits were trained without skips."""
     args = gumbel.Args(
         env="SkipResNet20-v0", dataset="rendered-digits", eval_images=16, precision="fp32", batch_size=8,
         warmup_iterations=2, iterations=2, eval_every=1, run_dir=tmp_path / "run",
     )  # fmt: skip
-    result = gumbel.train(args)
+    whole = gumbel.train(args)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["warmup", "warmup", "train", "train"]
-    again = gumbel.train(dataclasses.replace(args, resume=True))
-    assert again["policies"] == result["policies"]
+    save = Run.save
+
+    def interrupted(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    args = dataclasses.replace(args, run_dir=tmp_path / "again")
+    monkeypatch.setattr(Run, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gumbel.train(args)
+    monkeypatch.setattr(Run, "save", save)
+    assert gumbel.train(dataclasses.replace(args, resume=True))["policies"] == whole["policies"]
+
+
+def test_without_a_trained_network_there_is_advice(tmp_path, few_images):
+    args = small_args(tmp_path, env="SkipResNet32-v0")
+    with pytest.warns(UserWarning, match="untrained"), pytest.raises(WeightsError, match="agents.pretrain"):
+        hybrid_reinforce.train(args)
+    assert not (tmp_path / "run").exists()

@@ -1,15 +1,18 @@
 """The flags that a command line comes to when it names few of them."""
 
 import dataclasses
+import json
 import shlex
 
 import pytest
 import tyro
+from test_agents import gated_file
 
 from agents import presets
 from agents.hybrid_args import Args
 from agents.presets import PRESETS, STEPS, describe, situation_of, values_of
 from skipnet_rl.errors import unknown_name
+from skipnet_rl.runs import as_stored
 from skipnet_rl.weights import index
 
 
@@ -30,24 +33,58 @@ def parsed(line: str) -> Args:
     ("--dataset cifar10 --shortcut pad", "plain", "auto"),
     ("--dataset cifar10 --stage sp", "plain", "auto"),
     ("--env SkipResNet20-v0 --dataset cifar100", "plain", "auto"),
-    ("--dataset cifar10 --weights a.safetensors --gate-weights a.safetensors", "gated", "a.safetensors"),
+    ("--dataset rendered-digits --env SkipResNet20-v0", "plain", "auto"),
+    ("--env SkipResNet38-v0 --dataset cifar10 --gate-weights resnet38-cifar10-sp", "gated",
+     "resnet38-cifar10-sp"),
 ])  # fmt: skip
 def test_auto_takes_what_fits(line, preset, weights):
     args = parsed(line)
     assert (args.preset, args.weights) == (preset, weights)
     if preset == "gated":
+        alphas = {entry["name"]: entry.get("alpha") for entry in index()}
         assert args.gate_weights == weights and args.stage == "hrl"
+        assert args.alpha == alphas[weights] or "--alpha" in line
     args.check()
+
+
+def test_gates_of_ones_own_are_gone_on_from_at_their_alpha(tmp_path):
+    file = gated_file(tmp_path)
+    args = parsed(f"--env SkipResNet20-v0 --dataset rendered-digits --gate-weights {file}")
+    assert (args.preset, args.weights, args.gate_weights, args.alpha) == ("gated", str(file), str(file), 1.0)
+
+
+@pytest.mark.parametrize("line", [
+    "--dataset cifar10 --stage sp", "--dataset rendered-digits --stage sp --preset quick",
+    "--dataset cifar100 --env SkipResNet20-v0 --stage sp",
+])  # fmt: skip
+def test_sp_alone_has_steps(line):
+    assert set(parsed(line).plan()) >= {"sp"}
+
+
+def test_an_untrained_network_is_not_prepared_and_does_not_teach():
+    args = parsed("--dataset cifar10 --weights none")
+    assert (args.preset, args.warmup_iterations, args.distillation) == ("plain", 0, 0.0)
+    args.check()
+
+
+def test_gated_needs_gates():
+    with pytest.raises(ValueError, match="--gate-weights"):
+        parsed("--dataset cifar100 --preset gated")
+
+
+def test_a_run_that_is_resumed_keeps_its_preset(tmp_path):
+    """On another machine, or after a change of the shipped networks, it would be another."""
+    stored = {**as_stored(parsed("--dataset cifar10 --preset plain --alpha 0.7")), "batch_size": 512}
+    (tmp_path / "args.json").write_text(json.dumps(stored), encoding="utf-8")
+    args = parsed(f"--dataset cifar10 --resume --run-dir {tmp_path}")
+    assert (args.preset, args.alpha, args.batch_size) == ("plain", 0.7, 512)
+    assert as_stored(args)["iterations"] == stored["iterations"]
 
 
 def test_flags_win():
     args = parsed("--dataset cifar10 --preset plain --iterations 7 --alpha 0.9 --lr 0.5")
     assert (args.iterations, args.alpha, args.lr) == (7, 0.9, 0.5)
     assert args.optimizer == PRESETS["plain"]["optimizer"]
-
-
-def test_quick_is_the_flags_own_defaults():
-    assert dataclasses.replace(parsed("--dataset rendered-digits"), preset="auto", dataset="auto") == Args()
 
 
 def test_steps_take_as_long_on_a_deeper_network():
@@ -84,7 +121,6 @@ def test_every_preset_has_flags_that_make_sense(preset):
     args = parsed(f"--env SkipResNet38-v0 --dataset cifar10 --preset {preset}")
     args.check()
     assert describe(args).startswith(f"{preset} ({presets.WHY[preset]}")
-    assert set(PRESETS[preset]) <= {field.name for field in dataclasses.fields(Args)}
 
 
 def test_an_unknown_preset_is_refused():

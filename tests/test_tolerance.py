@@ -50,12 +50,13 @@ def test_tolerance_tells_the_networks_apart(images):
     assert "of 40 validation images" in str(plain) and f"{plain.skipping:.1%} with" in str(plain)
 
 
-def test_tolerance_of_the_toy_is_exact():
-    """Its class is in the first block, which always runs, or in the one that every tenth image misses."""
-    data = two_colours()
+def test_tolerance_of_the_toy_is_what_its_one_needed_block_costs():
+    """An image that misses it is right half of the time; every tenth misses it."""
+    data = two_colours(256)
     found = measure_tolerance(RoutingMDP(toy_net(data)), data)
-    assert found.images == len(data) and found.whole == 1.0 and found.skipping < 1.0
-    assert found == Tolerance(len(data), 1.0, found.skipping, found.seconds_per_image)
+    assert found.images == len(data) and found.whole == 1.0
+    assert found.skipping == pytest.approx(0.95, abs=0.04) and found.skipping < 1
+    assert found.seconds_per_image > 0
 
 
 @pytest.mark.parametrize(
