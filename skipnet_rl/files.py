@@ -38,6 +38,8 @@ def whole_file(path: Path, *, new: bool = False, shared: bool = False) -> Iterat
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder is where the file is to be", str(path))
+    if in_the_way := next((folder for folder in path.parents if folder.is_file()), None):
+        raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder is to be", str(in_the_way))
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     own = f".{secrets.token_hex(4)}" if new or shared else ""
     beside = path.with_name(f"{path.name}{own}.new")

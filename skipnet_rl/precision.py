@@ -39,7 +39,7 @@ def pick_device(name: str | torch.device | None) -> torch.device:
         return torch.device("cpu")  # "cpu:0" would be unequal to where its tensors are
     if not torch.cuda.is_available():
         raise ValueError(f"device {given!r}, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
-    if index is not None and int(index) >= (count := torch.cuda.device_count()):
+    if index is not None and 0 < (count := torch.cuda.device_count()) <= int(index):
         raise ValueError(f"device {given!r}, but PyTorch sees {count}, from 'cuda:0'; use one of them")
     torch.backends.cudnn.allow_tf32 = False
     return torch.device(kind if index is None else f"cuda:{int(index)}")

@@ -220,7 +220,10 @@ def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
         "a plain network": (["resnet20-cifar10", "--out", out], "expected a gated network"),
         "no safetensors": ([place / "file", "--out", out], "not a readable safetensors file"),
         "a folder": ([checkpoint, "--out", place], "a folder is where the file is to be"),
-        "in a file": ([checkpoint, "--out", place / "file" / "model.onnx"], "Not a directory"),
+        "in a file": (
+            [checkpoint, "--out", place / "file" / "model.onnx"],
+            "a file is where a folder",
+        ),
         "itself": ([checkpoint, "--out", checkpoint, "--check", 0], "is the network itself"),
         "fewer than none": ([checkpoint, "--out", out, "--check", -3], "expected 0 or more"),
     }
