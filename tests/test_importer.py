@@ -287,7 +287,7 @@ def test_blockdrops_own_padding_is_refused(tiny_net):
 @pytest.mark.parametrize(
     "weights",
     [5, 0, True, 1.5, b"net.th", "", "  ", [], ("a",), {}, {"a": 1}, object(), torch.nn.ReLU()],
-    ids=repr,
+    ids=lambda weights: type(weights).__name__,
 )
 def test_what_is_neither_name_nor_path_nor_weights(weights):
     with pytest.raises(
