@@ -45,7 +45,7 @@ def look(setting: Setting) -> tuple[Setting, Tolerance, Tensor | None]:
     args = setting.args
     if args.weights == "auto":
         raise WeightsError(
-            f"no ResNet-{args.depth} for {setting.dataset} is shipped; train one: python -m agents.pretrain "
+            f"no ResNet-{args.depth} on {setting.dataset} is shipped; train one: python -m agents.pretrain "
             f"--depth {args.depth} --dataset {setting.dataset}, and give its weights: --weights "
             "runs/…/weights.safetensors (or --weights none for untrained ones)"
         )

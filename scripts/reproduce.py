@@ -50,7 +50,7 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
         gate=row.gate, warmup_iterations=1, routes=row.schedule.routes, batch_size=size
     )
     net = ResNet(row.depth).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    any_order = torch.arange(len(net.blocks) - 1)  # of the blocks, for the preparation
+    any_order = torch.arange(len(net.blocks) - 1, device="cpu")  # of the blocks, for the preparation
     learner = hybrid_reinforce.Learner(args, net, device, costs=any_order)
     plain = pretrain.Args(batch_size=size)
     precision, plan = resolve_precision("auto", device), args.plan()

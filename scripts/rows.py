@@ -18,7 +18,6 @@ import tyro
 from agents import hybrid_reinforce, pretrain
 from agents.distillation import depths_of
 from skipnet_rl.runs import as_stored, check_same
-from skipnet_rl.weights import find_entry
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,10 @@ ROWS = {
     "resnet74-ff1": Row(74, "ff1", GROWN, "resnet38-cifar10-distilled"),
     "resnet110-ff2": Row(110, "ff2"),
     "resnet152-ff2": Row(152, "ff2", LARGE, "resnet110-cifar10-distilled"),
+}  # fmt: skip
+SHIPPED = {  # the backbones that these rows began with
+    38: "resnet38-cifar10", 74: "resnet74-cifar10-distilled", 110: "resnet110-cifar10",
+    152: "resnet152-cifar10-distilled",
 }  # fmt: skip
 DISTILLATION = "0.9"  # the teacher's share
 FLAGS = {"warmup": "--warmup-iterations", "sp": "--sp-iterations", "hrl": "--iterations",
@@ -224,8 +227,8 @@ def chain(name: str, options: Options) -> list[Step]:
         place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
         return Step("hybrid_reinforce", flags, place, length, eval_every)
 
-    shipped = find_entry(row.depth, "cifar10", "projection") if options.shipped_backbone else None
-    steps, backbone = ([], shipped["name"]) if shipped else pretraining(row, folder, options)
+    shipped = SHIPPED.get(row.depth) if options.shipped_backbone else None
+    steps, backbone = ([], shipped) if shipped else pretraining(row, folder, options)
     steps.append(gated("sp", schedule.runs[0][0], "sp", schedule.sp, "--weights", backbone))
     supervised = str(steps[-1].folder / "sp.safetensors")
     for alpha, gain in schedule.runs:

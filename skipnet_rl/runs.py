@@ -216,7 +216,8 @@ def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
     """
     before = as_now(before)
     for name in sorted(set(before) & set(now) - NOT_COMPARED):
-        if before[name] != now[name]:
+        older = name == "weights" and "auto" in (before[name], now[name])  # it had no name then
+        if before[name] != now[name] and not older:
             raise ValueError(
                 f"--resume with {name} {now[name]!r}, but the run was started with {before[name]!r}; "
                 "pass the same arguments, or another --run-dir"

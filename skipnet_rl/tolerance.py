@@ -92,7 +92,7 @@ def absence_costs(mdp: RoutingMDP, images: Images, batch_size: int = 50, precisi
     images.check_not_empty()
     mdp = copy.copy(mdp)
     mdp.net = for_inference(mdp.net)
-    added = torch.zeros(mdp.num_decisions, dtype=torch.float64)
+    added = torch.zeros(mdp.num_decisions, dtype=torch.float64, device="cpu")
     for batch, labels in images.batches(batch_size):
         with autocast(precision, batch.device):
             execute = torch.ones(len(labels), dtype=torch.bool, device=batch.device)
@@ -129,6 +129,6 @@ def falling_rates(costs: Tensor, progress: float, share: float = SHARE) -> Tenso
     for name, value in (("progress", progress), ("share", share)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}; expected a number between 0 and 1")
-    rates = torch.ones(len(costs))
+    rates = torch.ones(len(costs), device="cpu")
     rates[costs.argsort()[: round(share * len(costs))]] = SKIPPED
     return 1 - progress * (1 - rates)

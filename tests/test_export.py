@@ -215,7 +215,7 @@ def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
     save_weights(other, nn.ModuleDict({"net": mdp.net, "gate": gate}), about)
     out = place / "deep" / "model.onnx"
     return {
-        "no data": ([other, "--out", out, "--data-dir", place / "none"], "no cifar100"),
+        "no data": ([other, "--out", out, "--data-dir", place / "none"], "is missing"),
         "no network": ([place / "none.safetensors", "--out", out], "no weights file"),
         "a plain network": (["resnet20-cifar10", "--out", out], "expected a gated network"),
         "no safetensors": ([place / "file", "--out", out], "not a readable safetensors file"),

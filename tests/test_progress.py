@@ -50,7 +50,7 @@ def test_a_moment_has_no_bar(capsys):
 def test_a_setting_names_the_row_or_the_split(at_once, tiny_net, tiny_images, capsys):
     args = setting.CommonArgs(eval_images=4, device="cpu")
     three = [tiny_images] * 3
-    mine = setting.Setting(args, "noise", *three, 12, tiny_net, torch.device("cpu"), "fp32")
+    mine = setting.Setting(args, "noise", *three, 12, tiny_net, tiny_net, None, torch.device("cpu"), "fp32")
     mine.evaluate(mine.mdp(), AlwaysExecute(), name="HRL")
     assert "HRL: 100%" in capsys.readouterr().err
     mine.validate(mine.mdp(), AlwaysExecute())

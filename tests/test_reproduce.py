@@ -501,8 +501,9 @@ def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch
     assert weights.find_shipped(20, "rendered-digits", "projection").read_bytes() == before
     taught = {**plain, "name": "taught", "stage": "backbone-distilled"}
     (package / "index.json").write_text(json.dumps([taught]))
-    ship.main(ship.Options(folders[0], "other"))  # plain, so that auto finds it first
-    assert weights.find_shipped(20, "rendered-digits", "projection") == package / "other.safetensors"
+    assert weights.find_shipped(20, "rendered-digits", "projection") == package / "plain.safetensors"
+    ship.main(ship.Options(folders[0], "other"))  # without a teacher: auto finds the other one first
+    assert weights.find_shipped(20, "rendered-digits", "projection") == package / "plain.safetensors"
     learned = dataclasses.replace(
         FinishedRun.read(folders[2]), result={**FinishedRun.read(folders[2]).result, "agent": "reinforce"}
     )

@@ -143,7 +143,7 @@ def finish(tmp_path):
     args = Args(run_dir=tmp_path)
     run = Run(tmp_path, args)
     made = SimpleNamespace(
-        args=args, dataset="x", test=range(3), split_images=3, precision="fp32",
+        args=args, dataset="x", plain_name=None, test=range(3), split_images=3, precision="fp32",
         net=SimpleNamespace(stages=[0] * 4),
     )  # fmt: skip
     return lambda **more: setting.Setting.finish(made, run, "gumbel", rows(), 1.0, **more)
@@ -162,7 +162,7 @@ def test_notes_are_kept_and_said(finish, tmp_path, capsys):
     assert finish(notes=notes)["notes"] == notes
     assert compare.json.loads((tmp_path / "result.json").read_text())["notes"] == notes
     said = capsys.readouterr().out
-    assert said.index("HRL") < said.index(notes[0]) < said.index(notes[1]) < said.index("wrote")
+    assert said.index("HRL") < said.index("wrote") < said.index(notes[0]) < said.index(notes[1])
     assert finish()["notes"] == []
 
 

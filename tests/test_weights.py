@@ -41,7 +41,8 @@ def test_every_shipped_file_is_what_the_index_says():
     for entry in weights.index():
         path = weights.weights_path(entry["name"])  # checks the bytes
         assert path == weights.FOLDER / entry["file"]
-        if entry["stage"] == "backbone":
+        distilled = weights.find_entry(entry["depth"], entry["dataset"], entry["shortcut"])
+        if entry["stage"] == "backbone" and distilled["stage"] == "backbone":
             assert find_shipped(entry["depth"], entry["dataset"], entry["shortcut"]) == path
         commands = [*entry["command"]]
         for part in parts_of(path):
@@ -51,9 +52,22 @@ def test_every_shipped_file_is_what_the_index_says():
             assert without_places(shlex.split(command)) == command and "/tmp" not in command
 
 
-def test_auto_takes_a_distilled_network_where_there_is_no_plain_one():
-    for depth, name in ((14, "resnet14-cifar10-distilled"), (20, "resnet20-cifar10")):
-        assert find_shipped(depth, "cifar10", "projection") == weights.weights_path(name)
+@pytest.mark.parametrize("depth, dataset, name", [
+    (20, "cifar10", "resnet20-cifar10-distilled"), (110, "cifar10", "resnet110-cifar10-distilled"),
+    (20, "rendered-digits", "resnet20-rendered-digits"),
+])  # fmt: skip
+def test_auto_takes_the_network_that_was_taught_where_there_is_one(depth, dataset, name):
+    assert find_shipped(depth, dataset, "projection") == weights.weights_path(name)
+
+
+@pytest.mark.parametrize("alpha, name", [
+    (None, "resnet38-cifar10-hrl-0.5-ensemble"), (0.7, "resnet38-cifar10-hrl-0.5-ensemble"),
+    (2.0, "resnet38-cifar10-hrl-1.0-gain6-ensemble"),
+])  # fmt: skip
+def test_a_policy_over_a_frozen_network_starts_from_one_that_was_trained_with_skips(alpha, name):
+    assert weights.find_start(38, "cifar10", "projection", alpha)["name"] == name
+    assert weights.find_start(20, "cifar10", "projection", alpha)["name"] == "resnet20-cifar10-distilled"
+    assert weights.find_start(38, "cifar10", "pool", alpha) is None
 
 
 def test_auto_takes_the_shipped_weights(shipped):

@@ -119,11 +119,11 @@ def load_images(
     whole = _whole(name, part if part in own else "train", folder, download, progress)
     whole = whole if size is None else whole.sized(size)
     if part in own and (part != "train" or "val" in own):
-        index = torch.arange(len(whole))
+        index = torch.arange(len(whole), device="cpu")
     else:
         index = _held_out(len(whole), part)
     if part == "val" and name in BY_CLASS:  # the first of them are to be of every class
-        index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]
+        index = index[_shuffled(len(index))]
     if split in HALVES:
         half = len(index) // 2
         index = index[:half] if split == "calibration" else index[half:]
@@ -159,9 +159,13 @@ def _whole(
 
 
 def _held_out(size: int, split: str) -> Tensor:
-    order = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    order = _shuffled(size)
     held_out = size // VALIDATION_SHARE
     return order[:held_out].sort().values if split == "val" else order[held_out:].sort().values
+
+
+def _shuffled(size: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
 
 
 def _digits(source: str, progress: Callable[[int, int], object] | None) -> ImageSet:
