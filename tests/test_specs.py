@@ -16,6 +16,7 @@ from envs.specs import plain
 
 QUICK = {"dataset": "rendered-digits", "split": "test", "weights": None, "device": "cpu"}
 ID = "SkipResNet14-v0"  # N = 5
+FOLDER = Path(__file__).parent  # one that exists
 COSTS = [1.0, 2.0, 0.5, 1.0, 0.25]
 
 
@@ -30,7 +31,7 @@ class Many(enum.Enum):
 
 
 ARGUMENTS = {
-    "path": {"data_dir": Path(__file__).parent},
+    "path": {"data_dir": FOLDER},
     "weights": {"weights": "weights.safetensors"},  # see below
     "alpha": {"alpha": np.float32(0.3)},
     "alpha as an array": {"alpha": np.array(0.25)},
@@ -106,15 +107,15 @@ def test_gymnasiums_own_vector_environment(what):
 
 
 def test_wrappers_keep_the_spec():
-    env = gym.wrappers.RecordEpisodeStatistics(gym.make(ID, data_dir=Path(__file__).parent, **QUICK))
-    assert "RecordEpisodeStatistics" in env.spec.to_json() and env.spec.kwargs["data_dir"] == "data"
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make(ID, data_dir=FOLDER, **QUICK))
+    assert "RecordEpisodeStatistics" in env.spec.to_json() and env.spec.kwargs["data_dir"] == str(FOLDER)
 
 
 def test_a_spec_given_to_an_environment_stays_the_givers():
     env = gym.make(ID, **QUICK).unwrapped
-    spec = EnvSpec(ID, kwargs={"data_dir": Path(__file__).parent})
+    spec = EnvSpec(ID, kwargs={"data_dir": FOLDER})
     env.spec = spec
-    assert env.spec.kwargs == {"data_dir": "data"} and spec.kwargs == {"data_dir": Path(__file__).parent}
+    assert env.spec.kwargs == {"data_dir": str(FOLDER)} and spec.kwargs == {"data_dir": FOLDER}
     env.spec = None
     assert env.spec is None
 

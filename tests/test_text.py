@@ -41,11 +41,9 @@ def text_opens(source: str) -> list[int]:
         binary = any(
             isinstance(word, str) and set(word.strip("'")) <= set("rwaxb+") and "b" in word for word in words
         )
-        whole = ast.unparse(node.func) == "write_text"  # of skipnet_rl.files, which writes nothing but UTF-8
-        opens = (name in ("read_text", "write_text") and not whole) or (
-            name in ("open", "fdopen") and not binary
-        )
-        known = ast.unparse(node.func) in ("Image.open", "os.open")  # which read no text
+        opens = name in ("read_text", "write_text") or (name in ("open", "fdopen") and not binary)
+        # two that read no text, and that of skipnet_rl.files, which writes nothing but UTF-8
+        known = ast.unparse(node.func) in ("Image.open", "os.open", "write_text")
         decodes = {"text", "universal_newlines"} & keywords.keys()
         if ((opens and not known) or decodes) and "encoding" not in keywords:
             found.append(node.lineno)
@@ -101,7 +99,8 @@ def row(name: str) -> dict:
     keys = ("accuracy", "accuracy_ci95", "compute_blocks", "compute_flops", "compute_flops_std", "return")
     seeds = {f"{key}_seeds_ci95": 0.01 for key in keys}
     return {
-        "name": name, **dict.fromkeys(keys, 0.5), **seeds, "accuracy_ci95": [0.1, 0.9], "unique_routes": 3, "bound": False, "n": 1,
+        "name": name, **dict.fromkeys(keys, 0.5), **seeds, "unique_routes": 3, "bound": False, "n": 1,
+        "accuracy_ci95": [0.1, 0.9],
         "executed_blocks_histogram": [1, 2], "executed_blocks_mean": 0.5, "execution_rate": [0.5],
     }  # fmt: skip
 
