@@ -19,11 +19,9 @@ from nothing: --stage hrl, and --weights none where the backbone is to be untrai
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,13 +32,13 @@ from agents.cli import main_with_named_errors
 from agents.distillation import Teacher, distilled, load_teachers
 from agents.estimate import print_estimate
 from agents.hybrid_args import Args
+from agents.keeper import FILES, Keeper
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS, resume
-from agents.preparation import look, prepared_episode, shortcomings
+from agents.preparation import look, prepared_episode
 from agents.presets import describe, situation_of, values_of
 from agents.setting import Setting
-from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
-from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator, training_index
 from skipnet_rl.errors import WeightsError
@@ -48,21 +46,12 @@ from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
 from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, Exploring, Policy, ValueBaseline
+from skipnet_rl.policies import Exploring, Policy, ValueBaseline
 from skipnet_rl.precision import autocast, cpu_by_default, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.terminal import say
-from skipnet_rl.tolerance import Tolerance
 from skipnet_rl.weights import weights_path
-
-KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")  # of what is kept, in result.json
-FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after which stage
-ADVICE = (
-    "To this network a skipped block costs more than alpha/N pays: raise --alpha, or train longer "
-    "(--iterations, --tune-iterations)",
-    "Lower --alpha, or train longer (--iterations, --tune-iterations)",
-)
 
 
 class Learner:
@@ -272,76 +261,6 @@ def start_gate(gate: StoredPolicy, setting: Setting, args: Args) -> None:
     mdp.net.to(setting.device)
     chosen = evaluate(mdp, chooser.to(setting.device), setting.val, precision=setting.precision)
     gate.route.copy_(most_frequent(chosen.routes))
-
-
-class Keeper:
-    """Validates a run on the way, and keeps the weights whose return on validation images is best.
-
-    Args:
-        setting: what the run learns on.
-        learner: what is validated.
-        folder: the run's.
-    """
-
-    def __init__(self, setting: Setting, learner: Learner, folder: Path) -> None:
-        self.setting, self.learner, self.folder = setting, learner, folder
-        self.args = setting.args
-
-    def begin(self) -> None:
-        """Keep the start, where it has gates already, until something better is found."""
-        if self.args.gate_weights and {"hrl", "tune"} & set(self.args.plan()):
-            self.validate(0, "hrl", ended=True)  # as it is: its batch norms are settled
-
-    def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
-        """Summary on validation images, batch norms settled as they will be at the end; keeps the best.
-
-        Args:
-            done: steps so far.
-            stage: which they ended in; what SP comes to has a file of its own.
-            ended: whether it is over, and its batch norms are settled.
-        """
-        learner = self.learner
-        if not ended:
-            learner = learner.snapshot()
-            settle(learner, self.setting.train, stage, self.args)
-        found = self.setting.validate(learner.mdp, learner.gate)
-        if stage in ("hrl", "tune") and found["return"] > self.learner.best.get("return", -math.inf):
-            self.learner.best = {key: found[key] for key in KEPT} | {"step": done}
-            self.save(stage, learner)
-        return found
-
-    def end_stage(self, stage: str) -> None:
-        """Settle the batch norms; keep what SP comes to, whatever its return."""
-        settle(self.learner, self.setting.train, stage, self.args)
-        if stage == "sp":
-            self.save(stage, self.learner)
-
-    def save(self, stage: str, learner: Learner) -> None:
-        """Write a stage's file of weights."""
-        file = FILES[stage]
-        about = {"stage": file.split(".")[0], **self.setting.header(self.args.gate)}
-        save_weights(self.folder / file, learner.model, about)
-
-    def notes(self, tolerance: Tolerance) -> list[str]:
-        """What the run has to say of its end, see `shortcomings`."""
-        best, setting = self.learner.best, self.setting
-        if not best:
-            return []
-        whole = tolerance.whole
-        if setting.plain_name or min(self.args.eval_images, len(setting.val)) != tolerance.images:
-            whole = setting.validate(RoutingMDP(setting.plain), AlwaysExecute())["accuracy"]
-        start = ["nothing better was found: the network that the run started from is kept"]
-        found = shortcomings(whole, best["accuracy"], best["compute_flops"], ADVICE)
-        return found + start * (best["step"] == 0)
-
-
-def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
-    """Estimate the batch norms' statistics for the routes to come, where `--bn` asks for it."""
-    if args.bn == "recalibrate":
-        recalibrate(
-            learner.mdp, learner.gate, data, batches=math.ceil(args.bn_images / BATCH_SIZE),
-            precision=learner.precision, seed=args.seed, policy_too=stage != "tune",
-        )  # fmt: skip
 
 
 def arguments() -> Args:

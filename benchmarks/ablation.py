@@ -21,7 +21,8 @@ from typing import Any
 import torch
 import tyro
 
-from agents.hybrid_reinforce import Args, Learner, settle, train_step
+from agents.hybrid_reinforce import Args, Learner, train_step
+from agents.keeper import settle
 from agents.setting import LOOK
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images

@@ -14,7 +14,7 @@ import torch
 from toys import toy_net, two_colours
 
 from agents import evaluate as play
-from agents import hybrid_reinforce, pretrain
+from agents import hybrid_reinforce, keeper, pretrain
 from agents.distillation import Teacher, depths_of
 from agents.finished import FinishedRun
 from agents.setting import Setting
@@ -265,7 +265,7 @@ def test_batch_norms_are_settled_on_as_many_images(asked, seen):
     args = hybrid_reinforce.Args(batch_size=16, precision="fp32", bn_images=asked)
     learner, images = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu")), []
     learner.mdp.net.stem.register_forward_hook(lambda stem, inputs, output: images.append(len(output)))
-    hybrid_reinforce.settle(learner, data, "hrl", args)
+    keeper.settle(learner, data, "hrl", args)
     assert sum(images) == seen
 
 
@@ -277,7 +277,7 @@ def test_gates_are_those_of_test_time_in_the_tuning():
     for stage, stays in (("hrl", False), ("tune", True)):
         before = {name: value.clone() for name, value in learner.gate.state_dict().items()}
         hybrid_reinforce.train_step(learner, data, 0, stage, args)
-        hybrid_reinforce.settle(learner, data, stage, args)
+        keeper.settle(learner, data, stage, args)
         after = learner.gate.state_dict()
         assert all(torch.equal(after[name], value) for name, value in before.items()) == stays, stage
 
