@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # from a network that executes every block: it is its own teacher, and is prepared for skips where they
     # cost it too much. Steps are a ResNet-20's on a CPU, see `STEPS`.
     "plain": {
-        "alpha": 0.4, "warmup_iterations": 250, "sp_iterations": 0, "iterations": 150, "tune_iterations": 600,
+        "alpha": 0.8, "warmup_iterations": 250, "sp_iterations": 0, "iterations": 150, "tune_iterations": 600,
         "batch_size": 128, "routes": 2, "optimizer": "sgd", "lr": 0.02, "gate_lr": 1.5e-2,
         "schedule": "cosine", "distillation": 0.9, "eval_every": 100, "eval_images": 1_000,
         "bn_images": 1_000,
