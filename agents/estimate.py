@@ -14,7 +14,6 @@ from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance
 
 SAMPLE, GPU_SAMPLE = 32, 512  # images of the steps that are timed; a GPU takes as long for fewer
-REPEATS = 2  # of which the quicker counts; one before them is not timed
 PART = 0.8  # of a whole network's time that a policy's routes take, before anything is known of them
 
 
@@ -24,15 +23,14 @@ def seconds_of_training(setting: Setting) -> float:
     count = min(GPU_SAMPLE if setting.device.type == "cuda" else SAMPLE, len(setting.train))
     images, labels = setting.train.batch(torch.arange(count, device=setting.device))
     images = images.contiguous(memory_format=torch.channels_last)
-    taken = []
-    for _ in range(1 + REPEATS):
+    for _ in range(2):  # the first is slower, and not timed
         begun = time.perf_counter()
         with autocast(setting.precision, setting.device):
             loss = F.cross_entropy(net(images), labels)
         loss.backward()
         loss.item()  # a GPU is waited for
-        taken.append(time.perf_counter() - begun)
-    return min(taken[1:]) / len(labels)
+        taken = time.perf_counter() - begun
+    return taken / len(labels)
 
 
 def print_estimate(setting: Setting, looked: Tolerance, steps: int, episodes: int, on_the_way: int) -> None:

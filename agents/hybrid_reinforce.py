@@ -35,7 +35,7 @@ from agents.hybrid_args import Args
 from agents.keeper import FILES, Keeper
 from agents.loop import learn
 from agents.optimizers import OPTIMIZERS, resume
-from agents.preparation import look, prepared_episode
+from agents.preparation import check_trained, look, prepared_episode
 from agents.presets import describe, situation_of, values_of
 from agents.setting import Setting
 from skipnet_rl.checkpoint import load_weights
@@ -103,7 +103,9 @@ class Learner:
         found = copy.copy(self)
         found.model = copy.deepcopy(self.model)
         found.gate = found.model["gate"]
-        found.mdp = RoutingMDP(found.model["net"], self.mdp.alpha, self.mdp.cost)
+        _ = self.mdp.macs  # counted once for all copies: half a second for a ResNet-110
+        found.mdp = copy.copy(self.mdp)
+        found.mdp.net = found.model["net"]
         return found
 
     def predictions(self, images: Tensor) -> Tensor | None:
@@ -189,12 +191,17 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 @cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """The stages asked for, then the test set once; returns result.json's content."""
-    setting, tolerance, costs = look(Setting.of(args))
+    setting = Setting.of(args)
+    check_trained(setting)
     args = setting.args
-    say(f"preset: {describe(args)}")
-    learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting), costs)
+    learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting))
     if args.gate_weights:
         start_gate(learner.gate, setting, args)
+    setting, tolerance, learner.costs = look(
+        setting
+    )  # takes seconds: what is to be refused is refused before
+    args = setting.args
+    say(f"preset: {describe(args)}")
     run = setting.start_run("hybrid-reinforce", args.resume)
     keeper = Keeper(setting, learner, run.folder)
     validations = len(args.plan()) // args.eval_every + len(set(args.plan()))

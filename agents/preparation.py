@@ -28,6 +28,17 @@ RAMP = 0.5  # share of the preparation over which the rates fall
 TRIED = 0.97  # most that the gates aim at: so they go on trying, now and then, what is not skipped
 
 
+def check_trained(setting: Setting) -> None:
+    """Raise a WeightsError, which says how to train one, where a run has no trained network to start from."""
+    args = setting.args
+    if args.weights == "auto":
+        raise WeightsError(
+            f"no ResNet-{args.depth} on {setting.dataset} is shipped; train one: python -m agents.pretrain "
+            f"--depth {args.depth} --dataset {setting.dataset}, and give its weights: --weights "
+            "runs/…/weights.safetensors (or --weights none for untrained ones)"
+        )
+
+
 def look(setting: Setting) -> tuple[Setting, Tolerance, Tensor | None]:
     """Look at a run's network before it is trained, and drop a preparation that it does not need.
 
@@ -38,17 +49,9 @@ def look(setting: Setting) -> tuple[Setting, Tolerance, Tensor | None]:
         The setting, without steps of preparation where the network bears skips; how it bears them; the cost
         of each block's absence [N], or None where nothing is to be prepared. A run that is resumed keeps
         to what it decided at first.
-
-    Raises:
-        WeightsError: there is no trained network.
     """
     args = setting.args
-    if args.weights == "auto":
-        raise WeightsError(
-            f"no ResNet-{args.depth} on {setting.dataset} is shipped; train one: python -m agents.pretrain "
-            f"--depth {args.depth} --dataset {setting.dataset}, and give its weights: --weights "
-            "runs/…/weights.safetensors (or --weights none for untrained ones)"
-        )
+    check_trained(setting)
     tolerance = setting.look()
     before = args.run_dir and args.run_dir / "args.json"
     if before and before.is_file() and args.resume:  # type: ignore[attr-defined]
