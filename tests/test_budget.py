@@ -128,6 +128,7 @@ def test_controls_where_nothing_is_chosen(finished, play):
         play(finished, controls=True, biases=(1.0,))
 
 
+@pytest.mark.slow
 def test_results_that_would_take_each_others_place(finished, model, play, tmp_path):
     with pytest.raises(ValueError, match="--out .* holds the results of one path"):
         play(finished, model, out=tmp_path)
