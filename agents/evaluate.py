@@ -46,7 +46,7 @@ from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import accuracy_difference, magnitudes
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import build_backbone, index, weights_path
+from skipnet_rl.weights import build_backbone, find_named, weights_path
 
 MODES = ("greedy", "sample")
 EXCHANGED, MOST_FREQUENT = "routes exchanged", "most frequent route"  # the controls' rows
@@ -196,7 +196,8 @@ def header_of(path: Path) -> dict[str, Any]:
 
 def backbone_entry(name: str) -> dict[str, Any] | None:
     """What the index says of a shipped network without gates; None for any other path."""
-    return next((entry for entry in index() if entry["name"] == name and "gate" not in entry), None)
+    entry = find_named(name)
+    return entry if entry and "gate" not in entry else None
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
@@ -229,7 +230,7 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
 
 
 def at_the_ends(rows: Mapping[str, Evaluation]) -> list[str]:
-    """Of the biases that ask for more or less than there is, what to know about them."""
+    """What to know about biases that ask for more, or for less, than there is."""
     notes = []
     for name, done in rows.items():
         if name.startswith("bias") and done.routes.all():

@@ -241,9 +241,7 @@ def run_steps(
     teacher = Teacher(teachers, precision) if teachers else None
     steps_per_epoch = len(data) // args.batch_size
     steps, first, before = args.steps(len(data)), 0, 0.0
-    every = max(
-        steps_per_epoch, min(steps // EPOCHS, 50)
-    )  # between validations: an epoch of few images is short
+    every = max(steps_per_epoch, min(steps // EPOCHS, 50))  # between validations; few images: short epochs
     state = run.load() if args.resume else None
     if state:
         net.load_state_dict(state["net"])
