@@ -14,8 +14,8 @@ from typing import Any
 from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.cli import main_with_named_errors
-from agents.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
+from agents.common.cli import main_with_named_errors
+from agents.common.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
     # one update per rollout, so smaller rollouts than PPO's; γ = λ = 1

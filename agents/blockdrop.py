@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.cli import main_with_named_errors
-from agents.estimate import print_estimate
-from agents.loop import learn
-from agents.preparation import Preparation, look
-from agents.setting import CommonArgs, Setting
+from agents.common.cli import main_with_named_errors
+from agents.common.estimate import print_estimate
+from agents.common.loop import learn
+from agents.common.preparation import Preparation, look
+from agents.common.setting import CommonArgs, Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images

@@ -25,10 +25,10 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from agents.cli import main_with_named_errors
-from agents.entries import Entry, collect, flags, wider_interval
-from agents.finished import FinishedRun
-from agents.report import markdown, print_comparison, title_of
+from agents.common.cli import main_with_named_errors
+from agents.common.entries import Entry, collect, flags, wider_interval
+from agents.common.finished import FinishedRun
+from agents.common.report import markdown, print_comparison, title_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data.places import data_folder

@@ -14,8 +14,8 @@ from typing import Any
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.cli import main_with_named_errors
-from agents.sb3 import SB3Args, episode_length, train_sb3
+from agents.common.cli import main_with_named_errors
+from agents.common.sb3 import SB3Args, episode_length, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
     # two updates per step of the batch of environments; ε falls from 1 to 0.05 over a third of the steps

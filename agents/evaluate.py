@@ -27,9 +27,9 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from agents.cli import main_with_named_errors
-from agents.finished import FinishedRun, restore_model
-from agents.report import print_table
+from agents.common.cli import main_with_named_errors
+from agents.common.finished import FinishedRun, restore_model
+from agents.common.report import print_table
 from envs.ids import depth_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
@@ -197,7 +197,7 @@ def header_of(path: Path) -> dict[str, Any]:
 def backbone_entry(name: str) -> dict[str, Any] | None:
     """What the index says of a shipped network without gates; None for any other path."""
     entry = find_named(name)
-    return entry if entry and "gate" not in entry else None
+    return entry if entry and entry["kind"] == "plain" else None
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from agents.checks import check_routes
-from agents.distillation import check_teachers
-from agents.optimizers import OPTIMIZERS
-from agents.presets import PRESETS
-from agents.setting import CommonArgs
+from agents.common.checks import check_routes
+from agents.common.distillation import check_teachers
+from agents.common.optimizers import OPTIMIZERS
+from agents.common.presets import PRESETS
+from agents.common.setting import CommonArgs
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.estimators import BASELINES
 from skipnet_rl.gated import FIXED
@@ -26,8 +26,8 @@ class Args(CommonArgs):
     """Learn which blocks to run, image by image."""
 
     preset: str = "auto"
-    """defaults of the other flags, a row of agents/presets.py: quick, plain, gated, paper, or auto, the one
-    that fits the data set, the depth, the device and the network that the run starts from"""
+    """defaults of the other flags, a row of agents/common/presets.py: quick, plain, gated, paper, or auto,
+    the one that fits the data set, the depth, the device and the network that the run starts from"""
     alpha: float = 2.0
     """weight of the compute saving against the loss"""
     gate: str = "rnn"

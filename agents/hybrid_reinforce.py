@@ -28,16 +28,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.cli import main_with_named_errors
-from agents.distillation import Teacher, distilled, load_teachers
-from agents.estimate import print_estimate
+from agents.common.cli import main_with_named_errors
+from agents.common.distillation import Teacher, distilled, load_teachers
+from agents.common.estimate import print_estimate
+from agents.common.keeper import FILES, Keeper
+from agents.common.loop import learn
+from agents.common.optimizers import OPTIMIZERS, resume
+from agents.common.preparation import check_trained, look, prepared_episode
+from agents.common.presets import describe, situation_of, values_of
+from agents.common.setting import Setting
 from agents.hybrid_args import Args
-from agents.keeper import FILES, Keeper
-from agents.loop import learn
-from agents.optimizers import OPTIMIZERS, resume
-from agents.preparation import check_trained, look, prepared_episode
-from agents.presets import describe, situation_of, values_of
-from agents.setting import Setting
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator, training_index

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.cli import main_with_named_errors
-from agents.setting import CommonArgs, Setting
+from agents.common.cli import main_with_named_errors
+from agents.common.setting import CommonArgs, Setting
 from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP, State

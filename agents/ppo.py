@@ -17,8 +17,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.cli import main_with_named_errors
-from agents.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
+from agents.common.cli import main_with_named_errors
+from agents.common.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
     # the whole rollout in four minibatches; γ = λ = 1, since all that counts comes at the end

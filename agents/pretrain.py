@@ -24,11 +24,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from agents.checks import check_numbers
-from agents.cli import main_with_named_errors
-from agents.distillation import Teacher, check_teachers, distilled, load_teachers
-from agents.optimizers import sgd
-from agents.watch import check_finite, check_loss
+from agents.common.checks import check_numbers
+from agents.common.cli import main_with_named_errors
+from agents.common.distillation import Teacher, check_teachers, distilled, load_teachers
+from agents.common.optimizers import sgd
+from agents.common.watch import check_finite, check_loss
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images, resolve_dataset

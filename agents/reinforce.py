@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.checks import check_routes
-from agents.cli import main_with_named_errors
-from agents.loop import learn
-from agents.setting import CommonArgs, Setting
+from agents.common.checks import check_routes
+from agents.common.cli import main_with_named_errors
+from agents.common.loop import learn
+from agents.common.setting import CommonArgs, Setting
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_generator, training_index

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.cli import main_with_named_errors
-from agents.setting import CommonArgs, Setting
+from agents.common.cli import main_with_named_errors
+from agents.common.setting import CommonArgs, Setting
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.mdp import RoutingMDP

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 import tyro
 
+from agents.common.keeper import settle
+from agents.common.setting import LOOK
 from agents.hybrid_reinforce import Args, Learner, train_step
-from agents.keeper import settle
-from agents.setting import LOOK
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.evaluate import evaluate

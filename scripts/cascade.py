@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agents.cli import main_with_named_errors
+from agents.common.cli import main_with_named_errors
 from agents.evaluate import Subject
 from scripts.paired import of_one_data_set, whole_flops
 from scripts.tables import markdown, points, publish

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.cli import main_with_named_errors
+from agents.common.cli import main_with_named_errors
 from agents.evaluate import Args, Subject, restore
 from scripts.tables import markdown, points, publish
 from skipnet_rl.evaluate import Evaluation, evaluate

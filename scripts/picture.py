@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from agents.entries import wider_interval
+from agents.common.entries import wider_interval
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gated import FIXED
 from skipnet_rl.plots.canvas import plain_axes
@@ -119,7 +119,7 @@ def points_of_shipped() -> Iterator[tuple[Kind, Point]]:
         if entry["stage"] in AUTO:
             kind = Kind(None, None, "distilled" in entry["stage"])
         elif entry["name"].endswith(TUNED_ON):
-            kind = Kind(entry["depth"], entry["gate"], True)
+            kind = Kind(entry["depth"], entry["kind"], True)
         else:
             continue
         flops = mega_flops(entry["depth"]) * entry.get("compute_flops", 1)

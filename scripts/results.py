@@ -18,9 +18,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from agents.cli import main_with_named_errors
-from agents.entries import Entry, flags, random_at_rate
-from agents.finished import FinishedRun
+from agents.common.cli import main_with_named_errors
+from agents.common.entries import Entry, flags, random_at_rate
+from agents.common.finished import FinishedRun
 from scripts import cascade
 from scripts.picture import mega_flops, picture
 from scripts.ship import check_whole, lineage, lineage_before, run_of

@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from agents import hybrid_reinforce, pretrain
-from agents.distillation import depths_of
+from agents.common.distillation import depths_of
 from skipnet_rl.runs import as_stored, check_same
 
 

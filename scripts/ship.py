@@ -21,9 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from agents.cli import main_with_named_errors
-from agents.distillation import depths_of
-from agents.finished import FinishedRun
+from agents.common.cli import main_with_named_errors
+from agents.common.distillation import depths_of
+from agents.common.finished import FinishedRun
 from skipnet_rl.checkpoint import part_name, parts_of, read_tensors, write_json
 from skipnet_rl.files import whole_file
 from skipnet_rl.runs import without_places

@@ -165,6 +165,8 @@ def read_about(path: Path) -> dict[str, Any]:
                 if not isinstance(stated, dict):
                     raise ValueError("its header is no JSON object")
                 about |= stated
+                if stated.get("kind", "plain") != "plain":
+                    about["gate"] = stated["kind"]
                 classifier = "net.fc.weight"
                 if classifier in file.keys():  # noqa: SIM118  (the file is no mapping)
                     about["num_classes"] = file.get_slice(classifier).get_shape()[0]

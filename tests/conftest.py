@@ -9,8 +9,9 @@ import pytest
 import torch
 from toys import load_first
 
-from agents import pretrain, setting
-from agents.report import write_plots
+from agents import pretrain
+from agents.common import setting
+from agents.common.report import write_plots
 from skipnet_rl.data import ImageSet
 from skipnet_rl.resnet import ResNet
 

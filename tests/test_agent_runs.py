@@ -11,9 +11,10 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
 from toys import load_first
 
-from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, setting, static
-from agents.cli import main_with_named_errors
-from agents.sb3 import preset, training_env
+from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, static
+from agents.common import setting
+from agents.common.cli import main_with_named_errors
+from agents.common.sb3 import preset, training_env
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
 

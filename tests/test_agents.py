@@ -14,10 +14,11 @@ import torch
 from toys import toy_net, two_colours
 
 from agents import evaluate as play
-from agents import hybrid_reinforce, keeper, pretrain
-from agents.distillation import Teacher, depths_of
-from agents.finished import FinishedRun
-from agents.setting import Setting
+from agents import hybrid_reinforce, pretrain
+from agents.common import keeper
+from agents.common.distillation import Teacher, depths_of
+from agents.common.finished import FinishedRun
+from agents.common.setting import Setting
 from skipnet_rl.checkpoint import read_tensors, save_weights
 from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.data.imageset import step_generator, training_index
@@ -389,7 +390,7 @@ def test_gates_to_start_from(tmp_path, few_images):
 
 def play_shipped(entry: dict, test: ImageSet) -> Evaluation:
     """What a shipped network does with images, its gates thresholded."""
-    if "gate" in entry:
+    if entry["kind"] != "plain":
         mdp, policy = restore_checkpoint(weights_path(entry["name"]), len(test.classes))
     else:
         net = build_backbone(entry["depth"], len(test.classes), entry["dataset"], weights=entry["name"])
@@ -608,7 +609,7 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
 def test_bad_flags_end_in_one_line_and_code_2(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hybrid_reinforce", *flags, "--run-dir", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as stop:
-        from agents.cli import main_with_named_errors
+        from agents.common.cli import main_with_named_errors
 
         main_with_named_errors(hybrid_reinforce.Args, hybrid_reinforce.train)
     error = capsys.readouterr().err.strip().splitlines()

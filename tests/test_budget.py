@@ -11,9 +11,10 @@ from scipy import stats
 from toys import load_first
 
 from agents import evaluate as evaluation
-from agents import hybrid_reinforce, ppo, setting
-from agents.cli import main_with_named_errors
-from agents.finished import FinishedRun
+from agents import hybrid_reinforce, ppo
+from agents.common import setting
+from agents.common.cli import main_with_named_errors
+from agents.common.finished import FinishedRun
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.gated import read_header

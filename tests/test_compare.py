@@ -8,11 +8,12 @@ import sys
 import pytest
 from toys import load_first
 
-from agents import compare, hybrid_reinforce, oracle, ppo, setting, static
-from agents.cli import main_with_named_errors
-from agents.entries import collect, wider_interval
-from agents.finished import FinishedRun
-from agents.report import markdown
+from agents import compare, hybrid_reinforce, oracle, ppo, static
+from agents.common import setting
+from agents.common.cli import main_with_named_errors
+from agents.common.entries import collect, wider_interval
+from agents.common.finished import FinishedRun
+from agents.common.report import markdown
 from skipnet_rl.statistics import wilson_interval
 
 

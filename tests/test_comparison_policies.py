@@ -11,8 +11,8 @@ from stable_baselines3.common.vec_env import VecMonitor
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, static
-from agents.sb3 import preset
-from agents.sb3_policies import ModelPolicy, build_policy, policy_spec
+from agents.common.sb3 import preset
+from agents.common.sb3_policies import ModelPolicy, build_policy, policy_spec
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.checkpoint import load_weights, save_weights

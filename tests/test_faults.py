@@ -10,8 +10,9 @@ import pytest
 from forked import forked
 from toys import load_first
 
-from agents import hybrid_reinforce, setting
-from agents.cli import main_with_named_errors
+from agents import hybrid_reinforce
+from agents.common import setting
+from agents.common.cli import main_with_named_errors
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [
@@ -95,7 +96,7 @@ def test_nothing_read_can_execute_code():
             assert name not in ("os.system", "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive"), path
             if name.startswith("ALGORITHMS["):
                 places.append(path.relative_to(ROOT).as_posix())
-    assert places == ["agents/sb3_policies.py"]
+    assert places == ["agents/common/sb3_policies.py"]
     assert "trust_sb3 is None" in (ROOT / "agents" / "evaluate.py").read_text()
 
 

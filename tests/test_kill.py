@@ -18,7 +18,8 @@ import pytest
 from forked import forked
 from toys import load_first
 
-from agents import hybrid_reinforce, setting
+from agents import hybrid_reinforce
+from agents.common import setting
 from skipnet_rl import checkpoint, evaluate, files, runs
 
 if not hasattr(os, "fork"):

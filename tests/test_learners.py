@@ -7,8 +7,8 @@ from stable_baselines3.common.vec_env import VecMonitor
 from toys import greedy, toy_mdp, two_colours
 
 from agents import a2c, blockdrop, dqn, gumbel, ppo, reinforce
-from agents.sb3 import episode_length
-from agents.sb3_policies import ModelPolicy
+from agents.common.sb3 import episode_length
+from agents.common.sb3_policies import ModelPolicy
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.rollout import rollout

@@ -10,9 +10,10 @@ import torch
 from toys import load_first
 
 import envs  # noqa: F401
-from agents import evaluate, hybrid_reinforce, pretrain, setting
-from agents.cli import main_with_named_errors
-from agents.finished import FinishedRun
+from agents import evaluate, hybrid_reinforce, pretrain
+from agents.common import setting
+from agents.common.cli import main_with_named_errors
+from agents.common.finished import FinishedRun
 from skipnet_rl.checkpoint import read_about, save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.normalisation import check_statistics, normalised, stated

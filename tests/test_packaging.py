@@ -81,7 +81,7 @@ def test_both_can_be_imported(site):
         "print('SkipResNet20-v0' in gym.registry, getattr(envs, 'env', None), hasattr(agents, 'Agent'))\n"
         "import envs.ids\n"
         "print(gym.spec('SkipResNet20-v0').entry_point, envs.ids.depth_of('SkipResNet110-v0'))\n"
-        "print(all(util.find_spec(name) for name in ('envs.factory', 'agents.ppo', 'agents.cli')))\n",
+        "print(all(util.find_spec(name) for name in ('envs.factory', 'agents.ppo', 'agents.common.cli')))\n",
     )
     first, *rest = said.splitlines()
     assert first == ("False theirs True" if shared else "True None False")

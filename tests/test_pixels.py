@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from agents.cli import main_with_named_errors
+from agents.common.cli import main_with_named_errors
 from skipnet_rl.data.pixels import open_image, read_image
 from skipnet_rl.errors import DataDamagedError
 

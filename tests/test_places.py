@@ -17,7 +17,7 @@ from test_sources import write_cifar100
 
 import envs  # noqa: F401
 from agents import compare, evaluate, hybrid_reinforce, pretrain, static
-from agents.cli import main_with_named_errors
+from agents.common.cli import main_with_named_errors
 from envs import factory
 from skipnet_rl.data import DATASETS, load_images, places, resolve_dataset
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError

@@ -10,7 +10,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 
-from agents.report import write_plots
+from agents.common.report import write_plots
 from skipnet_rl import plots
 from skipnet_rl.evaluate import Evaluation, Record, save_evaluations
 from skipnet_rl.statistics import mean_interval, rank_correlations

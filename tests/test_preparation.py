@@ -8,9 +8,10 @@ import torch
 from test_agents import gated_file, small_args
 from toys import toy_net, two_colours
 
-from agents import gumbel, hybrid_reinforce, setting
-from agents.preparation import TRIED, look, shortcomings
-from agents.setting import Setting
+from agents import gumbel, hybrid_reinforce
+from agents.common import setting
+from agents.common.preparation import TRIED, look, shortcomings
+from agents.common.setting import Setting
 from skipnet_rl.checkpoint import read_tensors
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP

@@ -8,9 +8,9 @@ import pytest
 import tyro
 from test_agents import gated_file
 
-from agents import presets
+from agents.common import presets
+from agents.common.presets import PRESETS, STEPS, describe, situation_of, values_of
 from agents.hybrid_args import Args
-from agents.presets import PRESETS, STEPS, describe, situation_of, values_of
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.runs import as_stored
 from skipnet_rl.weights import index
@@ -34,8 +34,8 @@ def parsed(line: str) -> Args:
     ("--dataset cifar10 --stage sp", "plain", "auto"),
     ("--env SkipResNet20-v0 --dataset cifar100", "plain", "auto"),
     ("--dataset rendered-digits --env SkipResNet20-v0", "plain", "auto"),
-    ("--env SkipResNet38-v0 --dataset cifar10 --gate-weights resnet38-cifar10-sp", "gated",
-     "resnet38-cifar10-sp"),
+    ("--env SkipResNet38-v0 --dataset cifar10 --gate-weights resnet38-cifar10-ff2-hrl-0.5", "gated",
+     "resnet38-cifar10-ff2-hrl-0.5"),
 ])  # fmt: skip
 def test_auto_takes_what_fits(line, preset, weights):
     args = parsed(line)
@@ -131,9 +131,9 @@ def test_an_unknown_preset_is_refused():
 
 def test_every_start_is_a_shipped_network_with_gates():
     starts = [entry for entry in index() if entry.get("start")]
-    assert {entry["depth"] for entry in starts} >= {38, 74, 110, 152}
-    assert all("gate" in entry and "alpha" in entry for entry in starts)
+    assert {entry["depth"] for entry in starts} == {38, 74, 110}
+    assert all(entry["kind"] != "plain" and "alpha" in entry for entry in starts)
     keys = [
-        tuple(entry[key] for key in ("depth", "dataset", "shortcut", "gate", "alpha")) for entry in starts
+        tuple(entry[key] for key in ("depth", "dataset", "shortcut", "kind", "alpha")) for entry in starts
     ]
     assert len(set(keys)) == len(keys), "two starts for one situation"

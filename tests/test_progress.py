@@ -5,7 +5,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from agents import setting, static
+from agents import static
+from agents.common import setting
 from skipnet_rl import progress
 from skipnet_rl.data import digits, load_images
 from skipnet_rl.evaluate import evaluate

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from agents import blockdrop, dqn, gumbel, hybrid_reinforce, ppo, pretrain, reinforce, static
 from agents import evaluate as evaluation
-from agents.cli import main_with_named_errors
-from agents.finished import FinishedRun
+from agents.common.cli import main_with_named_errors
+from agents.common.finished import FinishedRun
 from envs.factory import make_env, make_vector_env
 from envs.lockstep import Lockstep
 from envs.skipnet import SkipNetEnv

@@ -2,7 +2,7 @@
 
 import re
 
-from agents.report import print_table
+from agents.common.report import print_table
 
 
 def test_names_are_printed_whole(capsys):

@@ -12,8 +12,9 @@ import pytest
 import torch
 import tyro
 
-from agents import hybrid_reinforce, pretrain, setting
-from agents.finished import FinishedRun
+from agents import hybrid_reinforce, pretrain
+from agents.common import setting
+from agents.common.finished import FinishedRun
 from scripts import reproduce, results, rows, ship
 from skipnet_rl import weights
 from skipnet_rl.checkpoint import parts_of, read_tensors

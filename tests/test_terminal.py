@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from agents import compare, report, setting
-from agents.cli import main_with_named_errors
+from agents import compare
+from agents.common import report, setting
+from agents.common.cli import main_with_named_errors
+from agents.common.loop import progress_bar
 from agents.hybrid_reinforce import Args
-from agents.loop import progress_bar
 from scripts import tables
 from skipnet_rl.evaluate import Evaluation
 from skipnet_rl.runs import Run

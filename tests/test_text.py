@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from agents import report
+from agents.common import report
 from envs.rendering import Frame
 from scripts import tables
 from skipnet_rl import plots

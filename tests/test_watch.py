@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents import hybrid_reinforce, pretrain
-from agents.watch import DivergenceError, Watch, check_finite
+from agents.common.watch import DivergenceError, Watch, check_finite
 from skipnet_rl.checkpoint import load_checkpoint
 from skipnet_rl.rollout import Trajectory
 

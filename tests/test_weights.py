@@ -44,7 +44,7 @@ def test_every_shipped_file_is_what_the_index_says():
         distilled = weights.find_entry(entry["depth"], entry["dataset"], entry["shortcut"])
         if entry["stage"] == "backbone" and distilled["stage"] == "backbone":
             assert find_shipped(entry["depth"], entry["dataset"], entry["shortcut"]) == path
-        commands = [*entry["command"]]
+        commands = [entry["command"]]
         for part in parts_of(path):
             with safe_open(part, "pt") as file:
                 commands.append(json.loads(file.metadata()["about"]).get("command", ""))

@@ -1,0 +1,58 @@
+"""How long a run will take, said before it begins."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import torch
+from torch.nn import functional as F
+
+from agents.common.setting import Setting
+from skipnet_rl.precision import autocast
+from skipnet_rl.terminal import say
+from skipnet_rl.tolerance import Tolerance
+
+SAMPLE, GPU_SAMPLE = 32, 512  # images of the steps that are timed; a GPU takes as long for fewer
+PART = 0.8  # of a whole network's time that a policy's routes take, before anything is known of them
+
+
+def seconds_of_training(setting: Setting) -> float:
+    """Seconds of a training step for each of its images, with all blocks executed, timed on a copy."""
+    net = copy.deepcopy(setting.net).train()
+    count = min(GPU_SAMPLE if setting.device.type == "cuda" else SAMPLE, len(setting.train))
+    images, labels = setting.train.batch(torch.arange(count, device=setting.device))
+    images = images.contiguous(memory_format=torch.channels_last)
+    for _ in range(2):  # the first is slower, and not timed
+        begun = time.perf_counter()
+        with autocast(setting.precision, setting.device):
+            loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        loss.item()  # a GPU is waited for
+        taken = time.perf_counter() - begun
+    return taken / len(labels)
+
+
+def print_estimate(setting: Setting, looked: Tolerance, steps: int, episodes: int, on_the_way: int) -> None:
+    """One line: minutes of training and of evaluation.
+
+    Args:
+        setting: what is learned on.
+        looked: has the time that an image takes in an evaluation.
+        steps, episodes: training steps, and episodes in each.
+        on_the_way: images that are looked at between the steps, and to settle batch norms.
+    """
+    train = PART * seconds_of_training(setting) * steps * episodes
+    rows = 1 + 3 * PART  # the whole network, random skipping on both networks, the policy
+    evaluation = looked.seconds_per_image * (rows * len(setting.test) + PART * on_the_way)
+    say(
+        f"time: about {_minutes(train + evaluation)}: {_minutes(train)} of training, "
+        f"{_minutes(evaluation)} of evaluation"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} seconds"
+    minutes = round(seconds / 60)
+    return f"{minutes:,} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,106 @@
+"""The loop around a training step: progress bar, metrics, checkpoints, resuming. No algorithm in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from agents.common.setting import val_metrics
+from agents.common.watch import Watch, check_finite
+from skipnet_rl.progress import progress_bar
+from skipnet_rl.rollout import Trajectory
+from skipnet_rl.runs import Run
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values, nested."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Go on from it."""
+        ...
+
+
+def learn(
+    run: Run,
+    plan: Sequence[str],
+    learner: Stateful,
+    train_step: Callable[[int, str], Trajectory],
+    validate: Callable[[int, str, bool], dict[str, Any]],
+    end_stage: Callable[[str], None] = lambda stage: None,
+    begin: Callable[[], None] = lambda: None,
+    *,
+    eval_every: int,
+    resume: bool = False,
+) -> float:
+    """Train to the end of the plan; returns the seconds spent, those before an interruption included.
+
+    Args:
+        run: where metrics and checkpoints go.
+        plan: the stage of each step.
+        learner: what checkpoints hold.
+        train_step: does step number k of a stage, and returns its episodes.
+        validate: a summary on validation images, see `Evaluation.summary`; told how many steps are done,
+            the stage, and whether it has ended.
+        end_stage: called after the last step of each stage, before it is validated.
+        begin: called before the first step, unless a checkpoint is gone on from.
+        eval_every: steps between validations and checkpoints; each stage ends with one, too.
+        resume: go on from the run's checkpoint.
+
+    Raises:
+        DivergenceError: a NaN or an infinity; the checkpoint before it is kept.
+    """
+    state = (run.load() if resume else None) or {"step": 0, "elapsed": 0.0}
+    first = state["step"]
+    if first:
+        learner.load_state_dict(state["learner"])
+    else:
+        begin()
+    begun, episodes = time.perf_counter(), 0
+    watch = Watch()
+    with progress_bar(total=len(plan), initial=first, unit="step") as bar:
+        for step in range(first, len(plan)):
+            stage, done = plan[step], step + 1
+            episode = train_step(step, stage)
+            watch.step(done, stage, episode)
+            episodes += len(episode.labels)
+            metrics = step_metrics(episode, episodes / (time.perf_counter() - begun))
+            bar.set_description(stage.upper(), refresh=False)
+            bar.set_postfix_str(progress(metrics), refresh=False)
+            bar.update()
+            ends_stage = done == len(plan) or plan[done] != stage
+            if ends_stage:
+                check_finite(learner.state_dict(), done, stage)  # before it writes weights
+                end_stage(stage)
+            if ends_stage or done % eval_every == 0:
+                run.log(done, stage, **metrics, **val_metrics(validate(done, stage, ends_stage)))
+                elapsed = state["elapsed"] + time.perf_counter() - begun
+                learned = learner.state_dict()
+                check_finite(learned, done, stage)
+                run.save({"learner": learned, "step": done, "elapsed": elapsed})
+    return state["elapsed"] + time.perf_counter() - begun
+
+
+def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
+    """What the progress bar and TensorBoard show of a training step, whatever the agent."""
+    executed = episode.actions.detach()
+    return {
+        "train/loss": episode.loss.mean().item(),
+        "train/accuracy": episode.correct.float().mean().item(),
+        "train/return": episode.returns.mean().item(),
+        "train/executed": executed.mean().item(),
+        "train/least_executed": executed.mean(dim=0).min().item(),  # what a batch norm saw least of
+        "train/images_per_s": speed,
+    }
+
+
+def progress(metrics: dict[str, float]) -> str:
+    """The progress bar's line."""
+    return (
+        f"loss {metrics['train/loss']:.3f}, acc {metrics['train/accuracy']:.1%}, "
+        f"blocks {metrics['train/executed']:.1%}, {metrics['train/images_per_s']:.0f} img/s"
+    )

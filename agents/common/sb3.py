@@ -1,0 +1,210 @@
+"""What the stable-baselines3 agents share: their environment, their progress, the run from flags to table.
+
+The backbone is frozen; the agent sees the environment's observations and rewards and nothing else.
+Discount 1, as in SkipNet: with SB3's 0.99 the loss at the end of 53 decisions would count for 0.59 at
+the first of them.
+
+`--resume` goes on with the weights, the optimizer and the count of episodes of the last evaluation. What
+stable-baselines3 keeps to itself is begun anew: DQN's replay memory, the state of its random numbers. A
+resumed run is therefore not the run that was interrupted, bit by bit, as it is with the other agents here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from torch import nn
+
+from agents.common.loop import progress
+from agents.common.sb3_policies import WEIGHTS, ModelPolicy, policy_spec
+from agents.common.setting import CommonArgs, Setting, val_metrics
+from agents.common.watch import check_finite
+from envs.sb3 import SB3VecEnv
+from envs.vector import SkipNetVectorEnv
+from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.files import whole_file
+from skipnet_rl.gates import INITIAL_RATE
+from skipnet_rl.inference import for_inference
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.precision import cpu_by_default
+from skipnet_rl.progress import progress_bar
+from skipnet_rl.runs import Run
+
+
+@dataclass(frozen=True)
+class SB3Args(CommonArgs):
+    """Flags of every stable-baselines3 agent; None stands for the preset of the id."""
+
+    episodes: int | None = None
+    """images to train on, one episode each"""
+    num_envs: int | None = None
+    """images at once"""
+    lr: float | None = None
+    """Adam's learning rate"""
+    width: int = 64
+    """of the two hidden layers"""
+    eval_every: int = 5_000
+    """episodes between evaluations on validation images"""
+    eval_images: int = 1_000
+    """validation images in each of them"""
+    resume: bool = False
+    """go on from the checkpoint in --run-dir, with the replay memory empty"""
+
+    @property
+    def frozen(self) -> bool:
+        """The network stays as it is."""
+        return True
+
+
+def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of the id's preset, or of the default one, where no flag gives another."""
+    chosen = {**presets["default"], **presets.get(args.env, {})}
+    given = {key: getattr(args, key, None) for key in chosen}
+    return {key: value if given[key] is None else given[key] for key, value in chosen.items()}
+
+
+def start_near_execute(model: BaseAlgorithm) -> None:
+    """Let an actor begin where SkipNet's gates begin: the backbone breaks down under random routes."""
+    policy = model.policy
+    assert isinstance(policy, ActorCriticPolicy) and isinstance(policy.action_net, nn.Linear)
+    with torch.no_grad():
+        policy.action_net.bias.copy_(torch.tensor([1 - INITIAL_RATE, INITIAL_RATE], device="cpu").logit() / 2)
+
+
+class Progress(BaseCallback):
+    """Bar, metrics, validation and checkpoints, under the names that every agent uses."""
+
+    def __init__(
+        self, run: Run, validate: Callable[[], dict[str, Any]], episodes: int, every: int,
+        done: int = 0, elapsed: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.run, self.validate, self.episodes, self.every = run, validate, episodes, every
+        self.first = self.done = done
+        self.next_evaluation = (done // every + 1) * every
+        self.before, self.begun = elapsed, time.perf_counter()
+        self.due: dict[str, float] | None = None  # metrics of a checkpoint to come
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self.before + time.perf_counter() - self.begun
+
+    def _on_training_start(self) -> None:
+        self.bar = progress_bar(total=self.episodes, initial=self.done, unit="episode")
+
+    def _on_step(self) -> bool:
+        ended = [info for info in self.locals["infos"] if "episode" in info]
+        if not ended:
+            return True
+        self.done += len(ended)
+        self.bar.update(len(ended))
+        metrics = self._metrics(ended)
+        self.bar.set_postfix_str(progress(metrics), refresh=False)
+        if self.done >= min(self.next_evaluation, self.episodes):
+            self.next_evaluation += self.every
+            self.due = metrics
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._checkpoint()
+
+    def _on_training_end(self) -> None:
+        self._checkpoint()
+        self.bar.close()
+
+    def _checkpoint(self) -> None:
+        """Where one is due: not before the update on the episodes that it counts as done."""
+        if self.due is None:
+            return
+        self.run.log(self.done, "train", **self.due, **val_metrics(self.validate()))
+        self.due = None
+        parameters = self.model.get_parameters()
+        check_finite(parameters, self.done, "train")
+        self.run.save(
+            {
+                "parameters": parameters, "timesteps": self.num_timesteps, "done": self.done,
+                "elapsed": self.elapsed,
+            }
+        )  # fmt: skip
+
+    def _metrics(self, infos: list[dict[str, Any]]) -> dict[str, float]:
+        routes = np.stack([info["route"] for info in infos])
+        return {
+            "train/loss": float(np.mean([info["loss"] for info in infos])),
+            "train/accuracy": float(np.mean([info["correct"] for info in infos])),
+            "train/return": float(np.mean([info["episode"]["r"] for info in infos])),
+            "train/executed": float(routes.mean()),
+            "train/least_executed": float(routes.mean(axis=0).min()),
+            "train/images_per_s": (self.done - self.first) / (time.perf_counter() - self.begun),
+        }
+
+
+def training_env(setting: Setting, num_envs: int) -> VecEnv:
+    """The native vector environment over the frozen backbone, augmented training images."""
+    mdp = RoutingMDP(for_inference(setting.net, setting.precision), setting.args.alpha, setting.args.cost)
+    return VecMonitor(SB3VecEnv(SkipNetVectorEnv(mdp, setting.train, num_envs, augment=True)))
+
+
+def episode_length(env: VecEnv) -> int:
+    """N, of the environment that `training_env` made."""
+    return env.get_attr("lockstep")[0].mdp.num_decisions
+
+
+@cpu_by_default()
+def train_sb3(
+    args: SB3Args,
+    agent: str,
+    name: str,
+    presets: Mapping[str, Mapping[str, Any]],
+    make_model: Callable[[VecEnv, dict[str, Any]], BaseAlgorithm],
+) -> dict[str, Any]:
+    """Train a model on the frozen backbone, then the test set once; returns result.json's content.
+
+    Args:
+        args: the flags.
+        agent: the module's name.
+        name: the policy's in the table.
+        presets: numbers per id, see `preset`.
+        make_model: from the environment and the numbers.
+    """
+    setting = Setting.of(args)
+    setting.look()
+    numbers = preset(args, presets)
+    mdp = setting.mdp()
+    env = training_env(setting, numbers["num_envs"])
+    model = make_model(env, numbers)
+    run = setting.start_run(agent.replace("_", "-"), args.resume)
+    state = (run.load() if args.resume else None) or {"timesteps": 0, "done": 0, "elapsed": 0.0}
+    if state["done"]:
+        model.set_parameters(state["parameters"])
+        model.num_timesteps = state["timesteps"]
+        model.set_random_seed(args.seed + state["done"])  # not the images of the beginning once more
+    model.set_logger(configure(str(run.folder / "sb3"), ["csv", "tensorboard"]))
+    policy = ModelPolicy(model.policy, mdp.num_decisions)
+    episodes = numbers["episodes"]
+    callback = Progress(
+        run, lambda: setting.validate(mdp, policy), episodes, args.eval_every, state["done"], state["elapsed"]
+    )
+    left = episodes * mdp.num_decisions - state["timesteps"]
+    if left > 0:
+        model.learn(left, callback=callback, reset_num_timesteps=not state["done"])
+    wall_time = callback.elapsed
+    with whole_file(run.folder / "model.zip") as beside, beside.open("wb") as file:
+        model.save(file)
+    save_weights(run.folder / WEIGHTS, model.policy, {"agent": agent, "env": args.env})
+    load_weights(run.folder / WEIGHTS, model.policy)  # what the file does is reported
+    learned = setting.evaluate(mdp, policy, name=name)
+    rows = {**setting.references(learned.rate), name: learned}
+    about = {"preset": numbers, "policy": policy_spec(model.policy)}
+    return setting.finish(run, agent, rows, wall_time, **about)

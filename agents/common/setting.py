@@ -1,0 +1,321 @@
+"""What every agent shares before and after its learning: flags, images, network, the table's rows."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.common.checks import check_numbers
+from agents.common.report import print_table, write_plots
+from envs.ids import depth_of
+from skipnet_rl.data import Images, resolve_dataset
+from skipnet_rl.data.imageset import step_generator
+from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
+from skipnet_rl.mdp import ALPHA, RoutingMDP
+from skipnet_rl.normalisation import normalised
+from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
+from skipnet_rl.precision import pick_device, resolve_precision
+from skipnet_rl.progress import image_progress, load_images
+from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.runs import Run, run_folder
+from skipnet_rl.terminal import say
+from skipnet_rl.tolerance import Tolerance, measure_tolerance
+from skipnet_rl.weights import build_backbone, find_entry, find_named, find_start
+
+LOOK = 500  # validation images, at most, on which a run looks at its network before it trains
+WORSE = 0.02  # loss of accuracy that a run does not pass over in silence
+# test images that end a run on a data set for a first look: all 4,000 take the main job ¾ of a minute more
+TEST_IMAGES = {"rendered-digits": 2_000}
+
+
+@dataclass(frozen=True)
+class CommonArgs:
+    """Flags that every agent has."""
+
+    env: str = "SkipResNet110-v0"
+    """a registered id; it names the depth"""
+    dataset: str = "auto"
+    """auto, rendered-digits, cifar10, cifar100, svhn, imagenet or imagefolder"""
+    data_dir: Path | None = None
+    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    download: bool = False
+    """fetch missing files through torchvision"""
+    mean: tuple[float, float, float] | None = None
+    """of the images' pixels in 0 … 1, per channel, for normalising (default: the data set's own)"""
+    std: tuple[float, float, float] | None = None
+    """their deviation (default: the data set's own)"""
+    weights: str = "auto"
+    """backbone to start from: a file (.safetensors, or a PyTorch state_dict of this or another project), the
+    name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's, or none"""
+    shortcut: str = "projection"
+    """projection, pad or pool"""
+    alpha: float = ALPHA
+    """weight of the compute saving against the loss"""
+    cost: str = "blocks"
+    """what a skipped block saves: blocks (1 each) or flops"""
+    eval_images: int = 500
+    """validation images in each evaluation on the way"""
+    test_images: int | None = None
+    """test images that the run ends with, the first ones (default: all; of rendered-digits 2,000)"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware has it"""
+    device: str = "auto"
+    """cpu, cuda, or auto"""
+    seed: int = 0
+    """of whatever is drawn at random"""
+    run_dir: Path | None = None
+    """run folder (default: runs/<env>-<agent>-<seed>-<time>)"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    @property
+    def depth(self) -> int:
+        """Of the network that the id names."""
+        return depth_of(self.env)
+
+    @property
+    def images_per_step(self) -> int:
+        """Different images of a training step, at most; 0 where the environments choose them."""
+        return 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the network stays as it is, and a policy over it is learned."""
+        return False
+
+    @property
+    def networks(self) -> tuple[str | None, ...]:
+        """Weights of every network that is to see the images."""
+        return (self.weights,)
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        check_numbers(self)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an agent learns on.
+
+    Attributes:
+        args: the flags, with the name of the weights that `--weights auto` came to.
+        dataset: what `--dataset` came to.
+        train, val, test: the splits, on the device; of the last what `--test-images` or `TEST_IMAGES` leave.
+            A policy over a frozen network has the calibration images for the first and the selection images
+            for the second, see `load_images`.
+        split_images: how many the test split has.
+        net: the backbone to start from, in evaluation mode, on the device.
+        plain: the network of the row "all blocks": the backbone itself, or where that is a shipped one with
+            gates, the best shipped one without.
+        plain_name: its name, where it is not the backbone.
+        device, precision: what `--device` and `--precision` came to.
+    """
+
+    args: CommonArgs
+    dataset: str
+    train: Images = field(repr=False)
+    val: Images = field(repr=False)
+    test: Images = field(repr=False)
+    split_images: int
+    net: ResNet = field(repr=False)
+    plain: ResNet = field(repr=False)
+    plain_name: str | None
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def of(cls, args: CommonArgs) -> Setting:
+        """Check the flags, load what they name; the first lines printed say which data, which weights, why.
+
+        Nothing is written, so that a command that is refused leaves no run folder in the way of the next.
+
+        Raises:
+            ValueError: flags that make no sense, also with this data set.
+        """
+        args.check()
+        device = pick_device(args.device)
+        precision = resolve_precision(args.precision, device)
+        dataset, reason = resolve_dataset(args.dataset, args.data_dir)
+        say(f"dataset: {reason}")
+        size = Architecture.of_depth(args.depth).image_size
+        splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
+        train, val, test = (
+            normalised(
+                load_images(dataset, split, args.data_dir, args.download, size).to(device),
+                args.mean, args.std, () if number else args.networks, args.depth, args.shortcut,
+            )
+            for number, split in enumerate(splits)  # a mismatch is said once
+        )  # fmt: skip
+        read = args.test_images or TEST_IMAGES.get(dataset) or len(test)
+        if args.images_per_step > len(train):
+            raise ValueError(
+                f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)} "
+                f"in its {train.split} split"
+            )
+        args, reason = _with_weights(args, dataset)
+        say(f"weights: {reason}")
+
+        def network(weights: str) -> ResNet:
+            classes = len(train.classes)
+            return build_backbone(args.depth, classes, dataset, args.shortcut, weights).to(device)
+
+        net = plain = network(args.weights)
+        plain_name = _plain_beside(args, dataset)
+        if plain_name:
+            plain = network(plain_name)
+        return cls(
+            args, dataset, train, val, test.first(read), len(test), net, plain, plain_name, device, precision
+        )
+
+    def mdp(self) -> RoutingMDP:
+        """The decision process over a network of its own, as it was loaded."""
+        return RoutingMDP(copy.deepcopy(self.net), self.args.alpha, self.args.cost)
+
+    def evaluate(
+        self,
+        mdp: RoutingMDP,
+        policy: Policy,
+        mode: str = "greedy",
+        images: Images | None = None,
+        *,
+        name: str = "",
+    ) -> Evaluation:
+        """Every test image of the run once, or every image of another split, with a bar.
+
+        `name` is the row's, for the bar; without one the bar names the split.
+        """
+        draws = step_generator(self.args.seed, 0, self.device, stream=3)
+        images = self.test if images is None else images
+        with image_progress(name or f"{images.split} images") as show:
+            return evaluate(
+                mdp, policy, images, mode=mode, generator=draws, precision=self.precision, progress=show
+            )
+
+    def look(self) -> Tolerance:
+        """Measure what skips cost the network before anything is trained; printed in one line."""
+        found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision)
+        say(f"network: {found}")
+        if self.args.frozen and not found.prepared:
+            say(
+                "a policy over it can save little, since the network stays as it is; train it with skips "
+                "first (agents.hybrid_reinforce), and give its weights"
+            )
+        return found
+
+    def validate(self, mdp: RoutingMDP, policy: Policy, mode: str = "greedy") -> dict[str, Any]:
+        """The summary on the first validation images, on the way."""
+        return self.evaluate(mdp, policy, mode, self.val.first(self.args.eval_images)).summary("")
+
+    def references(
+        self, rate: float, trained: RoutingMDP | None = None, name: str = ""
+    ) -> dict[str, Evaluation]:
+        """The rows to compare with: the whole network, and random skipping at a rate of execution.
+
+        Args:
+            rate: of the learned policy.
+            trained: the network that was trained along with the policy, if one was: random skipping is
+                given both.
+            name: the trained policy's.
+        """
+        start, at_rate = RoutingMDP(self.plain, self.args.alpha, self.args.cost), RandomSkip(rate)
+        rows = {
+            "all blocks": self.evaluate(start, AlwaysExecute(), name="all blocks"),
+            "random": self.evaluate(start, at_rate, "sample", name="random"),
+        }
+        if trained is None and self.plain_name:  # the policy's own network bears skips better
+            trained, name = self.mdp(), "start"
+        if trained is not None:
+            other = f"random, {name} weights"
+            rows[other] = self.evaluate(trained, at_rate, "sample", name=other)
+        return rows
+
+    def header(self, gate: str) -> dict[str, Any]:
+        """What a file of backbone and gate says of itself, for `gated.restore_checkpoint`."""
+        args = self.args
+        return {
+            "depth": args.depth, "dataset": self.dataset, "gate": gate, "shortcut": args.shortcut,
+            "alpha": args.alpha, "cost": args.cost, "mean": self.train.mean, "std": self.train.std,
+        }  # fmt: skip
+
+    def start_run(self, agent: str, resume: bool = False) -> Run:
+        """The run's folder."""
+        args = self.args
+        return Run(run_folder(args.run_dir, args.env, agent, args.seed, resume), args, resume)
+
+    def finish(
+        self,
+        run: Run,
+        agent: str,
+        rows: Mapping[str, Evaluation],
+        wall_time: float,
+        weights: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Write the routes, result.json and the plots, then print the table; returns result.json's content.
+
+        What was learned is on the disk before anything is drawn or printed, which can fail for reasons of
+        its own.
+
+        Args:
+            run: the folder.
+            agent: the module's name.
+            rows: evaluations on the test set by name; the last is the policy that the run is about.
+            wall_time: seconds of training.
+            weights: of each row that was played on other weights than the run started from, the file in
+                the run's folder, or the name of a shipped network.
+            **more: further fields; `notes`, what is to be said of the run's end, is printed last.
+        """
+        files = {**dict.fromkeys(("all blocks", "random"), self.plain_name), **(weights or {})}
+        result = {
+            "env": self.args.env, "agent": agent, "dataset": self.dataset, "split": "test",
+            "n_images": len(self.test), "split_images": self.split_images,
+            "alpha": self.args.alpha, "cost": self.args.cost,
+            "seed": self.args.seed, "precision": self.precision, "wall_time_s": wall_time,
+            "command": shlex.join(["python", "-m", f"agents.{agent}", *sys.argv[1:]]),
+            "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
+            "notes": [], **more,
+        }  # fmt: skip
+        save_evaluations(run.folder / "routes.npz", rows)
+        run.finish(result)  # pictures can be drawn again from it
+        write_plots(run, result, self.net.stages[1:])
+        print_table(result)
+        say(f"wrote {run.folder}")
+        for note in result["notes"]:
+            say(f"note: {note}")
+        return result
+
+
+VAL_METRICS: Sequence[str] = (
+    "accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes",
+)  # fmt: skip
+
+
+def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """A summary under the names that every agent logs."""
+    return {f"val/{key}": summary[key] for key in VAL_METRICS}
+
+
+def _with_weights(args: CommonArgs, dataset: str) -> tuple[CommonArgs, str]:
+    """The flags with the weights that `auto` stands for, and the reason, fit for a line that is printed."""
+    if args.weights != "auto":
+        return args, f"{args.weights} (a shipped network)" if find_named(args.weights) else args.weights
+    wanted = args.depth, dataset, args.shortcut
+    entry = find_start(*wanted, args.alpha) if args.frozen else find_entry(*wanted)
+    if entry:
+        what = "that was trained with skips" if entry["kind"] != "plain" else "that fits"
+        return replace(args, weights=entry["name"]), f"{entry['name']} (the shipped network {what})"
+    return args, f"none: no ResNet-{args.depth} for {dataset} is shipped"
+
+
+def _plain_beside(args: CommonArgs, dataset: str) -> str | None:
+    """Name of the best shipped network without gates, where the run starts from a shipped one with gates."""
+    entry = find_named(args.weights)
+    plain = find_entry(args.depth, dataset, args.shortcut)
+    return plain["name"] if entry and entry["kind"] != "plain" and plain else None
