@@ -34,7 +34,6 @@ from envs.ids import depth_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, resolve_dataset
-from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
 from skipnet_rl.gated import read_header, restore_checkpoint
@@ -43,6 +42,7 @@ from skipnet_rl.normalisation import check_statistics, normalised, stated, warn_
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
 from skipnet_rl.precision import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images, progress_bar
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import accuracy_difference, magnitudes
 from skipnet_rl.terminal import say
@@ -247,7 +247,7 @@ def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
     rows: dict[str, Evaluation] = {}
 
     def add(name: str, policy: Policy, mode: str, routes: Tensor | None = None) -> None:
-        draws = step_generator(args.seed, 0, images.device, stream=3)
+        draws = step_generator(args.seed, 0, images.device, Stream.EVALUATION)
         given = {"mode": mode, "generator": draws, "routes": routes, "precision": precision}
         with image_progress(name) as show:
             rows[name] = evaluate(mdp, policy, images, **given, progress=show)
@@ -292,7 +292,7 @@ def gain_lines(name: str, found: Mapping[str, Mapping[str, float]]) -> list[str]
 
 def exchanged(routes: Tensor, seed: int) -> Tensor:
     """The routes [M, N] dealt out anew: as many of each; an image may come by one like its own."""
-    draws = step_generator(seed, 0, "cpu", stream=7)
+    draws = step_generator(seed, 0, "cpu", Stream.EXCHANGE)
     return routes[torch.randperm(len(routes), generator=draws, device="cpu")]
 
 

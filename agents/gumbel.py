@@ -30,11 +30,12 @@ from agents.common.setting import CommonArgs, Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import autocast, cpu_by_default
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import Trajectory, rollout
 
 TARGETS = ("block", "network")
@@ -123,7 +124,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     index = training_index(step, args.batch_size, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.model.train()
-    draws = step_generator(args.seed, step, device, stream=2)
+    draws = step_generator(args.seed, step, device, Stream.ROUTES)
     left = 1.0
     with autocast(learner.precision, device):
         if stage == "warmup":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from agents.common.checks import check_routes
 from agents.common.distillation import check_teachers
+from agents.common.flag_rules import check_routes
 from agents.common.optimizers import OPTIMIZERS
 from agents.common.presets import PRESETS
 from agents.common.setting import CommonArgs

@@ -40,7 +40,7 @@ from agents.common.setting import Setting
 from agents.hybrid_args import Args
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
@@ -48,6 +48,7 @@ from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, read_header, res
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Exploring, Policy, ValueBaseline
 from skipnet_rl.precision import autocast, cpu_by_default, resolve_precision
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.terminal import say
@@ -170,7 +171,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     labels = labels.repeat_interleave(routes)
     learner.mdp.net.train(args.bn != "frozen")
     learner.gate.train(stage != "tune")  # there its routes are those of test time
-    draws = step_generator(args.seed, step, device, stream=2)
+    draws = step_generator(args.seed, step, device, Stream.ROUTES)
     with autocast(learner.precision, device):
         if stage == "warmup":
             assert learner.costs is not None, "the preparation needs the costs of absence"

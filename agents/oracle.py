@@ -19,12 +19,12 @@ from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
 from agents.common.setting import CommonArgs, Setting
-from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.precision import autocast, cpu_by_default
 from skipnet_rl.progress import image_progress, progress_bar
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
 
 
@@ -118,7 +118,7 @@ def find_routes(args: Args) -> dict[str, Any]:
     setting = Setting.of(args)
     mdp = setting.mdp()
     run = setting.start_run("oracle")
-    draws = step_generator(args.seed, 0, setting.device, stream=6)
+    draws = step_generator(args.seed, 0, setting.device, Stream.ORACLE)
     exact = mdp.num_decisions <= args.exhaustive
     started, found = time.perf_counter(), []
     batches = list(setting.test.batches(args.batch_size))

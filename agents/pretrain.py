@@ -24,15 +24,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from agents.common.checks import check_numbers
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, check_teachers, distilled, load_teachers
+from agents.common.flag_rules import check_numbers
 from agents.common.optimizers import sgd
 from agents.common.watch import check_finite, check_loss
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images, resolve_dataset
-from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.growth import grow
@@ -41,6 +41,7 @@ from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.precision import autocast, cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images, progress_bar
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run, run_folder, without_places
@@ -157,7 +158,7 @@ def train_step(
             logits = mdp.net(images)
             loss = F.cross_entropy(logits, labels, reduction="none")
         else:
-            policy = StochasticDepth(args.survival, step_generator(args.seed, step, "cpu", stream=2))
+            policy = StochasticDepth(args.survival, step_generator(args.seed, step, "cpu", Stream.ROUTES))
             episode = rollout(mdp, policy, images, labels)
             logits, loss = episode.logits, episode.loss
         return distilled(loss, logits, targets, args.distillation)

@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.common.checks import check_routes
 from agents.common.cli import main_with_named_errors
+from agents.common.flag_rules import check_routes
 from agents.common.loop import learn
 from agents.common.setting import CommonArgs, Setting
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.estimators import BASELINES, advantages, score_function_loss
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import autocast, cpu_by_default
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 
 
@@ -101,7 +102,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
     images = images.repeat_interleave(args.routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(args.routes)
     learner.gate.train()
-    draws = step_generator(args.seed, step, device, stream=2)
+    draws = step_generator(args.seed, step, device, Stream.ROUTES)
     with autocast(learner.precision, device):
         episode = rollout(learner.mdp, learner.gate, images, labels, "sample", draws)
     weights = advantages(rewards_to_go(episode.rewards), args.baseline, args.routes)

@@ -23,9 +23,10 @@ from torch import nn
 from agents.hybrid_reinforce import Args, Learner, hrl_loss, train_step
 from benchmarks import measure
 from skipnet_rl.data import Images, load_images
-from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.data.imageset import training_index
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.precision import resolve_precision
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import build_backbone
 
@@ -93,7 +94,7 @@ def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> 
     index = training_index(0, args.batch_size, len(data), args.seed).to(data.device)
     images, labels = data.training_batch(index, step_generator(args.seed, 0, data.device))
     mdp.net.train()
-    draws = step_generator(args.seed, 0, data.device, stream=2)
+    draws = step_generator(args.seed, 0, data.device, Stream.ROUTES)
     episode = rollout(mdp, made.gate, images.contiguous(), labels, "sample", draws)
     made.descend(hrl_loss(episode, args))
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from agents import hybrid_reinforce, pretrain
-from agents.common.checks import check_numbers
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, depths_of
+from agents.common.flag_rules import check_numbers
 from scripts import results
 from scripts.rows import ROWS, Options, Step, chain
 from skipnet_rl.data import Images, load_images

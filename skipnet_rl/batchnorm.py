@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
 from skipnet_rl.precision import autocast
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
 
 BATCH_SIZE = 250
@@ -49,10 +49,12 @@ def recalibrate(
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    order = torch.randperm(len(data), generator=step_generator(seed, 0, "cpu", stream=4), device="cpu")
+    draws = step_generator(seed, 0, "cpu", Stream.NORM_ORDER)
+    order = torch.randperm(len(data), generator=draws, device="cpu")
     device = data.device
     for number, index in enumerate(order.to(device).split(batch_size)[:batches]):
-        images, labels = data.training_batch(index, step_generator(seed, number, device, stream=5))
+        draws = step_generator(seed, number, device, Stream.NORM_AUGMENTATION)
+        images, labels = data.training_batch(index, draws)
         with autocast(precision, device):
             rollout(mdp, policy, images, labels)
     for norm, (mean, variance, momentum) in zip(norms, before, strict=True):

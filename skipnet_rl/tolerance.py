@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute, RandomSkip
 from skipnet_rl.precision import autocast
+from skipnet_rl.randomness import Stream, step_generator
 
 RATE = 0.9  # of execution: one block in ten is skipped
 LIMIT = 0.05  # loss of accuracy at that rate, above which training with gates breaks the network
@@ -65,7 +65,7 @@ def measure_tolerance(mdp: RoutingMDP, images: Images, precision: str = "fp32", 
         precision: `"fp32"` or `"bf16"`.
         seed: of the skips.
     """
-    draws = step_generator(seed, 0, images.device, stream=8)
+    draws = step_generator(seed, 0, images.device, Stream.TOLERANCE)
     begun = time.perf_counter()
     whole = evaluate(mdp, AlwaysExecute(), images, precision=precision)
     first = time.perf_counter() - begun

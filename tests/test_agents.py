@@ -21,7 +21,7 @@ from agents.common.finished import FinishedRun
 from agents.common.setting import Setting
 from skipnet_rl.checkpoint import read_tensors, save_weights
 from skipnet_rl.data import ImageSet, load_images
-from skipnet_rl.data.imageset import step_generator, training_index
+from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.gated import restore_checkpoint
@@ -29,6 +29,7 @@ from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, RandomSkip, Replay
+from skipnet_rl.randomness import step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run

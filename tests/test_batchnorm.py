@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from skipnet_rl.batchnorm import recalibrate
-from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.randomness import Stream, step_generator
 
 
 class NeverExecute:
@@ -17,9 +17,11 @@ class NeverExecute:
 def test_statistics_are_the_mean_over_the_batches(tiny_net, tiny_images):
     """The stem's batch norm sees the first convolution's output, whatever the policy."""
     expected_mean, expected_variance = [], []
-    order = torch.randperm(12, generator=step_generator(0, 0, "cpu", stream=4))
+    order = torch.randperm(12, generator=step_generator(0, 0, "cpu", Stream.NORM_ORDER))
     for number, index in enumerate(order.split(6)):
-        images, _ = tiny_images.training_batch(index, step_generator(0, number, "cpu", stream=5))
+        images, _ = tiny_images.training_batch(
+            index, step_generator(0, number, "cpu", Stream.NORM_AUGMENTATION)
+        )
         with torch.no_grad():
             before = tiny_net.stem[0](images)
         expected_mean.append(before.mean(dim=(0, 2, 3)))

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from skipnet_rl.data import ImageSet, load_images, resolve_dataset
-from skipnet_rl.data.imageset import augment, step_generator, training_index
+from skipnet_rl.data.imageset import augment, training_index
 from skipnet_rl.data.sources import HALVES
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
 
@@ -152,17 +152,6 @@ def test_order_depends_on_epoch_and_seed_alone():
 def test_batch_larger_than_the_data():
     with pytest.raises(ValueError, match="batch size 101 is larger than the 100 training images"):
         training_index(0, 101, 100, 0)
-
-
-def test_random_streams_are_apart():
-    """No two of (seed, step, stream) share their numbers."""
-    draws = {
-        tuple(torch.rand(2, generator=step_generator(seed, step, "cpu", stream)).tolist())
-        for seed in range(4)
-        for step in range(50)
-        for stream in range(4)
-    }
-    assert len(draws) == 4 * 50 * 4
 
 
 def write_cifar10(folder: Path, monkeypatch) -> tuple[torch.Tensor, list[int]]:

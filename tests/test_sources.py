@@ -14,10 +14,10 @@ from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
 from skipnet_rl.data import DATASETS, load_images
 from skipnet_rl.data.files import ImageFiles
-from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.data.official import LOADERS
 from skipnet_rl.data.sources import CIFAR10_FOLDER
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
+from skipnet_rl.randomness import step_generator
 
 
 def test_names_that_are_known_without_torchvision():

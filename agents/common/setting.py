@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from agents.common.checks import check_numbers
+from agents.common.flag_rules import check_numbers
 from agents.common.report import print_table, write_plots
 from envs.ids import depth_of
 from skipnet_rl.data import Images, resolve_dataset
-from skipnet_rl.data.imageset import step_generator
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.terminal import say
@@ -191,7 +191,7 @@ class Setting:
 
         `name` is the row's, for the bar; without one the bar names the split.
         """
-        draws = step_generator(self.args.seed, 0, self.device, stream=3)
+        draws = step_generator(self.args.seed, 0, self.device, Stream.EVALUATION)
         images = self.test if images is None else images
         with image_progress(name or f"{images.split} images") as show:
             return evaluate(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skipnet_rl.data.images import Images
+from skipnet_rl.randomness import Stream, step_generator
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,5 @@ def training_index(step: int, batch_size: int, size: int, seed: int) -> Tensor:
     if steps_per_epoch == 0:
         raise ValueError(f"batch size {batch_size} is larger than the {size} training images")
     epoch, position = divmod(step, steps_per_epoch)
-    order = torch.randperm(size, generator=step_generator(seed, epoch, "cpu", stream=1), device="cpu")
+    order = torch.randperm(size, generator=step_generator(seed, epoch, "cpu", Stream.ORDER), device="cpu")
     return order[position * batch_size : (position + 1) * batch_size]
-
-
-def step_generator(seed: int, step: int, device: torch.device | str, stream: int = 0) -> torch.Generator:
-    """Random numbers of one step: a pure function of (seed, step, stream)."""
-    # odd 64-bit constants spread neighbouring triples over the generator's seeds
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9) % 2**63
-    return torch.Generator(device).manual_seed(mixed)

@@ -1,0 +1,33 @@
+"""Random numbers as pure functions of (seed, step, stream), so that a resumed run needs no stored state."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+
+
+class Stream(IntEnum):
+    """Every purpose that random numbers are drawn for; two purposes never share a stream.
+
+    The values seed the generators: changing one changes the results of every run.
+    """
+
+    AUGMENTATION = 0  # shifts and flips of training images
+    ORDER = 1  # the order of training images in an epoch
+    ROUTES = 2  # routes sampled in training, dropped blocks included
+    EVALUATION = 3  # routes sampled in an evaluation
+    NORM_ORDER = 4  # which images the batch norms' statistics are estimated on
+    NORM_AUGMENTATION = 5  # shifts and flips of these images
+    ORACLE = 6  # the oracle's search
+    EXCHANGE = 7  # routes dealt out to other images, a control
+    TOLERANCE = 8  # skips of the look at a network before training
+
+
+def step_generator(
+    seed: int, step: int, device: torch.device | str, stream: Stream = Stream.AUGMENTATION
+) -> torch.Generator:
+    """A generator for one step of a stream: a pure function of (seed, step, stream)."""
+    # odd 64-bit constants spread neighbouring triples over the generator's seeds
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9) % 2**63
+    return torch.Generator(device).manual_seed(mixed)

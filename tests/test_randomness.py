@@ -1,0 +1,32 @@
+"""Random numbers are pure functions of (seed, step, stream), which no two purposes share."""
+
+import torch
+
+from skipnet_rl.randomness import Stream, step_generator
+
+
+def test_random_streams_are_apart():
+    """No two of (seed, step, stream) share their numbers."""
+    draws = {
+        tuple(torch.rand(2, generator=step_generator(seed, step, "cpu", stream)).tolist())
+        for seed in range(4)
+        for step in range(50)
+        for stream in Stream
+    }
+    assert len(draws) == 4 * 50 * len(Stream)
+
+
+def test_streams_keep_their_values():
+    """Results of stored runs depend on them."""
+    assert {stream.name: stream.value for stream in Stream} == {
+        "AUGMENTATION": 0,
+        "ORDER": 1,
+        "ROUTES": 2,
+        "EVALUATION": 3,
+        "NORM_ORDER": 4,
+        "NORM_AUGMENTATION": 5,
+        "ORACLE": 6,
+        "EXCHANGE": 7,
+        "TOLERANCE": 8,
+    }
+    assert step_generator(1, 2, "cpu", Stream.ROUTES).initial_seed() == 5785337264483813029
