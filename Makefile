@@ -10,9 +10,10 @@ test slow: export OMP_NUM_THREADS = 1 # workers side by side share the cores
 run: $(VENV)/installed  ## the main job on the embedded data set
 	$(BIN)/python -m agents.hybrid_reinforce --env SkipResNet110-v0
 
-test: $(VENV)/installed  ## lint and the test suite
+test: $(VENV)/installed  ## lint, types and the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 slow: $(VENV)/installed  ## every test, the deep networks included

@@ -139,7 +139,11 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        parts = {"model": self.model, "policy": self.optimizer, "backbone": self.backbone_optimizer}
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "policy": self.optimizer,
+            "backbone": self.backbone_optimizer,
+        }
         costs = self.preparation and self.preparation.costs
         return {**{name: part.state_dict() for name, part in parts.items()}, "costs": costs}
 
@@ -216,7 +220,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 def train(args: Args) -> dict[str, Any]:
     """Both stages, then the test set once; returns result.json's content."""
     setting, tolerance, costs = look(Setting.of(args))
-    args = setting.args  # type: ignore[assignment]
+    args = setting.args
     learner = Learner(args, setting.mdp(), setting.precision, Preparation(setting, costs))
     run = setting.start_run("blockdrop", args.resume)
     looks = len(args.plan()) // args.eval_every * args.eval_images

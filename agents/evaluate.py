@@ -180,7 +180,7 @@ def load(
         return normalised(images, args.mean, args.std, (weights,), depth)
     learned = normalised(images, *theirs)
     images = normalised(learned, args.mean, args.std)
-    warn_of_others(weights, (learned.mean, learned.std), (images.mean, images.std))
+    warn_of_others(weights, learned.statistics, images.statistics)
     return images
 
 
@@ -248,7 +248,7 @@ def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
 
     def add(name: str, policy: Policy, mode: str, routes: Tensor | None = None) -> None:
         draws = step_generator(args.seed, 0, images.device, Stream.EVALUATION)
-        given = {"mode": mode, "generator": draws, "routes": routes, "precision": precision}
+        given: dict[str, Any] = {"mode": mode, "generator": draws, "routes": routes, "precision": precision}
         with image_progress(name) as show:
             rows[name] = evaluate(mdp, policy, images, **given, progress=show)
 

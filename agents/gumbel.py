@@ -147,7 +147,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
     setting, tolerance, costs = look(Setting.of(args))
-    args = setting.args  # type: ignore[assignment]
+    args = setting.args
     learner = Learner(args, setting.mdp(), setting.precision, Preparation(setting, costs))
     run = setting.start_run("gumbel", args.resume)
     steps = ["warmup"] * args.warmup_iterations + ["train"] * args.iterations

@@ -44,9 +44,9 @@ from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
-from skipnet_rl.gated import FIXED, StoredPolicy, empty_policy, read_header, restore_checkpoint
+from skipnet_rl.gated import StoredPolicy, empty_policy, read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import Exploring, Policy, ValueBaseline
+from skipnet_rl.policies import Exploring, FixedRoute, Policy, ValueBaseline
 from skipnet_rl.precision import autocast, cpu_by_default, resolve_precision
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
@@ -102,11 +102,10 @@ class Learner:
     def snapshot(self) -> Learner:
         """The same with a copy of network and gate, to be looked at."""
         found = copy.copy(self)
-        found.model = copy.deepcopy(self.model)
-        found.gate = found.model["gate"]
+        found.model, net, found.gate = copy.deepcopy((self.model, self.mdp.net, self.gate))
         _ = self.mdp.macs  # counted once for all copies: half a second for a ResNet-110
         found.mdp = copy.copy(self.mdp)
-        found.mdp.net = found.model["net"]
+        found.mdp.net = net
         return found
 
     def predictions(self, images: Tensor) -> Tensor | None:
@@ -236,7 +235,7 @@ def train(args: Args) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def teachers_of(setting: Setting) -> list[ResNet]:
+def teachers_of(setting: Setting[Args]) -> list[ResNet]:
     """The networks of `--teacher`, or else the plain network that the run is compared with."""
     args = setting.args
     if not args.distillation:
@@ -249,7 +248,7 @@ def teachers_of(setting: Setting) -> list[ResNet]:
     )
 
 
-def start_gate(gate: StoredPolicy, setting: Setting, args: Args) -> None:
+def start_gate(gate: StoredPolicy, setting: Setting[Args], args: Args) -> None:
     """Fill it from --gate-weights: with weights, or with the most frequent route of that network, as it was.
 
     The route is found before the run has a folder, and again where it is resumed.
@@ -257,8 +256,9 @@ def start_gate(gate: StoredPolicy, setting: Setting, args: Args) -> None:
     Raises:
         WeightsError: the file is missing, or of something else.
     """
+    assert args.gate_weights, "there is nothing to start from"
     path = weights_path(args.gate_weights)
-    if args.gate != FIXED:
+    if not isinstance(gate, FixedRoute):
         load_weights(path, gate, prefix="gate.")
         return
     about = read_header(path)

@@ -130,9 +130,10 @@ def find_routes(args: Args) -> dict[str, Any]:
                 found.append(search(mdp, images, labels, draws, args.restarts))
     wall_time = time.perf_counter() - started
     routes = torch.cat(found)
-    played = {"routes": routes, "precision": setting.precision}
     with image_progress("oracle (bound)") as show:
-        bound = evaluate(mdp, AlwaysExecute(), setting.test, **played, progress=show)
+        bound = evaluate(
+            mdp, AlwaysExecute(), setting.test, routes=routes, precision=setting.precision, progress=show
+        )
     rows = {**setting.references(bound.rate), "oracle (bound)": bound}
     return setting.finish(run, "oracle", rows, wall_time, exact=exact)
 

@@ -50,7 +50,8 @@ def greedy_order(mdp: RoutingMDP, images: Images, precision: str = "fp32") -> li
 
     N (N + 1) / 2 passes over the images, less the last one, which is no choice.
     """
-    kept, order = list(range(mdp.num_decisions)), []
+    kept = list(range(mdp.num_decisions))
+    order: list[int] = []
     passes = mdp.num_decisions * (mdp.num_decisions + 1) // 2 - 1
     bar = progress_bar(total=passes, desc="greedy", unit="pass")
     while kept:

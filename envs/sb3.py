@@ -89,7 +89,8 @@ class SB3VecEnv(VecEnv):
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         """A picture of each environment."""
-        return self.env.render() or [None] * self.num_envs
+        pictures: Any = self.env.render()
+        return pictures or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """An attribute of each environment; a native vector environment's own, for each of them."""

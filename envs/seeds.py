@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from gymnasium.utils.seeding import np_random
@@ -16,7 +16,7 @@ def as_seed(seed: Any) -> Any:
     return int(seed) if isinstance(seed, np.integer) else seed
 
 
-def is_list(seed: Any) -> bool:
+def is_list(seed: Any) -> TypeGuard[Sequence[Any]]:
     """Whether these are seeds of the sub-environments one by one."""
     return isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes))
 

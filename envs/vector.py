@@ -160,8 +160,8 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
         """Rewards, terminations, truncations; the episodes' end is the batch's."""
         if self.array == "torch":
             device = self.lockstep.device
-            ended = torch.full((self.num_envs,), self.lockstep.terminal, device=device)
-            return rewards.to(device), ended, torch.zeros_like(ended)
+            done = torch.full((self.num_envs,), self.lockstep.terminal, device=device)
+            return rewards.to(device), done, torch.zeros_like(done)
         ended = np.full(self.num_envs, self.lockstep.terminal)
         return rewards.double().cpu().numpy(), ended, np.zeros_like(ended)
 

@@ -8,7 +8,7 @@ ran before it.
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skipnet_rl.data import Images
 from skipnet_rl.mdp import RoutingMDP
@@ -42,7 +42,7 @@ def recalibrate(
     parts = [mdp.net, *([policy] if isinstance(policy, nn.Module) else [])]
     measured = parts if policy_too else parts[:1]
     norms = [m for part in measured for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
+    before = [([each.clone() for each in _running(norm)], norm.momentum) for norm in norms]
     for part in parts:
         part.eval()
     for norm in norms:
@@ -57,9 +57,15 @@ def recalibrate(
         images, labels = data.training_batch(index, draws)
         with autocast(precision, device):
             rollout(mdp, policy, images, labels)
-    for norm, (mean, variance, momentum) in zip(norms, before, strict=True):
+    for norm, (statistics, momentum) in zip(norms, before, strict=True):
         if norm.num_batches_tracked == 0:
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
+            for now, earlier in zip(_running(norm), statistics, strict=True):
+                now.copy_(earlier)
         norm.momentum = momentum
         norm.eval()
+
+
+def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The running mean and variance."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var

@@ -137,7 +137,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: a file is missing or damaged.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for part in parts_of(path):
         if not part.is_file():
             hint = "give the path of a file, or 'auto'" if part == path else f"{path.name} needs it"

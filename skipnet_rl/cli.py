@@ -38,10 +38,11 @@ def _run(
     defaults: Callable[[], ArgsT] | None,
 ) -> None:
     args = None
+    mistakes: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
     try:
         args = tyro.cli(args_type, default=defaults()) if defaults else tyro.cli(args_type)
         run(args)
-    except (ValueError, OSError, *errors) as error:
+    except mistakes as error:
         if getattr(args, "debug", "--debug" in sys.argv):
             raise
         say(f"error: {error}", sys.stderr)

@@ -96,13 +96,15 @@ def export_onnx(
     onnx = _import_onnx()
     graph = _Batched(mdp, policy) if batched else _OneImage(mdp, policy)
     size, count = mdp.net.image_size, 2 if batched else 1
-    free = {"dynamic_shapes": {"images": {0: torch.export.Dim("images")}}} if batched else {}
+    shapes = {"images": {0: torch.export.Dim("images")}} if batched else None
     with torch.no_grad():
         program = torch.onnx.export(
             graph.eval(), (torch.zeros(count, 3, size, size, device="cpu"),), input_names=["images"],
-            output_names=["logits", "route"], opset_version=OPSET, dynamo=True, verbose=False, **free,
+            output_names=["logits", "route"], opset_version=OPSET, dynamo=True, verbose=False,
+            dynamic_shapes=shapes,
         )  # fmt: skip
-    model = program.model_proto  # type: ignore[union-attr]
+    assert program is not None
+    model = program.model_proto
     _move_weights_into_branches(model.graph)
     for key, value in (about or {}).items():
         entry = model.metadata_props.add()

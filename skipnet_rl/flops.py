@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.resnet import ResNet
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ResultT = TypeVar("ResultT")
 Shape = Sequence[int]
 COSTS = ("blocks", "flops")
 
@@ -36,7 +37,7 @@ FUSED = {  # PyTorch's counter knows their parts, which other devices run, but n
 }
 
 
-def count_macs(function: Callable[..., Tensor], *args: Tensor) -> tuple[int, Tensor]:
+def count_macs(function: Callable[..., ResultT], *args: Any) -> tuple[int, ResultT]:
     """MACs that one call runs, and its result."""
     with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
         result = function(*args)

@@ -17,7 +17,7 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.precision import autocast
-from skipnet_rl.resnet import ResNet, pool
+from skipnet_rl.resnet import ResNet, module_list, pool
 
 INITIAL_RATE = 0.9  # near "execute": a backbone not trained with skips breaks down under many of them
 Hidden = tuple[Tensor, Tensor]
@@ -66,7 +66,7 @@ class RecurrentGate(Gate):
         bias = _log_odds(initial_rate)
         super().__init__()
         self.size = size
-        self.projections = nn.ModuleList(nn.Linear(block.in_channels, size) for block in net.blocks[1:])
+        self.projections = module_list(nn.Linear(block.in_channels, size) for block in net.blocks[1:])
         self.lstm = nn.LSTMCell(size, size)
         self.head = nn.Linear(size, 1)
         nn.init.normal_(self.head.weight, std=0.1)
@@ -85,7 +85,8 @@ class RecurrentGate(Gate):
 
     def macs_per_decision(self) -> list[int]:
         """MACs of each of the N decisions for one image: projection, LSTM and head."""
-        gate, counts, hidden = on_meta(self), [], None
+        gate, counts = on_meta(self), []
+        hidden: Hidden | None = None
         for t, projection in enumerate(gate.projections):
             pooled = torch.empty(1, projection.in_features, device="meta")
             macs, (_, hidden) = count_macs(gate.decide, pooled, t, hidden)
@@ -109,8 +110,8 @@ class FeedForwardGate(Gate):
         bias = _log_odds(initial_rate)
         super().__init__()
         self.shapes = net.input_shapes()[1:]
-        self.features = nn.ModuleList(self.layers(channels) for channels, _, _ in self.shapes)
-        self.heads = nn.ModuleList(nn.Linear(channels, 2) for channels, _, _ in self.shapes)
+        self.features = module_list(self.layers(channels) for channels, _, _ in self.shapes)
+        self.heads = module_list(nn.Linear(channels, 2) for channels, _, _ in self.shapes)
         for head in self.heads:
             nn.init.normal_(head.weight, std=0.02)  # the bias decides at first, whatever the feature
             with torch.no_grad():

@@ -32,8 +32,9 @@ def for_inference(net: ResNet, precision: str = "fp32") -> ResNet:
     net = fold_batchnorm(net)
     if resolve_precision(precision, next(net.parameters()).device) == "bf16":
         net.stem.bfloat16()
-        net.blocks.bfloat16()
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for block in net.blocks:
+            block.bfloat16()
+    return net.to(memory_format=torch.channels_last)
 
 
 def fold_batchnorm(module: ModuleT) -> ModuleT:

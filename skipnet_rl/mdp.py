@@ -61,20 +61,22 @@ class RoutingMDP:
     def __init__(self, net: ResNet, alpha: float = ALPHA, cost: str | Tensor = "blocks") -> None:
         if isinstance(alpha, bool) or not (isinstance(alpha, Real) and math.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"alpha is {alpha!r}; expected a finite number >= 0, such as 0.1")
-        self.net = net
-        self.alpha = float(alpha)
-        self.num_decisions = len(net.blocks) - 1
+        self.net: ResNet = net
+        self.alpha: float = float(alpha)
+        self.num_decisions: int = len(net.blocks) - 1
         if self.num_decisions < 1:
             raise ValueError("the network has one block, which always runs; expected at least two")
-        self.cost = block_costs(net, cost) if isinstance(cost, str) else cost
+        self.cost: Tensor = block_costs(net, cost) if isinstance(cost, str) else cost
         if not isinstance(self.cost, Tensor):
             self.cost = torch.as_tensor(cost, device="cpu")
         if self.cost.shape != (self.num_decisions,):
             raise ValueError(f"cost has shape {tuple(self.cost.shape)}; expected ({self.num_decisions},)")
         if not self.cost.isfinite().all():
             raise ValueError(f"cost is {self.cost.tolist()}; expected finite numbers")
-        self.payment = (self.alpha / self.num_decisions * self.cost).tolist()  # of skipping decision t
-        self.feature_width = max(block.out_channels for block in net.blocks)
+        self.payment: list[float] = (
+            self.alpha / self.num_decisions * self.cost
+        ).tolist()  # of skipping decision t
+        self.feature_width: int = max(block.out_channels for block in net.blocks)
 
     @cached_property
     @torch.inference_mode(False)  # it is kept, and later callers may want gradients
@@ -89,7 +91,7 @@ class RoutingMDP:
 
     def block(self, t: int) -> Block:
         """The block that decision t is about."""
-        return self.net.blocks[t + 1]  # type: ignore[return-value]
+        return self.net.blocks[t + 1]
 
     def initial(self, images: Tensor, labels: Tensor) -> State:
         """Stem and first block: normalised images [B, 3, H, W], labels [B] → State at t = 0."""

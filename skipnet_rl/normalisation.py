@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from skipnet_rl.checkpoint import read_about
-from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
+from skipnet_rl.data.images import IMAGENET_STATISTICS, Images, Statistics
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.weights import FOLDER, find_entry, index
 
-Channels = tuple[float, float, float]
-Statistics = tuple[Channels, Channels]  # mean and std
 CLOSE = 2e-3  # published statistics are rounded to three digits
 
 
@@ -59,8 +57,10 @@ def normalised(
         ValueError: see `check_statistics`.
     """
     check_statistics(mean, std)
-    usual = images.mean, images.std
-    used = (usual[0] if mean is None else _numbers(mean), usual[1] if std is None else _numbers(std))
+    usual = images.statistics
+    used = Statistics(
+        usual.mean if mean is None else _numbers(mean), usual.std if std is None else _numbers(std)
+    )
     for name in dict.fromkeys(weights):
         theirs = _trained_with(name, images.name, usual, depth, shortcut)
         if theirs:
@@ -80,8 +80,8 @@ def warn_of_others(weights: str | Path | None, theirs: Statistics, used: Statist
 
 def stated(about: Mapping[str, Any]) -> Statistics | None:
     """The mean and std in the header of a file or in a run's arguments; None where it names none."""
-    found = _numbers(about.get("mean")), _numbers(about.get("std"))
-    return found if len(found[0]) == len(found[1]) == 3 else None  # type: ignore[return-value]
+    found = Statistics(_numbers(about.get("mean")), _numbers(about.get("std")))
+    return found if len(found.mean) == len(found.std) == 3 else None
 
 
 def _trained_with(
@@ -91,7 +91,7 @@ def _trained_with(
     if weights in (None, "none"):
         return None
     if weights == "torchvision":
-        return IMAGENET_STATISTICS["mean"], IMAGENET_STATISTICS["std"]
+        return IMAGENET_STATISTICS
     entry = next((entry for entry in index() if entry["name"] == str(weights)), None)
     if weights == "auto":
         entry = find_entry(depth, dataset, shortcut)
@@ -103,7 +103,7 @@ def _trained_with(
     return stated(about) or (usual if entry and entry["dataset"] == dataset else None)
 
 
-def _numbers(given: Any) -> tuple[float, ...]:
+def _numbers(given: Any) -> tuple[Any, ...]:
     """The numbers of anything that has some; nothing where it has other things."""
     try:
         return tuple(float(value) for value in given)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.precision import autocast
-from skipnet_rl.resnet import pool
+from skipnet_rl.resnet import module_list, pool
 
 
 class Policy(Protocol):
@@ -110,7 +110,7 @@ class ValueBaseline(nn.Module):
     def __init__(self, mdp: RoutingMDP) -> None:
         super().__init__()
         channels = [mdp.block(t).in_channels for t in range(mdp.num_decisions)]
-        self.heads = nn.ModuleList(nn.Linear(count, 1) for count in channels)
+        self.heads = module_list(nn.Linear(count, 1) for count in channels)
         for head in self.heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)

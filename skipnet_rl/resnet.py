@@ -8,8 +8,9 @@ called.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ from skipnet_rl.precision import autocast
 CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)
 IMAGENET_DEPTHS = (34, 50, 101)
 SHORTCUTS = ("projection", "pad", "pool")
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def module_list(modules: Iterable[ModuleT]) -> Sequence[ModuleT]:
+    """`nn.ModuleList`, for the type checker a sequence of the modules' own class."""
+    return cast("Sequence[ModuleT]", nn.ModuleList(modules))
 
 
 class ZeroPadShortcut(nn.Module):
@@ -186,7 +194,7 @@ class ResNet(nn.Module):
         plan = depth if isinstance(depth, Architecture) else Architecture.of_depth(depth)
         self.architecture, self.num_classes, self.shortcut = plan, num_classes, shortcut
         self.stem = _stem(plan)
-        self.blocks: nn.ModuleList = nn.ModuleList(_blocks(plan, shortcut))
+        self.blocks = module_list(_blocks(plan, shortcut))
         self.fc = nn.Linear(plan.channels[-1] * plan.block.expansion, num_classes)
         self._initialise()
 
@@ -217,7 +225,7 @@ class ResNet(nn.Module):
 
     def enter(self, images: Tensor) -> Tensor:
         """The stem, which takes images in any precision: [B, 3, H, W] → [B, C, H, W]."""
-        return self.stem(images.to(self.stem[0].weight.dtype))
+        return self.stem(images.to(next(self.stem.parameters()).dtype))
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits of the last feature map, in the weights' precision: [B, C, H, W] → [B, K]."""

@@ -34,7 +34,7 @@ class Forgiving:
     def __init__(self, stream: TextIO | Forgiving | None) -> None:
         while isinstance(stream, Forgiving):
             stream = stream._wrapped
-        self._wrapped = _nowhere() if stream is None else stream  # under this name tqdm looks for it
+        self._wrapped: TextIO = _nowhere() if stream is None else stream  # under this name tqdm looks for it
         self.lost: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -100,7 +100,7 @@ def say(text: object, file: TextIO | None = None) -> None:
         file: where to (default: standard output).
     """
     stream = Forgiving(sys.stdout if file is None else file)
-    tqdm.write(str(text), file=stream)  # type: ignore[arg-type]
+    tqdm.write(str(text), file=stream)
     stream.flush()
 
 
@@ -109,7 +109,7 @@ def forgiving_streams() -> Iterator[None]:
     """Let nothing in the block fail for what it prints; what was lost on the way is said at the end."""
     before = sys.stdout, sys.stderr
     out, err = Forgiving(sys.stdout), Forgiving(sys.stderr)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield
     finally:

@@ -151,7 +151,7 @@ def build_backbone(
     """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # the CPU's alone: fork_rng restores no other here
-        net = ResNet(depth, num_classes, shortcut).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = ResNet(depth, num_classes, shortcut).to(memory_format=torch.channels_last)
     auto = isinstance(weights, str) and weights == "auto"
     source = find_shipped(depth, dataset, shortcut) if auto else weights
     if source is not None and not (isinstance(source, str) and source == "none"):

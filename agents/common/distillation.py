@@ -71,7 +71,7 @@ def check_teachers(
     """
     if teachers and not share:
         raise ValueError("--teacher has no say without --distillation")
-    if share and "none" in (teachers or [start]):
+    if share and (start == "none" if not teachers else "none" in teachers):
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
     if depths and not teachers:
         raise ValueError("--teacher-depth has no say without --teacher")

@@ -123,10 +123,10 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
             groups[run.agent, row["name"], json.dumps(flags(run), sort_keys=True)].append((run, row))
     names = labels(list(groups))
     entries = []
-    for key, members in groups.items():
+    for group, members in groups.items():
         some_runs, rows = zip(*members, strict=True)
         _check_seeds(some_runs)
-        entries.append(Entry(names[key], some_runs, rows, random_at_rate(key[1], some_runs)))
+        entries.append(Entry(names[group], some_runs, rows, random_at_rate(group[1], some_runs)))
     return entries
 
 
@@ -159,7 +159,7 @@ def random_at_rate(name: str, runs: Sequence[FinishedRun]) -> tuple[float, ...]:
 
 def labels(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
     """A name for each group; where two would have the same, the flags in which they differ are added."""
-    names = {}
+    names: dict[tuple[str, str, str], str] = {}
     for key in keys:
         same = [json.loads(other[2]) for other in keys if other[:2] == key[:2]]
         own = json.loads(key[2])

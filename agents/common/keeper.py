@@ -37,7 +37,7 @@ class Keeper:
         folder: the run's.
     """
 
-    def __init__(self, setting: Setting, learner: Learner, folder: Path) -> None:
+    def __init__(self, setting: Setting[Args], learner: Learner, folder: Path) -> None:
         self.setting, self.learner, self.folder = setting, learner, folder
         self.args = setting.args
 

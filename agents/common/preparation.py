@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def check_trained(setting: Setting) -> None:
         )
 
 
-def look(setting: Setting) -> tuple[Setting, Tolerance, Tensor | None]:
+def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance, Tensor | None]:
     """Look at a run's network before it is trained, and drop a preparation that it does not need.
 
     Args:
@@ -54,10 +55,10 @@ def look(setting: Setting) -> tuple[Setting, Tolerance, Tensor | None]:
     check_trained(setting)
     tolerance = setting.look()
     before = args.run_dir and args.run_dir / "args.json"
-    if before and before.is_file() and args.resume:  # type: ignore[attr-defined]
+    if before and before.is_file() and args.resume:
         steps = json.loads(before.read_text(encoding="utf-8")).get("warmup_iterations", 0)
     else:
-        steps = 0 if tolerance.prepared else args.warmup_iterations  # type: ignore[attr-defined]
+        steps = 0 if tolerance.prepared else args.warmup_iterations
     setting = replace(setting, args=replace(args, warmup_iterations=steps))
     if not steps:
         return setting, tolerance, None
@@ -73,9 +74,9 @@ class Preparation:
         costs: see `look`; None where there are no steps.
     """
 
-    def __init__(self, setting: Setting, costs: Tensor | None) -> None:
+    def __init__(self, setting: Setting[Any], costs: Tensor | None) -> None:
         self.costs = costs
-        self.steps = setting.args.warmup_iterations  # type: ignore[attr-defined]
+        self.steps = setting.args.warmup_iterations
         self.teacher = None if costs is None else Teacher([setting.plain], setting.precision)
 
     def step(

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
@@ -21,7 +22,12 @@ from skipnet_rl.flops import count_macs
 from skipnet_rl.mdp import RoutingMDP, State
 
 WEIGHTS = "policy.safetensors"
-ALGORITHMS = {"ppo": PPO, "a2c": A2C, "dqn": DQN, "recurrent_ppo": RecurrentPPO}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "ppo": PPO,
+    "a2c": A2C,
+    "dqn": DQN,
+    "recurrent_ppo": RecurrentPPO,
+}
 POLICIES = {"actor-critic": ActorCriticPolicy, "dqn": DQNPolicy, "recurrent": RecurrentActorCriticPolicy}
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -100,8 +100,11 @@ class CommonArgs:
         check_numbers(self)
 
 
+ArgsT = TypeVar("ArgsT", bound=CommonArgs)
+
+
 @dataclass(frozen=True)
-class Setting:
+class Setting(Generic[ArgsT]):
     """What an agent learns on.
 
     Attributes:
@@ -118,7 +121,7 @@ class Setting:
         device, precision: what `--device` and `--precision` came to.
     """
 
-    args: CommonArgs
+    args: ArgsT
     dataset: str
     train: Images = field(repr=False)
     val: Images = field(repr=False)
@@ -131,7 +134,7 @@ class Setting:
     precision: str
 
     @classmethod
-    def of(cls, args: CommonArgs) -> Setting:
+    def of(cls, args: ArgsT) -> Setting[ArgsT]:
         """Check the flags, load what they name; the first lines printed say which data, which weights, why.
 
         Nothing is written, so that a command that is refused leaves no run folder in the way of the next.
@@ -255,7 +258,7 @@ class Setting:
         agent: str,
         rows: Mapping[str, Evaluation],
         wall_time: float,
-        weights: Mapping[str, str] | None = None,
+        weights: Mapping[str, str | None] | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         """Write the routes, result.json and the plots, then print the table; returns result.json's content.
@@ -272,7 +275,10 @@ class Setting:
                 the run's folder, or the name of a shipped network.
             **more: further fields; `notes`, what is to be said of the run's end, is printed last.
         """
-        files = {**dict.fromkeys(("all blocks", "random"), self.plain_name), **(weights or {})}
+        files: dict[str, str | None] = {
+            **dict.fromkeys(("all blocks", "random"), self.plain_name),
+            **(weights or {}),
+        }
         result = {
             "env": self.args.env, "agent": agent, "dataset": self.dataset, "split": "test",
             "n_images": len(self.test), "split_images": self.split_images,
@@ -302,7 +308,7 @@ def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     return {f"val/{key}": summary[key] for key in VAL_METRICS}
 
 
-def _with_weights(args: CommonArgs, dataset: str) -> tuple[CommonArgs, str]:
+def _with_weights(args: ArgsT, dataset: str) -> tuple[ArgsT, str]:
     """The flags with the weights that `auto` stands for, and the reason, fit for a line that is printed."""
     if args.weights != "auto":
         return args, f"{args.weights} (a shipped network)" if find_named(args.weights) else args.weights

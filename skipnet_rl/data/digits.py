@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,9 +116,10 @@ def load_digits(
     if (stored := _read(path, split)) is not None:
         return stored
     images, labels, factors = render_digits(split, progress=progress)
+    content: dict[str, Any] = {"images": images, "labels": labels, **factors}
     try:
         with whole_file(path, shared=True) as beside, beside.open("wb") as file:
-            np.savez(file, images=images, labels=labels, **factors)
+            np.savez(file, **content)
     except OSError as error:
         if _read(path, split) is None:  # else another process was faster, and Windows keeps what it has open
             warnings.warn(f"cannot cache the rendered digits in {path.parent}: {error}", stacklevel=2)

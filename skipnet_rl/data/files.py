@@ -5,7 +5,7 @@ Augmentation and test-time crop are ImageNet's usual ones, as for torchvision's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -48,8 +48,8 @@ class ImageFiles(Images):
     paths: tuple[str, ...]
     labels: Tensor
     classes: tuple[str, ...]
-    mean: tuple[float, float, float] = IMAGENET_STATISTICS["mean"]
-    std: tuple[float, float, float] = IMAGENET_STATISTICS["std"]
+    mean: tuple[float, float, float] = IMAGENET_STATISTICS.mean
+    std: tuple[float, float, float] = IMAGENET_STATISTICS.std
     size: int = 224
 
     def to(self, device: torch.device | str) -> ImageFiles:
@@ -100,7 +100,7 @@ class ImageFiles(Images):
         area, aspect = (SMALL_AREA, SMALL_ASPECT) if self.small else (AREA, ASPECT)
         return list(area), list(aspect)
 
-    def _stack(self, crops: list[Callable[[], Tensor]]) -> Tensor:
+    def _stack(self, crops: Sequence[Callable[[], Tensor]]) -> Tensor:
         return self.normalise(torch.stack(list(_decoders().map(lambda crop: crop(), crops))).to(self.device))
 
     def _central(self, path: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+Channels = tuple[float, float, float]  # red, green and blue
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of pixel values in 0 … 1."""
+
+    mean: Channels
+    std: Channels
+
+
+IMAGENET_STATISTICS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Images(ABC):
@@ -77,6 +87,11 @@ class Images(ABC):
     def device(self) -> torch.device:
         """Where batches come."""
         return self.labels.device
+
+    @property
+    def statistics(self) -> Statistics:
+        """What batches are normalised with."""
+        return Statistics(self.mean, self.std)
 
     def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
         """The same images, normalised with another mean and deviation per channel."""

@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, SVHN, ImageFolder, ImageNet
 from torchvision.datasets.utils import check_integrity
 
 from skipnet_rl.data.files import ImageFiles
-from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
+from skipnet_rl.data.images import IMAGENET_STATISTICS, Images, Statistics
 from skipnet_rl.data.imageset import ImageSet
 from skipnet_rl.data.places import classes_in, is_image, split_folders
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
@@ -26,14 +26,13 @@ def _cifar10(source: str, place: Path, download: bool) -> ImageSet:
 
 
 def _cifar100(source: str, place: Path, download: bool) -> ImageSet:
-    statistics = {"mean": (0.507, 0.487, 0.441), "std": (0.267, 0.256, 0.276)}  # of the training images
+    statistics = Statistics((0.507, 0.487, 0.441), (0.267, 0.256, 0.276))  # of the training images
     return _cifar(CIFAR100, "cifar100", source, place, download, statistics)
 
 
 def _cifar(
-    kind: type[CIFAR10], name: str, source: str, place: Path, download: bool,
-    statistics: dict[str, tuple[float, float, float]],
-) -> ImageSet:  # fmt: skip
+    kind: type[CIFAR10], name: str, source: str, place: Path, download: bool, statistics: Statistics
+) -> ImageSet:
     if not download:
         meta = (kind.meta["filename"], kind.meta["md5"])
         _check_files(name, place, [*kind.train_list, *kind.test_list, meta])
@@ -47,7 +46,8 @@ def _cifar(
         labels=torch.tensor(data.targets, device="cpu"),
         classes=tuple(data.classes),
         flip=True,
-        **statistics,
+        mean=statistics.mean,
+        std=statistics.std,
     )
 
 
@@ -134,7 +134,6 @@ def _image_files(name: str, source: str, data: ImageFolder, classes: list[str]) 
         paths=paths,
         labels=torch.tensor(labels, device="cpu"),
         classes=tuple(classes),
-        **IMAGENET_STATISTICS,
     )
 
 
