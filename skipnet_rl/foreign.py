@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.resnet import Architecture, Bottleneck, ResNet
+from skipnet_rl.resnet import Architecture, Block, Bottleneck, ResNet
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # may stand anywhere
 BLOCKDROP = re.compile(r"blocks\.(\d)\.(\d+)\.(.+)")
@@ -139,20 +139,33 @@ def check_padding(state: Mapping[str, Tensor], net: ResNet, source: str) -> None
         )
 
 
-def describe(tensors: Mapping[str, Tensor]) -> str:
-    """What a network is, by its tensors under the names of here."""
+def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
+    """The architecture that tensors under the names of here belong to; None if they hold no block."""
     widths: dict[int, int] = {}
     for name in sorted(tensors):
-        if found := re.fullmatch(r"blocks\.(\d+)\.conv\d\.weight", name):
+        if (found := re.fullmatch(r"blocks\.(\d+)\.conv\d\.weight", name)) and tensors[name].dim() == 4:
             widths[int(found[1])] = tensors[name].shape[0]  # of the last convolution
-    stages = [len(list(equal)) for _, equal in groupby(widths[block] for block in sorted(widths))]
-    bottleneck = any(".conv3." in name for name in tensors)
-    depth = 2 + sum(stages) * (3 if bottleneck else 2)
+    if not widths:
+        return None
+    stages = [
+        (width, len(list(equal))) for width, equal in groupby(widths[block] for block in sorted(widths))
+    ]
+    kind = Bottleneck if any(".conv3." in name for name in tensors) else Block
+    stem = tensors.get("stem.0.weight")
+    large = stem is not None and stem.shape[-1] == 7
+    channels = tuple(width // kind.expansion for width, _ in stages)
+    blocks = tuple(count for _, count in stages)
+    return Architecture(224 if large else 32, channels, blocks, kind, large)
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """A network in words, by its tensors under the names of here."""
+    plan = architecture_of(tensors)
+    stages = plan.blocks if plan else ()
     kind = f"residual network with stages of {', '.join(map(str, stages))} blocks"
     try:
-        plan = Architecture.of_depth(depth)
-        if plan.blocks == tuple(stages) and (plan.block is Bottleneck) == bottleneck:
-            kind = f"ResNet-{depth}"
+        if plan and Architecture.of_depth(plan.depth).blocks == plan.blocks:
+            kind = f"ResNet-{plan.depth}"
     except ValueError:  # no depth of here
         pass
     classes = (

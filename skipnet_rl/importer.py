@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.foreign import has_blocks
-from skipnet_rl.resnet import IMAGENET_DEPTHS, ResNet
+from skipnet_rl.resnet import IMAGENET_DEPTHS
 
 # keys under which training scripts keep the network, the first wins; averaged weights come after all others
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "resnet", "backbone", "module")
@@ -93,18 +93,18 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0]
 
 
-def torchvision_weights(net: ResNet) -> dict[str, Tensor]:
+def torchvision_weights(depth: int) -> dict[str, Tensor]:
     """torchvision's ImageNet weights (IMAGENET1K_V1), downloaded where they are not cached.
 
     Raises:
-        WeightsError: there are none for this network, or they cannot be fetched.
+        WeightsError: there are none of this depth, or they cannot be fetched.
     """
     from torchvision.models import get_model
 
-    if net.depth not in IMAGENET_DEPTHS or not net.architecture.large_stem:
+    if depth not in IMAGENET_DEPTHS:
         known = ", ".join(map(str, IMAGENET_DEPTHS))
-        raise WeightsError(f"torchvision has no weights for this ResNet-{net.depth}; it has: {known}")
+        raise WeightsError(f"torchvision has no weights for a ResNet-{depth}; it has: {known}")
     try:
-        return get_model(f"resnet{net.depth}", weights="IMAGENET1K_V1").state_dict()
+        return get_model(f"resnet{depth}", weights="IMAGENET1K_V1").state_dict()
     except (OSError, RuntimeError) as error:
-        raise WeightsError(f"torchvision's weights for ResNet-{net.depth} did not come: {error}") from error
+        raise WeightsError(f"torchvision's weights for ResNet-{depth} did not come: {error}") from error

@@ -173,6 +173,11 @@ class Architecture:
             raise ValueError(f"depth {depth} is not 6n+2 with n >= 1; use one of {known}")
         return cls(32, (16, 32, 64), ((depth - 2) // 6,) * 3)
 
+    @property
+    def depth(self) -> int:
+        """Number of layers with weights, shortcuts not counted."""
+        return 2 + sum(self.blocks) * (3 if self.block is Bottleneck else 2)
+
 
 class ResNet(nn.Module):
     """A stem, all blocks in one list, a classifier.
@@ -201,8 +206,7 @@ class ResNet(nn.Module):
     @property
     def depth(self) -> int:
         """Number of layers with weights, shortcuts not counted."""
-        plan = self.architecture
-        return 2 + sum(plan.blocks) * (3 if plan.block is Bottleneck else 2)
+        return self.architecture.depth
 
     @property
     def image_size(self) -> int:

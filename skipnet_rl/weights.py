@@ -1,70 +1,329 @@
-"""Weights that this project trained, and networks filled with them.
+"""One way to every network: a weights file says what it is, and `open_weights` opens it.
 
-`index.json` lists each network with its file, the sha256 of it, what it fits, how well it does and the
-commands that made it. Files are float16 safetensors; of a network of more than 4 MB there are several
-(`checkpoint.parts_of`), of which the index names the first; its sha256 is of all their bytes.
+A file is safetensors in half precision (`checkpoint.save_weights`), in one part or several
+(`checkpoint.parts_of`), with a header: `kind` (one of `KINDS`), `depth`, `shortcut`, `dataset`,
+`num_classes`, `mean` and `std` of the images' normalisation; for a policy the `alpha` and `cost` that it was
+trained for; the `command` that made it, and the networks that this command started from, `after`. Files of
+other projects and of earlier versions lack some of it: what their tensors show is read off them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from skipnet_rl.checkpoint import fill, parts_of, read_tensors
-from skipnet_rl.errors import WeightsError, one_line
-from skipnet_rl.foreign import check_padding, describe, find_backbone
+from skipnet_rl import catalogue
+from skipnet_rl.checkpoint import fill, read_about, read_tensors
+from skipnet_rl.errors import WeightsError, one_line, unknown_name
+from skipnet_rl.foreign import Backbone, architecture_of, check_padding, describe, find_backbone
+from skipnet_rl.gates import GATES, FeedForwardGate, RecurrentGate, make_gate
 from skipnet_rl.importer import read_state_dict, torchvision_weights, unwrap
+from skipnet_rl.mdp import ALPHA, RoutingMDP
+from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy
+from skipnet_rl.policy_networks import ObservationPolicy, PolicyNetwork
 from skipnet_rl.precision import cpu_by_default
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.recognition import POLICY, recognise
+from skipnet_rl.resnet import Architecture, ResNet
 
-FOLDER = Path(__file__).parent / "pretrained"
-AUTO = ("backbone-distilled", "backbone")  # stages of what "auto" finds: the second where the first is not
+Weights = str | os.PathLike[str] | Mapping[str, Any]
+Header = Mapping[str, Any]
+FIXED = "fixed"  # the kind of one route for all images
+FIELDS: dict[str, Any] = {  # of a header, and their types
+    "kind": str, "depth": int, "shortcut": str, "dataset": str, "num_classes": int, "alpha": (int, float),
+    "cost": str, "policy_depth": int,
+}  # fmt: skip
 
 
-def index() -> list[dict[str, Any]]:
-    """All shipped networks: name, file, sha256, depth, dataset, shortcut, stage, test_accuracy, command.
+class Opened(NamedTuple):
+    """A network that was opened.
 
-    `file` is the first of several. `stage` is one of `AUTO` for what `"auto"` finds, and something else for
-    what is asked for by name. Gated networks that training goes on from by default have `start`.
+    Attributes:
+        network: in evaluation mode, on the CPU, in channels-last memory.
+        policy: what chooses its blocks; `AlwaysExecute` for a plain network.
+        header: what the file says of itself, see the module, and what its tensors show.
     """
-    return json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
+
+    network: ResNet
+    policy: Policy
+    header: Header
+
+    def mdp(self, alpha: float | None = None, cost: str | None = None) -> RoutingMDP:
+        """The decision process over the network (default: at the alpha and cost that it was trained for)."""
+        alpha = self.header.get("alpha", ALPHA) if alpha is None else alpha
+        return RoutingMDP(self.network, alpha, cost or self.header.get("cost", "blocks"))
 
 
-def find_entry(depth: int, dataset: str, shortcut: str) -> dict[str, Any] | None:
-    """What the index says of the shipped backbone for a network; None where there is none."""
-    wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut}
-    fitting = {e["stage"]: e for e in index() if all(e[key] == value for key, value in wanted.items())}
-    return next((fitting[stage] for stage in AUTO if stage in fitting), None)
+class Stored(NamedTuple):
+    """What was read: tensors by name, their header, and what messages call the place that they come from."""
+
+    tensors: Mapping[str, Tensor]
+    header: Header
+    source: str
 
 
-def find_gated(
-    depth: int, dataset: str, shortcut: str, gate: str, alpha: float | None = None
-) -> dict[str, Any] | None:
-    """What the index says of the shipped network whose gates training goes on from; None where there is none.
+class Expected(NamedTuple):
+    """What a caller of `open_weights` asks for; None leaves it to the file."""
+
+    depth: int | None = None
+    shortcut: str | None = None
+    num_classes: int | None = None
+    new_classifier: bool = False
+    network: Weights | None = None
+
+
+@cpu_by_default()
+def open_weights(
+    weights: Weights,
+    *,
+    depth: int | None = None,
+    shortcut: str | None = None,
+    num_classes: int | None = None,
+    new_classifier: bool = False,
+    network: Weights | None = None,
+    seed: int | None = 0,
+) -> Opened:
+    """Open a network, whatever made it.
 
     Args:
-        depth, dataset, shortcut, gate: what it has to be for.
-        alpha: weight of the compute saving that training is to go on at; the network trained at the nearest
-            one is taken (default: the least).
+        weights: the name of a shipped network; a file of this project; a file of `torch.save` (`.th`, `.pt`,
+            `.pth`) under the names that `foreign` knows; `"torchvision"` for torchvision's ImageNet weights;
+            or a state_dict.
+        depth, shortcut: those that are expected (default: the file's). `"torchvision"` needs the depth;
+            shortcuts without weights are `"pad"` unless the header or this says `"pool"`.
+        num_classes: K that is expected (default: the file's).
+        new_classifier: replace a classifier of another number of classes by an untrained one, with a warning.
+        network: what a policy stored without a network is to play on (default: what its header names).
+        seed: of an untrained classifier; None draws it from PyTorch's global stream, which then moves on.
+
+    Raises:
+        WeightsError: no such network, with the nearest shipped name; a file that is missing or damaged, or
+            does not fit what is expected.
     """
-    wanted = {
-        "depth": depth, "dataset": dataset, "shortcut": shortcut, "kind": gate, "start": True
-    }  # fmt: skip
-    fitting = [e for e in index() if all(e.get(key) == value for key, value in wanted.items())]
-    return min(fitting, key=lambda e: abs(e["alpha"] - (alpha or 0.0)), default=None)
+    stored = read_weights(weights, depth)
+    kind = stored.header["kind"]
+    if kind not in KINDS:
+        raise WeightsError(f"{stored.source} does not open: {unknown_name('kind', kind, KINDS)}")
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # the CPU's alone: fork_rng restores no other here
+        expected = Expected(depth, shortcut, num_classes, new_classifier, network)
+        return KINDS[kind](stored, expected)
 
 
-def find_start(depth: int, dataset: str, shortcut: str, alpha: float | None = None) -> dict[str, Any] | None:
-    """What a policy over a frozen network starts from: a shipped one trained with skips, else a plain one."""
-    return find_gated(depth, dataset, shortcut, "rnn", alpha) or find_entry(depth, dataset, shortcut)
+def untrained(depth: int, num_classes: int, shortcut: str = "projection", seed: int = 0) -> ResNet:
+    """A new network in evaluation mode, on the CPU, in channels-last memory; the same for the same seed."""
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        net = ResNet(depth, num_classes, shortcut)
+        return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def read_weights(weights: Weights, depth: int | None = None) -> Stored:
+    """Tensors and header of what `open_weights` opens; `depth` is that of `"torchvision"`.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    if isinstance(weights, Mapping):
+        tensors, header, source = unwrap(weights, "the state_dict"), {}, "the state_dict"
+    elif weights_name(weights) == "torchvision":
+        if depth is None:
+            raise WeightsError(
+                "torchvision has weights of several depths; expected the depth beside its name"
+            )
+        tensors, header, source = torchvision_weights(depth), {}, "torchvision's model"
+    else:
+        path = find_file(weights)
+        source = str(path)
+        own = path.suffix == ".safetensors"
+        tensors = read_tensors(path) if own else read_state_dict(path)
+        header = read_header(path) if own else {}
+    return Stored(tensors, {**recognise(tensors), **header}, source)
+
+
+def find_file(weights: str | os.PathLike[str]) -> Path:
+    """The file that a name or a path stands for.
+
+    Raises:
+        WeightsError: neither; it names the nearest shipped network, and where a file was looked for.
+    """
+    name = weights_name(weights)
+    if entry := catalogue.find(name):
+        return catalogue.path_of(entry)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    near = catalogue.nearest(name)
+    hint = f"; did you mean the shipped {near}?" if near else ""
+    what = "is a folder" if path.is_dir() else "does not exist"
+    raise WeightsError(
+        f"no weights file {name}: it is no shipped network, and {path.absolute()} {what}{hint}"
+    )
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of one of this project's files; fields that have the wrong type are an error.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    header = read_about(path)
+    if "gate" in header:  # as it was called before there were other kinds
+        header.setdefault("kind", header.pop("gate"))
+    for name, wanted in FIELDS.items():
+        if name in header and not isinstance(header[name], wanted):
+            raise WeightsError(f"{path} is damaged: its header has {name} {header[name]!r}")
+    return header
+
+
+def _open_plain(stored: Stored, expected: Expected) -> Opened:
+    return _opened(stored, _network(stored, stored.tensors, expected), AlwaysExecute())
+
+
+def _open_gated(stored: Stored, expected: Expected) -> Opened:
+    gate, rest = _apart(stored.tensors, "gate.")
+    net = _network(stored, rest, expected)
+    policy = new_policy(stored.header["kind"], net)
+    fill(policy, gate, stored.source)
+    return _opened(stored, net, policy)
+
+
+def _open_blockdrop(stored: Stored, expected: Expected) -> Opened:
+    own, rest = _apart(stored.tensors, POLICY)
+    net = _network(stored, rest, expected)
+    policy = PolicyNetwork(len(net.blocks) - 1, stored.header["policy_depth"], net.image_size)
+    fill(policy, own, stored.source)
+    return _opened(stored, net, policy)
+
+
+def _open_sb3(stored: Stored, expected: Expected) -> Opened:
+    network = stored.header.get("network") if expected.network is None else expected.network
+    if network is None:
+        raise WeightsError(f"{stored.source} holds a policy without a network; name the one to play on")
+    if network == "none":  # an untrained one
+        net = untrained(stored.header["depth"], stored.header["num_classes"], stored.header["shortcut"])
+    else:
+        net = open_weights(network, **expected._replace(network=None)._asdict()).network
+    return _opened(stored, net, ObservationPolicy.of_sb3(stored.tensors, len(net.blocks) - 1))
+
+
+KINDS: dict[str, Callable[[Stored, Expected], Opened]] = {
+    "plain": _open_plain,
+    **dict.fromkeys((*GATES, FIXED), _open_gated),
+    "blockdrop": _open_blockdrop,
+    "sb3": _open_sb3,
+}
+
+
+def new_policy(kind: str, net: ResNet, gain: float = 1.0) -> RecurrentGate | FeedForwardGate | FixedRoute:
+    """A new gate, or for `"fixed"` the route of every block.
+
+    Raises:
+        ValueError: see `make_gate`.
+    """
+    if kind == FIXED:
+        return FixedRoute(torch.ones(len(net.blocks) - 1, device="cpu"))
+    return make_gate(kind, net, gain)
+
+
+def _opened(stored: Stored, net: ResNet, policy: Any) -> Opened:
+    known = {"depth": net.depth, "shortcut": net.shortcut}
+    known |= {"num_classes": net.num_classes}
+    policy = policy.eval() if isinstance(policy, nn.Module) else policy
+    return Opened(net, policy, {**stored.header, **known})
+
+
+def _apart(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors under a prefix, without it, and the others."""
+    own = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    return own, {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+
+
+def _network(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> ResNet:
+    """The backbone among some tensors.
+
+    What is left out is said in a warning of one line: a classifier of another number of classes, and what is
+    no part of a ResNet, unless this project wrote it.
+    """
+    header, source = stored.header, stored.source
+    found = find_backbone(tensors, source)
+    plan = (
+        _architecture(found, header, source)
+        if expected.depth is None
+        else Architecture.of_depth(expected.depth)
+    )
+    has_weights = any(".shortcut." in name for name in found.tensors)
+    shortcut = expected.shortcut or header.get("shortcut") or ("projection" if has_weights else "pad")
+    classes = expected.num_classes or (
+        len(found.tensors["fc.weight"]) if "fc.weight" in found.tensors else 10
+    )
+    net = ResNet(plan, classes, shortcut).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    taken, notes = dict(found.tensors), []
+    own = {name: value for name, value in net.state_dict().items() if name.startswith("fc.")}
+    misfit = any(name not in taken or taken[name].shape != own[name].shape for name in own)
+    if misfit and expected.new_classifier:
+        has = f"has {len(taken['fc.weight'])} classes" if "fc.weight" in taken else "is missing"
+        notes.append(f"its classifier {has}, so that of the network's {classes} classes is untrained")
+        taken |= own
+    if found.left_out and not found.own:
+        notes.append(
+            f"left out {len(found.left_out)} tensors beside the backbone, such as {found.left_out[0]}"
+        )
+    try:
+        check_padding(tensors, net, source)
+        fill(net, taken, source)
+    except WeightsError as error:
+        came, wanted = describe(found.tensors), describe(net.state_dict())
+        wanted = "exactly the layers of one" if wanted == came else wanted
+        remedy = "build the network that it holds, or give other weights"
+        raise WeightsError(f"{error}. It holds {came}; expected {wanted}: {remedy}") from None
+    if notes:
+        warnings.warn(one_line(f"{source}: {'; '.join(notes)}"), stacklevel=5)
+    return net.eval()
+
+
+def _architecture(found: Backbone, header: Header, source: str) -> Architecture:
+    """What the tensors show; a header that says something else is an error."""
+    plan = architecture_of(found.tensors)
+    if plan is None:
+        raise WeightsError(f"{source} holds no whole residual block")
+    if (stated := header.get("depth", plan.depth)) != plan.depth:
+        raise WeightsError(
+            f"{source} is damaged: its header says ResNet-{stated}, and it holds {describe(found.tensors)}"
+        )
+    with torch.device("meta"):  # shapes first: those of a damaged file may ask for any amount of memory
+        fill_shapes = {name: value.shape for name, value in ResNet(plan, 1).blocks.state_dict().items()}
+    for name, shape in fill_shapes.items():
+        if (came := found.tensors.get(f"blocks.{name}")) is not None and came.shape != shape:
+            raise WeightsError(
+                f"{source} does not fit: layer blocks.{name} has shape {tuple(came.shape)}, expected "
+                f"{tuple(shape)}"
+            )
+    return plan
+
+
+# What follows is replaced by `open_weights` and the catalogue, caller by caller.
+
+FOLDER, AUTO = catalogue.FOLDER, catalogue.PLAIN
+index, sha256_of = catalogue.index, catalogue.sha256_of
+
+
+def find_entry(depth, dataset, shortcut):  # type: ignore[no-untyped-def]  # noqa: D103
+    return catalogue.find_auto(depth, dataset, shortcut)
+
+
+def find_gated(depth, dataset, shortcut, gate, alpha=None):  # type: ignore[no-untyped-def]  # noqa: D103
+    return catalogue.find_auto(depth, dataset, shortcut, (gate,), alpha)
+
+
+def find_start(depth, dataset, shortcut, alpha=None):  # type: ignore[no-untyped-def]  # noqa: D103
+    return catalogue.find_auto(depth, dataset, shortcut, catalogue.START, alpha)
 
 
 def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
@@ -74,7 +333,7 @@ def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
         WeightsError: the file is missing or its sha256 is not the index's.
     """
     entry = find_entry(depth, dataset, shortcut)
-    return None if entry is None else _checked(entry)
+    return None if entry is None else catalogue.path_of(entry)
 
 
 def find_named(weights: str | Path) -> dict[str, Any] | None:
@@ -90,7 +349,7 @@ def weights_path(weights: str | os.PathLike[str]) -> Path:
     """
     name = weights_name(weights)
     entry = find_named(name)
-    return Path(name).expanduser() if entry is None else _checked(entry)
+    return Path(name).expanduser() if entry is None else catalogue.path_of(entry)
 
 
 def weights_name(weights: object) -> str:
@@ -109,23 +368,6 @@ def weights_name(weights: object) -> str:
             "'torchvision' or None"
         )
     return text
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 over all bytes of some weights, part after part.
-
-    Raises:
-        FileNotFoundError: one of the files is missing.
-    """
-    return hashlib.sha256(b"".join(part.read_bytes() for part in parts_of(path))).hexdigest()
-
-
-def _checked(entry: dict[str, Any]) -> Path:
-    path = FOLDER / entry["file"]
-    missing = next((part for part in parts_of(path) if not part.is_file()), None)
-    if missing or sha256_of(path) != entry["sha256"]:
-        raise WeightsError(f"{missing or path} is missing or damaged; reinstall skipnet-rl")
-    return path
 
 
 @cpu_by_default()
@@ -214,7 +456,7 @@ def _read(weights: str | os.PathLike[str] | Mapping[str, Any], net: ResNet) -> t
     if isinstance(weights, Mapping):
         return unwrap(weights, "the state_dict"), "the state_dict"
     if weights_name(weights) == "torchvision":
-        return torchvision_weights(net), "torchvision's model"
+        return torchvision_weights(net.depth), "torchvision's model"
     path = weights_path(weights)
     if not path.is_file() or path.suffix == ".safetensors":
         return read_tensors(path), str(path)

@@ -64,8 +64,8 @@ def test_weights_by_the_name_torchvision(monkeypatch):
     assert torch.equal(net.blocks[3].conv1.weight, model.layer2[0].conv1.weight)
     with pytest.raises(WeightsError, match=r"torchvision's model .* layer fc.weight .*\(10, 512\)"):
         build_backbone(34, 10, "cifar10", weights="torchvision", exact=True)
-    with pytest.raises(WeightsError, match="no weights for this ResNet-20; it has: 34, 50, 101"):
-        torchvision_weights(ResNet(20))
+    with pytest.raises(WeightsError, match="no weights for a ResNet-20; it has: 34, 50, 101"):
+        torchvision_weights(20)
 
 
 def test_torchvision_that_cannot_be_reached(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from skipnet_rl import weights
+from skipnet_rl import catalogue, weights
 from skipnet_rl.checkpoint import parts_of, save_weights
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.resnet import ResNet
@@ -24,23 +24,23 @@ def shipped(tmp_path, monkeypatch) -> dict[str, torch.Tensor]:
     net = ResNet(8)
     save_weights(tmp_path / "r8.safetensors", net, {})
     entry = {
-        "name": "r8", "file": "r8.safetensors", "depth": 8, "dataset": "cifar10", "shortcut": "projection",
+        "name": "r8", "file": "r8.safetensors", "kind": "plain", "depth": 8, "dataset": "cifar10", "shortcut": "projection",
         "stage": "backbone", "sha256": hashlib.sha256((tmp_path / "r8.safetensors").read_bytes()).hexdigest(),
     }  # fmt: skip
     (tmp_path / "index.json").write_text(json.dumps([entry]))
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
     return net.state_dict()
 
 
 def test_every_shipped_file_is_what_the_index_says():
-    shipped = {path.name for path in weights.FOLDER.glob("*.safetensors")}
-    files = [part for entry in weights.index() for part in parts_of(weights.FOLDER / entry["file"])]
+    shipped = {path.name for path in catalogue.FOLDER.glob("*.safetensors")}
+    files = [part for entry in weights.index() for part in parts_of(catalogue.FOLDER / entry["file"])]
     assert shipped == {file.name for file in files}
     for file in files:
         assert file.stat().st_size <= 4 * 2**20, f"{file.name} is larger than 4 MB"
     for entry in weights.index():
         path = weights.weights_path(entry["name"])  # checks the bytes
-        assert path == weights.FOLDER / entry["file"]
+        assert path == catalogue.FOLDER / entry["file"]
         distilled = weights.find_entry(entry["depth"], entry["dataset"], entry["shortcut"])
         if entry["stage"] == "backbone" and distilled["stage"] == "backbone":
             assert find_shipped(entry["depth"], entry["dataset"], entry["shortcut"]) == path
@@ -90,7 +90,7 @@ def test_auto_without_shipped_weights_warns(shipped, depth, dataset, shortcut):
 
 @pytest.mark.parametrize("change", ["damage", "remove"])
 def test_shipped_file_that_is_not_the_indexs(shipped, change):
-    path = weights.FOLDER / "r8.safetensors"
+    path = catalogue.FOLDER / "r8.safetensors"
     if change == "damage":
         path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     else:
