@@ -20,9 +20,9 @@ from torch import Tensor
 from agents.common.cli import main_with_named_errors
 from agents.common.setting import CommonArgs, Setting
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.precision import autocast, cpu_by_default
+from skipnet_rl.process import DecisionProcess, select
 from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
@@ -58,7 +58,7 @@ class Best:
 
 
 @torch.no_grad()
-def every_route(mdp: RoutingMDP, images: Tensor, labels: Tensor) -> Tensor:
+def every_route(mdp: DecisionProcess, images: Tensor, labels: Tensor) -> Tensor:
     """The exact cheapest right routes, [B, N] bool, by a walk over the tree of routes.
 
     A branch goes on with those images alone whose best route so far executes more than the branch does.
@@ -66,10 +66,10 @@ def every_route(mdp: RoutingMDP, images: Tensor, labels: Tensor) -> Tensor:
     best = Best(len(labels), mdp.num_decisions, images.device)
     route = torch.zeros(mdp.num_decisions, dtype=torch.bool, device=images.device)
 
-    def walk(state: State, index: Tensor) -> None:
+    def walk(state: Any, index: Tensor) -> None:
         hopeful = best.executed[index] > route.sum()
         if not hopeful.all():
-            state, index = State(state.x[hopeful], state.y[hopeful], state.t), index[hopeful]
+            state, index = select(state, hopeful), index[hopeful]
         if len(index) == 0:
             return
         if mdp.terminal(state):
@@ -87,7 +87,7 @@ def every_route(mdp: RoutingMDP, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def search(
-    mdp: RoutingMDP, images: Tensor, labels: Tensor, generator: torch.Generator, restarts: int = 8
+    mdp: DecisionProcess, images: Tensor, labels: Tensor, generator: torch.Generator, restarts: int = 8
 ) -> Tensor:
     """Right routes from which no single tried block could be dropped, [B, N] bool."""
     count, n, device = len(labels), mdp.num_decisions, images.device

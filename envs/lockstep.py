@@ -1,7 +1,7 @@
 """A batch of images on its way through the network: what the single and the vector env share.
 
-The dynamics are `skipnet_rl.mdp.RoutingMDP`'s. This keeps what an episode needs to remember (where
-it stands, which images, the route so far) and turns the end of an episode into an info.
+The dynamics are those of a `skipnet_rl.process.DecisionProcess`. This keeps what an episode needs to
+remember (where it stands, which images, the route so far) and turns its end into an info.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import compute_blocks
-from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.process import DecisionProcess
 
 OBS_MODES = ("feature+block", "feature")
 RESET_OPTIONS = ("index",)
@@ -59,7 +59,7 @@ class Lockstep:
     """
 
     @ordinary
-    def __init__(self, mdp: RoutingMDP, images: Images, size: int, obs_mode: str, augment: bool) -> None:
+    def __init__(self, mdp: DecisionProcess, images: Images, size: int, obs_mode: str, augment: bool) -> None:
         if obs_mode not in OBS_MODES:
             raise unknown_name("obs_mode", obs_mode, OBS_MODES)
         images.check_not_empty()
@@ -69,14 +69,15 @@ class Lockstep:
                 "build it with num_classes=len(images.classes)"
             )
         self.mdp = mdp
-        self.device = next(mdp.net.parameters()).device
+        self.device = mdp.device
         self.images = images.to(self.device)
         self.size = size
         self.augment = augment
         whole = mdp.observation_size
         self.observation_size = whole if obs_mode == "feature+block" else mdp.feature_width
-        self.macs = mdp.macs  # counted here, not in the step that ends the first episode
-        self.state: State | None = None
+        _ = mdp.whole_macs  # counted here, not in the step that ends the first episode
+        self.state: Any = None
+        self.logits = self.loss = torch.empty(0)  # at the end of the episodes: [B, K] and [B]
         self.index = np.zeros(size, np.int64)
         self.routes = torch.zeros(size, 0, dtype=torch.bool, device=self.device)
         self.returns = torch.zeros(size, device=self.device)
@@ -149,7 +150,11 @@ class Lockstep:
             self.mdp.net.eval()
         state, self.state = self.state, self.mdp.transition(self.state, action, inplace=True)
         self.routes[:, state.t] = action
-        reward = self.mdp.reward(state, action, self.state)
+        loss = None
+        if self.terminal:
+            self.logits = self.mdp.logits(self.state)
+            self.loss = loss = self.mdp.loss(self.state, self.logits)
+        reward = self.mdp.reward(state, action, self.state, loss)
         self.returns = self.returns + reward
         return reward
 
@@ -168,20 +173,18 @@ class Lockstep:
     def end_info(self) -> dict[str, NDArray]:
         """What came of it: arrays with B rows; see the environment's docstring."""
         assert self.state is not None and self.terminal
-        logits, labels = self.mdp.logits(self.state), self.state.y
-        prediction = logits.argmax(dim=1)
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        prediction = self.logits.argmax(dim=1)
         routes = self.routes.cpu()
-        correct = (prediction == labels).cpu().numpy()
+        correct = (prediction == self.state.y).cpu().numpy()
         return {
             **self.start_info(),
             "prediction": prediction.cpu().numpy(),
             "correct": correct,
             "is_success": correct.copy(),
-            "loss": loss.double().cpu().numpy(),
+            "loss": self.loss.double().cpu().numpy(),
             "executed_blocks": routes.sum(dim=1).numpy(),
             "compute_blocks": compute_blocks(routes).numpy(),
-            "compute_flops": (self.macs.of_routes(routes) / self.macs.total).numpy(),
+            "compute_flops": self.mdp.compute_flops(self.state, self.routes).cpu().numpy(),
             "route": routes.to(torch.int8).numpy(),
         }
 

@@ -52,7 +52,7 @@ class Frame:
         index = int(lockstep.index[row])
         prediction = None
         if lockstep.terminal:
-            prediction = images.class_name(int(lockstep.mdp.logits(state)[row].argmax()))
+            prediction = images.class_name(int(lockstep.logits[row].argmax()))
         return cls(
             image=images.picture(index),
             route=lockstep.routes[row, : state.t].tolist(),

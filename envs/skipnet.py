@@ -16,7 +16,7 @@ from envs.seeds import as_seed
 from envs.specs import WithPlainSpec
 from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.process import DecisionProcess
 
 RENDER_MODES = ("rgb_array", "ansi")
 
@@ -95,7 +95,7 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
 
     def __init__(
         self,
-        mdp: RoutingMDP,
+        mdp: DecisionProcess,
         images: Images,
         *,
         obs_mode: str = "feature+block",

@@ -22,7 +22,7 @@ from envs.skipnet import RENDER_MODES, SkipNetEnv
 from envs.specs import WithPlainSpec
 from skipnet_rl.data import Images
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.process import DecisionProcess
 
 ARRAYS = ("numpy", "torch")
 
@@ -58,7 +58,7 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        mdp: RoutingMDP,
+        mdp: DecisionProcess,
         images: Images,
         num_envs: int = 1,
         *,

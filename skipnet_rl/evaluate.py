@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from skipnet_rl.data import Images
 from skipnet_rl.files import whole_file
 from skipnet_rl.flops import compute_blocks
-from skipnet_rl.inference import for_inference
-from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy, policy_macs
 from skipnet_rl.precision import autocast
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.rollout import rollout
 from skipnet_rl.statistics import wilson_interval
 
@@ -108,7 +106,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    mdp: RoutingMDP,
+    mdp: DecisionProcess,
     policy: Policy,
     images: Images,
     *,
@@ -143,25 +141,25 @@ def evaluate(
     parts = []
     if batch_size is None:
         batch_size = 1_000 if images.device.type == "cuda" else 125  # what the caches hold is quicker
-    macs, gates = mdp.macs, policy_macs(policy)
-    mdp = copy.copy(mdp)
-    mdp.net = for_inference(mdp.net)
+    whole, gates = mdp.whole_macs, policy_macs(policy)
+    mdp = mdp.for_inference()
     with evaluation_mode(policy):
         for number, (batch, labels) in enumerate(images.batches(batch_size)):
             given = None if routes is None else routes.to(batch.device).split(batch_size)[number].bool()
             with autocast(precision, batch.device):
                 episode = rollout(mdp, policy, batch, labels, mode, generator, routes=given)
             # confidence in float64: in float32 the surest images would all have the same, exactly 1
+            routes_taken = episode.actions > 0.5
             parts.append({
-                "routes": episode.actions > 0.5, "predictions": episode.predictions,
+                "routes": routes_taken, "predictions": episode.predictions,
                 "correct": episode.correct, "confidence": episode.logits.double().softmax(dim=1).amax(dim=1),
                 "loss": episode.loss, "returns": episode.returns,
+                "compute_flops": mdp.compute_flops(episode.state, routes_taken, gates),
             })  # fmt: skip
             if progress:
                 progress(min((number + 1) * batch_size, len(images)), len(images))
     found = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
-    compute = macs.of_routes(found["routes"], gates) / macs.total
-    return Evaluation(**found, compute_flops=compute, policy_flops=gates / macs.total)
+    return Evaluation(**found, policy_flops=gates / whole)
 
 
 def most_frequent(routes: Tensor) -> Tensor:

@@ -1,33 +1,28 @@
-"""A forward pass as an episode: the only dynamics in the project.
+"""A forward pass through one network as an episode.
 
 SkipNet (Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018, arXiv 1711.09485), section 3.1, equation 1:
-x^{i+1} = G^i(x^i) F^i(x^i) + (1 - G^i(x^i)) x^i. The vocabulary is that of Gymnasium's functional
-environments: initial, observation, transition, reward, terminal. Nothing here holds episode state.
+x^{i+1} = G^i(x^i) F^i(x^i) + (1 - G^i(x^i)) x^i. Reward and vocabulary are those of every
+`DecisionProcess`.
 """
 
 from __future__ import annotations
 
-import math
-from enum import IntEnum
+import copy
 from functools import cached_property
-from numbers import Real
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from skipnet_rl.flops import NetworkMacs, block_costs, network_macs
+from skipnet_rl.inference import for_inference
+from skipnet_rl.process import ALPHA, Action, DecisionProcess, check_action
 from skipnet_rl.resnet import Block, ResNet, pool
 
-ALPHA = 1.0  # unless said otherwise; the paper's 0.1 or so asks for its thousands of steps
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-
-class Action(IntEnum):
-    """What to do with an image at a block."""
-
-    SKIP = 0
-    EXECUTE = 1
+__all__ = ["ALPHA", "Action", "RoutingMDP", "State", "put", "take"]
 
 
 class State(NamedTuple):
@@ -44,8 +39,8 @@ class State(NamedTuple):
     t: int
 
 
-class RoutingMDP:
-    """The decision process over one network.
+class RoutingMDP(DecisionProcess):
+    """The decision process over the blocks of one network.
 
     Args:
         net: the backbone; its first block always runs, so N = len(net.blocks) - 1.
@@ -53,30 +48,20 @@ class RoutingMDP:
         cost: `"blocks"` (C_i = 1, the paper), `"flops"` (a block's share of the mean), or C itself, [N].
 
     Raises:
-        ValueError: alpha negative or not a number, an unknown cost, costs of another length than N or
-            not finite, a network of one block, which leaves nothing to decide.
+        ValueError: see `DecisionProcess`; a network of one block, which leaves nothing to decide.
     """
 
-    @torch.inference_mode(False)
+    net: ResNet
+
     def __init__(self, net: ResNet, alpha: float = ALPHA, cost: str | Tensor = "blocks") -> None:
-        if isinstance(alpha, bool) or not (isinstance(alpha, Real) and math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f"alpha is {alpha!r}; expected a finite number >= 0, such as 0.1")
-        self.net: ResNet = net
-        self.alpha: float = float(alpha)
-        self.num_decisions: int = len(net.blocks) - 1
-        if self.num_decisions < 1:
+        if len(net.blocks) < 2:
             raise ValueError("the network has one block, which always runs; expected at least two")
-        self.cost: Tensor = block_costs(net, cost) if isinstance(cost, str) else cost
-        if not isinstance(self.cost, Tensor):
-            self.cost = torch.as_tensor(cost, device="cpu")
-        if self.cost.shape != (self.num_decisions,):
-            raise ValueError(f"cost has shape {tuple(self.cost.shape)}; expected ({self.num_decisions},)")
-        if not self.cost.isfinite().all():
-            raise ValueError(f"cost is {self.cost.tolist()}; expected finite numbers")
-        self.payment: list[float] = (
-            self.alpha / self.num_decisions * self.cost
-        ).tolist()  # of skipping decision t
-        self.feature_width: int = max(block.out_channels for block in net.blocks)
+        super().__init__(net, len(net.blocks) - 1, alpha, cost)
+        self.feature_width = max(block.out_channels for block in net.blocks)  # of the widest stage
+
+    def named_cost(self, cost: str) -> Tensor:
+        """`"blocks"` or `"flops"`: [N]."""
+        return block_costs(self.net, cost)
 
     @cached_property
     @torch.inference_mode(False)  # it is kept, and later callers may want gradients
@@ -85,9 +70,24 @@ class RoutingMDP:
         return network_macs(self.net)
 
     @property
-    def observation_size(self) -> int:
-        """D: the widest stage's channels plus one place per decision."""
-        return self.feature_width + self.num_decisions
+    def whole_macs(self) -> int:
+        """MACs of the plain network, every block executed."""
+        return self.macs.total
+
+    def compute_flops(self, state: State | None, routes: Tensor, policy_macs: int = 0) -> Tensor:
+        """FLOPs of routes [B, N] over those of the plain network, see `DecisionProcess`; [B] float64."""
+        return self.macs.of_routes(routes, policy_macs) / self.macs.total
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the classifier, at least float32."""
+        return torch.promote_types(self.net.fc.weight.dtype, torch.float32)
+
+    def for_inference(self, precision: str = "fp32") -> Self:
+        """The same process over a copy of the network with its batch norms folded."""
+        copied = copy.copy(self)
+        copied.net = for_inference(self.net, precision)
+        return copied
 
     def block(self, t: int) -> Block:
         """The block that decision t is about."""
@@ -97,17 +97,9 @@ class RoutingMDP:
         """Stem and first block: normalised images [B, 3, H, W], labels [B] → State at t = 0."""
         return State(self.net.blocks[0](self.net.enter(images)), labels, 0)
 
-    def observation(self, state: State) -> Tensor:
-        """Pooled feature, zero-padded to the widest stage, then the decision's one-hot: [B, D] float32.
-
-        At the end of the episode the one-hot part is zero.
-        """
-        pooled = pool(state.x, torch.float32)
-        observation = pooled.new_zeros(len(pooled), self.observation_size)
-        observation[:, : pooled.shape[1]] = pooled
-        if not self.terminal(state):
-            observation[:, self.feature_width + state.t] = 1
-        return observation
+    def features(self, state: State) -> Tensor:
+        """Pooled feature of the block's input: [B, C] float32."""
+        return pool(state.x, torch.float32)
 
     def transition(self, state: State, action: Tensor, inplace: bool = False) -> State:
         """Move past one block.
@@ -122,9 +114,7 @@ class RoutingMDP:
         Raises:
             ValueError: an action of another shape, or neither bool nor floating point.
         """
-        if action.shape != state.y.shape or not (action.dtype == torch.bool or action.is_floating_point()):
-            came = f"{action.dtype} of shape {tuple(action.shape)}"
-            raise ValueError(f"action is {came}; expected bool or float of shape ({len(state.y)},)")
+        check_action(action, state)
         block, x = self.block(state.t), state.x
         skipped = block.shortcut(x)  # once for the whole batch: its batch norm moves once
         if action.dtype != torch.bool:
@@ -143,23 +133,9 @@ class RoutingMDP:
             x = put(skipped, index, executed.to(skipped.dtype), inplace or skipped is not x)
         return State(x, state.y, state.t + 1)
 
-    def reward(self, state: State, action: Tensor, next_state: State) -> Tensor:
-        """alpha/N (1 - a) C_t, and at the end minus the detached cross-entropy: [B], float32 or the net's."""
-        precision = torch.promote_types(self.net.fc.weight.dtype, torch.float32)
-        reward = self.payment[state.t] * (1 - action.to(precision))
-        return reward - self.loss(next_state).detach() if self.terminal(next_state) else reward
-
-    def terminal(self, state: State) -> bool:
-        """Whether all N decisions are taken; one answer for the batch."""
-        return state.t == self.num_decisions
-
     def logits(self, state: State) -> Tensor:
         """The classifier on the last feature map: [B, K] float32."""
         return self.net.classify(state.x)
-
-    def loss(self, state: State) -> Tensor:
-        """Cross-entropy per image, differentiable: [B] float32."""
-        return F.cross_entropy(self.logits(state), state.y, reduction="none")
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

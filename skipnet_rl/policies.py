@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.precision import autocast
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.resnet import module_list, pool
 
 
 class Policy(Protocol):
     """Anything that can be rolled out."""
 
-    def __call__(self, mdp: RoutingMDP, state: State, hidden: Any, /) -> tuple[Tensor, Any]:
+    def __call__(self, mdp: DecisionProcess, state: Any, hidden: Any, /) -> tuple[Tensor, Any]:
         """Log-odds of "execute" [B] for the block at `state.t`, and the memory to hand back."""
         ...
 
@@ -33,7 +34,7 @@ class Policy(Protocol):
 class Critic(Protocol):
     """Anything that predicts rewards-to-go."""
 
-    def __call__(self, mdp: RoutingMDP, state: State, /) -> Tensor:
+    def __call__(self, mdp: DecisionProcess, state: Any, /) -> Tensor:
         """Expected sum of the rewards from the decision at `state.t` on, [B]."""
         ...
 
@@ -71,7 +72,7 @@ class Biased(_Adjusted):
         super().__init__(policy)
         self.bias = bias
 
-    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+    def forward(self, mdp: DecisionProcess, state: Any, hidden: Any) -> tuple[Tensor, Any]:
         """The policy's log-odds [B] plus the bias."""
         logit, hidden = self.policy(mdp, state, hidden)
         return logit + self.bias, hidden
@@ -90,7 +91,7 @@ class Exploring(_Adjusted):
         super().__init__(policy)
         self.floor = floor
 
-    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+    def forward(self, mdp: DecisionProcess, state: Any, hidden: Any) -> tuple[Tensor, Any]:
         """Log-odds of p' [B]."""
         logit, hidden = self.policy(mdp, state, hidden)
         if self.floor == 0:
@@ -140,7 +141,7 @@ def policy_macs(policy: Any) -> int:
 class AlwaysExecute:
     """The plain network."""
 
-    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+    def __call__(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
         """+∞ for each image."""
         return _constant(state, math.inf), None
 
@@ -157,7 +158,7 @@ class RandomSkip:
             raise ValueError(f"rate is {rate!r}; expected a probability between 0 and 1")
         self.rate = rate
 
-    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+    def __call__(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
         """The log-odds of `rate` for each image."""
         rate = torch.tensor(self.rate, dtype=torch.float64, device="cpu")
         return _constant(state, rate.logit().item()), None
@@ -172,10 +173,10 @@ class FixedRoute(nn.Module):
         super().__init__()
         self.register_buffer("route", route.bool().clone())
 
-    def forward(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+    def forward(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
         """±∞ as the route says, alike for the whole batch."""
-        logit = torch.where(self.route[state.t].to(state.x.device), math.inf, -math.inf)
-        return logit.expand(state.x.shape[0]), None
+        logit = torch.where(self.route[state.t].to(state.y.device), math.inf, -math.inf)
+        return logit.expand(len(state.y)), None
 
 
 class StochasticDepth:
@@ -195,11 +196,11 @@ class StochasticDepth:
             raise ValueError(f"survival of the last block is {last!r}; expected 0 < p <= 1")
         self.last, self.generator = last, generator
 
-    def survival(self, mdp: RoutingMDP, t: int) -> float:
+    def survival(self, mdp: DecisionProcess, t: int) -> float:
         """p of decision t, which is about block t + 2 of N + 1, counted from one."""
         return 1 - (t + 2) / (mdp.num_decisions + 1) * (1 - self.last)
 
-    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+    def __call__(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
         """±∞, alike for the whole batch."""
         drawn = torch.rand((), generator=self.generator, device=self.generator.device).item()
         survives = drawn < self.survival(mdp, state.t)
@@ -212,11 +213,11 @@ class Replay:
     def __init__(self, routes: Tensor) -> None:
         self.routes = routes
 
-    def __call__(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
+    def __call__(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
         """±∞ as the stored route says."""
         execute = self.routes[:, state.t].bool()
         return torch.where(execute, math.inf, -math.inf), None
 
 
-def _constant(state: State, value: float) -> Tensor:
-    return torch.full((len(state.y),), value, device=state.x.device)
+def _constant(state: Any, value: float) -> Tensor:
+    return torch.full((len(state.y),), value, device=state.y.device)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import Critic, Policy, first_memory
+from skipnet_rl.process import DecisionProcess
 
 RELAXATIONS = ("straight-through", "soft", "gumbel")
 MODES = ("greedy", "sample", *RELAXATIONS)
@@ -28,6 +29,7 @@ class Trajectory:
         logits: [B, K] of the classifier, with gradients to the network.
         labels: [B] int64.
         loss: [B] cross-entropy, with gradients to the network.
+        state: of the process at the end.
         values: [B, N] the critic's predictions of the rewards-to-go, with gradients to the critic.
     """
 
@@ -37,6 +39,7 @@ class Trajectory:
     logits: Tensor
     labels: Tensor
     loss: Tensor
+    state: Any = None
     values: Tensor | None = None
 
     @property
@@ -86,7 +89,7 @@ def choose(logit: Tensor, mode: str, generator: torch.Generator | None = None) -
 
 
 def rollout(
-    mdp: RoutingMDP,
+    mdp: DecisionProcess,
     policy: Policy,
     images: Tensor,
     labels: Tensor,
@@ -112,23 +115,29 @@ def rollout(
     images, labels = _ordinary(images), _ordinary(labels)
     state, hidden = mdp.initial(images, labels), first_memory(policy, images)
     gate_logits, actions, rewards, values = [], [], [], []
+    loss: Tensor | None = None
     while not mdp.terminal(state):
         logit, hidden = policy(mdp, state, hidden)
         action = choose(logit, mode, generator) if routes is None else routes[:, state.t]
         if critic is not None:
             values.append(critic(mdp, state))
-        state, reward = _step(mdp, state, action)
+        before, state = state, mdp.transition(state, action)
+        if mdp.terminal(state):
+            logits = mdp.logits(state)
+            loss = mdp.loss(state, logits)
+        reward = mdp.reward(before, action.detach(), state, loss)
         gate_logits.append(logit)
         actions.append(action.to(reward.dtype))
         rewards.append(reward)
-    logits = mdp.logits(state)
+    assert loss is not None  # there is at least one decision
     return Trajectory(
         gate_logits=torch.stack(gate_logits, 1),
         actions=torch.stack(actions, 1),
         rewards=torch.stack(rewards, 1),
         logits=logits,
         labels=labels,
-        loss=F.cross_entropy(logits, labels, reduction="none"),
+        loss=loss,
+        state=state,
         values=torch.stack(values, 1) if values else None,
     )
 
@@ -136,11 +145,6 @@ def rollout(
 def _ordinary(tensor: Tensor) -> Tensor:
     """A copy of what was made in inference mode, which autograd outside of that mode would refuse to keep."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
-
-
-def _step(mdp: RoutingMDP, state: State, action: Tensor) -> tuple[State, Tensor]:
-    next_state = mdp.transition(state, action)
-    return next_state, mdp.reward(state, action.detach(), next_state)
 
 
 def rewards_to_go(rewards: Tensor) -> Tensor:

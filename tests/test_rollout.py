@@ -261,3 +261,12 @@ def test_gradients_reach_gate_and_backbone(tiny_net, images, labels):
     assert gate.head.weight.grad is None  # a sampled action passes no gradient
     episode.log_probs.sum().backward()
     assert gate.head.weight.grad.any()
+
+
+def test_the_answer_is_computed_once_an_episode(tiny_net, tiny_images, monkeypatch):
+    calls = []
+    classify = ResNet.classify
+    monkeypatch.setattr(ResNet, "classify", lambda net, x: calls.append(len(x)) or classify(net, x))
+    images, labels = tiny_images.batch(torch.arange(12))
+    episode = rollout(RoutingMDP(tiny_net), AlwaysExecute(), images, labels)
+    assert calls == [12] and torch.equal(episode.rewards[:, -1], -episode.loss.detach())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs
-from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.process import DecisionProcess
 
 WEIGHTS = "policy.safetensors"
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
@@ -56,14 +56,14 @@ class ModelPolicy(nn.Module):
         self.policy, self.num_decisions = policy, num_decisions
         (self.width,) = policy.observation_space.shape
 
-    def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
+    def forward(self, mdp: DecisionProcess, state: Any, hidden: Any) -> tuple[Tensor, Any]:
         """Log-odds of "execute" [B], and the memory of a recurrent model."""
         if self.width not in (mdp.observation_size, mdp.feature_width):
             expected = f"{mdp.observation_size}, or {mdp.feature_width} of obs_mode='feature'"
             raise ValueError(
                 f"the model takes observations of length {self.width}; this network has {expected}"
             )
-        place = state.x.device
+        place = state.y.device
         observation = mdp.observation(state)[:, : self.width].to(self.policy.device)
         with torch.autocast(place.type, enabled=False):
             logit, hidden = self.decide(observation, hidden)

@@ -1,0 +1,188 @@
+"""What every decision process here is: N decisions, each to skip a block or to execute it, then an answer.
+
+The blocks are those of one network (`skipnet_rl.mdp.RoutingMDP`), or whole networks
+(`skipnet_rl.chain.ChainMDP`). The vocabulary is that of Gymnasium's functional environments: initial,
+observation, transition, reward, terminal. Nothing here holds episode state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from enum import IntEnum
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ALPHA = 1.0  # unless said otherwise; the paper's 0.1 or so asks for its thousands of steps
+
+
+class Action(IntEnum):
+    """What to do with an image at a block."""
+
+    SKIP = 0
+    EXECUTE = 1
+
+
+StateT = TypeVar("StateT", bound=tuple[Any, ...])
+
+
+def select(state: StateT, index: Tensor) -> StateT:
+    """The same episodes, but those of `index` (numbers or a mask [B]) alone."""
+    return type(state)(*(value[index] if isinstance(value, Tensor) else value for value in state))
+
+
+class DecisionProcess(ABC):
+    """N decisions between an image and its answer, each to skip a block or to execute it.
+
+    A subclass says what a block is: it moves the state on, reads features and an answer off it, and counts
+    what was computed. A state is a named tuple with labels `y` [B] and the number `t` of the decision.
+
+    Args:
+        net: what computes the answers; has `num_classes`, `image_size`, `depth` and `stages`.
+        num_decisions: N.
+        alpha: weight of the compute saving against the classification loss, ≥ 0.
+        cost: C [N], or a name that `named_cost` knows.
+
+    Attributes:
+        payment: alpha/N C_t, the reward for skipping decision t; N numbers.
+        feature_width: length of an observation without its one-hot part.
+
+    Raises:
+        ValueError: alpha negative or not a number, an unknown cost, costs of another length than N or
+            not finite.
+    """
+
+    net: Any
+    alpha: float
+    num_decisions: int
+    cost: Tensor
+    payment: list[float]
+    feature_width: int
+
+    @torch.inference_mode(False)
+    def __init__(self, net: Any, num_decisions: int, alpha: float, cost: str | Tensor) -> None:
+        if isinstance(alpha, bool) or not (isinstance(alpha, Real) and math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha is {alpha!r}; expected a finite number >= 0, such as 0.1")
+        self.net = net
+        self.alpha = float(alpha)
+        self.num_decisions = num_decisions
+        self.cost = self.named_cost(cost) if isinstance(cost, str) else cost
+        if not isinstance(self.cost, Tensor):
+            self.cost = torch.as_tensor(cost, device="cpu")
+        if self.cost.shape != (self.num_decisions,):
+            raise ValueError(f"cost has shape {tuple(self.cost.shape)}; expected ({self.num_decisions},)")
+        if not self.cost.isfinite().all():
+            raise ValueError(f"cost is {self.cost.tolist()}; expected finite numbers")
+        self.payment = (self.alpha / self.num_decisions * self.cost).tolist()
+
+    @abstractmethod
+    def named_cost(self, cost: str) -> Tensor:
+        """C [N] by its name."""
+
+    @abstractmethod
+    def initial(self, images: Tensor, labels: Tensor) -> Any:
+        """The state at t = 0 of normalised images [B, 3, H, W] with labels [B]."""
+
+    @abstractmethod
+    def features(self, state: Any) -> Tensor:
+        """What the observation shows of the state: [B, W], W at most `feature_width`, float32."""
+
+    @abstractmethod
+    def transition(self, state: Any, action: Tensor, inplace: bool = False) -> Any:
+        """Move past one decision.
+
+        Args:
+            state: before the decision.
+            action: bool [B] computes the block for the executed images alone (gather, run, scatter); float
+                [B] in [0, 1] computes it for all and mixes, differentiable in the gate.
+            inplace: what is new may be written over `state`, which is then lost; saves a copy.
+
+        Raises:
+            ValueError: an action of another shape, or neither bool nor floating point.
+        """
+
+    @abstractmethod
+    def logits(self, state: Any) -> Tensor:
+        """The answer at the end: [B, K] of `dtype`."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Type of rewards and logits: float32, or that of a wider network."""
+
+    @property
+    @abstractmethod
+    def whole_macs(self) -> int:
+        """MACs per image that `compute_flops` calls 1."""
+
+    @abstractmethod
+    def compute_flops(self, state: Any, routes: Tensor, policy_macs: int = 0) -> Tensor:
+        """FLOPs per image over those of the plain network.
+
+        Args:
+            state: at the end.
+            routes: the actions taken, [B, N] of 0/1.
+            policy_macs: MACs of all decisions of the policy for one image.
+
+        Returns:
+            [B] float64.
+        """
+
+    @abstractmethod
+    def for_inference(self, precision: str = "fp32") -> Self:
+        """The same process over a copy of the network that cannot be trained, see `inference`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(itertools.chain(self.net.parameters(), self.net.buffers())).device
+
+    @property
+    def observation_size(self) -> int:
+        """D: the features plus one place per decision."""
+        return self.feature_width + self.num_decisions
+
+    def observation(self, state: Any) -> Tensor:
+        """Features, zero-padded to `feature_width`, then the decision's one-hot: [B, D] float32.
+
+        At the end of the episode the one-hot part is zero.
+        """
+        features = self.features(state)
+        observation = features.new_zeros(len(features), self.observation_size)
+        observation[:, : features.shape[1]] = features
+        if not self.terminal(state):
+            observation[:, self.feature_width + state.t] = 1
+        return observation
+
+    def reward(self, state: Any, action: Tensor, next_state: Any, loss: Tensor | None = None) -> Tensor:
+        """alpha/N (1 - a) C_t, and at the end minus the detached cross-entropy: [B] of `dtype`.
+
+        `loss` is that of `next_state`, for those who have computed it already.
+        """
+        reward = self.payment[state.t] * (1 - action.to(self.dtype))
+        if not self.terminal(next_state):
+            return reward
+        return reward - (self.loss(next_state) if loss is None else loss).detach()
+
+    def terminal(self, state: Any) -> bool:
+        """Whether all N decisions are taken; one answer for the batch."""
+        return state.t == self.num_decisions
+
+    def loss(self, state: Any, logits: Tensor | None = None) -> Tensor:
+        """Cross-entropy per image, differentiable: [B]; `logits` where they are computed already."""
+        return F.cross_entropy(self.logits(state) if logits is None else logits, state.y, reduction="none")
+
+
+def check_action(action: Tensor, state: Any) -> None:
+    """Raise a ValueError for an action that is not a bool or float for each image of the batch, [B]."""
+    if action.shape != state.y.shape or not (action.dtype == torch.bool or action.is_floating_point()):
+        came = f"{action.dtype} of shape {tuple(action.shape)}"
+        raise ValueError(f"action is {came}; expected bool or float of shape ({len(state.y)},)")
