@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from agents.common.cli import main_with_named_errors
 from agents.common.entries import Entry, collect, flags, wider_interval
 from agents.common.finished import FinishedRun
-from agents.common.report import markdown, print_comparison, title_of
+from agents.common.tables import comparison, print_comparison, title_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data.places import data_folder
@@ -70,7 +70,7 @@ def write_files(
     folder: Path, title: str, rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]
 ) -> None:
     """comparison.{md,csv,json} and the pictures."""
-    write_text(folder / "comparison.md", markdown(title, rows))
+    write_text(folder / "comparison.md", comparison(title, rows))
     with (
         whole_file(folder / "comparison.csv") as beside,
         beside.open("w", newline="", encoding="utf-8") as file,

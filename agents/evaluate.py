@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun, restore_model
-from agents.common.report import print_table
+from agents.common.tables import print_table
 from envs.ids import depth_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
@@ -314,7 +314,7 @@ def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str
 def pictures(subject: Subject, found: Mapping[str, Any], rows: Mapping[str, Evaluation]) -> dict[str, Figure]:
     """Of several biases the curve; else which images and blocks are skipped, and with what it goes."""
     if any("bias" in row for row in found["policies"]):
-        return {"budget": plots.trade_off(found["policies"])}
+        return {"budget": plots.budget_curve(found["policies"])}
     images, record = subject.images, rows[subject.name].record()
     figures = {
         "easy_and_hard": plots.easy_and_hard(images, record, subject.mdp.net.stages[1:]),

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skipnet_rl.colours import EXECUTED, PALE, RIGHT, SKIPPED, WRONG
 from skipnet_rl.text import for_matplotlib, legible
 
 if TYPE_CHECKING:
     from envs.lockstep import Lockstep
 
 AHEAD, ALWAYS, INK = "#edf2f7", "#1a365d", "#1a202c"
+CURRENT = (AHEAD, "#dd6b20")  # face and edge of the block that is decided on
 
 
 @dataclass(frozen=True)
@@ -95,21 +95,19 @@ class Frame:
         return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
     def _draw_route(self, axes: Any) -> None:
-        from matplotlib.patches import Rectangle
+        from skipnet_rl.plots.routes import EXECUTED, PALE, RIGHT, SKIPPED, WRONG, draw_route
 
         stages = [0, *self.stages]  # the first block, which always runs, before the N gated ones
         names = sorted(set(stages))
-        widest = max(stages.count(stage) for stage in names)
+        widest = max(map(stages.count, names))
         axes.set_xlim(-0.2, widest + 0.2)
         axes.set_ylim(len(names) + 1.35, -1.1)
         axes.set_axis_off()
+        decided = [(EXECUTED, EXECUTED) if executed else (SKIPPED, PALE) for executed in self.route]
+        ahead = [CURRENT] + [(AHEAD, AHEAD)] * len(self.stages)
+        cells = [(ALWAYS, ALWAYS), *decided, *ahead][: len(stages)]
+        draw_route(axes, cells, stages, (0.8, 0.5), (0.1, 0.34), step=1, lw=1.1)
         for row, stage in enumerate(names):
-            places = [place for place, other in enumerate(stages, start=-1) if other == stage]
-            for column, place in enumerate(places):
-                face, edge = self._colours(place)
-                axes.add_patch(
-                    Rectangle((column + 0.1, row + 0.34), 0.8, 0.5, facecolor=face, edgecolor=edge, lw=1.1)
-                )
             axes.text(0.1, row + 0.2, f"stage {stage + 1}", color=PALE, fontsize=8)
         network = f"ResNet-{self.depth}, {sum(self.route)} of {len(self.route)} decided blocks executed"
         axes.text(0.1, -0.45, network, color=INK, fontsize=10.5, weight="bold")
@@ -118,10 +116,3 @@ class Frame:
         answer = for_matplotlib(f"label {self.label},  {self.outcome}")
         axes.text(0.1, below, answer, color=colour, fontsize=10.5)
         axes.text(widest - 0.1, below, f"reward {self.reward:+.3f}", color=INK, fontsize=10.5, ha="right")
-
-    def _colours(self, place: int) -> tuple[str, str]:
-        if place < 0:
-            return ALWAYS, ALWAYS
-        if place < len(self.route):
-            return (EXECUTED, EXECUTED) if self.route[place] else (SKIPPED, PALE)
-        return (AHEAD, "#dd6b20" if place == len(self.route) else AHEAD)  # the current one in orange

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
+from agents.common.tables import markdown, points, publish
 from agents.evaluate import Subject
 from scripts.paired import of_one_data_set, whole_flops
-from scripts.tables import markdown, points, publish
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from agents.common.entries import wider_interval
+from skipnet_rl import plots
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gated import FIXED
-from skipnet_rl.plots.canvas import plain_axes
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.statistics import half_width, wilson_interval
-from skipnet_rl.weights import AUTO, find_entry, index
+from skipnet_rl.weights import AUTO
 
 PUBLISHED = {  # accuracy, depth, share of that network's computation
     "SkipNet-38": (0.9275, 38, 0.703),  # Wang et al. 2018, the authors' README; shares of blocks
@@ -26,14 +25,18 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
     "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
 }
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
-COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # of networks that skip
+COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # networks that skip
 FIRST = {14: "*", 38: "P", 110: "d"}  # markers of cascades, by the depth of the first network
-SECOND = {38: "tab:pink", 110: "tab:purple"}  # and their colours, by that of the second one
+SECOND = {38: "tab:pink", 110: "tab:purple"}  # their colours, by the depth of the second one
 GATES = {  # name and marker
-    "rnn": ("RNNGate", "o"), "ff1": ("FFGate-I", "v"), "ff2": ("FFGate-II", "^"),
+    "rnn": ("RNNGate", "o"),
+    "ff1": ("FFGate-I", "v"),
+    "ff2": ("FFGate-II", "^"),
     FIXED: ("one route for all images", "X"),
-}  # fmt: skip
+}
 TUNED_ON = ("-taught", "-ensemble", "-fixed")  # ends of names of networks tuned on from rows of the table
+HOLLOW = {"fmt": "D", "mfc": "none", "color": "black", "zorder": 1.9}  # published figures, below ours
+TICKS = (50, 80, 130, 200, 300, 500, 700)
 
 
 class Point(NamedTuple):
@@ -45,7 +48,7 @@ class Point(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What looks alike: depth and gate (None of a plain network), and whether it had a teacher."""
+    """What looks alike: depth and gate (None for plain networks), and whether it had a teacher."""
 
     depth: int | None
     gate: str | None
@@ -54,71 +57,100 @@ class Kind(NamedTuple):
 
 @cache
 def mega_flops(depth: int) -> float:
-    """Millions of FLOPs (2 × MACs) of the plain CIFAR network, for one image."""
+    """Millions of FLOPs (2 × MACs) of the plain CIFAR network for one image."""
     return 2e-6 * network_macs(ResNet(depth)).total
 
 
-def picture(rows: Sequence[Mapping[str, Any]], cascades: Sequence[Mapping[str, Any]] = ()) -> Figure:
-    """Accuracy against FLOPs per image, a series for each `Kind` and each cascade.
+def picture(
+    rows: Sequence[Mapping[str, Any]],
+    networks: Sequence[Mapping[str, Any]],
+    cascades: Sequence[Mapping[str, Any]] = (),
+) -> Figure:
+    """Draw accuracy against FLOPs per image, a series for each `Kind` and each cascade.
 
     Args:
-        rows: of results.json.
-        cascades: of cascade.json.
+        rows: rows of results.json.
+        networks: entries of the index of shipped networks, and of not_shipped.json.
+        cascades: cascades of cascade.json.
     """
-    series: dict[Kind, list[Point]] = defaultdict(list)
-    for kind, point in (*points_of_rows(rows), *points_of_shipped()):
-        series[kind].append(point)
-    figure, axes = plain_axes(8.5, 4.4)
-    style = {"capsize": 2, "lw": 1, "elinewidth": 0.6}
-    for kind, points in series.items():
+    kinds: dict[Kind, list[Point]] = defaultdict(list)
+    for kind, point in (*points_of_rows(rows, networks), *points_of_networks(networks)):
+        kinds[kind].append(point)
+    published = {
+        name: (share * mega_flops(depth), 100 * accuracy)
+        for name, (accuracy, depth, share) in PUBLISHED.items()
+    }
+    figure = plots.trade_off(
+        [
+            *_series(kinds, cascades),
+            *(plots.Series([x], [y], HOLLOW) for x, y in published.values()),
+            *_legend(kinds, cascades),
+        ],
+        size=(8.5, 4.4),
+        x_label="MFLOPs per image (2 × MACs, gates included)",
+        y_label="CIFAR-10 test accuracy (%)",
+    )
+    axes = figure.axes[0]
+    for name, point in published.items():
+        place = {"xytext": (0, 7), "ha": "center"} if name in ABOVE else {"xytext": (6, 4)}
+        axes.annotate(name, point, textcoords="offset points", fontsize=8, **place)
+    axes.set_xscale("log")
+    axes.set_xticks(TICKS, map(str, TICKS))
+    axes.minorticks_off()
+    return figure
+
+
+def _series(
+    kinds: Mapping[Kind, Sequence[Point]], cascades: Iterable[Mapping[str, Any]]
+) -> Iterator[plots.Series]:
+    """The points with their intervals over images or seeds."""
+    for kind, points in kinds.items():
         colour, marker = "0.3", "s:"
         if kind.gate:
-            colour, (_, marker) = COLOURS.get(kind.depth, "black"), GATES[kind.gate]
-        axes.errorbar(*zip(*sorted(points), strict=True), fmt=marker, color=colour,
-                      mfc=colour if kind.taught else "white", **style)  # fmt: skip
+            colour, (_, marker) = COLOURS.get(kind.depth or 0, "black"), GATES[kind.gate]
+        face = colour if kind.taught else "white"
+        yield _points(sorted(points), fmt=marker, color=colour, mfc=face)
     for each in cascades:
         points = [
             Point(row["mega_flops"], 100 * row["accuracy"], 100 * half_width(row["accuracy_ci95"]))
             for row in each["rows"]
         ]
         colour, marker = looks_of(each)
-        axes.errorbar(*zip(*points, strict=True), fmt=f"{marker}--", color=colour, **style)
-    for name, (accuracy, depth, share) in PUBLISHED.items():
-        point = (share * mega_flops(depth), 100 * accuracy)
-        axes.plot(*point, "D", mfc="none", color="black")
-        place = {"xytext": (0, 7), "ha": "center"} if name in ABOVE else {"xytext": (6, 4)}
-        axes.annotate(name, point, textcoords="offset points", fontsize=8, **place)
-    axes.set_xscale("log")
-    ticks = [50, 80, 130, 200, 300, 500, 700]
-    axes.set_xticks(ticks, map(str, ticks))
-    axes.minorticks_off()
-    axes.set(xlabel="MFLOPs per image (2 × MACs, gates included)", ylabel="CIFAR-10 test accuracy (%)")
-    handles = list(_legend(series, cascades))
-    figure.legend(handles=handles, frameon=False, loc="outside right upper", fontsize=8)
-    return figure
+        yield _points(points, fmt=f"{marker}--", color=colour)
 
 
-def points_of_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
-    """HRL, and plain networks of depths of which none is shipped."""
+def _points(points: Sequence[Point], **looks: Any) -> plots.Series:
+    flops, accuracies, halves = zip(*points, strict=True)
+    return plots.Series(flops, accuracies, {"yerr": halves, "elinewidth": 0.6, **looks})
+
+
+def points_of_rows(
+    rows: Iterable[Mapping[str, Any]], networks: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[Kind, Point]]:
+    """Rows of HRL, and plain networks of a depth of which no network is listed."""
+    depths = {entry["depth"] for entry in networks if is_plain(entry)}
     for row in rows:
         taught = bool(row["distillation"])
         if row["name"] == "HRL":
             kind = Kind(row["depth"], row["gate"].split(",")[0], taught)
-        elif row["name"] == "all blocks" and not find_entry(row["depth"], "cifar10", "projection"):
+        elif row["name"] == "all blocks" and row["depth"] not in depths:
             kind = Kind(None, None, taught)
         else:
             continue
         yield kind, Point(row["mega_flops"], 100 * row["accuracy"], 100 * half_width(wider_interval(row)))
 
 
-def points_of_shipped() -> Iterator[tuple[Kind, Point]]:
-    """Shipped networks that are plain, or that went on from rows of the table."""
-    for entry in index():
-        if entry["dataset"] != "cifar10":
-            continue
-        if entry["stage"] in AUTO:
+def is_plain(entry: Mapping[str, Any]) -> bool:
+    """Whether a listed network is for CIFAR-10, has no gates, and is not just a step to another one."""
+    return entry["dataset"] == "cifar10" and entry.get("stage") in AUTO
+
+
+def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
+    """Listed networks that are plain, or that were tuned on from rows of the table."""
+    for entry in networks:
+        if is_plain(entry):
             kind = Kind(None, None, "distilled" in entry["stage"])
-        elif entry["name"].endswith(TUNED_ON):
+        elif entry["dataset"] == "cifar10" and entry["name"].endswith(TUNED_ON):
             kind = Kind(entry["depth"], entry["kind"], True)
         else:
             continue
@@ -134,24 +166,23 @@ def looks_of(each: Mapping[str, Any]) -> tuple[str, str]:
     return SECOND.get(second, "black"), FIRST.get(first, ".")
 
 
-def _legend(kinds: Mapping[Kind, Any], cascades: Sequence[Mapping[str, Any]]) -> Iterator[Line2D]:
-    """What colours and markers mean."""
+def _legend(kinds: Iterable[Kind], cascades: Iterable[Mapping[str, Any]]) -> Iterator[plots.Series]:
+    """Series without points that say what colours and markers mean."""
 
-    def line(label: str, marker: str, colour: str = "0.3", filled: bool = True, style: str = "") -> Line2D:
-        face = colour if filled else "white"
-        return Line2D([], [], color=colour, marker=marker, mfc=face, ls=style, lw=1, label=label)
+    def line(label: str, fmt: str, colour: str = "0.3", **looks: Any) -> plots.Series:
+        return plots.Series([], [], {"fmt": fmt, "color": colour, **looks}, label)
 
-    yield line("published", "D", "black", filled=False)
-    yield line("plain networks, ours", "s", style=":")
+    yield plots.Series([], [], HOLLOW, "published")
+    yield line("plain networks, ours", "s:")
     for depth in sorted({kind.depth for kind in kinds if kind.depth is not None}):
         yield line(f"ResNet-{depth} with gates, ours", "o", COLOURS.get(depth, "black"))
     drawn = {kind.gate for kind in kinds}
     for gate, (name, marker) in GATES.items():
         if gate in drawn:
             yield line(name, marker)
-    yield line("hollow: trained without a teacher", "o", filled=False)
+    yield line("hollow: trained without a teacher", "o", mfc="white")
     for each in cascades:
         first, second = each["depths"]
         colour, marker = looks_of(each)
         gates = " with gates" if each["gates"] else ""
-        yield line(f"ResNet-{first}{gates}, then ResNet-{second}, ours", marker, colour, style="--")
+        yield line(f"ResNet-{first}{gates}, then ResNet-{second}, ours", f"{marker}--", colour)

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from agents.common.cli import main_with_named_errors
 from agents.common.entries import Entry, flags, random_at_rate
 from agents.common.finished import FinishedRun
+from agents.common.tables import markdown
 from scripts import cascade
 from scripts.picture import mega_flops, picture
 from scripts.ship import check_whole, lineage, lineage_before, run_of
-from scripts.tables import markdown
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
@@ -32,6 +32,7 @@ from skipnet_rl.files import write_text
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.statistics import half_width, wilson_interval
 from skipnet_rl.terminal import say
+from skipnet_rl.weights import index
 
 TEST_IMAGES = 10_000  # of CIFAR-10: behind every row, also behind older ones that do not say so
 STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
@@ -177,6 +178,12 @@ def with_interval(row: Mapping[str, Any], n: int) -> dict[str, Any]:
     return {**row, "n_images": n, "accuracy_ci95": list(wilson_interval(n * row["accuracy"], n))}
 
 
+def networks(out: Path) -> list[dict[str, Any]]:
+    """What the index says of the shipped networks, then not_shipped.json of the others, if it is there."""
+    path = out / "not_shipped.json"
+    return index() + (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else [])
+
+
 def read_cascades(out: Path) -> list[dict[str, Any]]:
     """What `scripts.cascade` found, if it was run; of another data set than the rows it is a ValueError."""
     path = out / cascade.FILE
@@ -221,7 +228,8 @@ def draw(out: Path) -> None:
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
     write_text(out / "results.md", table(rows))
-    plots.save_figure(picture(rows, read_cascades(out)), out / "results.png")
+    figure = picture(rows, networks(out), read_cascades(out))
+    plots.save_figure(figure, out / "results.png")
     say(f"wrote {out}/results.md and results.png")
 
 

@@ -11,8 +11,8 @@ from toys import load_first
 
 from agents import pretrain
 from agents.common import setting
-from agents.common.report import write_plots
 from skipnet_rl.data import ImageSet
+from skipnet_rl.plots import write_plots
 from skipnet_rl.resnet import ResNet
 
 COUNTING = ("test_properties", "test_pixels", "test_places", "test_normalisation", "test_text")  # inputs

@@ -13,7 +13,7 @@ from agents.common import setting
 from agents.common.cli import main_with_named_errors
 from agents.common.entries import collect, wider_interval
 from agents.common.finished import FinishedRun
-from agents.common.report import markdown
+from agents.common.tables import comparison
 from skipnet_rl.statistics import wilson_interval
 
 
@@ -90,7 +90,7 @@ def test_random_skipping_stands_on_its_better_weights(tmp_path):
 def test_a_policy_that_skips_nothing_is_not_compared(tmp_path):
     (entry,) = collect([run(tmp_path, "a2c", 0, [row("random", 0.9, 1.0), row("A2C", 0.9, 1.0)])])
     assert entry.summary()["beats_random"] is None
-    assert "skips nothing" in markdown("title", [entry.summary()])
+    assert "skips nothing" in comparison("title", [entry.summary()])
 
 
 def test_other_flags_are_other_rows_that_say_so(tmp_path):
@@ -133,7 +133,7 @@ def test_the_bound_is_marked(tmp_path):
     rows = [row("random", 0.3), row("oracle (bound)", 0.99)]
     (entry,) = collect([run(tmp_path, "oracle", 0, rows)])
     assert entry.summary()["bound"]
-    assert "oracle (bound) * |" in markdown("title", [entry.summary()])
+    assert r"oracle (bound) \* |" in comparison("title", [entry.summary()])
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_table_and_pictures_are_written(real, tmp_path):
     with (tmp_path / "comparison.csv").open() as file:
         assert [float(line["accuracy"]) for line in csv.DictReader(file)] == [one["accuracy"] for one in rows]
     text = (tmp_path / "comparison.md").read_text()
-    assert text.count("\n| ") == len(rows) + 1  # and the header
+    assert text.count("\n| ") == len(rows) + 2  # and the header with its rule
     for name in ("frontier", "frontier_top", "computation_reduction", "skipped_layers"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -8,9 +8,9 @@ import pytest
 
 import benchmarks.ablation
 import benchmarks.gate_costs
+from agents.common.tables import points
 from benchmarks import latency, measure, scaling, soak, throughput, training
 from scripts import cascade, paired, results
-from scripts.tables import points
 from skipnet_rl.gates import GATES
 from skipnet_rl.statistics import half_width, wilson_interval
 

@@ -10,7 +10,6 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 
-from agents.common.report import write_plots
 from skipnet_rl import plots
 from skipnet_rl.evaluate import Evaluation, Record, save_evaluations
 from skipnet_rl.statistics import mean_interval, rank_correlations
@@ -37,6 +36,10 @@ def texts(figure):
 
 def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def with_intervals(axes):
+    return [bars for bars in axes.containers if bars.has_yerr]
 
 
 def entry(name, accuracy, flops, **more):
@@ -111,7 +114,7 @@ def test_alpha_curve_is_the_mean_over_seeds():
     ]
     figure = draw(plots.alpha_curve(results))
     axes = figure.axes[0]
-    one, two = axes.containers  # by alpha
+    one, two = with_intervals(axes)  # by alpha
     assert [one[0].get_xdata().item(), one[0].get_ydata().item()] == pytest.approx([64, 92])
     assert [two[0].get_xdata().item(), two[0].get_ydata().item()] == pytest.approx([40, 80])
     for bars, values in zip(one[2], ([60, 62, 70], [90, 94, 92]), strict=True):  # along x, then along y
@@ -127,7 +130,7 @@ def test_alpha_curve_is_the_mean_over_seeds():
 
 def test_alpha_curves_of_two_policies_share_the_colours():
     figure = draw(plots.alpha_curve([result(1, 0, 0.9, 0.6), result(1, 0, 0.8, 0.5, "PPO")]))
-    first, second = (bars[0] for bars in figure.axes[0].containers)
+    first, second = (bars[0] for bars in with_intervals(figure.axes[0]))
     assert to_rgba(first.get_color()) == to_rgba(second.get_color())
     assert first.get_marker() != second.get_marker()
     assert legend(figure) == ["HRL (1 seed)", "PPO (1 seed)", "α = 1"]
@@ -163,12 +166,12 @@ def test_pareto_front():
 def test_frontier():
     figure = draw(plots.frontier(ENTRIES))
     axes = figure.axes[0]
-    steps = next(line for line in axes.lines if line.get_label() == "Pareto frontier")
+    drawn = {bars.get_label(): bars for bars in axes.containers}
+    assert legend(figure) == list(drawn)
+    steps = drawn.pop("Pareto frontier")[0]
     assert steps.get_drawstyle() == "steps-post"
     assert steps.get_xdata() == pytest.approx([10, 50, 60, 100, 100])
     assert steps.get_ydata() == pytest.approx([10, 30, 97, 98, 98])
-    drawn = {bars.get_label(): bars for bars in axes.containers}
-    assert legend(figure) == ["Pareto frontier", *drawn]
     assert list(drawn) == [
         "all blocks", "PPO", "dear", "bad", "random", "random, HRL weights", "no blocks", "oracle",
     ]  # fmt: skip
@@ -187,7 +190,7 @@ def test_twelve_policies_are_told_apart():
     many = [entry(f"agent {letter}", 0.5 + number / 50, 0.5, accuracy_ci95=math.nan)
             for number, letter in enumerate("ABCDEFGHIJKLMN")]  # fmt: skip
     figure = draw(plots.frontier(many, lowest=0.4))
-    looks = {(bars[0].get_color(), bars[0].get_marker()) for bars in figure.axes[0].containers}
+    looks = {(bars[0].get_color(), bars[0].get_marker()) for bars in with_intervals(figure.axes[0])}
     assert len(looks) == len(many)
     assert figure.axes[0].get_ylim()[0] == 40 and figure.axes[0].get_ylim()[1] > 76
 
@@ -196,7 +199,7 @@ def test_families_are_joined_by_name_or_by_series():
     rows = [entry("greedy, 7 of 8", 0.9, 0.9), entry("greedy, 6 of 8", 0.8, 0.8), entry("greedy", 0.7, 0.7),
             entry("random 90% (static)", 0.2, 0.9), entry("x", 0.1, 0.1, series="s"),
             entry("y", 0.2, 0.2, series="s")]  # fmt: skip
-    drawn = draw(plots.frontier(rows)).axes[0].containers
+    drawn = with_intervals(draw(plots.frontier(rows)).axes[0])
     found = {bars.get_label(): len(bars[0].get_xdata()) for bars in drawn}
     assert found == {"greedy": 3, "random 90% (static)": 1, "s": 2}
 
@@ -323,14 +326,14 @@ def test_the_plots_of_a_run_show_its_policy(tmp_path, monkeypatch, first, last):
     save_evaluations(tmp_path / "routes.npz", rows)
     shown = {}
     for name in ("executed_blocks", "execution_rate", "skipped_layers"):
-        real = getattr(plots, name)
-        monkeypatch.setattr(plots, name, lambda given, *rest, real=real, name=name: (
+        real = getattr(plots.run, name)
+        monkeypatch.setattr(plots.run, name, lambda given, *rest, real=real, name=name: (
             shown.update({name: [row if isinstance(row, str) else row["name"] for row in given]}),
             real(given, *rest))[1])  # fmt: skip
     lines = [] if first == "no blocks" else [
         {"step": 1, "stage": "train", "val/accuracy": 0.5, "val/compute_blocks": 1.0}]  # fmt: skip
     run = SimpleNamespace(folder=tmp_path, metrics=lambda: lines)
-    write_plots(run, {"policies": [done.summary(name) for name, done in rows.items()]}, STAGES)
+    plots.write_plots(run, {"policies": [done.summary(name) for name, done in rows.items()]}, STAGES)
     wanted = [last] if first == "no blocks" else [first, last]
     assert shown == dict.fromkeys(("executed_blocks", "execution_rate", "skipped_layers"), wanted)
     files = {path.name for path in (tmp_path / "plots").iterdir()}
@@ -350,5 +353,5 @@ def test_training_curves_name_the_stage_where_no_point_is():
 
 def test_plots_of_a_run_without_routes(tmp_path):
     run = SimpleNamespace(folder=tmp_path, metrics=list)
-    write_plots(run, {"policies": [evaluation("1100", "1111").summary("PPO")]}, STAGES)
+    plots.write_plots(run, {"policies": [evaluation("1100", "1111").summary("PPO")]}, STAGES)
     assert not (tmp_path / "plots" / "skipped_layers.png").exists()

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from agents import compare
-from agents.common import report, setting
+from agents.common import setting, tables
 from agents.common.cli import main_with_named_errors
 from agents.common.loop import progress_bar
 from agents.hybrid_reinforce import Args
-from scripts import tables
 from skipnet_rl.evaluate import Evaluation
 from skipnet_rl.runs import Run
 from skipnet_rl.terminal import Forgiving, say
@@ -82,7 +81,7 @@ def test_lines_tables_and_bars(stream, monkeypatch):
     for text in TEXTS:
         say(text)
         say(text, sys.stderr)
-    report.print_table(result())
+    tables.print_table(result())
     assert list(progress_bar(range(3), desc="α")) == [0, 1, 2]
     if stream is not None and not stream.closed and isinstance(stream.buffer, io.BytesIO):
         said = stream.buffer.getvalue().decode(stream.encoding, "replace")

@@ -13,9 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from agents.common import report
+from agents.common import tables
 from envs.rendering import Frame
-from scripts import tables
 from skipnet_rl import plots
 from skipnet_rl.data import ImageSet
 from skipnet_rl.evaluate import Record
@@ -79,7 +78,7 @@ run = Run(Path(sys.argv[1]), Args())
 run.log(1, "α", loss=1.0)
 assert run.metrics()[0]["stage"] == "α"
 compare.pictures = lambda *rest: {}
-compare.markdown = lambda title, rows: title
+compare.comparison = lambda title, rows: title
 compare.write_files(run.folder, "α 猫", [{"name": "猫"}], [])
 """
 
@@ -108,10 +107,10 @@ def row(name: str) -> dict:
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_of_the_terminal_show_names_as_they_are(name, monkeypatch, record_property):
     said = io.StringIO()
-    monkeypatch.setattr(report, "Console", lambda **_: Console(file=said, width=200))
+    monkeypatch.setattr(tables, "Console", lambda **_: Console(file=said, width=200))
     result = {"env": name, "dataset": name, "n_images": 3, "split": "test", "policies": [row(name)]}
-    report.print_table(result)
-    report.print_comparison(name, [row(name)])
+    tables.print_table(result)
+    tables.print_comparison(name, [row(name)])
     assert said.getvalue().count(legible(name).strip()) >= 4
     record_property("accepted", 1)
 
@@ -126,7 +125,7 @@ def test_pictures_show_names_as_they_are():
     rows = [row(name) for name in names]
     figures = [
         plots.executed_blocks(rows), plots.execution_rate(rows, [1]), plots.frontier(rows),
-        plots.computation_reduction(rows), plots.trade_off(rows),
+        plots.computation_reduction(rows), plots.budget_curve(rows),
         plots.alpha_curve([{"alpha": 1.0, "seed": 0, "policies": [each]} for each in rows]),
         plots.skipped_layers(dict.fromkeys(names, record)),
         plots.easy_and_hard(images, record, [1], count=len(names)),
@@ -150,7 +149,7 @@ def test_an_episodes_picture_and_line(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_markdown_keeps_a_name_in_its_cell(name):
-    for text in (report.markdown("title", [row(name)]), tables.markdown(["name", "n"], [[name, "1"]])):
+    for text in (tables.comparison("title", [row(name)]), tables.markdown(["name", "n"], [[name, "1"]])):
         lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
         bars = [line.replace(r"\\", "").replace(r"\|", "").count("|") for line in lines]
         assert len(lines) == 2 and len(set(bars)) == 1

@@ -13,12 +13,13 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from agents.common.flag_rules import check_numbers
-from agents.common.report import print_table, write_plots
+from agents.common.tables import print_table
 from envs.ids import depth_of
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import normalised
+from skipnet_rl.plots import write_plots
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images

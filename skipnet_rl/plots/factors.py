@@ -1,4 +1,4 @@
-"""Skipped blocks against how difficult an image is."""
+"""Skipped blocks against the difficulty of images."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 from skipnet_rl.statistics import mean_interval, rank_correlations
 from skipnet_rl.text import for_matplotlib
 
-BINS = 10  # of equally many images
+BINS = 10  # each with equally many images
 COLUMNS = 4
 
 
 def difficulty(factors: Mapping[str, ArrayLike], skipped: ArrayLike, seed: int = 0) -> Figure:
-    """Mean number of skipped blocks over each difficulty factor, with 95 % intervals (Student's t).
+    """Draw the mean number of skipped blocks over each difficulty factor, with 95 % intervals (Student's t).
 
-    Each panel's title has Spearman's rank correlation and its 95 % bootstrap interval over images.
+    Each panel's title states Spearman's rank correlation and its 95 % bootstrap interval over images.
 
     Args:
-        factors: [M] by name, on the CPU; see `statistics.magnitudes` for signed ones.
-        skipped: skipped blocks of each image [M].
-        seed: of the bootstrap.
+        factors: difficulty factors [M] by name, on the CPU; see `statistics.magnitudes` for signed ones.
+        skipped: number of skipped blocks of each image [M].
+        seed: random seed of the bootstrap.
     """
     counts = np.asarray(skipped, dtype=float)
     correlations = rank_correlations(factors, counts, seed)
@@ -39,7 +39,8 @@ def difficulty(factors: Mapping[str, ArrayLike], skipped: ArrayLike, seed: int =
         axes.set_title(_title(correlations[name], counts), fontsize=8.5)
         axes.set_xlabel(for_matplotlib(name))
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid.ravel()[len(factors):]:  # fmt: skip
+    unused = grid.ravel()[len(factors) :]
+    for axes in unused:
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel("blocks skipped")
@@ -56,15 +57,15 @@ def _title(correlation: tuple[float, float, float], counts: NDArray[np.float64])
 
 
 def _draw_bins(axes: Any, values: NDArray[np.float64], counts: NDArray[np.float64]) -> None:
-    """Mean skips of bins with equally many images, or of each value where there are few."""
+    """Draw mean skips in bins of equally many images, or at each value where there are few values."""
     distinct = np.unique(values)
     if len(distinct) <= BINS:
         bins = [np.flatnonzero(values == value) for value in distinct]
     else:
         bins = np.array_split(np.argsort(values, kind="stable"), BINS)
     intervals = [mean_interval(counts[members]) for members in bins]
-    axes.errorbar([values[members].mean() for members in bins], [mean for mean, _ in intervals],
-                  yerr=[half for _, half in intervals], fmt="o-", ms=4, lw=1, capsize=2,
-                  color="tab:blue")  # fmt: skip
+    centres = [values[members].mean() for members in bins]
+    means, halves = zip(*intervals, strict=True)
+    axes.errorbar(centres, means, yerr=halves, fmt="o-", ms=4, lw=1, capsize=2, color="tab:blue")
     if not (values % 1).any():
         axes.xaxis.get_major_locator().set_params(integer=True)

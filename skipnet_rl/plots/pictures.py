@@ -8,21 +8,20 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from skipnet_rl.colours import EXECUTED, PALE, RIGHT, SKIPPED, WRONG
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Record
+from skipnet_rl.plots.routes import EXECUTED, PALE, RIGHT, SKIPPED, WRONG, draw_route
 from skipnet_rl.text import for_matplotlib
 
 COLUMNS = 8  # images beside one another
 
 
 def pick_easy_and_hard(record: Record, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the images with the most skipped blocks among the right ones, and with the fewest of all.
+    """Indices of the correctly classified images that skip most, and of the images that skip least.
 
-    Images that skip equally many stay in the order of the data set.
+    Ties stay in the order of the data set.
     """
     skipped = (~record.routes).sum(axis=1)
     right = np.flatnonzero(record.correct)
@@ -31,20 +30,20 @@ def pick_easy_and_hard(record: Record, count: int) -> tuple[NDArray[np.int64], N
 
 
 def easy_and_hard(images: Images, record: Record, stages: Sequence[int], count: int = 16) -> Figure:
-    """Grid of the easiest images (most blocks skipped, and right) and the hardest (fewest skipped).
+    """Draw the easiest images (most blocks skipped, classified correctly) and the hardest (fewest skipped).
 
-    Under each image its route, one row of cells per stage, filled where the block was executed; over it
-    the label, and the prediction where that is another.
+    Below each image stands its route, one row of cells per stage, filled where the block was executed; above
+    it the label, and the prediction where that differs.
 
     Args:
         images: the split that was evaluated, M images.
         record: stored routes [M, N] of the policy.
         stages: the stage of each gated block [N].
-        count: images of either kind.
+        count: number of images of each kind.
     """
     if len(images) != len(record.routes):
         raise ValueError(
-            f"{len(images)} images for routes of {len(record.routes)}; expected the split that was evaluated"
+            f"{len(images)} images for routes of {len(record.routes)}; give the split that was evaluated"
         )
     groups = pick_easy_and_hard(record, count)
     rows = [max(1, ceil(len(chosen) / COLUMNS)) for chosen in groups]
@@ -70,14 +69,9 @@ def easy_and_hard(images: Images, record: Record, stages: Sequence[int], count: 
 
 
 def _draw_route(axes: Any, route: NDArray[np.bool_], stages: Sequence[int]) -> None:
-    names = sorted(set(stages))
-    width = 1 / max(list(stages).count(stage) for stage in names)
-    for row, stage in enumerate(names):
-        places = [place for place, other in enumerate(stages) if other == stage]
-        for column, place in enumerate(places):
-            face, edge = (EXECUTED, EXECUTED) if route[place] else (SKIPPED, PALE)
-            corner = ((column + 0.1) * width, -0.06 - 0.14 * (row + 1) + 0.03)
-            axes.add_patch(Rectangle(corner, 0.8 * width, 0.1, facecolor=face, edgecolor=edge, lw=0.5))
+    cells = [(EXECUTED, EXECUTED) if executed else (SKIPPED, PALE) for executed in route]
+    width = 1 / max(map(list(stages).count, set(stages)))
+    draw_route(axes, cells, stages, (0.8 * width, 0.1), (0.1 * width, -0.17), step=-0.14, lw=0.5)
 
 
 def _write_outcome(axes: Any, images: Images, record: Record, index: int) -> None:
@@ -86,5 +80,5 @@ def _write_outcome(axes: Any, images: Images, record: Record, index: int) -> Non
     if prediction != label:
         text += f" → {for_matplotlib(images.class_name(prediction))}"
     skipped = int((~record.routes[index]).sum())
-    axes.set_title(f"{text}\n{skipped} of {record.routes.shape[1]} skipped", fontsize=7, pad=2,
-                   color=RIGHT if prediction == label else WRONG)  # fmt: skip
+    text += f"\n{skipped} of {record.routes.shape[1]} skipped"
+    axes.set_title(text, color=RIGHT if prediction == label else WRONG, fontsize=7, pad=2)

@@ -1,22 +1,56 @@
-"""Figures of stored routes: layers skipped per image, and rates of skipping by class."""
+"""Routes: one drawn as cells, layers skipped per image, rates of skipping by class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from skipnet_rl.evaluate import Record
 from skipnet_rl.plots.canvas import palette, plain_axes
 from skipnet_rl.text import for_matplotlib
 
+EXECUTED, SKIPPED, PALE = "#2b6cb0", "white", "#a0aec0"  # cells of blocks, and the edge of a skipped one
+RIGHT, WRONG = "#2f855a", "#c53030"  # predictions
 MOST_NAMES = 40  # class names along an axis; more are not legible
 
 
+def draw_route(
+    axes: Any,
+    cells: Sequence[tuple[str, str]],
+    stages: Sequence[int],
+    size: tuple[float, float],
+    corner: tuple[float, float],
+    step: float,
+    lw: float,
+) -> None:
+    """Draw one cell per block, one row per stage.
+
+    Args:
+        axes: the axes to draw on.
+        cells: colours of each block's face and edge.
+        stages: the stage of each block, as many.
+        size: width and height of a cell.
+        corner: the corner of the first one with the smallest x and y.
+        step: y of a row minus y of the row before.
+        lw: line width of the edges.
+    """
+    width, height = size
+    column: dict[int, int] = dict.fromkeys(sorted(set(stages)), 0)
+    rows = list(column)
+    for (face, edge), stage in zip(cells, stages, strict=True):
+        x = corner[0] + column[stage] * width / 0.8  # a fifth of it is the gap
+        y = corner[1] + rows.index(stage) * step
+        axes.add_patch(Rectangle((x, y), width, height, facecolor=face, edgecolor=edge, lw=lw))
+        column[stage] += 1
+
+
 def skipped_layers(records: Mapping[str, Record]) -> Figure:
-    """Distribution over images of the number of skipped blocks: median, quartiles, share of each number.
+    """Draw how many blocks the images skip: share of each number, median, quartiles.
 
     A violin of exact shares rather than a smoothed one: the numbers are whole and often few.
 
@@ -29,8 +63,8 @@ def skipped_layers(records: Mapping[str, Record]) -> Figure:
         skipped = (~record.routes).sum(axis=1)
         share = np.bincount(skipped, minlength=record.routes.shape[1] + 1) / len(skipped)
         height = 0.8 * share / share.max()
-        axes.bar(np.arange(len(share)), height, bottom=place - height / 2, width=0.9, alpha=0.45,
-                 color=colours[name])  # fmt: skip
+        below = place - height / 2
+        axes.bar(np.arange(len(share)), height, 0.9, bottom=below, color=colours[name], alpha=0.45)
         low, median, high = np.percentile(skipped, [25, 50, 75])
         axes.plot([low, high], [place, place], color="0.15", lw=2.5, solid_capstyle="butt")
         axes.plot([median], [place], "o", color="white", mec="0.15", ms=6)
@@ -52,13 +86,14 @@ def class_skip_rates(record: Record, labels: ArrayLike, num_classes: int) -> NDA
 
     Args:
         record: stored routes [M, N].
-        labels: of the same images, [M], on the CPU.
-        num_classes: K.
+        labels: labels of the same images [M], on the CPU.
+        num_classes: number of classes K.
     """
     of_image = np.asarray(labels)
     if len(of_image) != len(record.routes):
         raise ValueError(
-            f"{len(of_image)} labels for routes of {len(record.routes)} images; expected as many"
+            f"{len(of_image)} labels for routes of {len(record.routes)} images; give the labels of the split "
+            "that was evaluated"
         )
     rates = np.full((num_classes, record.routes.shape[1]), np.nan)
     for number in np.unique(of_image):
@@ -67,13 +102,13 @@ def class_skip_rates(record: Record, labels: ArrayLike, num_classes: int) -> NDA
 
 
 def skip_rate_by_class(record: Record, labels: ArrayLike, classes: Sequence[str]) -> Figure:
-    """How often each block is skipped, how often by each class, and where the classes differ.
+    """Draw how often each block is skipped, by all images and by each class, and where classes differ.
 
     The upper map has the rates, the lower one their distance from the block's rate over all images.
 
     Args:
         record: stored routes [M, N].
-        labels: of the same images, [M], on the CPU.
+        labels: labels of the same images [M], on the CPU.
         classes: K class names.
     """
     rates = class_skip_rates(record, labels, len(classes))
@@ -88,13 +123,13 @@ def skip_rate_by_class(record: Record, labels: ArrayLike, classes: Sequence[str]
     top.spines[["top", "right"]].set_visible(False)
     away = rates - rate
     limit = max(float(np.nanmax(np.abs(away))), 0.01)  # a flat map stays white
+    extent = (0.5, len(rate) + 0.5, len(classes) - 0.5, -0.5)
+    as_cells: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
     for axes, values, limits, colours, label in (
         (upper, rates, (0, 1), "viridis", "skip rate"),
         (lower, away, (-limit, limit), "RdBu_r", "skip rate − block's rate"),
     ):
-        image = axes.imshow(values, vmin=limits[0], vmax=limits[1], cmap=colours, aspect="auto",
-                            interpolation="nearest",
-                            extent=(0.5, len(rate) + 0.5, len(classes) - 0.5, -0.5))  # fmt: skip
+        image = axes.imshow(values, colours, vmin=limits[0], vmax=limits[1], extent=extent, **as_cells)
         axes.set_facecolor("0.85")  # classes without images
         figure.colorbar(image, ax=axes, label=label, pad=0.01)
         if len(classes) <= MOST_NAMES:

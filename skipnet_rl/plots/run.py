@@ -1,4 +1,4 @@
-"""Figures of one run: blocks per image, rate per block, training curves, accuracy against FLOPs."""
+"""Figures of one run: blocks per image, rate per block, training curves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,39 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from skipnet_rl.plots.canvas import FLOPS_LABEL, error_bars, palette, plain_axes, stage_bands
+from skipnet_rl.evaluate import load_records
+from skipnet_rl.plots.canvas import palette, plain_axes, save_figure
+from skipnet_rl.plots.routes import skipped_layers
+from skipnet_rl.runs import Run
 from skipnet_rl.text import for_matplotlib
 
 
+def write_plots(run: Run, result: Mapping[str, Any], stages: Sequence[int]) -> None:
+    """Draw a finished run into its folder: its last policy beside random skipping and the supervised one.
+
+    Args:
+        run: the folder, whose metrics and routes are read.
+        result: content of result.json.
+        stages: the stage of each gated block [N].
+    """
+    *others, last = result["policies"]
+    shown = [row for row in others if row["name"] in ("random", "SP")] + [last]
+    figures = {
+        "executed_blocks": executed_blocks(shown),
+        "execution_rate": execution_rate(shown, stages),
+    }
+    metrics = run.metrics()
+    if any("val/accuracy" in line for line in metrics):  # a bound or a static policy is not trained
+        figures["training"] = training_curves(metrics)
+    if (run.folder / "routes.npz").is_file():
+        records = load_records(run.folder / "routes.npz")
+        figures["skipped_layers"] = skipped_layers({row["name"]: records[row["name"]] for row in shown})
+    for name, figure in figures.items():
+        save_figure(figure, run.folder / "plots" / f"{name}.png")
+
+
 def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
-    """How many of the N gated blocks each image runs.
+    """Draw how many of the N gated blocks the images execute.
 
     Args:
         policies: entries of result.json.
@@ -23,9 +50,9 @@ def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
     for policy in policies:
         counts = np.asarray(policy["executed_blocks_histogram"])
         name = for_matplotlib(policy["name"])
-        axes.bar(np.arange(len(counts)), counts / counts.sum(), width=1, alpha=0.6,
-                 color=colours[policy["name"]],
-                 label=f"{name}, mean {policy['executed_blocks_mean']:.1f}")  # fmt: skip
+        label = f"{name}, mean {policy['executed_blocks_mean']:.1f}"
+        looks = {"width": 1, "alpha": 0.6, "color": colours[policy["name"]]}
+        axes.bar(np.arange(len(counts)), counts / counts.sum(), **looks, label=label)
     axes.set(xlabel="gated blocks executed per image", ylabel="share of images")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
@@ -33,7 +60,7 @@ def executed_blocks(policies: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def execution_rate(policies: Sequence[Mapping[str, Any]], stages: Sequence[int]) -> Figure:
-    """Share of images that execute each gated block.
+    """Draw the share of images that execute each gated block.
 
     Args:
         policies: entries of result.json.
@@ -43,17 +70,26 @@ def execution_rate(policies: Sequence[Mapping[str, Any]], stages: Sequence[int])
     colours = palette(policy["name"] for policy in policies)
     for policy in policies:
         edges = np.arange(len(stages) + 1) + 0.5
-        axes.stairs(policy["execution_rate"], edges, baseline=None, color=colours[policy["name"]], lw=1.5,
-                    label=for_matplotlib(policy["name"]))  # fmt: skip
-    stage_bands(axes, stages)
+        looks = {"baseline": None, "color": colours[policy["name"]], "lw": 1.5}
+        axes.stairs(policy["execution_rate"], edges, **looks, label=for_matplotlib(policy["name"]))
+    _shade_stages(axes, stages)
     axes.set(xlabel="gated block", ylabel="share of images that execute it", ylim=(-0.02, 1.02))
     axes.set_xlim(0.5, len(stages) + 0.5)
     figure.legend(frameon=False, loc="outside lower center", ncols=4)  # lines run everywhere in the axes
     return figure
 
 
+def _shade_stages(axes: Any, stages: Sequence[int]) -> None:
+    """Shade and name the stages of gated blocks 1 … N along the x axis."""
+    above = {"ha": "center", "va": "bottom", "transform": axes.get_xaxis_transform()}
+    for stage in sorted(set(stages)):
+        places = [place for place, other in enumerate(stages, start=1) if other == stage]
+        axes.axvspan(places[0] - 0.5, places[-1] + 0.5, color="0.5", alpha=0.06 * (1 + stage % 2), lw=0)
+        axes.text(np.mean(places), 1.03, f"stage {stage + 1}", **above, fontsize=8, color="0.4")
+
+
 def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Validation accuracy and executed blocks over the steps of metrics.jsonl."""
+    """Draw validation accuracy and executed blocks over the steps of metrics.jsonl."""
     lines = [line for line in metrics if "val/accuracy" in line]
     figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=120)
     left = figure.add_subplot()
@@ -72,29 +108,4 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     left.set_ylabel("validation accuracy", color="tab:blue")
     right.set_ylabel("share of blocks executed", color="tab:red")
     right.set_ylim(0, 1.03)
-    return figure
-
-
-def trade_off(policies: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy against FLOPs, with the 95 % interval over images.
-
-    Args:
-        policies: entries of result.json; those with a `"bias"` are joined to a curve.
-    """
-    figure, axes = plain_axes()
-    curve = [row for row in policies if "bias" in row]
-    others = [row for row in policies if "bias" not in row]
-    for rows, style, colour, label in ((curve, "o-", "tab:blue", "gates, by bias"),
-                                       *(([row], "s", "0.4", row["name"]) for row in others)):  # fmt: skip
-        axes.errorbar(
-            [100 * row["compute_flops"] for row in rows], [100 * row["accuracy"] for row in rows],
-            yerr=error_bars(rows, "accuracy"),
-            fmt=style, capsize=2, lw=1.2, ms=4, color=colour, label=for_matplotlib(label),
-        )  # fmt: skip
-    for number, row in enumerate(curve):  # neighbours' labels above and below the curve in turn
-        axes.annotate(f"{row['bias']:+g}", (100 * row["compute_flops"], 100 * row["accuracy"]), fontsize=7,
-                      ha="center", textcoords="offset points", xytext=(0, 6 if number % 2 else -12),
-                      color="0.35")  # fmt: skip
-    axes.legend(frameon=False, loc="lower right")
-    axes.set(xlabel=FLOPS_LABEL, ylabel="accuracy (%)")
     return figure

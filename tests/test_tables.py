@@ -1,8 +1,10 @@
-"""The tables that the commands print."""
+"""Tables that the commands print, and those of pages."""
 
 import re
 
-from agents.common.report import print_table
+import pytest
+
+from agents.common.tables import markdown, print_table, renew
 
 
 def test_names_are_printed_whole(capsys):
@@ -34,3 +36,18 @@ def test_a_table_of_some_images_says_so(capsys):
     about = {"env": "SkipResNet38-v0", "dataset": "cifar10", "split": "test", "n_images": 500}
     print_table({**about, "split_images": 10_000, "policies": []})
     assert "the first 500 of 10,000 test images" in " ".join(capsys.readouterr().out.split())
+
+
+def test_markdown_by_hand():
+    rows = [["a|b", "1"]]
+    assert markdown(["x", "y"], rows) == "| x | y |\n| --- | --- |\n| a\\|b | 1 |\n"
+    assert markdown(["x", "y"], rows, numbers=True).splitlines()[1] == "| --- | ---: |"
+
+
+def test_a_part_of_a_page_is_renewed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter\n")
+    renew(page, "a", "new\n")
+    assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- end of a -->\nafter\n"
+    with pytest.raises(ValueError, match="has no part between <!-- b --> and <!-- end of b -->; add"):
+        renew(page, "b", "new\n")
