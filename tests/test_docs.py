@@ -1,21 +1,54 @@
-"""The README and the pages in docs/ show the numbers of the files behind them."""
+"""Code and commands on the pages run, and the numbers are those of the files behind them."""
 
+import importlib
+import inspect
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import pytest
+import tyro
 
 import benchmarks.ablation
 import benchmarks.gate_costs
 from agents.common.tables import points
 from benchmarks import latency, measure, scaling, soak, throughput, training
+from envs import factory
+from envs.skipnet import SkipNetEnv
+from envs.vector import SkipNetVectorEnv
 from scripts import cascade, paired, results
 from skipnet_rl.gates import GATES
 from skipnet_rl.statistics import half_width, wilson_interval
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("**/*.md"))]
+README = DOCS.parent / "README.md"
+PAGES = [README, DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("**/*.md"))]
+GENERATED = ("results.md", "ablation.md", "comparison.md")  # their commands are those of older runs
+FEWER = {"20_000": "1_000", "first(1_000)": "first(50)"}  # what the tests run of a block of code
+
+
+def blocks(language: str) -> list[Any]:
+    """Blocks of code on the pages, with an id for each."""
+    found = []
+    for page in PAGES:
+        codes = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        found += [pytest.param(code, id=f"{page.stem}-{number}") for number, code in enumerate(codes)]
+    return found
+
+
+def commands() -> list[Any]:
+    """Commands on the pages, each once: those in blocks and those within a sentence."""
+    lines = []
+    for page in PAGES:
+        if page.name not in GENERATED:
+            text = page.read_text()
+            lines += re.findall(r"^(?:.* && \S*)?(python -m .*)$", text, re.MULTILINE)
+            lines += [" ".join(line.split()) for line in re.findall(r"(?<!`)`(python -m [^`]+)`", text)]
+    lines = [line.split("  #")[0].strip() for line in lines]
+    return sorted({line for line in lines if "NAME" not in line.split()[2]})
 
 
 def anchors(page: Path) -> set[str]:
@@ -33,6 +66,65 @@ def test_links_inside_the_repository_lead_somewhere(page):
             target = (page.parent / path).resolve() if path else page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_is_short_and_begins_with_code():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 150
+    assert any(line.startswith("```bash") for line in lines[:50])
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_on_a_page_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SKIPNET_DATA", raising=False)
+    if "torchrl" in code:
+        pytest.importorskip("torchrl")
+    for many, few in FEWER.items():
+        code = code.replace(many, few)
+    exec(compile(code, "page", "exec"), {})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_on_a_page_has_flags_that_exist(command):
+    _, _, name, *words = shlex.split(command)
+    module = importlib.import_module(name)
+    options = getattr(module, "Args", None) or getattr(module, "Options", None)
+    if options:  # benchmarks.gate_costs has a parser of its own
+        tyro.cli(options, args=words)
+
+
+def test_the_readme_names_every_agent():
+    _, section = README.read_text().split("## Agents")
+    named = set(re.findall(r"`(\w+)`", section.split("##")[0]))
+    assert {page.stem for page in (DOCS.parent / "agents").glob("*.py")} - {
+        "__init__",
+        "hybrid_args",
+    } <= named
+
+
+@pytest.mark.parametrize("section", [
+    "Description", "Action Space", "Observation Space", "Rewards", "Starting State", "Episode End",
+    "Information",
+])  # fmt: skip
+def test_the_page_of_environments_has_the_docstring(section):
+    _, text = inspect.cleandoc(SkipNetEnv.__doc__ or "").split(f"## {section}\n")
+    assert f"## {section}\n{text.split('## ')[0]}" in (DOCS / "environments.md").read_text()
+
+
+def test_the_page_of_environments_has_every_argument():
+    _, section = (DOCS / "environments.md").read_text().split("## Arguments")
+    rows = [line.split("|")[1] for line in section.split("## ")[0].splitlines() if line.startswith("| `")]
+    stated = re.findall(r"`(\w+)`", " ".join(rows))
+    takers = (factory.parts, factory.make_vector_env, SkipNetEnv, SkipNetVectorEnv)
+    known = {name for taker in takers for name in inspect.signature(taker).parameters}
+    assert sorted(stated) == sorted(known - {"depth", "rest", "kwargs", "mdp", "images"})
+
+
+def test_the_page_of_environments_has_every_id():
+    _, section = (DOCS / "environments.md").read_text().split("## Registered ids")
+    named = re.findall(r"`(\w+-v\d+)`", section)
+    assert sorted(named) == sorted(id for id in gym.registry if id.startswith("Skip"))
 
 
 @pytest.mark.parametrize("dataset", ["rendered-digits", "cifar10"])
@@ -63,7 +155,7 @@ def test_gate_costs():
 
 
 @pytest.mark.parametrize("page, heading, source, least", [
-    ("../README.md", "### On CIFAR-10", "policies-cifar10/comparison.md", 10),
+    ("policies.md", "## On CIFAR-10", "policies-cifar10/comparison.md", 10),
     ("results.md", "## ResNet-38 to ResNet-152 on CIFAR-10", "results-cifar10/results.md", 5),
 ])  # fmt: skip
 def test_the_page_shows_rows_of(page, heading, source, least):
@@ -79,17 +171,45 @@ def test_the_page_of_results_has_the_table_of(script):
     assert script.table(found) in (DOCS / "results.md").read_text()
 
 
+def readme_results() -> list[list[str]]:
+    """Cells of the README's table of results: network, MFLOPs, accuracy, name."""
+    _, section = README.read_text().split("## Results")
+    rows = [line.split("|")[1:-1] for line in section.split("!")[0].splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows[1:]]
+
+
 def test_the_readme_has_the_numbers_of_shipped_weights():
     stored = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())
     found, n = stored["networks"], stored["n_images"]
-    _, section = (DOCS.parent / "README.md").read_text().split("## Results")
-    rows = [line.split("|")[2:5] for line in section.split("!")[0].splitlines() if line.endswith("` |")]
-    assert len(rows) >= 9
+    rows = [row[1:] for row in readme_results() if row[3].startswith("`")]
+    assert len(rows) >= 5 and len(readme_results()) <= 8
     for flops, accuracy, name in rows:
-        network = found[name.strip(" `")]
-        assert flops.strip() == f"{network['mega_flops']:.0f}"
+        network = found[name.strip("`")]
+        assert flops == f"{network['mega_flops']:.0f}"
         assert network["accuracy_ci95"] == list(wilson_interval(n * network["accuracy"], n))
-        assert accuracy.strip() == f"{points(network['accuracy'], half_width(network['accuracy_ci95']))} %"
+        assert accuracy == f"{points(network['accuracy'], half_width(network['accuracy_ci95']))} %"
+
+
+def test_the_readme_has_the_numbers_of_cascades():
+    found = json.loads((DOCS / "results-cifar10" / cascade.FILE).read_text())
+    stored = {
+        (f"{row['mega_flops']:.0f}", f"{points(row['accuracy'], half_width(row['accuracy_ci95']))} %",
+         f"{100 * row['deferred']:.1f}")
+        for each in found["cascades"] for row in each["rows"]
+    }  # fmt: skip
+    stated = [
+        (flops, accuracy, *re.findall(r"([\d.]+) % of the images", network))
+        for network, flops, accuracy, name in readme_results()
+        if not name.startswith("`")
+    ]
+    assert stated and set(stated) <= stored
+
+
+def test_the_readme_has_differences_that_were_measured():
+    pairs = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())["pairs"]
+    measured = {points(abs(pair["accuracy"]), pair["ci95"]) for pair in pairs}
+    stated = re.findall(r"(\d\.\d\d ± \d\.\d\d) points", README.read_text())
+    assert stated and set(stated) <= measured
 
 
 @pytest.mark.parametrize("added", [{}, {"n_images": 2_500}])
