@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PARALLEL = -n auto --maxprocesses 4 --dist worksteal
 test slow: export OMP_NUM_THREADS = 1 # workers side by side share the cores
 
-.PHONY: run test slow bench clean
+.PHONY: run test slow bench docs clean
 
 run: $(VENV)/installed  ## the main job on the embedded data set
 	$(BIN)/python -m agents.hybrid_reinforce --env SkipResNet110-v0
@@ -22,10 +22,13 @@ slow: $(VENV)/installed  ## every test, the deep networks included
 bench: $(VENV)/installed  ## speed, as ratios inside one run; WRITE=--write renews docs/benchmarks.md
 	for name in throughput training latency scaling; do $(BIN)/python -m benchmarks.$$name $(WRITE) || exit; done
 
+docs: $(VENV)/installed  ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile -e ".[dev]" # most of PyTorch's modules are never imported
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -5,6 +5,8 @@ import inspect
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,14 @@ def test_the_readme_is_short_and_begins_with_code():
     lines = README.read_text().splitlines()
     assert len(lines) <= 150
     assert any(line.startswith("```bash") for line in lines[:50])
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "RoutingMDP" in (tmp_path / "api" / "core" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("code", blocks("python"))
