@@ -176,7 +176,7 @@ class FixedRoute(nn.Module):
     def forward(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
         """±∞ as the route says, alike for the whole batch."""
         logit = torch.where(self.route[state.t].to(state.y.device), math.inf, -math.inf)
-        return logit.expand(len(state.y)), None
+        return logit.expand(state.y.shape[0]), None  # len() would fix B in an exported model
 
 
 class StochasticDepth:
@@ -220,4 +220,4 @@ class Replay:
 
 
 def _constant(state: Any, value: float) -> Tensor:
-    return torch.full((len(state.y),), value, device=state.y.device)
+    return torch.full((state.y.shape[0],), value, device=state.y.device)

@@ -7,6 +7,7 @@ in plain PyTorch the policies that stable-baselines3 trains, so that their weigh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class ObservationPolicy(nn.Module):
     def __init__(self, layers: nn.Sequential, lstm: nn.LSTM | None, values: bool, num_decisions: int) -> None:
         super().__init__()
         self.layers, self.lstm, self.values, self.num_decisions = layers, lstm, values, num_decisions
-        self.width = layers[0].in_features if lstm is None else lstm.input_size
+        first: Any = layers[0] if lstm is None else lstm
+        self.width: int = first.in_features if lstm is None else first.input_size
 
     @classmethod
     def of_sb3(cls, tensors: Mapping[str, Tensor], num_decisions: int) -> ObservationPolicy:

@@ -121,7 +121,7 @@ def untrained(depth: int, num_classes: int, shortcut: str = "projection", seed: 
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         net = ResNet(depth, num_classes, shortcut)
-        return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return net.to(memory_format=torch.channels_last).eval()
 
 
 def read_weights(weights: Weights, depth: int | None = None) -> Stored:
@@ -130,14 +130,15 @@ def read_weights(weights: Weights, depth: int | None = None) -> Stored:
     Raises:
         WeightsError: there is no such file, or it is damaged.
     """
+    header: Header = {}
     if isinstance(weights, Mapping):
-        tensors, header, source = unwrap(weights, "the state_dict"), {}, "the state_dict"
+        tensors, source = unwrap(weights, "the state_dict"), "the state_dict"
     elif weights_name(weights) == "torchvision":
         if depth is None:
             raise WeightsError(
                 "torchvision has weights of several depths; expected the depth beside its name"
             )
-        tensors, header, source = torchvision_weights(depth), {}, "torchvision's model"
+        tensors, source = torchvision_weights(depth), "torchvision's model"
     else:
         path = find_file(weights)
         source = str(path)
@@ -263,7 +264,7 @@ def _network(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) 
     classes = expected.num_classes or (
         len(found.tensors["fc.weight"]) if "fc.weight" in found.tensors else 10
     )
-    net = ResNet(plan, classes, shortcut).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = ResNet(plan, classes, shortcut).to(memory_format=torch.channels_last)
     taken, notes = dict(found.tensors), []
     own = {name: value for name, value in net.state_dict().items() if name.startswith("fc.")}
     misfit = any(name not in taken or taken[name].shape != own[name].shape for name in own)
@@ -298,12 +299,12 @@ def _architecture(found: Backbone, header: Header, source: str) -> Architecture:
             f"{source} is damaged: its header says ResNet-{stated}, and it holds {describe(found.tensors)}"
         )
     with torch.device("meta"):  # shapes first: those of a damaged file may ask for any amount of memory
-        fill_shapes = {name: value.shape for name, value in ResNet(plan, 1).blocks.state_dict().items()}
-    for name, shape in fill_shapes.items():
-        if (came := found.tensors.get(f"blocks.{name}")) is not None and came.shape != shape:
+        shapes = {name: value.shape for name, value in ResNet(plan, 1).state_dict().items()}
+    for name, shape in shapes.items():
+        came = found.tensors.get(name) if name.startswith("blocks.") else None
+        if came is not None and came.shape != shape:
             raise WeightsError(
-                f"{source} does not fit: layer blocks.{name} has shape {tuple(came.shape)}, expected "
-                f"{tuple(shape)}"
+                f"{source} does not fit: layer {name} has shape {tuple(came.shape)}, expected {tuple(shape)}"
             )
     return plan
 
@@ -314,15 +315,15 @@ FOLDER, AUTO = catalogue.FOLDER, catalogue.PLAIN
 index, sha256_of = catalogue.index, catalogue.sha256_of
 
 
-def find_entry(depth, dataset, shortcut):  # type: ignore[no-untyped-def]  # noqa: D103
+def find_entry(depth, dataset, shortcut):  # noqa: D103
     return catalogue.find_auto(depth, dataset, shortcut)
 
 
-def find_gated(depth, dataset, shortcut, gate, alpha=None):  # type: ignore[no-untyped-def]  # noqa: D103
+def find_gated(depth, dataset, shortcut, gate, alpha=None):  # noqa: D103
     return catalogue.find_auto(depth, dataset, shortcut, (gate,), alpha)
 
 
-def find_start(depth, dataset, shortcut, alpha=None):  # type: ignore[no-untyped-def]  # noqa: D103
+def find_start(depth, dataset, shortcut, alpha=None):  # noqa: D103
     return catalogue.find_auto(depth, dataset, shortcut, catalogue.START, alpha)
 
 

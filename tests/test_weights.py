@@ -24,9 +24,15 @@ def shipped(tmp_path, monkeypatch) -> dict[str, torch.Tensor]:
     net = ResNet(8)
     save_weights(tmp_path / "r8.safetensors", net, {})
     entry = {
-        "name": "r8", "file": "r8.safetensors", "kind": "plain", "depth": 8, "dataset": "cifar10", "shortcut": "projection",
-        "stage": "backbone", "sha256": hashlib.sha256((tmp_path / "r8.safetensors").read_bytes()).hexdigest(),
-    }  # fmt: skip
+        "name": "r8",
+        "file": "r8.safetensors",
+        "kind": "plain",
+        "depth": 8,
+        "dataset": "cifar10",
+        "shortcut": "projection",
+        "stage": "backbone",
+        "sha256": hashlib.sha256((tmp_path / "r8.safetensors").read_bytes()).hexdigest(),
+    }
     (tmp_path / "index.json").write_text(json.dumps([entry]))
     monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
     return net.state_dict()

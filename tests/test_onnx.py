@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from skipnet_rl import export
+from agents import export
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.cli import main_with_named_errors
 from skipnet_rl.data import load_images
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.onnx import compare_with_torch, export_onnx, export_plain, onnx_session
 from skipnet_rl.policies import FixedRoute
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
@@ -53,11 +54,9 @@ def test_routes_and_logits_are_those_of_pytorch(gate, shortcut, batched, tmp_pat
     images = load_images("rendered-digits", "test").first(100)
     routes = rollout(mdp, policy, *images.batch(torch.arange(100))).actions
     assert len(routes.unique(dim=0)) >= 2  # or the test would not see a decision
-    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
+    export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
     told = []
-    found = export.compare_with_torch(
-        tmp_path / "model.onnx", mdp, policy, images, lambda *now: told.append(now)
-    )
+    found = compare_with_torch(tmp_path / "model.onnx", mdp, policy, images, lambda *now: told.append(now))
     assert told[-1] == (100, 100) and len(told) == (2 if batched else 100)
     assert found.images == found.same_routes == 100
     assert found.logits < 1e-5
@@ -86,8 +85,8 @@ def test_a_policy_that_looks_at_the_image_first(batched, tmp_path):
         policy.head.bias -= policy.start(images.batch(torch.arange(100))[0]).quantile(0.5, dim=0)
         routes = rollout(mdp, policy, *images.batch(torch.arange(100))).actions
     assert len(routes.unique(dim=0)) >= 2
-    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
-    found = export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
+    export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
+    found = compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
     assert found.images == found.same_routes == 100
     assert found.logits < 1e-5
 
@@ -96,8 +95,8 @@ def test_a_policy_that_looks_at_the_image_first(batched, tmp_path):
 def test_a_fixed_route(batched, tmp_path):
     mdp, _ = undecided("rnn", "projection")
     images, policy = load_images("rendered-digits", "test").first(20), FixedRoute(torch.tensor([0, 1]))
-    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
-    found = export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
+    export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
+    found = compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
     assert found.images == found.same_routes == 20
     assert found.logits < 1e-5
 
@@ -105,16 +104,16 @@ def test_a_fixed_route(batched, tmp_path):
 def test_a_difference_is_seen(tmp_path):
     mdp, policy = undecided("rnn", "projection")
     images = load_images("rendered-digits", "test").first(20)
-    export.export_onnx(mdp, policy, tmp_path / "model.onnx", batched=True)
+    export_onnx(mdp, policy, tmp_path / "model.onnx", batched=True)
     with torch.no_grad():
         mdp.net.fc.bias[3] += 0.5
-    assert export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).logits > 0.49
+    assert compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).logits > 0.49
     with torch.no_grad():
         mdp.net.fc.bias[3] = torch.nan  # no number is near it
-    assert export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).logits == torch.inf
+    assert compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).logits == torch.inf
     with torch.no_grad():
         policy.head.bias += 100
-    assert export.compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).same_routes < 20
+    assert compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).same_routes < 20
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -127,8 +126,8 @@ def test_a_skipped_block_does_not_run(batched, tmp_path):
         for head, action in zip(gate.heads, route, strict=True):
             head.weight.data.zero_()
             head.bias.data = torch.tensor([1.0 - action, float(action)])
-        export.export_onnx(mdp, gate, tmp_path / "model.onnx", batched)
-        session = export.onnx_session(tmp_path / "model.onnx")
+        export_onnx(mdp, gate, tmp_path / "model.onnx", batched)
+        session = onnx_session(tmp_path / "model.onnx")
         logits, routes = session.run(None, {"images": images.contiguous().numpy()})
         outcomes[name] = torch.from_numpy(logits).isnan().any().item()
         assert routes.tolist() == [[bool(action) for action in route]]
@@ -137,7 +136,7 @@ def test_a_skipped_block_does_not_run(batched, tmp_path):
 
 def test_each_branch_owns_its_weights(tmp_path):
     mdp, policy = undecided("rnn", "projection")
-    export.export_onnx(mdp, policy, tmp_path / "model.onnx", about={"mean": [0.5], "dataset": "x"})
+    export_onnx(mdp, policy, tmp_path / "model.onnx", about={"mean": [0.5], "dataset": "x"})
     model = onnx.load(tmp_path / "model.onnx")
     branches = [
         attribute.g for node in model.graph.node if node.op_type == "If" for attribute in node.attribute
@@ -154,8 +153,8 @@ def test_each_branch_owns_its_weights(tmp_path):
 def test_the_plain_network(tmp_path):
     mdp, _ = undecided("rnn", "projection")
     images, _ = load_images("rendered-digits", "test").first(1).batch(torch.arange(1))
-    export.export_plain(mdp, tmp_path / "plain.onnx")
-    session = export.onnx_session(tmp_path / "plain.onnx")
+    export_plain(mdp, tmp_path / "plain.onnx")
+    session = onnx_session(tmp_path / "plain.onnx")
     (logits,) = session.run(None, {"images": images.contiguous().numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), mdp.net(images).detach(), rtol=1e-4, atol=1e-5)
 
