@@ -76,7 +76,7 @@ def budget_curve(policies: Sequence[Mapping[str, Any]]) -> Figure:
     drawn = [percent_series(curve, "gates, by bias", fmt="o-", color="tab:blue", ms=4)]
     drawn += [percent_series([row], row["name"], fmt="s", color="0.4", ms=4) for row in others]
     figure = trade_off(drawn)
-    looks = {"textcoords": "offset points", "ha": "center", "fontsize": 7, "color": "0.35"}
+    looks: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7, "color": "0.35"}
     for number, row in enumerate(curve):  # neighbours' labels above and below the curve in turn
         place, shift = (100 * row["compute_flops"], 100 * row["accuracy"]), 6 if number % 2 else -12
         figure.axes[0].annotate(f"{row['bias']:+g}", place, (0, shift), **looks)
@@ -103,8 +103,8 @@ def alpha_curve(results: Sequence[Mapping[str, Any]]) -> Figure:
         for alpha, (flops, accuracy) in means.items():
             looks = {"xerr": flops[1], "yerr": accuracy[1], "fmt": marker, "color": shades[alpha]}
             drawn.append(Series([flops[0]], [accuracy[0]], {**looks, "zorder": 3}))
-        line = [[mean for mean, _ in column] for column in zip(*means.values(), strict=True)]
-        drawn.append(Series(*line, {"fmt": "-", "color": "0.6", "zorder": 1}))
+        x, y = ([mean for mean, _ in column] for column in zip(*means.values(), strict=True))
+        drawn.append(Series(x, y, {"fmt": "-", "color": "0.6", "zorder": 1}))
         label = f"{name} ({_number_of_seeds(points)})"
         drawn.append(Series([], [], {"fmt": f"{marker}-", "color": "0.6"}, label))
     for alpha in alphas:
