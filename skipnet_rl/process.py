@@ -36,7 +36,13 @@ StateT = TypeVar("StateT", bound=tuple[Any, ...])
 
 def select(state: StateT, index: Tensor) -> StateT:
     """The same episodes, but those of `index` (numbers or a mask [B]) alone."""
-    return type(state)(*(value[index] if isinstance(value, Tensor) else value for value in state))
+
+    def part(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(part, value))
+        return value[index] if isinstance(value, Tensor) else value
+
+    return type(state)(*map(part, state))
 
 
 class DecisionProcess(ABC):

@@ -1,17 +1,21 @@
 """A toy whose best route is known: two colours, and a ResNet-8 with one needed and one useless block.
 
-And `load_first`, for tests that need a data set but not all of it.
+`toy_chain`, whose best decisions are known: two networks whose answers are written down. And `load_first`,
+for tests that need a data set but not all of it.
 """
 
 import copy
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 
 import torch
 
+from skipnet_rl.chain import Chain
 from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Replay
+from skipnet_rl.recording import Records, Replayed
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
@@ -69,3 +73,32 @@ def greedy(mdp: RoutingMDP, policy: object, data: ImageSet):
     mdp.net.eval()
     with torch.no_grad():
         return rollout(mdp, policy, *data.batch(torch.arange(len(data))))
+
+
+def spoken(name: str, macs: int, classes: int = 2, number: int = 0) -> Replayed:
+    """A network whose answers are written down, at place `number` of a chain's records."""
+    about = SimpleNamespace(
+        name=name, num_classes=classes, image_size=32, depth=8, macs=macs, whole_macs=macs
+    )
+    return Replayed(number, about)
+
+
+def written(data: ImageSet, probabilities: torch.Tensor, macs: list[int]) -> Records:
+    """Records of networks that say what they are told: [M, n, K] probabilities, n costs."""
+    log_probs = probabilities.double().log()
+    spent = torch.tensor(macs).double().expand(len(data), -1).unsqueeze(2)
+    return Records(data, torch.cat([log_probs, spent], dim=2))
+
+
+def toy_chain(size: int = 64) -> tuple[Chain, Records]:
+    """Two networks of 10 and 100 MACs; the second is worth asking about every other pair of images.
+
+    About images 0, 1, 4, 5, 8, 9, … the first is sure and right; about the others it has no idea. The second
+    is always right.
+    """
+    data = two_colours(size)
+    right = torch.nn.functional.one_hot(data.labels, 2).double()
+    sure = (torch.arange(size) // 2 % 2 == 0)[:, None]
+    knows, guesses = 0.98 * right + 0.01, 0.5 + 0.1 * (0.5 - right)  # a guess is as often wrong as it can be
+    records = written(data, torch.stack([torch.where(sure, knows, guesses), knows], dim=1), [10, 100])
+    return Chain([spoken("quick", 10), spoken("slow", 100, number=1)], mix=0.0), records

@@ -1,0 +1,74 @@
+"""One network of a chain: what it answers to images, and what that costs."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skipnet_rl.inference import for_inference
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy, policy_macs
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.rollout import rollout
+
+
+class Answer(NamedTuple):
+    """Log-probabilities [B, K] float64, and the MACs spent on each of them, [B] float64."""
+
+    log_probs: Tensor
+    macs: Tensor
+
+
+class Member(nn.Module):
+    """One network of a chain, with the policy that chooses its blocks.
+
+    Args:
+        net: the network.
+        policy: greedy within the chain (default: every block).
+        name: for tables and pictures (default: of its depth).
+    """
+
+    def __init__(self, net: ResNet, policy: Policy | None = None, name: str = "") -> None:
+        super().__init__()
+        self.net, self.policy = net, AlwaysExecute() if policy is None else policy
+        self.mdp = RoutingMDP(net)
+        self.name = name or f"ResNet-{net.depth}"
+        self.num_classes, self.image_size, self.depth = net.num_classes, net.image_size, net.depth
+
+    def forward(self, images: Tensor) -> Answer:
+        """Answers to images [B, 3, H, W], and the MACs of blocks and gates for each."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        nobody = torch.zeros(len(images), dtype=torch.int64, device=images.device)  # an answer has no label
+        episode = rollout(self.mdp, self.policy, images, nobody)
+        macs = self.mdp.macs.of_routes(episode.actions.detach() > 0.5, policy_macs(self.policy))
+        return Answer(episode.logits.double().log_softmax(dim=1), macs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its logits."""
+        return self.mdp.dtype
+
+    @property
+    def whole_macs(self) -> int:
+        """MACs of the network with every block executed, without gates."""
+        return self.mdp.macs.total
+
+    @property
+    def macs(self) -> int:
+        """MACs that the network costs at most: on its fixed route, or every block, and its gates."""
+        blocks = self.whole_macs
+        if isinstance(self.policy, FixedRoute):
+            blocks = int(self.mdp.macs.of_routes(self.policy.route[None]).item())
+        return blocks + policy_macs(self.policy)
+
+    def for_inference(self, precision: str = "fp32") -> Member:
+        """A copy that cannot be trained, see `inference.for_inference`."""
+        policy = copy.deepcopy(self.policy)
+        if isinstance(policy, nn.Module):
+            policy.eval().requires_grad_(False)
+        member = Member(for_inference(self.net, precision), policy, self.name)
+        member.mdp.macs = self.mdp.macs  # counted once for all copies
+        return member
