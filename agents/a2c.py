@@ -15,6 +15,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.cli import main_with_named_errors
+from agents.common.flags import Method
 from agents.common.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -28,8 +29,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Args(SB3Args):
     """Train A2C on a frozen backbone."""
 
-    entropy: float | None = None
-    """weight of the entropy bonus"""
+    entropy: Method[float | None] = None
+    """weight of the entropy bonus (default: the preset of the id)"""
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> A2C:

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
 from agents.common.estimate import print_estimate
+from agents.common.flags import CommonArgs, Method, Run, Schedule
 from agents.common.loop import learn
 from agents.common.preparation import Preparation, look
-from agents.common.setting import CommonArgs, Setting
+from agents.common.setting import Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
@@ -45,29 +46,29 @@ from skipnet_rl.rollout import Trajectory, rollout
 class Args(CommonArgs):
     """Train a policy network that drops blocks, all at once."""
 
-    policy_depth: int = 8
-    """depth of the policy network (6n+2)"""
-    warmup_iterations: int = 250
-    """steps of preparation before, taken where the network does not bear skips yet"""
-    curriculum: int = 400
-    """training steps with a frozen backbone; over the first half of them the blocks are added"""
-    joint: int = 200
-    """training steps of backbone and policy network together"""
-    batch_size: int = 128
-    """images per step"""
-    penalty: float = 5.0
+    policy_depth: Method[int] = 8
+    """depth of the policy network (6n + 2)"""
+    penalty: Method[float] = 5.0
     """minus the reward of a wrong answer (γ)"""
-    bound: float = 0.95
-    """probabilities are kept between 1 - bound and bound (α; 0.8 in the paper, under which a short curriculum
-    learns to execute: every block is dropped at least every fifth time, whatever the others do)"""
-    lr: float = 1e-3
+    bound: Method[float] = 0.95
+    """largest probability of either action (α; 0.8 in the paper, with which a short curriculum learns to
+    execute everything: each block is dropped at least every fifth time, whatever the others do)"""
+    warmup_iterations: Schedule[int] = 250
+    """steps of preparation, taken only where skips cost the network too much"""
+    curriculum: Schedule[int] = 400
+    """training steps with a frozen backbone; over the first half of them the blocks are added"""
+    joint: Schedule[int] = 200
+    """training steps of backbone and policy network together"""
+    batch_size: Schedule[int] = 128
+    """images per step"""
+    lr: Schedule[float] = 1e-3
     """Adam's learning rate for the policy network"""
-    joint_lr: float = 3e-4
+    joint_lr: Schedule[float] = 3e-4
     """Adam's learning rate for the backbone in the joint stage, falling linearly to zero"""
-    eval_every: int = 100
+    eval_every: Run[int] = 100
     """steps between evaluations on validation images"""
-    resume: bool = False
-    """go on from the checkpoint in --run-dir"""
+    resume: Run[bool] = False
+    """continuation from the checkpoint in --run-dir, where there is one"""
 
     @property
     def images_per_step(self) -> int:

@@ -15,6 +15,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.cli import main_with_named_errors
+from agents.common.flags import Method, Schedule
 from agents.common.sb3 import SB3Args, episode_length, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -28,10 +29,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Args(SB3Args):
     """Train DQN on a frozen backbone."""
 
-    buffer: int | None = None
-    """transitions in the replay memory"""
-    updates: int | None = None
-    """gradient steps per step of all environments"""
+    buffer: Method[int | None] = None
+    """transitions in the replay memory (default: the preset of the id)"""
+    updates: Schedule[int | None] = None
+    """gradient steps per step of all environments (default: the preset of the id)"""
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:

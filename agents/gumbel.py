@@ -17,28 +17,27 @@ Its gates are a small network on each block's pooled feature; here they are thos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
 from agents.common.estimate import print_estimate
+from agents.common.flags import CommonArgs, Method, Run, Schedule
 from agents.common.loop import learn
 from agents.common.preparation import Preparation, look
-from agents.common.setting import CommonArgs, Setting
+from agents.common.setting import Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.errors import unknown_name
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import autocast, cpu_by_default
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import Trajectory, rollout
 
-TARGETS = ("block", "network")
 TOLERANCE = 0.05  # of the rate of execution; further off the target is missed
 
 
@@ -46,28 +45,28 @@ TOLERANCE = 0.05  # of the rate of execution; further off the target is missed
 class Args(CommonArgs):
     """Train gates and backbone together through relaxed draws."""
 
-    gate: str = "rnn"
-    """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
-    target: float = 0.7
-    """share of images that are to execute a block (the paper's t)"""
-    target_of: str = "network"
-    """who is to meet it: each block (the paper), or the network on average"""
-    penalty: float = 2.0
+    gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
+    """kind of gate: one LSTM shared by all blocks (rnn), or a small convolutional network per block"""
+    target: Method[float] = 0.7
+    """share of the images that a block is to execute (the paper's t)"""
+    target_of: Method[Literal["block", "network"]] = "network"
+    """scope of the target: each block (the paper), or the network on average"""
+    penalty: Method[float] = 2.0
     """weight of missing the target (λ)"""
-    warmup_iterations: int = 250
-    """steps of preparation before, taken where the network does not bear skips yet"""
-    iterations: int = 500
+    warmup_iterations: Schedule[int] = 250
+    """steps of preparation, taken only where skips cost the network too much"""
+    iterations: Schedule[int] = 500
     """training steps"""
-    batch_size: int = 128
+    batch_size: Schedule[int] = 128
     """images per step"""
-    lr: float = 1e-3
+    lr: Schedule[float] = 1e-3
     """Adam's learning rate for the backbone, falling linearly to zero"""
-    gate_lr: float = 1e-2
-    """Adam's learning rate for the gates, falling alike"""
-    eval_every: int = 100
+    gate_lr: Schedule[float] = 1e-2
+    """Adam's learning rate for the gates, falling linearly to zero"""
+    eval_every: Run[int] = 100
     """steps between evaluations on validation images"""
-    resume: bool = False
-    """go on from the checkpoint in --run-dir"""
+    resume: Run[bool] = False
+    """continuation from the checkpoint in --run-dir, where there is one"""
 
     @property
     def images_per_step(self) -> int:
@@ -77,8 +76,6 @@ class Args(CommonArgs):
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         super().check()
-        if self.target_of not in TARGETS:
-            raise unknown_name("target_of", self.target_of, TARGETS)
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
 

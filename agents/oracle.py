@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
-from agents.common.setting import CommonArgs, Setting
+from agents.common.flags import CommonArgs, Method, Run
+from agents.common.setting import Setting
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.precision import autocast, cpu_by_default
@@ -32,14 +33,14 @@ from skipnet_rl.rollout import rollout
 class Args(CommonArgs):
     """Search for the cheapest route of each test image that is right."""
 
-    exhaustive: int = 10
-    """networks of at most so many decisions have every route tried"""
-    restarts: int = 8
+    exhaustive: Method[int] = 10
+    """largest number of decisions at which every route is tried"""
+    restarts: Method[int] = 8
     """random routes tried for an image that the full network gets wrong (when searching)"""
-    batch_size: int = 250
+    batch_size: Run[int] = 250
     """images at a time"""
-    precision: str = "fp32"
-    """fp32, bf16 or auto; a choice among many routes chooses rounding errors too, and bf16's are large"""
+    precision: Run[Literal["auto", "bf16", "fp32"]] = "fp32"
+    """floating-point format; a choice among many routes also chooses rounding errors, and bf16's are large"""
 
 
 class Best:

@@ -18,6 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.cli import main_with_named_errors
+from agents.common.flags import Method, Schedule
 from agents.common.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -38,14 +39,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Args(SB3Args):
     """Train PPO on a frozen backbone."""
 
-    recurrent: bool = False
-    """an LSTM instead of the first hidden layers: RecurrentPPO"""
-    epochs: int | None = None
-    """passes over each rollout"""
-    minibatches: int | None = None
-    """of each pass"""
-    entropy: float | None = None
-    """weight of the entropy bonus"""
+    recurrent: Method[bool] = False
+    """LSTM instead of the first hidden layers: RecurrentPPO"""
+    epochs: Schedule[int | None] = None
+    """passes over each rollout (default: the preset of the id)"""
+    minibatches: Schedule[int | None] = None
+    """minibatches in each pass (default: the preset of the id)"""
+    entropy: Method[float | None] = None
+    """weight of the entropy bonus (default: the preset of the id)"""
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> BaseAlgorithm:

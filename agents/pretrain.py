@@ -18,22 +18,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from agents.common import flags
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, check_teachers, distilled, load_teachers
-from agents.common.flag_rules import check_numbers
+from agents.common.flag_rules import check_choices, check_numbers
 from agents.common.optimizers import sgd
 from agents.common.watch import check_finite, check_loss
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
@@ -48,7 +48,6 @@ from skipnet_rl.runs import Run, run_folder, without_places
 from skipnet_rl.terminal import say
 from skipnet_rl.weights import load_backbone
 
-SCHEDULES = ("cosine", "step")
 EPOCHS, FEWEST_STEPS = 30, 1_500  # of a training whose length nobody gives
 ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is validated between epochs
 
@@ -57,68 +56,67 @@ ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is 
 class Args:
     """Train a ResNet with every block executed."""
 
-    depth: int = 110
+    depth: flags.Data[int] = 110
     """6n + 2 (14, 20, 32, 38, …, 110, 152) for CIFAR-sized images; 34, 50, 101 for ImageNet's"""
-    dataset: str = "auto"
+    dataset: flags.Data[str] = "auto"
     """auto, rendered-digits, cifar10, cifar100, svhn, imagenet or imagefolder"""
-    data_dir: Path | None = None
+    data_dir: flags.Data[Path | None] = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
-    download: bool = False
+    download: flags.Data[bool] = False
     """fetch missing files through torchvision"""
-    mean: tuple[float, float, float] | None = None
+    mean: flags.Data[tuple[float, float, float] | None] = None
     """of the images' pixels in 0 … 1, per channel, for normalising (default: the data set's own)"""
-    std: tuple[float, float, float] | None = None
+    std: flags.Data[tuple[float, float, float] | None] = None
     """their deviation (default: the data set's own)"""
-    shortcut: str = "projection"
+    shortcut: flags.Data[Literal["projection", "pad", "pool"]] = "projection"
     """projection, pad or pool"""
-    zero_init_residual: bool = True
+    zero_init_residual: flags.Method[bool] = True
     """start each block as its shortcut (Goyal et al. 2017, arXiv 1706.02677); deep networks need it"""
-    weights: str | None = None
+    weights: flags.Data[str | None] = None
     """go on from these weights, a file, a shipped name, or torchvision for torchvision's, with a schedule of
     its own (a warm restart); a classifier of another number of classes begins anew; default: from nothing"""
-    weights_depth: int | None = None
+    weights_depth: flags.Data[int | None] = None
     """their depth, if less than --depth, of shipped ones too: the blocks they lack begin as their shortcuts,
     so that the deeper network starts with the same predictions (default: that of --depth)"""
-    epochs: float | None = None
+    epochs: flags.Schedule[float | None] = None
     """passes over the training split (default: 30, and on few images as many as 1,500 steps take)"""
-    batch_size: int = 128
+    batch_size: flags.Schedule[int] = 128
     """images per step"""
-    lr: float = 0.1
+    lr: flags.Schedule[float] = 0.1
     """peak learning rate"""
-    schedule: str = "cosine"
+    schedule: flags.Schedule[Literal["cosine", "step"]] = "cosine"
     """cosine to zero, or step: divided by ten at 50 % and 75 % of the steps"""
-    warmup: float = 0.05
+    warmup: flags.Schedule[float] = 0.05
     """share of the steps over which the learning rate rises from zero"""
-    momentum: float = 0.9
+    momentum: flags.Schedule[float] = 0.9
     """of Nesterov's SGD"""
-    weight_decay: float = 5e-4
+    weight_decay: flags.Schedule[float] = 5e-4
     """on convolutions and the classifier's matrix"""
-    survival: float = 1.0
+    survival: flags.Method[float] = 1.0
     """stochastic depth: survival probability of the last block, falling linearly; 1 is none"""
-    distillation: float = 0.0
+    distillation: flags.Method[float] = 0.0
     """share of the loss that asks for the predictions of --teacher instead of the labels"""
-    teacher: tuple[str, ...] = ()
+    teacher: flags.Method[tuple[str, ...]] = ()
     """network of --distillation, or several: files, names of shipped ones, or auto, of the same shortcut"""
-    teacher_depth: tuple[int, ...] = ()
+    teacher_depth: flags.Method[tuple[int, ...]] = ()
     """depth of each (default: a shipped one's own, else that of --depth)"""
-    precision: str = "auto"
+    precision: flags.Run[Literal["auto", "bf16", "fp32"]] = "auto"
     """bf16, fp32, or auto: bf16 where the hardware has it"""
-    device: str = "auto"
+    device: flags.Run[str] = "auto"
     """cpu, cuda, or auto"""
-    seed: int = 0
+    seed: flags.Run[int] = 0
     """of weights, order, augmentation and dropped blocks"""
-    run_dir: Path | None = None
+    run_dir: flags.Run[Path | None] = None
     """run folder (default: runs/<env>-pretrain-<seed>-<time>)"""
-    resume: bool = False
+    resume: flags.Run[bool] = False
     """go on from the checkpoint in --run-dir"""
-    debug: bool = False
+    debug: flags.Run[bool] = False
     """show the traceback of an error"""
 
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
+        check_choices(self)
         check_numbers(self)
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.distillation and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
         check_teachers(self.teacher, self.distillation, self.teacher_depth, self.depth)

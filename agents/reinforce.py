@@ -10,20 +10,20 @@ stands beside PPO, A2C and DQN, which see the same frozen network.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_routes
+from agents.common.flags import CommonArgs, Method, Run, Schedule
 from agents.common.loop import learn
-from agents.common.setting import CommonArgs, Setting
+from agents.common.setting import Setting
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.errors import unknown_name
-from skipnet_rl.estimators import BASELINES, advantages, score_function_loss
+from skipnet_rl.estimators import advantages, score_function_loss
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import autocast, cpu_by_default
@@ -35,22 +35,22 @@ from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 class Args(CommonArgs):
     """Train gates on a frozen backbone."""
 
-    gate: str = "rnn"
-    """rnn (one LSTM shared by all blocks), ff1 or ff2 (a small convolutional network per block)"""
-    iterations: int = 500
-    """training steps"""
-    batch_size: int = 256
-    """episodes per step"""
-    routes: int = 4
+    gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
+    """kind of gate: one LSTM shared by all blocks (rnn), or a small convolutional network per block"""
+    baseline: Method[Literal["none", "batch-mean", "leave-one-out"]] = "leave-one-out"
+    """baseline of the score function; leave-one-out: the mean over an image's other routes"""
+    routes: Method[int] = 4
     """sampled routes per image"""
-    baseline: str = "leave-one-out"
-    """none, batch-mean or leave-one-out (of an image's routes)"""
-    lr: float = 1e-2
+    iterations: Schedule[int] = 500
+    """training steps"""
+    batch_size: Schedule[int] = 256
+    """episodes per step"""
+    lr: Schedule[float] = 1e-2
     """Adam's learning rate"""
-    eval_every: int = 100
+    eval_every: Run[int] = 100
     """steps between evaluations on validation images"""
-    resume: bool = False
-    """go on from the checkpoint in --run-dir"""
+    resume: Run[bool] = False
+    """continuation from the checkpoint in --run-dir, where there is one"""
 
     @property
     def frozen(self) -> bool:
@@ -65,9 +65,6 @@ class Args(CommonArgs):
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         super().check()
-        known = [name for name in BASELINES if name != "value"]
-        if self.baseline not in known:
-            raise unknown_name("baseline", self.baseline, known)
         check_routes(self.batch_size, self.routes, self.baseline)
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")

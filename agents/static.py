@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
-from agents.common.setting import CommonArgs, Setting
+from agents.common.flags import CommonArgs, Method, Run
+from agents.common.setting import Setting
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.mdp import RoutingMDP
@@ -37,11 +38,11 @@ from skipnet_rl.progress import progress_bar
 class Args(CommonArgs):
     """Evaluate policies that need no training."""
 
-    rates: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5)
+    rates: Method[tuple[float, ...]] = (0.9, 0.8, 0.7, 0.6, 0.5)
     """p(execute) of the random policies"""
-    points: int = 8
-    """sizes at which a fixed set is evaluated on the test set, spread evenly"""
-    eval_images: int = 1_000
+    points: Method[int] = 8
+    """number of sizes, evenly spread, at which a fixed set is evaluated on the test set"""
+    eval_images: Run[int] = 1_000
     """validation images on which the greedy choice is made"""
 
 

@@ -18,6 +18,7 @@ def main_with_named_errors(
     run: Callable[[ArgsT], Any],
     errors: tuple[type[Exception], ...] = (),
     defaults: Callable[[], ArgsT] | None = None,
+    parse: Callable[..., ArgsT] = tyro.cli,
 ) -> None:
     """Parse the command line and run; a user's mistake ends in one line and exit code 2.
 
@@ -26,9 +27,10 @@ def main_with_named_errors(
         run: what to do.
         errors: kinds of mistakes beside ValueError and OSError.
         defaults: gives the flags' defaults where they follow from flags that are given; `--help` shows them.
+        parse: reads the command line into `args_type`, with `defaults` as its `default`.
     """
     with forgiving_streams():
-        _run(args_type, run, errors, defaults)
+        _run(args_type, run, errors, defaults, parse)
 
 
 def _run(
@@ -36,11 +38,12 @@ def _run(
     run: Callable[[ArgsT], Any],
     errors: tuple[type[Exception], ...],
     defaults: Callable[[], ArgsT] | None,
+    parse: Callable[..., ArgsT],
 ) -> None:
     args = None
     mistakes: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
     try:
-        args = tyro.cli(args_type, default=defaults()) if defaults else tyro.cli(args_type)
+        args = parse(args_type, default=defaults()) if defaults else parse(args_type)
         run(args)
     except mistakes as error:
         if getattr(args, "debug", "--debug" in sys.argv):

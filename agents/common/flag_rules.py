@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from skipnet_rl.errors import unknown_name
 from skipnet_rl.normalisation import check_statistics
 
 POSITIVE = {
@@ -18,6 +19,13 @@ NOT_NEGATIVE = {
     "warmup_iterations", "weight_decay",
 }  # fmt: skip
 SHARES = {"distillation", "survival", "target", "warmup"}
+
+
+def check_choices(args: Any) -> None:
+    """Raise a ValueError for the first value of a dataclass of flags that is not one of its choices."""
+    for name, kind in get_type_hints(type(args)).items():
+        if get_origin(kind) is Literal and getattr(args, name) not in get_args(kind):
+            raise unknown_name(name.replace("_", " "), getattr(args, name), get_args(kind))
 
 
 def check_numbers(args: Any) -> None:

@@ -25,12 +25,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
+from agents.common.flags import CommonArgs, Method, Run, Schedule
 from agents.common.loop import progress
 from agents.common.sb3_policies import WEIGHTS, ModelPolicy, policy_spec
-from agents.common.setting import CommonArgs, Setting, val_metrics
+from agents.common.setting import Setting, val_metrics
 from agents.common.watch import check_finite
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
+from skipnet_rl import runs
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.files import whole_file
 from skipnet_rl.gates import INITIAL_RATE
@@ -38,27 +40,26 @@ from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.progress import progress_bar
-from skipnet_rl.runs import Run
 
 
 @dataclass(frozen=True)
 class SB3Args(CommonArgs):
     """Flags of every stable-baselines3 agent; None stands for the preset of the id."""
 
-    episodes: int | None = None
-    """images to train on, one episode each"""
-    num_envs: int | None = None
-    """images at once"""
-    lr: float | None = None
-    """Adam's learning rate"""
-    width: int = 64
-    """of the two hidden layers"""
-    eval_every: int = 5_000
+    width: Method[int] = 64
+    """width of the two hidden layers"""
+    episodes: Schedule[int | None] = None
+    """images to train on, one episode each (default: the preset of the id)"""
+    num_envs: Schedule[int | None] = None
+    """images at once (default: the preset of the id)"""
+    lr: Schedule[float | None] = None
+    """Adam's learning rate (default: the preset of the id)"""
+    eval_every: Run[int] = 5_000
     """episodes between evaluations on validation images"""
-    eval_images: int = 1_000
-    """validation images in each of them"""
-    resume: bool = False
-    """go on from the checkpoint in --run-dir, with the replay memory empty"""
+    eval_images: Run[int] = 1_000
+    """validation images in each evaluation during training"""
+    resume: Run[bool] = False
+    """continuation from the checkpoint in --run-dir, where there is one, with the replay memory empty"""
 
     @property
     def frozen(self) -> bool:
@@ -85,7 +86,7 @@ class Progress(BaseCallback):
     """Bar, metrics, validation and checkpoints, under the names that every agent uses."""
 
     def __init__(
-        self, run: Run, validate: Callable[[], dict[str, Any]], episodes: int, every: int,
+        self, run: runs.Run, validate: Callable[[], dict[str, Any]], episodes: int, every: int,
         done: int = 0, elapsed: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()

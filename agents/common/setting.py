@@ -1,4 +1,4 @@
-"""What every agent shares before and after its learning: flags, images, network, the table's rows."""
+"""What every agent shares before and after its learning: images, network, the table's rows."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from agents.common.flag_rules import check_numbers
+from agents.common.flags import CommonArgs
 from agents.common.tables import print_table
-from envs.ids import depth_of
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
-from skipnet_rl.mdp import ALPHA, RoutingMDP
+from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.plots import write_plots
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
@@ -34,71 +32,6 @@ LOOK = 500  # validation images, at most, on which a run looks at its network be
 WORSE = 0.02  # loss of accuracy that a run does not pass over in silence
 # test images that end a run on a data set for a first look: all 4,000 take the main job ¾ of a minute more
 TEST_IMAGES = {"rendered-digits": 2_000}
-
-
-@dataclass(frozen=True)
-class CommonArgs:
-    """Flags that every agent has."""
-
-    env: str = "SkipResNet110-v0"
-    """a registered id; it names the depth"""
-    dataset: str = "auto"
-    """auto, rendered-digits, cifar10, cifar100, svhn, imagenet or imagefolder"""
-    data_dir: Path | None = None
-    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
-    download: bool = False
-    """fetch missing files through torchvision"""
-    mean: tuple[float, float, float] | None = None
-    """of the images' pixels in 0 … 1, per channel, for normalising (default: the data set's own)"""
-    std: tuple[float, float, float] | None = None
-    """their deviation (default: the data set's own)"""
-    weights: str = "auto"
-    """backbone to start from: a file (.safetensors, or a PyTorch state_dict of this or another project), the
-    name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's, or none"""
-    shortcut: str = "projection"
-    """projection, pad or pool"""
-    alpha: float = ALPHA
-    """weight of the compute saving against the loss"""
-    cost: str = "blocks"
-    """what a skipped block saves: blocks (1 each) or flops"""
-    eval_images: int = 500
-    """validation images in each evaluation on the way"""
-    test_images: int | None = None
-    """test images that the run ends with, the first ones (default: all; of rendered-digits 2,000)"""
-    precision: str = "auto"
-    """bf16, fp32, or auto: bf16 where the hardware has it"""
-    device: str = "auto"
-    """cpu, cuda, or auto"""
-    seed: int = 0
-    """of whatever is drawn at random"""
-    run_dir: Path | None = None
-    """run folder (default: runs/<env>-<agent>-<seed>-<time>)"""
-    debug: bool = False
-    """show the traceback of an error"""
-
-    @property
-    def depth(self) -> int:
-        """Of the network that the id names."""
-        return depth_of(self.env)
-
-    @property
-    def images_per_step(self) -> int:
-        """Different images of a training step, at most; 0 where the environments choose them."""
-        return 0
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the network stays as it is, and a policy over it is learned."""
-        return False
-
-    @property
-    def networks(self) -> tuple[str | None, ...]:
-        """Weights of every network that is to see the images."""
-        return (self.weights,)
-
-    def check(self) -> None:
-        """Raise a ValueError for a name or number that makes no sense."""
-        check_numbers(self)
 
 
 ArgsT = TypeVar("ArgsT", bound=CommonArgs)
