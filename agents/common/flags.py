@@ -142,7 +142,7 @@ def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: A
     start = args_type() if default is None else default
     words = sys.argv[1:] if words is None else list(words)
     _check_choices(args_type, words)
-    form, parts = _form(args_type)
+    form, parts = _form(args_type)  # type: ignore[arg-type]
     values = {
         name: part(**{flag.name: getattr(start, flag.name) for flag in fields(part)})
         for name, part in parts.items()
@@ -194,8 +194,10 @@ def _helps(args_type: type) -> dict[str, str]:
     """The docstring below each field, of the class and of those that it inherits from."""
     found: dict[str, str] = {}
     for kind in reversed(args_type.__mro__[:-1]):
-        body = ast.parse(dedent(inspect.getsource(kind))).body[0].body
-        for line, below in zip(body, body[1:], strict=False):
+        (tree,) = ast.parse(dedent(inspect.getsource(kind))).body
+        for line, below in pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
             if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-                found[line.target.id] = inspect.cleandoc(ast.literal_eval(below.value)).replace("\n", " ")
+                found[ast.unparse(line.target)] = inspect.cleandoc(ast.literal_eval(below.value)).replace(
+                    "\n", " "
+                )
     return found
