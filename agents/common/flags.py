@@ -197,7 +197,6 @@ def _helps(args_type: type) -> dict[str, str]:
         (tree,) = ast.parse(dedent(inspect.getsource(kind))).body
         for line, below in pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
             if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-                found[ast.unparse(line.target)] = inspect.cleandoc(ast.literal_eval(below.value)).replace(
-                    "\n", " "
-                )
+                text = inspect.cleandoc(ast.literal_eval(below.value))
+                found[ast.unparse(line.target)] = text.replace("\n", " ")
     return found
