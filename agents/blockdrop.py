@@ -33,10 +33,10 @@ from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
+from skipnet_rl.device import autocast, cpu_by_default
 from skipnet_rl.flops import network_macs
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.precision import autocast, cpu_by_default
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rollout

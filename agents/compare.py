@@ -32,11 +32,11 @@ from agents.common.tables import comparison, print_comparison, title_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data.places import data_folder
+from skipnet_rl.device import cpu_by_default, pick_device
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.files import whole_file, write_text
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, policy_macs
-from skipnet_rl.precision import cpu_by_default, pick_device
 from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.terminal import say
 

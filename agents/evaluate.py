@@ -34,13 +34,13 @@ from envs.ids import depth_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, resolve_dataset
+from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised, stated, warn_of_others
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
-from skipnet_rl.precision import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.runs import provenance

@@ -21,13 +21,13 @@ from skipnet_rl.checkpoint import parts_of
 from skipnet_rl.cli import main_with_named_errors
 from skipnet_rl.data import Images
 from skipnet_rl.data.places import data_folder
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.files import whole_file
 from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import normalised, stated
 from skipnet_rl.onnx import Agreement, check_installed, compare_with_torch, export_onnx
 from skipnet_rl.policies import Policy
-from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.terminal import say
 from skipnet_rl.weights import weights_path

@@ -41,13 +41,13 @@ from agents.hybrid_args import Args
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
+from skipnet_rl.device import autocast, cpu_by_default, resolve_precision
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
 from skipnet_rl.gated import StoredPolicy, empty_policy, read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Exploring, FixedRoute, Policy, ValueBaseline
-from skipnet_rl.precision import autocast, cpu_by_default, resolve_precision
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout

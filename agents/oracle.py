@@ -20,9 +20,9 @@ from torch import Tensor
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import CommonArgs, Method, Run
 from agents.common.setting import Setting
+from skipnet_rl.device import autocast, cpu_by_default
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.precision import autocast, cpu_by_default
 from skipnet_rl.process import DecisionProcess, select
 from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.randomness import Stream, step_generator

@@ -34,12 +34,12 @@ from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import training_index
+from skipnet_rl.device import autocast, cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
-from skipnet_rl.precision import autocast, cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import Architecture, ResNet

@@ -27,10 +27,10 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flags import CommonArgs, Method, Run
 from agents.common.setting import Setting
 from skipnet_rl.data import Images
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import FixedRoute, RandomSkip
-from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.progress import progress_bar
 
 

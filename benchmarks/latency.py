@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks import measure
 from skipnet_rl.data import load_images
+from skipnet_rl.folding import for_inference
 from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.gates import RecurrentGate
-from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.onnx import export_onnx, export_plain, onnx_session
 from skipnet_rl.resnet import ResNet

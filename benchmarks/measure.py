@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from skipnet_rl.checkpoint import write_json
+from skipnet_rl.device import pick_device
 from skipnet_rl.files import write_text
-from skipnet_rl.precision import pick_device
 from skipnet_rl.runs import machine, versions
 from skipnet_rl.terminal import say
 

@@ -27,7 +27,7 @@ from agents.hybrid_reinforce import Args, Learner, train_step
 from benchmarks import measure
 from skipnet_rl import plots
 from skipnet_rl.data import load_images, resolve_dataset
-from skipnet_rl.precision import resolve_precision
+from skipnet_rl.device import resolve_precision
 from skipnet_rl.resnet import CIFAR_DEPTHS, ResNet
 
 DEPTH, BATCH = 110, 128

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from benchmarks import measure
 from envs.vector import SkipNetVectorEnv
+from skipnet_rl.device import resolve_precision
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.precision import resolve_precision
 from skipnet_rl.weights import build_backbone
 
 DATASET = "rendered-digits"

@@ -24,8 +24,8 @@ from agents.hybrid_reinforce import Args, Learner, hrl_loss, train_step
 from benchmarks import measure
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.data.imageset import training_index
+from skipnet_rl.device import resolve_precision
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.precision import resolve_precision
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import build_backbone

@@ -19,11 +19,11 @@ from envs.specs import plain
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.data.places import data_folder, fingerprint
+from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.inference import for_inference
+from skipnet_rl.folding import for_inference
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised
-from skipnet_rl.precision import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import build_backbone, sha256_of, weights_name
 

@@ -77,7 +77,9 @@ class Lockstep:
         self.observation_size = whole if obs_mode == "feature+block" else mdp.feature_width
         _ = mdp.whole_macs  # counted here, not in the step that ends the first episode
         self.state: Any = None
-        self.logits = self.loss = torch.empty(0)  # at the end of the episodes: [B, K] and [B]
+        self.logits = self.loss = torch.empty(
+            0, device=self.device
+        )  # at the end of the episodes: [B, K] and [B]
         self.index = np.zeros(size, np.int64)
         self.routes = torch.zeros(size, 0, dtype=torch.bool, device=self.device)
         self.returns = torch.zeros(size, device=self.device)

@@ -94,7 +94,9 @@ def main(options: Options) -> None:
     path = weights_path(options.weights)
     images = load_images(read_header(path)["dataset"], "test", options.data_dir)
     mdp, policy = restore_checkpoint(path)
-    routes = rollout(mdp, policy, *images.batch(torch.tensor(options.images))).actions.int().tolist()
+    routes = (
+        rollout(mdp, policy, *images.batch(torch.tensor(options.images, device="cpu"))).actions.int().tolist()
+    )
     env = SkipNetEnv(mdp, images, render_mode="rgb_array")
     episodes = [list(frames(env, index, route)) for index, route in zip(options.images, routes, strict=True)]
     write_gif(options.out, episodes, options.frame_ms, options.pause_ms)

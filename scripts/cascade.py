@@ -27,9 +27,9 @@ from agents.common.tables import markdown, points, publish
 from agents.evaluate import Subject
 from scripts.paired import of_one_data_set, whole_flops
 from skipnet_rl.data import Images
+from skipnet_rl.device import pick_device
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.precision import pick_device
 from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.statistics import accuracy_difference, half_width, wilson_interval
 

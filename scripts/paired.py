@@ -16,8 +16,8 @@ from typing import Any
 from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown, points, publish
 from agents.evaluate import Args, Subject, restore
+from skipnet_rl.device import pick_device
 from skipnet_rl.evaluate import Evaluation, evaluate
-from skipnet_rl.precision import pick_device
 from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.statistics import accuracy_difference
 

@@ -28,9 +28,9 @@ from agents.common.flag_rules import check_numbers
 from scripts import results
 from scripts.rows import ROWS, Options, Step, chain
 from skipnet_rl.data import Images, load_images
+from skipnet_rl.device import pick_device, resolve_precision
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.terminal import say
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from skipnet_rl.data import Images
+from skipnet_rl.device import autocast
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
-from skipnet_rl.precision import autocast
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipnet_rl.device import autocast
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.gates import Gate
-from skipnet_rl.precision import autocast
 from skipnet_rl.process import DecisionProcess
 
 TOP = 3  # log-probabilities of the belief, the largest ones
@@ -105,7 +105,7 @@ class BeliefGate(Gate):
         nn.init.zeros_(head.weight)  # every decision is a fair coin at first
         nn.init.zeros_(head.bias)
         self.layers = nn.Sequential(nn.Linear(mdp.observation_size, width), nn.Tanh(), head)
-        self.register_buffer("scale", torch.ones(mdp.observation_size))
+        self.register_buffer("scale", torch.ones(mdp.observation_size, device=head.weight.device))
         self.scale[: mdp.feature_width] = self.SCALE
 
     scale: Tensor

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.files import move, remove_folder, sync, whole_file, write_text
-from skipnet_rl.precision import cpu_by_default
 
 TENSORS, TREE = "state.safetensors", "state.json"
 

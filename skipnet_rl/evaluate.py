@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skipnet_rl.data import Images
+from skipnet_rl.device import autocast
 from skipnet_rl.files import whole_file
 from skipnet_rl.flops import compute_blocks
 from skipnet_rl.policies import Policy, policy_macs
-from skipnet_rl.precision import autocast
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.rollout import rollout
 from skipnet_rl.statistics import wilson_interval

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from skipnet_rl.blocks import Block, Bottleneck
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.resnet import Architecture, Block, Bottleneck, ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # may stand anywhere
 BLOCKDROP = re.compile(r"blocks\.(\d)\.(\d+)\.(.+)")

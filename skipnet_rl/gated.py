@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from skipnet_rl.checkpoint import load_weights, read_about
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.gates import FeedForwardGate, RecurrentGate, make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import FixedRoute
-from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.resnet import ResNet
 
 HEADER = {"depth", "dataset", "gate", "shortcut", "alpha", "cost"}

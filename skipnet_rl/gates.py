@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipnet_rl.device import autocast
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.precision import autocast
 from skipnet_rl.resnet import ResNet, module_list, pool
 
 INITIAL_RATE = 0.9  # near "execute": a backbone not trained with skips breaks down under many of them

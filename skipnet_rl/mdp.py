@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from skipnet_rl.blocks import Block
 from skipnet_rl.flops import NetworkMacs, block_costs, network_macs
-from skipnet_rl.inference import for_inference
+from skipnet_rl.folding import for_inference
 from skipnet_rl.process import ALPHA, Action, DecisionProcess, check_action
-from skipnet_rl.resnet import Block, ResNet, pool
+from skipnet_rl.resnet import ResNet, pool
 
 if TYPE_CHECKING:
     from typing_extensions import Self

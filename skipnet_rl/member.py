@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skipnet_rl.inference import for_inference
+from skipnet_rl.folding import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy, policy_macs
 from skipnet_rl.resnet import ResNet

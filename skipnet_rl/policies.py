@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from skipnet_rl.device import autocast
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.precision import autocast
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.resnet import module_list, pool
 

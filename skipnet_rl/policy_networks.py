@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipnet_rl.device import autocast
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.flops import count_macs, network_macs
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.precision import autocast
 from skipnet_rl.resnet import ResNet
 
 Memory = tuple[Tensor, Tensor]

@@ -144,7 +144,7 @@ class DecisionProcess(ABC):
 
     @abstractmethod
     def for_inference(self, precision: str = "fp32") -> Self:
-        """The same process over a copy of the network that cannot be trained, see `inference`."""
+        """The same process over a copy of the network that cannot be trained, see `folding`."""
 
     @property
     def device(self) -> torch.device:

@@ -1,9 +1,7 @@
-"""Residual networks as one flat list of blocks, each with its transform and its shortcut.
+"""Residual networks as one flat list of blocks, so that each block can be addressed by its number.
 
-CIFAR ResNets of depth 6n+2 and ImageNet ResNets: He et al., "Deep Residual Learning for Image
-Recognition", CVPR 2016 (arXiv 1512.03385), section 4.2 and table 1. What SkipNet adds is a way to
-address a block alone, so a block here is `relu(transform(x) + shortcut(x))` and both parts can be
-called.
+CIFAR ResNets of depth 6n+2 and ImageNet ResNets: He et al., "Deep Residual Learning for Image Recognition",
+CVPR 2016 (arXiv 1512.03385), section 4.2 and table 1.
 """
 
 from __future__ import annotations
@@ -14,141 +12,31 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from skipnet_rl.errors import unknown_name
-from skipnet_rl.precision import autocast
+from skipnet_rl.blocks import Block, Bottleneck
+from skipnet_rl.device import autocast
 
 CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)
 IMAGENET_DEPTHS = (34, 50, 101)
-SHORTCUTS = ("projection", "pad", "pool")
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def module_list(modules: Iterable[ModuleT]) -> Sequence[ModuleT]:
-    """`nn.ModuleList`, for the type checker a sequence of the modules' own class."""
+    """`nn.ModuleList` whose items keep their class for the type checker."""
     return cast("Sequence[ModuleT]", nn.ModuleList(modules))
-
-
-class ZeroPadShortcut(nn.Module):
-    """Parameter-free shortcut where the shape changes: subsample, then surround with zero channels.
-
-    New channels stand in equal parts before and after the old ones, as published CIFAR weights have it.
-    `"pad"` takes every stride-th pixel (option A of He et al.); `"pool"` averages over the
-    stride instead (SkipNet, section 3.1: "pooled to match the dimension").
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, average: bool) -> None:
-        super().__init__()
-        self.before = (out_channels - in_channels) // 2
-        self.after = out_channels - in_channels - self.before
-        self.stride = stride
-        self.average = average
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
-        step = self.stride  # of an odd size, the last row and column stand alone, as for a convolution
-        x = F.avg_pool2d(x, step, ceil_mode=True) if self.average else x[:, :, ::step, ::step]
-        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
-
-
-class ProjectionShortcut(nn.Sequential):
-    """1×1 convolution and batch norm where the shape changes (option B of He et al.)."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
-
-
-def make_shortcut(name: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """The shortcut called `name`; the identity where input and output shapes agree."""
-    if name not in SHORTCUTS:
-        raise unknown_name("shortcut", name, SHORTCUTS)
-    if in_channels == out_channels and stride == 1:
-        return nn.Identity()
-    if name == "projection":
-        return ProjectionShortcut(in_channels, out_channels, stride)
-    return ZeroPadShortcut(in_channels, out_channels, stride, average=name == "pool")
-
-
-class Block(nn.Module):
-    """Residual block F^i with two 3×3 convolutions.
-
-    `transform` and `shortcut` are separate because a skipped image takes the shortcut alone
-    (SkipNet, equation 1).
-    """
-
-    expansion = 1  # output channels per channel of the 3×3 convolution
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The batch norm before the addition; with a zero weight the block is its shortcut."""
-        return self.bn2
-
-    def transform(self, x: Tensor) -> Tensor:
-        """The residual before the addition: [B, C_in, H, W] → [B, C_out, H/stride, W/stride], not aliased."""
-        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
-
-    def execute(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """The executed block, its shortcut given: [B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
-        # in place: neither the convolution nor the batch norm needs its own output to go backward
-        return F.relu(self.transform(x).add_(shortcut), inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The executed block: [B, C_in, H, W] → [B, C_out, H/stride, W/stride]."""
-        return self.execute(x, self.shortcut(x))
-
-
-class Bottleneck(Block):
-    """Residual block of 1×1, 3×3 and 1×1 convolutions; the stride is on the 3×3, as in torchvision."""
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
-        nn.Module.__init__(self)
-        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
-        width = out_channels // self.expansion
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
-        self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The batch norm before the addition; with a zero weight the block is its shortcut."""
-        return self.bn3
-
-    def transform(self, x: Tensor) -> Tensor:
-        """The residual before the addition: [B, C_in, H, W] → [B, C_out, H/stride, W/stride], not aliased."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return self.bn3(self.conv3(F.relu(self.bn2(self.conv2(x)), inplace=True)))
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one ResNet from another.
+    """Sizes that define a ResNet.
 
     Attributes:
-        image_size: side of the images it is made for.
-        channels: of the 3×3 convolutions in each stage; the stem has as many as the first.
+        image_size: side of the images, in pixels.
+        channels: channels of the 3×3 convolutions in each stage; the stem has those of the first stage.
         blocks: number of blocks in each stage.
-        block: kind of block.
-        large_stem: 7×7 convolution and max pool, each of stride 2, in place of one 3×3 convolution.
+        block: class of the blocks.
+        large_stem: the stem is a 7×7 convolution and a max pool, both of stride 2, not one 3×3 convolution.
     """
 
     image_size: int
@@ -159,10 +47,10 @@ class Architecture:
 
     @classmethod
     def of_depth(cls, depth: int) -> Architecture:
-        """34, 50 and 101 are ImageNet's, every other 6n+2 is CIFAR's.
+        """The architecture of a depth: 34, 50 and 101 are ImageNet's, any other 6n+2 is CIFAR's.
 
         Raises:
-            ValueError: neither.
+            ValueError: an unknown depth.
         """
         if depth in IMAGENET_DEPTHS:
             blocks = (3, 4, 23, 3) if depth == 101 else (3, 4, 6, 3)
@@ -180,13 +68,13 @@ class Architecture:
 
 
 class ResNet(nn.Module):
-    """A stem, all blocks in one list, a classifier.
+    """Stem, blocks in one list, classifier.
 
     Args:
         depth: 34, 50, 101 (ImageNet, 224×224) or 6n+2 (CIFAR, 32×32: 14, 20, …, 110, 152), or an
-            `Architecture` of your own.
+            `Architecture`.
         num_classes: K.
-        shortcut: `"projection"`, `"pad"` or `"pool"`, used where the shape changes.
+        shortcut: `"projection"`, `"pad"` or `"pool"`, where a block changes the shape.
 
     Raises:
         ValueError: an unknown depth or shortcut.
@@ -210,7 +98,7 @@ class ResNet(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the images it is made for."""
+        """Side of the images, in pixels."""
         return self.architecture.image_size
 
     @property
@@ -228,13 +116,13 @@ class ResNet(nn.Module):
         return shapes
 
     def enter(self, images: Tensor) -> Tensor:
-        """The stem, which takes images in any precision: [B, 3, H, W] → [B, C, H, W]."""
+        """The stem; images of any precision: [B, 3, H, W] → [B, C, H, W]."""
         return self.stem(images.to(next(self.stem.parameters()).dtype))
 
     def classify(self, x: Tensor) -> Tensor:
-        """Logits of the last feature map, in the weights' precision: [B, C, H, W] → [B, K]."""
+        """Logits from the last feature map, in the classifier's precision: [B, C, H, W] → [B, K]."""
         dtype = self.fc.weight.dtype
-        with autocast("fp32", x.device):  # bf16 logits would round the loss
+        with autocast("fp32", x.device):  # bf16 logits would make the loss coarse
             return self.fc(pool(x.to(dtype), dtype))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -253,9 +141,9 @@ class ResNet(nn.Module):
 def pool(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Global average of each channel: [B, C, H, W] → [B, C] in `dtype`.
 
-    Of a bf16 map the sum is accumulated in float32 and then rounded: converting the whole map first cost a
-    sixth of an episode on a CPU. It is a sum over the channels-last view so that its gradient lies in memory
-    as the other gradients of x do.
+    A bf16 map is summed in float32 and the sum is rounded: converting the whole map first took a sixth of an
+    episode on a CPU. The sum is over the channels-last view so that its gradient has the memory layout of the
+    other gradients of x.
     """
     _, _, height, width = x.shape
     return x.permute(0, 2, 3, 1).sum(dim=(1, 2)).to(dtype) / (height * width)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from skipnet_rl.data import Images
+from skipnet_rl.device import autocast
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.inference import for_inference
+from skipnet_rl.folding import for_inference
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute, RandomSkip
-from skipnet_rl.precision import autocast
 from skipnet_rl.randomness import Stream, step_generator
 
 RATE = 0.9  # of execution: one block in ten is skipped

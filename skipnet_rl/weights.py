@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from skipnet_rl import catalogue
 from skipnet_rl.checkpoint import fill, read_about, read_tensors
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import WeightsError, one_line, unknown_name
 from skipnet_rl.foreign import Backbone, architecture_of, check_padding, describe, find_backbone
 from skipnet_rl.gates import GATES, FeedForwardGate, RecurrentGate, make_gate
@@ -27,7 +28,6 @@ from skipnet_rl.importer import read_state_dict, torchvision_weights, unwrap
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy
 from skipnet_rl.policy_networks import ObservationPolicy, PolicyNetwork
-from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.recognition import POLICY, recognise
 from skipnet_rl.resnet import Architecture, ResNet
 

@@ -24,9 +24,9 @@ from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
+from skipnet_rl.folding import for_inference
 from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.gates import RecurrentGate
-from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, RandomSkip, Replay
 from skipnet_rl.randomness import step_generator

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from skipnet_rl.data import digits
+from skipnet_rl.data import digits, drawing
 from skipnet_rl.data.digits import FACTORS, RANGES, SIZES, load_digits, render_digits
 
 
@@ -84,9 +84,9 @@ def test_brightness_contrast_noise_and_blur_show_in_the_pixels(sample):
 def test_larger_digits_cover_more(sample):
     _, labels, factors = sample
     alone = np.flatnonzero(factors["distractors"] == 0)
-    draws = digits._Draws("train", alone)
+    draws = digits._draws("train", alone)
     columns = {name: values[alone, None, None] for name, values in factors.items()}
-    ink = digits._ink(draws, labels[alone], columns).sum(axis=(1, 2))
+    ink = drawing.ink_of(draws, labels[alone], columns).sum(axis=(1, 2))
     assert np.corrcoef(factors["scale"][alone], ink)[0, 1] > 0.5
 
 
@@ -177,7 +177,7 @@ def test_unknown_split(call):
 
 @pytest.mark.parametrize("index", [-1, 4000])
 def test_index_outside(index):
-    with pytest.raises(ValueError, match="0 … 3999"):
+    with pytest.raises(ValueError, match="0 … 3999; got"):
         render_digits("test", np.array([index]))
 
 

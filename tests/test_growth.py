@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from skipnet_rl.blocks import SHORTCUTS, Bottleneck
 from skipnet_rl.growth import grow
-from skipnet_rl.resnet import SHORTCUTS, Architecture, Bottleneck, ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 
 
 def trained(net: ResNet) -> ResNet:

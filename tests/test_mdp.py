@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skipnet_rl.blocks import SHORTCUTS
 from skipnet_rl.mdp import Action, RoutingMDP, State, put, take
-from skipnet_rl.resnet import SHORTCUTS, Architecture, ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 
 ROUTES = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 0]]).bool()
 

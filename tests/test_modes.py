@@ -14,7 +14,7 @@ from envs.factory import _images, _network
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import ImageSet
-from skipnet_rl.inference import for_inference
+from skipnet_rl.folding import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.resnet import ResNet

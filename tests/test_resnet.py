@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
+from skipnet_rl.blocks import SHORTCUTS, Block, Bottleneck, make_shortcut
 from skipnet_rl.flops import network_macs
-from skipnet_rl.resnet import SHORTCUTS, Architecture, Block, Bottleneck, ResNet, make_shortcut
+from skipnet_rl.resnet import Architecture, ResNet
 
 
 def as_torchvision(net: ResNet) -> nn.Sequential:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.inference import for_inference
+from skipnet_rl.folding import for_inference
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import build_backbone, find_entry, index
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from agents.common.setting import Setting
-from skipnet_rl.precision import autocast
+from skipnet_rl.device import autocast
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance
 

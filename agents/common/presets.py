@@ -15,10 +15,10 @@ import tyro
 
 from envs.ids import depth_of
 from skipnet_rl.data import resolve_dataset
+from skipnet_rl.device import pick_device
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gated import FIXED, read_header
-from skipnet_rl.precision import pick_device
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import find_gated, weights_path
 

@@ -34,11 +34,11 @@ from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl import runs
 from skipnet_rl.checkpoint import load_weights, save_weights
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.files import whole_file
+from skipnet_rl.folding import for_inference
 from skipnet_rl.gates import INITIAL_RATE
-from skipnet_rl.inference import for_inference
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.precision import cpu_by_default
 from skipnet_rl.progress import progress_bar
 
 

@@ -14,12 +14,12 @@ import torch
 from agents.common.flags import CommonArgs
 from agents.common.tables import print_table
 from skipnet_rl.data import Images, resolve_dataset
+from skipnet_rl.device import pick_device, resolve_precision
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.plots import write_plots
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
-from skipnet_rl.precision import pick_device, resolve_precision
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import Architecture, ResNet

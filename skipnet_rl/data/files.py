@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import functional as F
 
 from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
 from skipnet_rl.data.pixels import open_image, read_image
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.forking import in_forked_child
-from skipnet_rl.precision import cpu_by_default
 
 DECODERS = 8  # threads; PIL's decoders let go of the interpreter
 RESIZE = 256 / 224  # short side before the central crop, over the crop

@@ -26,8 +26,8 @@ from skipnet_rl.data import places
 from skipnet_rl.data.images import Images
 from skipnet_rl.data.imageset import ImageSet
 from skipnet_rl.data.places import data_folder
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import DataNotFoundError, unknown_name
-from skipnet_rl.precision import cpu_by_default
 
 DATASETS = ("rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder")
 BY_CLASS = ("imagenet", "imagefolder")  # whose images are sorted by class

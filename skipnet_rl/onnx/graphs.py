@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipnet_rl.folding import fold_batchnorm
 from skipnet_rl.gates import Hidden, RecurrentGate
-from skipnet_rl.inference import fold_batchnorm
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import Policy, first_memory
 

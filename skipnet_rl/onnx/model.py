@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from skipnet_rl.files import whole_file
-from skipnet_rl.inference import fold_batchnorm
+from skipnet_rl.folding import fold_batchnorm
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.onnx.graphs import BatchedEpisode, OneImageEpisode
 from skipnet_rl.policies import Policy

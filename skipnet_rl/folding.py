@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from skipnet_rl.precision import resolve_precision
+from skipnet_rl.device import resolve_precision
 from skipnet_rl.resnet import ResNet
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

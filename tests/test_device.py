@@ -1,4 +1,4 @@
-"""Devices as PyTorch's users write them, and programs whose default device is another one."""
+"""Devices and precisions by name, and programs whose default device is not the CPU."""
 
 import ast
 import enum
@@ -17,12 +17,12 @@ from agents import reinforce
 from skipnet_rl.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.data.files import ImageFiles
+from skipnet_rl.device import pick_device, resolve_precision
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import RandomSkip, StochasticDepth
-from skipnet_rl.precision import pick_device
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import build_backbone
 
@@ -201,3 +201,28 @@ def test_every_tensor_says_where_it_goes():
         if (lines := nameless(path.read_text(encoding="utf-8")))
     }
     assert not found
+
+
+def test_float32_is_float32_on_a_gpu(monkeypatch):
+    """Not TensorFloat-32, PyTorch's default in convolutions."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("auto", "cuda", "cuda:1"):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        assert pick_device(name).type == "cuda"
+        assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="sees no CUDA device"):
+        pick_device("cuda")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        pick_device("gpu")
+
+
+def test_bf16_only_where_the_hardware_has_it(monkeypatch):
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert resolve_precision("auto", "cuda") == ("bf16" if has else "fp32")
+        assert resolve_precision("fp32", "cuda") == "fp32"
