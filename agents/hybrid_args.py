@@ -49,8 +49,6 @@ class Args(CommonArgs):
     teacher: Method[tuple[str, ...]] = ()
     """networks for the distillation, all blocks executed: files, names of shipped ones, or auto, of the same
     shortcut (default: the network that the run starts from)"""
-    teacher_depth: Method[tuple[int, ...]] = ()
-    """depth of each teacher (default: a shipped one's own, else that of the id)"""
     bn: Method[Literal["train", "frozen", "recalibrate"]] = "recalibrate"
     """batch norm of the backbone: the batch's statistics (train), the running ones (frozen), or the batch's
     with the running ones estimated anew after each stage (recalibrate)"""
@@ -112,7 +110,7 @@ class Args(CommonArgs):
             raise ValueError("--stage tune trains no gates; give it some with --gate-weights")
         if self.gate == FIXED and self.stage != "tune":
             raise ValueError("--gate fixed has nothing to learn; it goes with --stage tune")
-        check_teachers(self.teacher, self.distillation, self.teacher_depth, self.depth, self.weights)
+        check_teachers(self.teacher, self.distillation, self.weights)
 
     def plan(self) -> list[str]:
         """The stage of each training step."""

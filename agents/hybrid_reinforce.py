@@ -243,9 +243,7 @@ def teachers_of(setting: Setting[Args]) -> list[ResNet]:
     if not args.teacher:
         return [setting.plain]
     classes = len(setting.train.classes)
-    return load_teachers(
-        args.teacher, args.teacher_depth, args.depth, classes, setting.dataset, args.shortcut, setting.device
-    )
+    return load_teachers(args.teacher, args.depth, classes, setting.dataset, args.shortcut, setting.device)
 
 
 def start_gate(gate: StoredPolicy, setting: Setting[Args], args: Args) -> None:

@@ -30,11 +30,13 @@ from agents.common.distillation import Teacher, check_teachers, distilled, load_
 from agents.common.flag_rules import check_choices, check_numbers
 from agents.common.optimizers import sgd
 from agents.common.watch import check_finite, check_loss
+from skipnet_rl import catalogue
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast, cpu_by_default, pick_device, resolve_precision
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
@@ -46,7 +48,7 @@ from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run, run_folder, without_places
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import load_backbone
+from skipnet_rl.weights import open_weights
 
 EPOCHS, FEWEST_STEPS = 30, 1_500  # of a training whose length nobody gives
 ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is validated between epochs
@@ -74,10 +76,9 @@ class Args:
     """start each block as its shortcut (Goyal et al. 2017, arXiv 1706.02677); deep networks need it"""
     weights: flags.Data[str | None] = None
     """go on from these weights, a file, a shipped name, or torchvision for torchvision's, with a schedule of
-    its own (a warm restart); a classifier of another number of classes begins anew; default: from nothing"""
-    weights_depth: flags.Data[int | None] = None
-    """their depth, if less than --depth, of shipped ones too: the blocks they lack begin as their shortcuts,
-    so that the deeper network starts with the same predictions (default: that of --depth)"""
+    its own (a warm restart); a classifier of another number of classes begins anew, and the blocks that a
+    shallower network lacks begin as their shortcuts, so that the deeper one starts with the same predictions
+    (default: from nothing)"""
     epochs: flags.Schedule[float | None] = None
     """passes over the training split (default: 30, and on few images as many as 1,500 steps take)"""
     batch_size: flags.Schedule[int] = 128
@@ -98,8 +99,6 @@ class Args:
     """share of the loss that asks for the predictions of --teacher instead of the labels"""
     teacher: flags.Method[tuple[str, ...]] = ()
     """network of --distillation, or several: files, names of shipped ones, or auto, of the same shortcut"""
-    teacher_depth: flags.Method[tuple[int, ...]] = ()
-    """depth of each (default: a shipped one's own, else that of --depth)"""
     precision: flags.Run[Literal["auto", "bf16", "fp32"]] = "auto"
     """bf16, fp32, or auto: bf16 where the hardware has it"""
     device: flags.Run[str] = "auto"
@@ -119,9 +118,7 @@ class Args:
         check_numbers(self)
         if self.distillation and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
-        check_teachers(self.teacher, self.distillation, self.teacher_depth, self.depth)
-        if self.weights_depth and not self.weights:
-            raise ValueError("--weights-depth has no say without --weights")
+        check_teachers(self.teacher, self.distillation)
 
     def steps(self, images: int) -> int:
         """Number of training steps; a ValueError where that is none."""
@@ -175,7 +172,7 @@ def train(args: Args) -> dict[str, Any]:
     data, val, test = (
         normalised(
             load_images(dataset, split, args.data_dir, args.download, size).to(device),
-            args.mean, args.std, weights, args.depth, args.shortcut,
+            args.mean, args.std, weights,
         )
         for split, weights in networks.items()
     )  # fmt: skip
@@ -183,16 +180,15 @@ def train(args: Args) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, len(data.classes), args.shortcut)
     if args.weights is not None:
-        start = ResNet(args.weights_depth or args.depth, len(data.classes), args.shortcut)
-        load_backbone(args.weights, start)
+        start = start_of(args, dataset, len(data.classes))
+        if start.depth < net.depth:
+            say(f"weights: a ResNet-{start.depth}, which grows to a ResNet-{net.depth}")
         grow(start, net)
     elif args.zero_init_residual:
         for block in net.blocks:
             torch.nn.init.zeros_(block.last_norm.weight)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teachers = load_teachers(
-        args.teacher, args.teacher_depth, args.depth, len(data.classes), dataset, args.shortcut, device
-    )
+    teachers = load_teachers(args.teacher, args.depth, len(data.classes), dataset, args.shortcut, device)
     env = f"SkipResNet{args.depth}-v0"
     run = Run(run_folder(args.run_dir, env, "pretrain", args.seed, args.resume), args, args.resume)
     wall_time = run_steps(net, teachers, run, data, val, args)
@@ -217,6 +213,20 @@ def train(args: Args) -> dict[str, Any]:
     low, high = final.accuracy_ci95
     say(f"test accuracy {final.accuracy:.2%} (95 %: {low:.2%} – {high:.2%}); wrote {run.folder}")
     return result
+
+
+def start_of(args: Args, dataset: str, num_classes: int) -> ResNet:
+    """The network of `--weights`, of any depth; its classifier is new where the number of classes differs."""
+    weights = args.weights
+    if weights == "auto":
+        entry = catalogue.find_auto(args.depth, dataset, args.shortcut)
+        if entry is None:
+            raise WeightsError(f"no ResNet-{args.depth} on {dataset} is shipped to start from; name a file")
+        weights = entry["name"]
+    depth = args.depth if weights == "torchvision" else None
+    return open_weights(
+        weights, depth=depth, shortcut=args.shortcut, num_classes=num_classes, new_classifier=True, seed=None
+    ).network
 
 
 def settled(net: ResNet, data: Images, args: Args) -> RoutingMDP:

@@ -7,25 +7,28 @@ and one set of images, as long as the files behind them stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 
+from envs.ids import depth_of
 from envs.skipnet import SkipNetEnv
 from envs.specs import plain
 from envs.vector import SkipNetVectorEnv
-from skipnet_rl.data import Images, load_images, resolve_dataset
+from skipnet_rl.catalogue import sha256_of
+from skipnet_rl.data import Images, load_images
 from skipnet_rl.data.places import data_folder, fingerprint
-from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
+from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.folding import for_inference
-from skipnet_rl.mdp import ALPHA, RoutingMDP
-from skipnet_rl.normalisation import check_statistics, normalised
-from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import build_backbone, sha256_of, weights_name
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.normalisation import normalised
+from skipnet_rl.problem import Problem, load_network
+from skipnet_rl.resnet import ResNet
 
 
 def make_env(depth: int, **kwargs: Any) -> SkipNetEnv:
@@ -52,58 +55,41 @@ def make_vector_env(depth: int, num_envs: int = 1, **kwargs: Any) -> SkipNetVect
     return SkipNetVectorEnv(mdp, images, num_envs, **rest)
 
 
+def problem_of(id: str, **kwargs: Any) -> Problem:
+    """The problem that a registered id and keyword arguments of `Problem` describe, as for `gymnasium.make`.
+
+    Raises:
+        gymnasium.error.Error: no such id.
+        ValueError: the id of another kind of environment.
+    """
+    depth_of(id)
+    return Problem(**{**gym.spec(id).kwargs, **kwargs})
+
+
 @cpu_by_default()
-def parts(
-    depth: int,
-    dataset: str = "auto",
-    data_dir: str | None = None,
-    download: bool = False,
-    split: str = "train",
-    alpha: float = ALPHA,
-    cost: str = "blocks",
-    shortcut: str = "projection",
-    weights: str | None = "auto",
-    device: str | torch.device | None = "auto",
-    precision: str = "fp32",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    **rest: Any,
-) -> tuple[RoutingMDP, Images, dict[str, Any]]:
+def parts(depth: int, split: str = "train", **kwargs: Any) -> tuple[RoutingMDP, Images, dict[str, Any]]:
     """The decision process and the images that keyword arguments describe, and what is left of them.
 
     Args:
         depth: 34, 50 or 101 (for ImageNet), or 6n+2 (for CIFAR).
-        dataset: `"auto"`, or one of `skipnet_rl.data.DATASETS`.
-        data_dir: folder of the data set's official files (else $SKIPNET_DATA, else ./data).
-        download: fetch missing files through torchvision.
         split: `"train"`, `"val"` or `"test"`.
-        alpha: weight of the compute saving.
-        cost: `"blocks"` or `"flops"`.
-        shortcut: `"projection"`, `"pad"` or `"pool"`.
-        weights: path of a file, name of a shipped one, `"auto"` (the shipped one that fits, else untrained
-            with a warning), `"torchvision"` (its ImageNet weights) or None (untrained).
-        device: `"auto"` or None (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
-            `torch.device`.
-        precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
-        mean, std: three numbers each, of pixel values in 0 … 1, that images are normalised with (default: the
-            data set's own); a warning where the weights were trained with others.
+        **kwargs: of `Problem`; a warning where the weights were trained with another mean and std.
     """
-    for name, value in (("split", split), ("shortcut", shortcut)):
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}; expected its name as text")
-    check_statistics(mean, std)
-    weights = None if weights is None else weights_name(weights)
-    dataset, _ = resolve_dataset(dataset, data_dir)
-    place = str(pick_device(device))
-    size = Architecture.of_depth(depth).image_size
-    held = fingerprint(dataset, data_folder(data_dir, dataset, download))
-    images = _images(dataset, split, data_dir, bool(download), size, place, held)
-    images = normalised(images, mean, std, (weights,), depth, shortcut)
-    precision = resolve_precision(precision, place)
+    if not isinstance(split, str):
+        raise ValueError(f"split is {split!r}; expected its name as text")
+    own = {each.name for each in fields(Problem)}
+    given = Problem(depth, **{name: value for name, value in kwargs.items() if name in own})
+    problem = given.resolve()
+    folder = data_folder(problem.data_dir, problem.dataset, problem.download)
+    held = fingerprint(problem.dataset, folder)
+    place, size = str(problem.device), problem.image_size
+    images = _images(problem.dataset, split, problem.data_dir, bool(problem.download), size, place, held)
+    images = normalised(images, problem.mean, problem.std, (problem.weights,))
     net = _network(
-        depth, len(images.classes), dataset, shortcut, weights, _content(weights), place, precision
-    )
-    return RoutingMDP(net, alpha, cost), images, rest
+        depth, len(images.classes), problem.dataset, problem.shortcut, problem.weights,
+        _content(problem.weights), place, problem.precision,
+    )  # fmt: skip
+    return problem.mdp(net), images, {name: value for name, value in kwargs.items() if name not in own}
 
 
 @lru_cache(maxsize=4)
@@ -126,7 +112,7 @@ def _network(
     device: str,
     precision: str,
 ) -> ResNet:
-    return for_inference(build_backbone(depth, num_classes, dataset, shortcut, weights).to(device), precision)
+    return for_inference(load_network(weights, depth, num_classes, dataset, shortcut).to(device), precision)
 
 
 def _content(weights: str | None) -> str:

@@ -23,10 +23,11 @@ import torch
 
 from agents import hybrid_reinforce, pretrain
 from agents.common.cli import main_with_named_errors
-from agents.common.distillation import Teacher, depths_of
+from agents.common.distillation import Teacher
 from agents.common.flag_rules import check_numbers
 from scripts import results
 from scripts.rows import ROWS, Options, Step, chain
+from skipnet_rl import catalogue
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.device import pick_device, resolve_precision
 from skipnet_rl.errors import unknown_name
@@ -62,7 +63,8 @@ def estimate(name: str, options: Options, data: Images) -> dict[Path, float]:
     }
     one = timed(lambda: pretrain.train_step(RoutingMDP(net), data, 0, plain, precision).mean().backward())
     seconds["epochs"] = one * (len(data) // size)
-    depths = depths_of(row.schedule.teachers, (), row.depth) or [row.depth]
+    known = (catalogue.find(name) for name in row.schedule.teachers)
+    depths = [entry["depth"] if entry else row.depth for entry in known] or [row.depth]
     teacher = Teacher([ResNet(depth).to(device) for depth in depths], precision)
     images, _ = next(data.batches(size))
     taught = timed(lambda: teacher(images))

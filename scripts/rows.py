@@ -16,7 +16,6 @@ from pathlib import Path
 import tyro
 
 from agents import hybrid_reinforce, pretrain
-from agents.common.distillation import depths_of
 from skipnet_rl.runs import as_stored, check_same
 
 
@@ -252,8 +251,7 @@ def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Step], s
     schedule = row.schedule
     steps, start = [], ("--lr", f"{schedule.lr:g}")
     if origin := row.grown_from:
-        depth, *_ = depths_of([origin], (), row.depth)
-        start = ("--weights", origin, "--weights-depth", str(depth), *start, "--warmup", "0.02")
+        start = ("--weights", origin, *start, "--warmup", "0.02")
     taught = teaching(schedule.teachers)
     for name, epochs in schedule.backbone.items():
         epochs = epochs * options.length

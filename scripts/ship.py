@@ -22,7 +22,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
-from agents.common.distillation import depths_of
 from agents.common.finished import FinishedRun
 from skipnet_rl.checkpoint import part_name, parts_of, read_tensors, write_json
 from skipnet_rl.files import whole_file
@@ -95,8 +94,7 @@ def _lineages_of_teachers(run: FinishedRun) -> list[Lineage]:
     if not run.args.get("distillation"):
         return []
     teachers = run.args.get("teacher") or [run.args["weights"]]
-    depths = depths_of(teachers, run.args.get("teacher_depth") or (), run.depth)
-    return [_lineage_of(teacher, depth, run) for teacher, depth in zip(teachers, depths, strict=True)]
+    return [_lineage_of(teacher, run.depth, run) for teacher in teachers]
 
 
 def _lineage_of(weights: str | None, depth: int, run: FinishedRun) -> Lineage:

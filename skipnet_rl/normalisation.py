@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skipnet_rl.checkpoint import read_about
 from skipnet_rl.data.images import IMAGENET_STATISTICS, Images, Statistics
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.weights import FOLDER, find_entry, index
+from skipnet_rl.weights import header_of
 
 CLOSE = 2e-3  # published statistics are rounded to three digits
 
@@ -41,17 +40,14 @@ def normalised(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     weights: Sequence[str | Path | None] = (),
-    depth: int = 0,
-    shortcut: str = "projection",
 ) -> Images:
     """The same images with a mean and std of one's own, where they are given.
 
     Args:
         images: as the data set has them.
         mean, std: per channel, of pixel values in 0 … 1; None: the data set's own.
-        weights: of the networks that are to see the images, as `build_backbone` takes them; a warning for
-            each that was trained with other statistics.
-        depth, shortcut: what `"auto"` looks for.
+        weights: names and paths of the networks that are to see the images; a warning for each that was
+            trained with other statistics.
 
     Raises:
         ValueError: see `check_statistics`.
@@ -62,15 +58,13 @@ def normalised(
         usual.mean if mean is None else _numbers(mean), usual.std if std is None else _numbers(std)
     )
     for name in dict.fromkeys(weights):
-        theirs = _trained_with(name, images.name, usual, depth, shortcut)
-        if theirs:
-            warn_of_others(name, theirs, used)
+        warn_of_others(name, trained_with(name), used)
     return images.with_statistics(*used)
 
 
-def warn_of_others(weights: str | Path | None, theirs: Statistics, used: Statistics) -> None:
+def warn_of_others(weights: str | Path | None, theirs: Statistics | None, used: Statistics) -> None:
     """Warn where some weights were trained with other statistics than their images are given."""
-    if not _close(theirs, used):
+    if theirs and not _close(theirs, used):
         warnings.warn(
             f"{weights} was trained on images normalised with {_words(theirs)}, and sees them with "
             f"{_words(used)}; give its own as mean and std",
@@ -78,29 +72,22 @@ def warn_of_others(weights: str | Path | None, theirs: Statistics, used: Statist
         )
 
 
+def trained_with(weights: str | Path | None) -> Statistics | None:
+    """The mean and std that a network was trained with; None where nothing tells."""
+    if weights in (None, "none", "auto"):
+        return None
+    if weights == "torchvision":
+        return IMAGENET_STATISTICS
+    try:
+        return stated(header_of(weights))
+    except WeightsError:
+        return None  # whoever opens it says what is wrong
+
+
 def stated(about: Mapping[str, Any]) -> Statistics | None:
     """The mean and std in the header of a file or in a run's arguments; None where it names none."""
     found = Statistics(_numbers(about.get("mean")), _numbers(about.get("std")))
     return found if len(found.mean) == len(found.std) == 3 else None
-
-
-def _trained_with(
-    weights: str | Path | None, dataset: str, usual: Statistics, depth: int, shortcut: str
-) -> Statistics | None:
-    """What a file says, else of a shipped network its data set's own; None where nothing tells."""
-    if weights in (None, "none"):
-        return None
-    if weights == "torchvision":
-        return IMAGENET_STATISTICS
-    entry = next((entry for entry in index() if entry["name"] == str(weights)), None)
-    if weights == "auto":
-        entry = find_entry(depth, dataset, shortcut)
-    path = FOLDER / entry["file"] if entry else Path(str(weights))
-    try:
-        about = read_about(path) if path.suffix == ".safetensors" else {}
-    except WeightsError:
-        about = {}  # whoever loads it says what is wrong
-    return stated(about) or (usual if entry and entry["dataset"] == dataset else None)
 
 
 def _numbers(given: Any) -> tuple[Any, ...]:

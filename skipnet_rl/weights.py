@@ -148,6 +148,16 @@ def read_weights(weights: Weights, depth: int | None = None) -> Stored:
     return Stored(tensors, {**recognise(tensors), **header}, source)
 
 
+def header_of(weights: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a shipped network or a file says of itself, its tensors unread; {} for one of another project.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    path = find_file(weights)
+    return read_header(path) if path.suffix == ".safetensors" else {}
+
+
 def find_file(weights: str | os.PathLike[str]) -> Path:
     """The file that a name or a path stands for.
 

@@ -16,7 +16,7 @@ from toys import toy_net, two_colours
 from agents import evaluate as play
 from agents import hybrid_reinforce, pretrain
 from agents.common import keeper
-from agents.common.distillation import Teacher, depths_of
+from agents.common.distillation import Teacher, load_teachers
 from agents.common.finished import FinishedRun
 from agents.common.setting import Setting
 from skipnet_rl.checkpoint import read_tensors, save_weights
@@ -244,11 +244,14 @@ def test_several_teachers_teach_the_mean_of_their_logits():
     assert torch.equal(Teacher(nets[:1], "fp32")(images), for_inference(nets[0])(images))
 
 
-def test_a_shipped_teacher_knows_its_depth():
-    names = ("resnet110-cifar10", "/mine/weights.safetensors", "resnet38-cifar10-distilled", "auto")
-    assert depths_of(names, (), 20) == [110, 20, 38, 20]
-    assert depths_of(names, (14, 8, 20, 32), 20) == [14, 8, 20, 32]
-    assert depths_of((), (), 20) == []
+def test_teachers_have_the_depth_of_their_files(tmp_path):
+    save_weights(tmp_path / "mine.safetensors", ResNet(8), {})
+    names = ("resnet20-rendered-digits", str(tmp_path / "mine.safetensors"), "auto")
+    nets = load_teachers(names, 110, 10, "rendered-digits", "projection", torch.device("cpu"))
+    assert [net.depth for net in nets] == [20, 8, 110]
+    save_weights(tmp_path / "large.safetensors", ResNet(34), {})
+    with pytest.raises(ValueError, match="large.safetensors takes images of 224 pixels, a ResNet-110 those"):
+        load_teachers([tmp_path / "large.safetensors"], 110, 10, "cifar10", "pad", torch.device("cpu"))
 
 
 def test_frozen_batch_norms_keep_their_statistics():
@@ -438,7 +441,7 @@ def test_pretraining_grows_out_of_a_shallower_network(tmp_path, few_images):
     common = {"dataset": "rendered-digits", "batch_size": 32, "precision": "fp32"}
     pretrain.train(pretrain.Args(**common, depth=8, epochs=2, run_dir=tmp_path / "small"))
     start = {"weights": str(tmp_path / "small" / "weights.safetensors"), "depth": 26}
-    args = pretrain.Args(**common, **start, weights_depth=8, epochs=1, lr=0.0, run_dir=tmp_path / "grown")
+    args = pretrain.Args(**common, **start, epochs=1, lr=0.0, run_dir=tmp_path / "grown")
     pretrain.train(args)
     stored, before = (read_tensors(tmp_path / name / "weights.safetensors") for name in ("grown", "small"))
     for name, origin in (("stem.0", "stem.0"), ("fc", "fc"), ("blocks.4.conv1", "blocks.1.conv1"),
@@ -446,7 +449,7 @@ def test_pretraining_grows_out_of_a_shallower_network(tmp_path, few_images):
         assert torch.equal(stored[f"{name}.weight"], before[f"{origin}.weight"]), name
     assert not stored["blocks.1.bn2.weight"].any() and stored["blocks.4.bn2.weight"].any()
     with pytest.raises(WeightsError, match="does not fit"):
-        pretrain.train(dataclasses.replace(args, weights_depth=None, run_dir=tmp_path / "misfit"))
+        pretrain.train(dataclasses.replace(args, shortcut="pad", run_dir=tmp_path / "misfit"))
     assert not (tmp_path / "misfit").exists()
 
 
@@ -473,7 +476,7 @@ def test_pretraining_follows_a_teacher_of_another_depth(survival):
     assert student.fc.weight.grad is not None
 
 
-def test_a_teacher_is_named_by_its_weights_and_depth(tmp_path, monkeypatch):
+def test_a_teacher_is_named_by_its_weights(tmp_path, monkeypatch):
     """A student taught by a trained network alone learns what the labels would have taught."""
     data = two_colours(256)
     monkeypatch.setattr(pretrain, "load_images", lambda name, split, *rest: data)
@@ -481,10 +484,12 @@ def test_a_teacher_is_named_by_its_weights_and_depth(tmp_path, monkeypatch):
     common = {"depth": 8, "epochs": 4, "batch_size": 32, "precision": "fp32"}
     pretrain.train(pretrain.Args(**{**common, "depth": 14}, run_dir=tmp_path / "teacher"))
     taught = {"distillation": 1.0, "teacher": (str(tmp_path / "teacher" / "weights.safetensors"),)}
-    args = pretrain.Args(**common, **taught, teacher_depth=(14,), run_dir=tmp_path / "student")
+    args = pretrain.Args(**common, **taught, run_dir=tmp_path / "student")
     assert pretrain.train(args)["policies"][0]["accuracy"] > 0.95
-    with pytest.raises(WeightsError, match="does not fit"):
-        pretrain.train(pretrain.Args(**common, **taught, run_dir=tmp_path / "misfit"))
+    (tmp_path / "misfit.safetensors").write_bytes(b"")
+    misfit = {"distillation": 1.0, "teacher": (str(tmp_path / "misfit.safetensors"),)}
+    with pytest.raises(WeightsError, match="not a readable"):
+        pretrain.train(pretrain.Args(**common, **misfit, run_dir=tmp_path / "misfit"))
     assert not (tmp_path / "misfit").exists()
 
 
@@ -499,25 +504,7 @@ def test_a_teacher_is_named_by_its_weights_and_depth(tmp_path, monkeypatch):
             {"distillation": 0.5, "teacher": ("auto",), "depth": 74},
             "no ResNet-74 on rendered-digits is shipped",
         ),
-        ({"teacher_depth": (38,)}, "no say without --teacher"),
-        (
-            {"distillation": 0.5, "teacher": ("auto", "auto"), "teacher_depth": (38, 0)},
-            "--teacher-depth is 0; expected more than 0",
-        ),
-        (
-            {"distillation": 0.5, "teacher": ("auto", "auto"), "teacher_depth": (38,)},
-            "--teacher-depth has 1 values for 2 of --teacher",
-        ),
-        ({"weights_depth": 38}, "--weights-depth has no say without --weights"),
-        ({"weights_depth": -2, "weights": "auto"}, "--weights-depth is -2; expected more than 0"),
-        (
-            {"weights": "resnet20-rendered-digits", "weights_depth": 20, "depth": 14},
-            "a ResNet-20 cannot grow to a ResNet-14",
-        ),
-        (
-            {"distillation": 0.5, "teacher": ("auto",), "teacher_depth": (34,)},
-            "--teacher-depth 34 takes images of 224 pixels, a ResNet-110 those of 32",
-        ),
+        ({"weights": "resnet20-rendered-digits", "depth": 14}, "a ResNet-20 cannot grow to a ResNet-14"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
     ],
 )
@@ -577,8 +564,6 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--gate-weights", "hrl.safetensors", "--gate-gain", "6"], "--gate-gain is of new gates"),
         (["--stage", "tune"], "--stage tune trains no gates"),
         (["--gate", "fixed"], "--gate fixed has nothing to learn; it goes with --stage tune"),
-        (["--teacher-depth", "38"], "--teacher-depth has no say without --teacher"),
-        (["--teacher-depth", "0"], "--teacher-depth is 0; expected more than 0"),
         (["--stage", "tune", "--gate-weights", "a", "--tune-iterations", "0"], "raise --tune-iterations"),
         (["--stage", "hrl", "--warmup-iterations", "1", "--iterations", "0"], "raise --iterations or"),
         (["--teacher", "none", "--distillation", "0.5"], "an untrained network cannot teach"),
@@ -601,7 +586,7 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--gate-weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--exploration", "0.6"], "exploration floor is 0.6"),
         (["--preset", "quik"], "unknown preset 'quik'"),
-        (["--weights", "torchvision"], "torchvision has no weights for this ResNet-110"),
+        (["--weights", "torchvision"], "torchvision has no weights for a ResNet-110"),
         (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--dataset", "cifar10", "--data-dir", "/nowhere"], "no cifar10: /nowhere"),
     ],

@@ -12,6 +12,7 @@ from skipnet_rl.data import digits, load_images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, RandomSkip
+from skipnet_rl.problem import Problem
 
 
 @pytest.fixture
@@ -51,7 +52,8 @@ def test_a_moment_has_no_bar(capsys):
 def test_a_setting_names_the_row_or_the_split(at_once, tiny_net, tiny_images, capsys):
     args = setting.CommonArgs(eval_images=4, device="cpu")
     three = [tiny_images] * 3
-    mine = setting.Setting(args, "noise", *three, 12, tiny_net, tiny_net, None, torch.device("cpu"), "fp32")
+    noise = Problem(20, "noise", device=torch.device("cpu"))
+    mine = setting.Setting(args, noise, *three, 12, tiny_net, tiny_net, None)
     mine.evaluate(mine.mdp(), AlwaysExecute(), name="HRL")
     assert "HRL: 100%" in capsys.readouterr().err
     mine.validate(mine.mdp(), AlwaysExecute())

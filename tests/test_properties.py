@@ -343,7 +343,6 @@ BAD_FLAGS = [
     ("--minibatches", ["0", "1000000"]), ("--width", ["0"]), ("--num-envs", ["0", "-2"]),
     ("--episodes", ["0"]), ("--buffer", ["0"]), ("--updates", ["-1"]), ("--penalty", ["-1"]),
     ("--distillation", ["2", "-1", "nan"]), ("--teacher", ["auto"]),
-    ("--weights-depth", ["0", "-8", "nan", "38"]), ("--teacher-depth", ["0", "-8", "38"]),
     ("--warmup", ["-1"]), ("--target", ["-1", "nan"]), ("--bound", ["0.2"]), ("--policy-depth", ["7"]),
     ("--rates", ["1.5"]), ("--device", ["gpu", "cuda:99"]), ("--precision", ["fp8"]), ("--cost", ["time"]),
     ("--shortcut", ["skip"]),

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skipnet_rl import catalogue
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.folding import for_inference
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import build_backbone, find_entry, index
+from skipnet_rl.weights import open_weights
 
 TEMPERATURE = 4.0
 
@@ -57,54 +58,48 @@ def distilled(loss: Tensor, logits: Tensor, targets: Tensor | None, share: float
     return loss + share * (TEMPERATURE**2 * divergence - loss)
 
 
-def check_teachers(
-    teachers: Sequence[str], share: float, depths: Sequence[int], student: int, start: str | None = None
-) -> None:
-    """Raise a ValueError for teachers that have no say or no training, or that are made for other images.
+def check_teachers(teachers: Sequence[str], share: float, start: str | None = None) -> None:
+    """Raise a ValueError for teachers without a share of the loss, or without training.
 
     Args:
         teachers: `--teacher`.
         share: `--distillation`.
-        depths: `--teacher-depth`.
-        student: depth of the network that learns.
         start: `--weights`, the teacher where none is named.
     """
     if teachers and not share:
         raise ValueError("--teacher has no say without --distillation")
-    if share and (start == "none" if not teachers else "none" in teachers):
+    if share and "none" in (teachers or [start]):
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
-    if depths and not teachers:
-        raise ValueError("--teacher-depth has no say without --teacher")
-    if depths and len(depths) != len(teachers):
-        raise ValueError(f"--teacher-depth has {len(depths)} values for {len(teachers)} of --teacher")
-    own = Architecture.of_depth(student).image_size
-    for depth in depths:
-        size = Architecture.of_depth(depth).image_size
-        if size != own:
-            raise ValueError(
-                f"--teacher-depth {depth} takes images of {size} pixels, a ResNet-{student} those of {own}"
-            )
-
-
-def depths_of(teachers: Sequence[str], depths: Sequence[int], student: int) -> list[int]:
-    """Depths of the teachers: those given, else a shipped network's own, else the student's."""
-    shipped = {entry["name"]: entry["depth"] for entry in index()}
-    return list(depths) or [shipped.get(name, student) for name in teachers]
 
 
 def load_teachers(
     teachers: Sequence[str],
-    depths: Sequence[int],
     student: int,
     num_classes: int,
     dataset: str,
     shortcut: str,
     device: torch.device,
 ) -> list[ResNet]:
-    """The teachers, see `depths_of` and `build_backbone`; an untrained one is a WeightsError."""
+    """Open the teachers, whatever their depth; `"auto"` is the best shipped network of the student's depth.
+
+    Raises:
+        WeightsError: no such network, or one for other classes.
+        ValueError: a network for images of another size than the student's.
+    """
     nets = []
-    for name, depth in zip(teachers, depths_of(teachers, depths, student), strict=True):
-        if name == "auto" and find_entry(depth, dataset, shortcut) is None:
-            raise WeightsError(f"no ResNet-{depth} on {dataset} is shipped to teach; name a file: --teacher")
-        nets.append(build_backbone(depth, num_classes, dataset, shortcut, name, exact=True).to(device))
+    size = Architecture.of_depth(student).image_size
+    for name in teachers:
+        entry = catalogue.find_auto(student, dataset, shortcut) if name == "auto" else None
+        if name == "auto" and entry is None:
+            raise WeightsError(
+                f"no ResNet-{student} on {dataset} is shipped to teach; name a file: --teacher"
+            )
+        depth = student if name == "torchvision" else None
+        net = open_weights(entry["name"] if entry else name, depth=depth, num_classes=num_classes).network
+        if net.image_size != size:
+            raise ValueError(
+                f"the teacher {name} takes images of {net.image_size} pixels, a ResNet-{student} those of "
+                f"{size}"
+            )
+        nets.append(net.to(device))
     return nets

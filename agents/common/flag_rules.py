@@ -10,8 +10,8 @@ from skipnet_rl.normalisation import check_statistics
 
 POSITIVE = {
     "batch_size", "bn_images", "buffer", "epochs", "episodes", "eval_every", "eval_images", "gate_gain",
-    "jobs", "length", "minibatches", "minutes", "num_envs", "points", "routes", "survival", "teacher_depth",
-    "test_images", "updates", "weights_depth", "width",
+    "jobs", "length", "minibatches", "minutes", "num_envs", "points", "routes", "survival",
+    "test_images", "updates", "width",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "alpha", "curriculum", "entropy", "exhaustive", "gate_lr", "iterations", "joint", "joint_lr", "lr",

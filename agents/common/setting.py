@@ -6,27 +6,27 @@ import copy
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from agents.common.flags import CommonArgs
 from agents.common.tables import print_table
-from skipnet_rl.data import Images, resolve_dataset
-from skipnet_rl.device import pick_device, resolve_precision
+from envs.factory import problem_of
+from skipnet_rl import catalogue
+from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.normalisation import normalised
 from skipnet_rl.plots import write_plots
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
+from skipnet_rl.problem import Problem
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.randomness import Stream, step_generator
-from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
-from skipnet_rl.weights import build_backbone, find_entry, find_named, find_start
 
 LOOK = 500  # validation images, at most, on which a run looks at its network before it trains
 WORSE = 0.02  # loss of accuracy that a run does not pass over in silence
@@ -43,7 +43,7 @@ class Setting(Generic[ArgsT]):
 
     Attributes:
         args: the flags, with the name of the weights that `--weights auto` came to.
-        dataset: what `--dataset` came to.
+        problem: the data set, the network and the decision process that they came to.
         train, val, test: the splits, on the device; of the last what `--test-images` or `TEST_IMAGES` leave.
             A policy over a frozen network has the calibration images for the first and the selection images
             for the second, see `load_images`.
@@ -52,11 +52,10 @@ class Setting(Generic[ArgsT]):
         plain: the network of the row "all blocks": the backbone itself, or where that is a shipped one with
             gates, the best shipped one without.
         plain_name: its name, where it is not the backbone.
-        device, precision: what `--device` and `--precision` came to.
     """
 
     args: ArgsT
-    dataset: str
+    problem: Problem
     train: Images = field(repr=False)
     val: Images = field(repr=False)
     test: Images = field(repr=False)
@@ -64,8 +63,21 @@ class Setting(Generic[ArgsT]):
     net: ResNet = field(repr=False)
     plain: ResNet = field(repr=False)
     plain_name: str | None
-    device: torch.device
-    precision: str
+
+    @property
+    def dataset(self) -> str:
+        """Its name."""
+        return self.problem.dataset
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run takes place."""
+        return self.problem.device
+
+    @property
+    def precision(self) -> str:
+        """`"bf16"` or `"fp32"`."""
+        return self.problem.precision
 
     @classmethod
     def of(cls, args: ArgsT) -> Setting[ArgsT]:
@@ -77,43 +89,34 @@ class Setting(Generic[ArgsT]):
             ValueError: flags that make no sense, also with this data set.
         """
         args.check()
-        device = pick_device(args.device)
-        precision = resolve_precision(args.precision, device)
-        dataset, reason = resolve_dataset(args.dataset, args.data_dir)
-        say(f"dataset: {reason}")
-        size = Architecture.of_depth(args.depth).image_size
+        given = {each.name: getattr(args, each.name) for each in fields(Problem) if each.name in vars(args)}
+        problem = problem_of(args.env, **given).resolve(catalogue.START if args.frozen else ("plain",))
+        say(f"dataset: {problem.why[0]}")
         splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
         train, val, test = (
-            normalised(
-                load_images(dataset, split, args.data_dir, args.download, size).to(device),
-                args.mean, args.std, () if number else args.networks, args.depth, args.shortcut,
-            )
+            problem.images(split, load_images, () if number else (problem.weights, *args.networks))
             for number, split in enumerate(splits)  # a mismatch is said once
-        )  # fmt: skip
+        )
+        dataset = problem.dataset
         read = args.test_images or TEST_IMAGES.get(dataset) or len(test)
         if args.images_per_step > len(train):
             raise ValueError(
                 f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)} "
                 f"in its {train.split} split"
             )
-        args, reason = _with_weights(args, dataset)
-        say(f"weights: {reason}")
-
-        def network(weights: str) -> ResNet:
-            classes = len(train.classes)
-            return build_backbone(args.depth, classes, dataset, args.shortcut, weights).to(device)
-
-        net = plain = network(args.weights)
+        args = replace(args, weights=problem.weights)
+        say(f"weights: {problem.why[1]}")
+        net = plain = problem.network(len(train.classes))
         plain_name = _plain_beside(args, dataset)
         if plain_name:
-            plain = network(plain_name)
+            plain = problem.network(len(train.classes), plain_name)
         return cls(
-            args, dataset, train, val, test.first(read), len(test), net, plain, plain_name, device, precision
-        )
+            args, problem, train, val, test.first(read), len(test), net, plain, plain_name,
+        )  # fmt: skip
 
     def mdp(self) -> RoutingMDP:
         """The decision process over a network of its own, as it was loaded."""
-        return RoutingMDP(copy.deepcopy(self.net), self.args.alpha, self.args.cost)
+        return self.problem.mdp(copy.deepcopy(self.net))
 
     def evaluate(
         self,
@@ -161,7 +164,7 @@ class Setting(Generic[ArgsT]):
                 given both.
             name: the trained policy's.
         """
-        start, at_rate = RoutingMDP(self.plain, self.args.alpha, self.args.cost), RandomSkip(rate)
+        start, at_rate = self.problem.mdp(self.plain), RandomSkip(rate)
         rows = {
             "all blocks": self.evaluate(start, AlwaysExecute(), name="all blocks"),
             "random": self.evaluate(start, at_rate, "sample", name="random"),
@@ -242,20 +245,8 @@ def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     return {f"val/{key}": summary[key] for key in VAL_METRICS}
 
 
-def _with_weights(args: ArgsT, dataset: str) -> tuple[ArgsT, str]:
-    """The flags with the weights that `auto` stands for, and the reason, fit for a line that is printed."""
-    if args.weights != "auto":
-        return args, f"{args.weights} (a shipped network)" if find_named(args.weights) else args.weights
-    wanted = args.depth, dataset, args.shortcut
-    entry = find_start(*wanted, args.alpha) if args.frozen else find_entry(*wanted)
-    if entry:
-        what = "that was trained with skips" if entry["kind"] != "plain" else "that fits"
-        return replace(args, weights=entry["name"]), f"{entry['name']} (the shipped network {what})"
-    return args, f"none: no ResNet-{args.depth} for {dataset} is shipped"
-
-
 def _plain_beside(args: CommonArgs, dataset: str) -> str | None:
     """Name of the best shipped network without gates, where the run starts from a shipped one with gates."""
-    entry = find_named(args.weights)
-    plain = find_entry(args.depth, dataset, args.shortcut)
+    entry = catalogue.find(args.weights)
+    plain = catalogue.find_auto(args.depth, dataset, args.shortcut)
     return plain["name"] if entry and entry["kind"] != "plain" and plain else None

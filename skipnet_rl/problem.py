@@ -1,0 +1,151 @@
+"""From strings to live objects: the one place.
+
+Environments, agents and commands get their images, their network and their decision process here, from the
+names that a user gives.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from skipnet_rl import catalogue
+from skipnet_rl.data import Images, load_images, resolve_dataset
+from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
+from skipnet_rl.mdp import ALPHA, RoutingMDP
+from skipnet_rl.normalisation import check_statistics, normalised
+from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.weights import open_weights, untrained, weights_name
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network and the images that it is to classify, by their names.
+
+    Attributes:
+        depth: 34, 50 or 101 (for ImageNet), or 6n+2 (for CIFAR).
+        dataset: `"auto"`, or one of `skipnet_rl.data.DATASETS`.
+        data_dir: folder of the data set's official files (else $SKIPNET_DATA, else ./data).
+        download: fetch missing files through torchvision.
+        mean, std: three numbers each, of pixel values in 0 … 1, that images are normalised with (default: the
+            data set's own).
+        weights: path of a file, name of a shipped network, `"auto"` (the shipped one that fits, else
+            untrained with a warning), `"torchvision"` (its ImageNet weights), None or `"none"` (untrained).
+        shortcut: `"projection"`, `"pad"` or `"pool"`.
+        alpha: weight of the compute saving.
+        cost: `"blocks"` or `"flops"`.
+        device: `"auto"` or None (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
+            `torch.device`.
+        precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
+        why: how `resolve` came to the data set and the weights, a line for each.
+    """
+
+    depth: int
+    dataset: str = "auto"
+    data_dir: str | Path | None = None
+    download: bool = False
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    weights: str | Path | None = "auto"
+    shortcut: str = "projection"
+    alpha: float = ALPHA
+    cost: str = "blocks"
+    device: Any = "auto"
+    precision: str = "fp32"
+    why: tuple[str, str] = ("", "")
+
+    def resolve(self, kinds: Sequence[str] = ("plain",)) -> Problem:
+        """The same with every `"auto"` replaced by what it comes to on this machine.
+
+        Args:
+            kinds: what `"auto"` weights may be, see `catalogue.find_auto`. Where none fits they stay
+                `"auto"`.
+
+        Raises:
+            ValueError, WeightsError, DataNotFoundError: a name or a number that makes no sense.
+        """
+        if not isinstance(self.shortcut, str):
+            raise ValueError(f"shortcut is {self.shortcut!r}; expected its name as text")
+        check_statistics(self.mean, self.std)
+        weights = None if self.weights is None else weights_name(self.weights)
+        device = pick_device(self.device)
+        precision = resolve_precision(self.precision, device)
+        dataset, why_data = resolve_dataset(self.dataset, self.data_dir)
+        weights, why_weights = self._weights(weights, dataset, kinds)
+        return replace(
+            self, dataset=dataset, weights=weights, device=device, precision=precision,
+            why=(why_data, why_weights),
+        )  # fmt: skip
+
+    def _weights(self, weights: str | None, dataset: str, kinds: Sequence[str]) -> tuple[str | None, str]:
+        if weights != "auto":
+            return weights, f"{weights} (a shipped network)" if catalogue.find(weights) else str(weights)
+        entry = catalogue.find_auto(self.depth, dataset, self.shortcut, kinds, self.alpha)
+        if entry is None:
+            return weights, f"none: no ResNet-{self.depth} for {dataset} is shipped"
+        what = "that fits" if entry["kind"] == "plain" else "that was trained with skips"
+        return entry["name"], f"{entry['name']} (the shipped network {what})"
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the network is made for."""
+        return Architecture.of_depth(self.depth).image_size
+
+    def images(
+        self,
+        split: str,
+        load: Callable[..., Images] = load_images,
+        networks: Sequence[str | Path | None] = (),
+    ) -> Images:
+        """A split of the data set, in the network's size, normalised, on the device.
+
+        Args:
+            split: one of `skipnet_rl.data.SPLITS`.
+            load: what reads it, such as `progress.load_images`, which shows a bar.
+            networks: weights that are to see the images; a warning for each that was trained on images
+                normalised in another way.
+        """
+        images = load(self.dataset, split, self.data_dir, self.download, self.image_size)
+        return normalised(images.to(self.device), self.mean, self.std, networks)
+
+    def network(self, num_classes: int, weights: str | Path | None = None) -> ResNet:
+        """The network in evaluation mode, on the device, in channels-last memory, to be trained or not.
+
+        Args:
+            num_classes: K; a classifier of another number of classes begins anew, with a warning.
+            weights: others than those of the problem.
+
+        Raises:
+            WeightsError: weights that are missing, damaged or of another architecture.
+        """
+        return load_network(weights or self.weights, self.depth, num_classes, self.dataset, self.shortcut).to(
+            self.device
+        )
+
+    def mdp(self, net: ResNet) -> RoutingMDP:
+        """The decision process over a network."""
+        return RoutingMDP(net, self.alpha, self.cost)
+
+
+@cpu_by_default()
+def load_network(
+    weights: str | Path | None, depth: int, num_classes: int, dataset: str, shortcut: str = "projection"
+) -> ResNet:
+    """The network that weights stand for, on the CPU; see `Problem.network`."""
+    if weights == "auto":
+        entry = catalogue.find_auto(depth, dataset, shortcut)
+        if entry is None:
+            warnings.warn(
+                f"no shipped weights for ResNet-{depth} on {dataset} with shortcut {shortcut!r}: the network "
+                "is untrained; agents.pretrain trains one",
+                stacklevel=3,
+            )
+        weights = entry and entry["name"]
+    if weights in (None, "none"):
+        return untrained(depth, num_classes, shortcut)
+    return open_weights(
+        weights, depth=depth, num_classes=num_classes, shortcut=shortcut, new_classifier=True
+    ).network
