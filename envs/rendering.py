@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from skipnet_rl.chain import Chain
 from skipnet_rl.text import for_matplotlib, legible
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Frame:
         prediction = None
         if lockstep.terminal:
             prediction = images.class_name(int(lockstep.logits[row].argmax()))
-        return cls(
+        frame = Frame(
             image=images.picture(index),
             route=lockstep.routes[row, : state.t].tolist(),
             stages=net.stages[1:],
@@ -63,6 +64,13 @@ class Frame:
             prediction=prediction,
             depth=net.depth,
         )
+        if not isinstance(net, Chain):
+            return frame
+        beliefs = []
+        for answer in (each[row] for each in state.answers):
+            best = int(answer.argmax())
+            beliefs.append((images.class_name(best), answer[best].exp().item()))
+        return ChainFrame(**vars(frame), names=net.names, beliefs=beliefs)
 
     @property
     def outcome(self) -> str:
@@ -73,12 +81,21 @@ class Frame:
 
     def line(self) -> str:
         """One line of text."""
-        cells = "".join("■" if executed else "□" for executed in self.route)
-        rest = "·" * (len(self.stages) - len(self.route))
         return legible(
-            f"SkipResNet{self.depth} | image {self.index}, label {self.label} | {cells}{rest} | "
+            f"{self.title} | image {self.index}, label {self.label} | {self.way} | "
             f"{sum(self.route)} of {len(self.route)} executed | reward {self.reward:+.3f} | {self.outcome}"
         )
+
+    @property
+    def title(self) -> str:
+        """What the episode is about."""
+        return f"SkipResNet{self.depth}"
+
+    @property
+    def way(self) -> str:
+        """The route in signs."""
+        cells = "".join("■" if executed else "□" for executed in self.route)
+        return cells + "·" * (len(self.stages) - len(self.route))
 
     def picture(self) -> NDArray[np.uint8]:
         """The image beside its route, one row of blocks per stage: [H, W, 3] uint8."""
@@ -95,24 +112,76 @@ class Frame:
         return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
     def _draw_route(self, axes: Any) -> None:
-        from skipnet_rl.plots.routes import EXECUTED, PALE, RIGHT, SKIPPED, WRONG, draw_route
+        from skipnet_rl.plots.routes import PALE
 
         stages = [0, *self.stages]  # the first block, which always runs, before the N gated ones
         names = sorted(set(stages))
         widest = max(map(stages.count, names))
+        self._draw_cells(axes, stages, widest)
+        for row, stage in enumerate(names):
+            axes.text(0.1, row + 0.2, f"stage {stage + 1}", color=PALE, fontsize=8)
+        what = f"ResNet-{self.depth}, {sum(self.route)} of {len(self.route)} decided blocks executed"
+        self._draw_text(axes, what, len(names), widest)
+
+    def _draw_cells(self, axes: Any, stages: Sequence[int], widest: int) -> None:
+        """A cell per block, a row per stage."""
+        from skipnet_rl.plots.routes import EXECUTED, PALE, SKIPPED, draw_route
+
         axes.set_xlim(-0.2, widest + 0.2)
-        axes.set_ylim(len(names) + 1.35, -1.1)
+        axes.set_ylim(len(set(stages)) + 1.35, -1.1)
         axes.set_axis_off()
         decided = [(EXECUTED, EXECUTED) if executed else (SKIPPED, PALE) for executed in self.route]
         ahead = [CURRENT] + [(AHEAD, AHEAD)] * len(self.stages)
         cells = [(ALWAYS, ALWAYS), *decided, *ahead][: len(stages)]
         draw_route(axes, cells, stages, (0.8, 0.5), (0.1, 0.34), step=1, lw=1.1)
-        for row, stage in enumerate(names):
-            axes.text(0.1, row + 0.2, f"stage {stage + 1}", color=PALE, fontsize=8)
-        network = f"ResNet-{self.depth}, {sum(self.route)} of {len(self.route)} decided blocks executed"
-        axes.text(0.1, -0.45, network, color=INK, fontsize=10.5, weight="bold")
-        below = len(names) + 0.65
+
+    def _draw_text(self, axes: Any, what: str, rows: int, right: float) -> None:
+        """What runs above the cells, what came of it below them."""
+        from skipnet_rl.plots.routes import RIGHT, WRONG
+
+        axes.text(0.1, -0.45, what, color=INK, fontsize=10.5, weight="bold")
         colour = INK if self.prediction is None else RIGHT if self.prediction == self.label else WRONG
-        answer = for_matplotlib(f"label {self.label},  {self.outcome}")
+        answer, below = for_matplotlib(f"label {self.label},  {self.outcome}"), rows + 0.65
         axes.text(0.1, below, answer, color=colour, fontsize=10.5)
-        axes.text(widest - 0.1, below, f"reward {self.reward:+.3f}", color=INK, fontsize=10.5, ha="right")
+        axes.text(right - 0.1, below, f"reward {self.reward:+.3f}", color=INK, fontsize=10.5, ha="right")
+
+
+@dataclass(frozen=True)
+class ChainFrame(Frame):
+    """What there is to show of an episode of a chain.
+
+    Attributes:
+        names: of the networks.
+        beliefs: class name and probability of the answer after the first network and each decision so far.
+    """
+
+    names: Sequence[str] = ()
+    beliefs: Sequence[tuple[str, float]] = ()
+
+    @property
+    def title(self) -> str:
+        """The networks."""
+        return " → ".join(self.names)
+
+    @property
+    def way(self) -> str:
+        """Which networks ran, and the belief after each."""
+        ran = ["■" if executed else "□" for executed in (True, *self.route)]
+        cells = [
+            f"■ {name} {100 * p:.0f} %" if sign == "■" else sign
+            for sign, (name, p) in zip(ran, self.beliefs, strict=True)
+        ]
+        return " ".join([*cells, *"·" * (len(self.stages) - len(self.route))])
+
+    def _draw_route(self, axes: Any) -> None:
+        width = 7.2  # in cells, which leaves room for the text beside them
+        self._draw_cells(axes, range(len(self.names)), int(width))
+        ran = [True, *self.route]
+        for row, name in enumerate(self.names):
+            text = name
+            if row < len(ran):
+                class_name, p = self.beliefs[row]
+                text += f": {class_name}, {100 * p:.1f} %" if ran[row] else ": not asked"
+            axes.text(1.1, row + 0.72, for_matplotlib(text), color=INK, fontsize=9)
+        what = f"Chain, {sum(self.route)} of {len(self.route)} decided networks asked"
+        self._draw_text(axes, what, len(self.names), width)

@@ -77,6 +77,11 @@ class Chain(nn.Module):
         )
 
 
+def mix_answers(so_far: Tensor, found: Tensor, weight: float | Tensor) -> Tensor:
+    """Their geometric mean, `weight` of the first: log-probabilities [B, K] → [B, K]."""
+    return F.log_softmax(weight * so_far + (1 - weight) * found, dim=1)
+
+
 def check_mix(mix: float | Sequence[float], count: int) -> Tensor:
     """The weights of the answer so far, [N] float64.
 
@@ -198,7 +203,7 @@ class ChainMDP(DecisionProcess):
     def _ask(self, images: Tensor, answer: Tensor, t: int) -> Answer:
         """The answer [B, K] so far with that of network t + 1 in it, and the latter's MACs."""
         found, w = self.member(t + 1)(images), self.net.mix[t]
-        return found._replace(log_probs=F.log_softmax(w * answer + (1 - w) * found.log_probs, dim=1))
+        return found._replace(log_probs=mix_answers(answer, found.log_probs, w))
 
     def _moved(self, state: ChainState, answer: Tensor, macs: Tensor) -> ChainState:
         return ChainState(state.images, state.y, state.t + 1, (*state.answers, answer), macs)

@@ -65,7 +65,7 @@ class Member(nn.Module):
         return blocks + policy_macs(self.policy)
 
     def for_inference(self, precision: str = "fp32") -> Member:
-        """A copy that cannot be trained, see `inference.for_inference`."""
+        """A copy that cannot be trained, see `folding.for_inference`."""
         policy = copy.deepcopy(self.policy)
         if isinstance(policy, nn.Module):
             policy.eval().requires_grad_(False)
