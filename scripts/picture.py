@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from agents.common.entries import wider_interval
 from skipnet_rl import plots
+from skipnet_rl.catalogue import PLAIN
 from skipnet_rl.flops import network_macs
-from skipnet_rl.gated import FIXED
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.statistics import half_width, wilson_interval
-from skipnet_rl.weights import AUTO
+from skipnet_rl.weights import FIXED
 
 PUBLISHED = {  # accuracy, depth, share of that network's computation
     "SkipNet-38": (0.9275, 38, 0.703),  # Wang et al. 2018, the authors' README; shares of blocks
@@ -142,7 +142,7 @@ def points_of_rows(
 
 def is_plain(entry: Mapping[str, Any]) -> bool:
     """Whether a listed network is for CIFAR-10, has no gates, and is not just a step to another one."""
-    return entry["dataset"] == "cifar10" and entry.get("stage") in AUTO
+    return entry["dataset"] == "cifar10" and entry.get("stage") in PLAIN
 
 
 def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:

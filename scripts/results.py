@@ -26,13 +26,13 @@ from scripts import cascade
 from scripts.picture import mega_flops, picture
 from scripts.ship import check_whole, lineage, lineage_before, run_of
 from skipnet_rl import plots
+from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images
 from skipnet_rl.files import write_text
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.statistics import half_width, wilson_interval
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import index
 
 TEST_IMAGES = 10_000  # of CIFAR-10: behind every row, also behind older ones that do not say so
 STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed

@@ -268,5 +268,5 @@ def test_nothing_goes_around_it():
     rooms = ("skipnet_rl", "envs", "agents", "scripts", "benchmarks")
     paths = [path for room in rooms for path in (ROOT / room).rglob("*.py") if path.name != "files.py"]
     found = [fault for path in paths for fault in faults_of(path)]
-    allowed = {"benchmarks/policies.py"}  # removes the folder of a run that it starts anew
+    allowed = {"scripts/jobs.py"}  # removes the folder of a run that it starts anew
     assert not [fault for fault in found if fault.partition(":")[0] not in allowed]

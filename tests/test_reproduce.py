@@ -1,16 +1,12 @@
-"""What is behind the results: commands that are those of the agents, tables that are those of the runs."""
+"""The study: what is run, and tables that are those of the runs."""
 
 import dataclasses
 import json
-import os
+import shlex
 import shutil
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
 from agents import hybrid_reinforce, pretrain
 from agents.common import setting
@@ -21,119 +17,13 @@ from skipnet_rl.checkpoint import parts_of, read_tensors
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.gated import read_header, restore_checkpoint
-from skipnet_rl.runs import as_stored, without_places
-
-# names of the folders, by schedule
-PLAIN = {"cores": ("backbone", "restart"), "gpu": ("backbone",), "grown": ("grown",), "large": ("grown",)}
-GATED = {
-    "cores": ("sp", "hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6", "hrl-1.0-gain6-distilled"),
-    "gpu": ("sp", "hrl-0.1", "hrl-0.2", "hrl-0.4", "hrl-0.4-distilled", "hrl-0.8", "hrl-0.8-distilled"),
-    "grown": ("sp", "hrl-0.5", "hrl-1.0"),
-    "large": ("sp", "hrl-0.5"),
-}
-KINDS = {"resnet38": "cores", "resnet110": "gpu", "resnet74": "grown", "resnet152": "large"}
-EPOCHS = {"cores": [20, 7.5], "gpu": [35], "grown": [7], "large": [4]}  # at half of the length
-RATES = {  # of the plain network, with gates
-    "cores": (0.1, 0.05),
-    "gpu": (0.4, 0.2),
-    "grown": (0.05, 0.05),
-    "large": (0.05, 0.05),
-}
-ORIGINS = {"grown": "resnet38-cifar10-distilled", "large": "resnet110-cifar10-distilled"}
-TEACHERS = ("resnet110-cifar10", "resnet38-cifar10-distilled")
 
 
-def parsed(step, options):
-    """The step's command as its agent reads it."""
-    python, dash_m, module, *flags = step.command(options)
-    assert (dash_m, module) == ("-m", f"agents.{step.agent}")
-    return tyro.cli(rows.AGENTS[step.agent], args=flags)
-
-
-@pytest.mark.parametrize("row", rows.ROWS)
-def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
-    options = rows.Options(runs=tmp_path, seed=3, length=0.5)
-    gate, schedule = rows.ROWS[row].gate, rows.ROWS[row].schedule
-    steps = rows.chain(row, options)
-    prefix = "" if gate == "rnn" else f"{gate}-"
-    kind = KINDS[row.split("-")[0]]
-    gated = [f"{prefix}{title}" for title in GATED[kind]]
-    assert [step.folder.name for step in steps] == [*PLAIN[kind], *gated]
-    for number, step in enumerate(steps):
-        args = parsed(step, options)
-        assert args.lr == (
-            RATES[kind][0] if number == 0
-            else 0.05 if getattr(args, "stage", "") == "tune"
-            else RATES[kind][1]
-        )  # fmt: skip
-        assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == step.folder
-        assert args.depth == rows.ROWS[row].depth and not args.resume
-        assert args.batch_size == schedule.batch_size
-        named = [args.weights, getattr(args, "gate_weights", None), *args.teacher]
-        needed = {Path(file).parent for file in named if file} - {Path(".")}  # of shipped names
-        if kind in ORIGINS:
-            assert args.teacher == TEACHERS and args.distillation == 0.9
-        before = steps[:number]
-        assert needed == {other.folder for other in before if step.needs([other])}
-        assert bool(needed) == bool(number) and not step.needs(steps[number:])
-        if step.agent == "hybrid_reinforce":
-            args.check()
-            assert args.eval_every == step.between
-            assert (args.gate_lr, args.entropy) == (schedule.gate_lr, schedule.entropy)
-            assert args.gate == gate and args.plan() == [s for s in step.plan for _ in range(step.plan[s])]
-    plain = [step for step in steps if step.agent == "pretrain"]
-    epochs = [parsed(step, options).epochs for step in plain]
-    assert epochs == [step.plan["epochs"] for step in plain] == EPOCHS[kind]
-    first = parsed(plain[0], options)
-    assert first.weights == ORIGINS.get(kind)
-    sp, *hrl = (parsed(step, options) for step in steps[len(plain) :])
-    assert sp.plan()[0] == "warmup" and sp.plan()[-1] == "sp" and sp.weights == str(weights_of(plain[-1]))
-    runs = [args for args in hrl if args.stage == "hrl"]
-    assert [(args.alpha, args.gate_gain) for args in runs] == list(schedule.runs)
-    for args in runs:
-        assert args.weights == str(sp.run_dir / "sp.safetensors")
-        assert args.gate_weights == (args.weights if args.gate_gain == 1 else None)
-    taught = [args for args in hrl if args.stage == "tune"]
-    assert len(taught) == len(schedule.taught) == len(hrl) - len(runs)
-    for args, (alpha, gain) in zip(taught, schedule.taught, strict=True):
-        start = next(run for run in runs if (run.alpha, run.gate_gain) == (alpha, gain))
-        assert args.weights == args.gate_weights == str(start.run_dir / "hrl.safetensors")
-        assert args.teacher == (sp.weights,) and args.distillation == 0.9
-
-
-@pytest.mark.parametrize(
-    ("row", "parts", "origins"),
-    [
-        ("resnet110", ("", "-sp", "-hrl-0.4", "-hrl-0.4-distilled", "-hrl-0.8", "-hrl-0.8-distilled"), ()),
-        (
-            "resnet74",
-            ("-distilled", "-sp", "-hrl-0.5", "-hrl-1.0"),
-            ("resnet38-cifar10-distilled", "resnet110-cifar10"),
-        ),
-    ],
-)
-def test_shipped_networks_came_from_the_commands_of_their_row(row, parts, origins):
-    steps = rows.chain(row, rows.Options())
-    commands = {without_places(["python", *step.command(rows.Options())[1:]]) for step in steps}
-    shipped = {entry["name"]: entry["command"] for entry in weights.index()}
-    before = {command for name in origins for command in shipped[name]}
-    for part in parts:
-        made_by = shipped[f"{row}-cifar10{part}"]
-        assert made_by[-1] in commands and set(made_by) <= commands | before, part
-        assert before <= set(made_by)  # what it grew out of, and its teachers
-
-
-def weights_of(step):
-    return step.folder / "weights.safetensors"
-
-
-@pytest.mark.parametrize(("row", "name"), [
-    ("resnet38", "resnet38-cifar10"), ("resnet74", "resnet74-cifar10-distilled"),
-    ("resnet152", "resnet152-cifar10-distilled"),  # a name of two files
-])  # fmt: skip
-def test_the_shipped_backbone_instead(row, name, tmp_path):
-    first = rows.chain(row, rows.Options(runs=tmp_path, shipped_backbone=True))[0]
-    assert first.agent == "hybrid_reinforce" and name in first.flags
+@pytest.fixture
+def no_work(monkeypatch):
+    """A data set of no size, and jobs that must not be run."""
+    monkeypatch.setattr(reproduce, "load_images", lambda *rest: None)
+    monkeypatch.setattr(reproduce.jobs, "run", lambda *rest: pytest.fail("a job was run"))
 
 
 def test_an_unknown_row():
@@ -141,138 +31,20 @@ def test_an_unknown_row():
         reproduce.main(rows.Options(rows=("resnet39",)))
 
 
-@pytest.fixture
-def no_work(monkeypatch):
-    """A data set of no size, and steps that would take 40 minutes each."""
-    monkeypatch.setattr(reproduce, "load_images", lambda *rest: None)
-    monkeypatch.setattr(
-        reproduce,
-        "estimate",
-        lambda name, options, data: {s.folder: 2400.0 for s in rows.chain(name, options)},
-    )
-    monkeypatch.setattr(reproduce, "run", lambda *rest: pytest.fail("a step was run"))
-
-
 def test_the_list_runs_nothing(tmp_path, no_work, capsys):
     options = rows.Options(rows=("resnet38",), runs=tmp_path, list=True)
+    done, *others = rows.chain("resnet38", options)
+    done.folder.mkdir(parents=True)
+    (done.folder / "result.json").write_text(json.dumps({"command": shlex.join(done.line)}))
     reproduce.main(options)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "resnet38: backbone: about 40 minutes here"
-    assert len(lines) == len(rows.chain("resnet38", options)) == 8
+    assert lines[0] == f"{done.folder}: done"
+    assert lines[1:] == [f"{job.folder}: {shlex.join(job.line)}" for job in others]
 
 
-def test_the_estimate_is_of_each_step(tmp_path, monkeypatch):
-    schedule = dataclasses.replace(rows.CORES, batch_size=16)
-    monkeypatch.setitem(rows.ROWS, "resnet20", rows.Row(20, schedule=schedule))
-    options = rows.Options(runs=tmp_path, device="cpu")
-    steps = rows.chain("resnet20", options)
-    images = load_images("rendered-digits", "train")
-    seconds = reproduce.estimate("resnet20", options, images)
-    assert list(seconds) == [step.folder for step in steps] and min(seconds.values()) > 1
-    took = {folder.name: value for folder, value in seconds.items()}
-    assert took["backbone"] / took["restart"] == pytest.approx(40 / 15)
-    assert took["hrl-0.5"] == took["hrl-1.0"]
-    assert took["hrl-0.5-distilled"] == took["hrl-1.0-gain6-distilled"]
-    monkeypatch.setattr(reproduce, "timed", lambda step: 1.0)  # of a step, and of a pass of the teacher
-    again = reproduce.estimate("resnet20", options, images)
-    counted = {folder.name: value for folder, value in again.items()}
-    assert counted["hrl-0.5"] == 1500 + 2500
-    assert counted["hrl-0.5-distilled"] == 2 * 12_000  # the student's steps and the teacher's passes
-
-
-def test_too_few_minutes_for_a_checkpoint_are_refused(tmp_path, no_work):
-    options = rows.Options(rows=("resnet38",), runs=tmp_path, minutes=0.5)
-    with pytest.raises(ValueError, match="0.5 is less than the 1 between two checkpoints of backbone"):
-        reproduce.main(options)
-
-
-def test_a_folder_with_other_flags_is_refused(tmp_path, no_work):
-    options = rows.Options(rows=("resnet38",), runs=tmp_path)
-    for step in rows.chain("resnet38", options)[:3]:
-        step.folder.mkdir(parents=True)
-        (step.folder / "args.json").write_text(json.dumps(as_stored(parsed(step, options))))
-        step.check(options)
-    for change, flag in (({"length": 2.0}, "epochs"), ({"shipped_backbone": True}, "weights")):
-        with pytest.raises(ValueError, match=f"has other flags: .*{flag}.*another --runs"):
-            reproduce.main(dataclasses.replace(options, **change))
-
-
-def test_what_is_done_is_not_run_again_and_what_was_begun_goes_on(tmp_path):
-    options = rows.Options(runs=tmp_path)
-    step = rows.chain("resnet38", options)[0]
-    assert not step.done and "--resume" not in step.command(options)
-    step.folder.mkdir(parents=True)
-    (step.folder / "args.json").write_text("{}")
-    assert not step.done and step.command(options)[-1] == "--resume"
-    (step.folder / "result.json").write_text("{}")
-    assert step.done
-
-
-@pytest.fixture
-def played(tmp_path, monkeypatch):
-    """Steps that are scripts; each leaves what it is called and when it began and ended."""
-
-    def make(*needs, code="pass"):
-        script = (
-            "import json, os, pathlib, signal, sys, time\n"
-            "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as in a script's background
-            "folder, begun = pathlib.Path(sys.argv[1]), time.monotonic()\n"
-            "folder.mkdir(parents=True)\n"
-            "(folder / 'pid').write_text(str(os.getpid()))\n"
-            f"{code}\n"
-            "(folder / 'result.json').write_text(json.dumps([begun, time.monotonic()]))"
-        )
-        flags = (script, *(f"{other.folder}/weights.safetensors" for other in needs))
-        return rows.Step("pretrain", flags, tmp_path / f"row/{next(names)}", {})
-
-    names = iter("abcdefgh")
-    monkeypatch.setattr(
-        rows.Step,
-        "command",
-        lambda step, options: [sys.executable, "-c", step.flags[0], str(step.folder)],
-    )
-    return make
-
-
-def test_it_stops_in_time(played):
-    steps = [played(code="time.sleep(60)"), played(code="time.sleep(60)")]
-    begun = time.monotonic()
-    assert reproduce.run(steps, rows.Options(jobs=2), begun + 5) is False
-    assert time.monotonic() - begun < 30
-    assert not any(step.done for step in steps)
-    for step in steps:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((step.folder / "pid").read_text()), 0)
-    assert reproduce.run([played()], rows.Options(), begun) is False  # the time was up before
-    assert len(list(steps[0].folder.parent.iterdir())) == 4  # two folders, two logs
-
-
-def test_a_step_that_fails_ends_the_row(played, capsys):
-    for jobs in (1, 2):
-        begun = "True" if jobs == 1 else "(folder.parent / 'f').exists()"
-        failing = played(code=f"while not {begun}: time.sleep(0.05)\nraise SystemExit(2)")
-        steps = [failing, played(failing), played(code="time.sleep(60)")]
-        with pytest.raises(SystemExit) as stop:
-            reproduce.run(steps, rows.Options(jobs=jobs), None)
-        assert stop.value.code == 2 and not steps[1].folder.exists()
-        assert f"{failing.folder} ended with exit code 2, not done" in capsys.readouterr().out
-        assert steps[2].folder.exists() == (jobs == 2)
-
-
-def test_steps_run_side_by_side_where_none_needs_the_other(played):
-    first = played()
-    pair = [played(first, code="time.sleep(2); print('heard')"), played(first, code="time.sleep(2)")]
-    last = played(pair[1])
-    steps = [first, pair[0], last, pair[1]]
-    assert reproduce.run(steps, rows.Options(jobs=2), None) is True
-    times = {step.folder.name: json.loads((step.folder / "result.json").read_text()) for step in steps}
-    assert times["a"][1] < min(times["b"][0], times["c"][0])
-    assert max(times["b"][0], times["c"][0]) < min(times["b"][1], times["c"][1])
-    assert times["c"][1] < times["d"][0]
-    assert pair[0].folder.with_name("b.log").read_text().strip() == "heard"
-    again = (first.folder / "result.json").stat().st_mtime_ns
-    assert reproduce.run(steps, rows.Options(jobs=2), None) is True
-    assert (first.folder / "result.json").stat().st_mtime_ns == again
+def test_a_length_of_zero(no_work):
+    with pytest.raises(ValueError, match="--length is 0.0; expected more than 0"):
+        reproduce.main(rows.Options(length=0.0))
 
 
 def few(*args, **kwargs):
@@ -469,13 +241,6 @@ def test_no_table_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no rows in .*no results.json"):
         results.draw(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_length_that_is_none(no_work):
-    with pytest.raises(ValueError, match="--length is 0.0; expected more than 0"):
-        reproduce.main(rows.Options(length=0.0))
-    short = rows.chain("resnet38", rows.Options(length=1e-4))
-    assert all(min(step.plan.values()) > 0 for step in short)
 
 
 def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch):

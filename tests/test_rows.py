@@ -1,0 +1,144 @@
+"""The rows of the study: commands that their agents accept, and that made the listed networks."""
+
+import dataclasses
+import importlib
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tyro
+
+from scripts import results, rows
+
+# names of the folders, by schedule
+PLAIN = {"cores": ("backbone", "restart"), "gpu": ("backbone",), "grown": ("grown",), "large": ("grown",)}
+GATED = {
+    "cores": ("sp", "hrl-0.5", "hrl-0.5-distilled", "hrl-1.0", "hrl-1.0-gain6", "hrl-1.0-gain6-distilled"),
+    "gpu": ("sp", "hrl-0.1", "hrl-0.2", "hrl-0.4", "hrl-0.4-distilled", "hrl-0.8", "hrl-0.8-distilled"),
+    "grown": ("sp", "hrl-0.5", "hrl-1.0"),
+    "large": ("sp", "hrl-0.5"),
+}
+KINDS = {"resnet38": "cores", "resnet110": "gpu", "resnet74": "grown", "resnet152": "large"}
+EPOCHS = {"cores": [20, 7.5], "gpu": [35], "grown": [7], "large": [4]}  # at half of the length
+RATES = {  # of the plain network, with gates
+    "cores": (0.1, 0.05),
+    "gpu": (0.4, 0.2),
+    "grown": (0.05, 0.05),
+    "large": (0.05, 0.05),
+}
+ORIGINS = {"grown": "resnet38-cifar10-distilled", "large": "resnet110-cifar10-distilled"}
+TEACHERS = ("resnet110-cifar10", "resnet38-cifar10-distilled")
+
+
+def parsed(line):
+    """A command line, `python -m agents.…`, as its agent reads it."""
+    python, dash_m, module, *flags = line
+    assert (python, dash_m) == ("python", "-m")
+    return tyro.cli(importlib.import_module(module).Args, args=flags)
+
+
+@pytest.mark.parametrize("row", rows.ROWS)
+def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
+    options = rows.Options(runs=tmp_path, seed=3, length=0.5)
+    gate, schedule = rows.ROWS[row].gate, rows.ROWS[row].schedule
+    jobs = rows.chain(row, options)
+    prefix = "" if gate == "rnn" else f"{gate}-"
+    kind = KINDS[row.split("-")[0]]
+    gated = [f"{prefix}{title}" for title in GATED[kind]]
+    assert [job.folder.name for job in jobs] == [*PLAIN[kind], *gated]
+    for number, job in enumerate(jobs):
+        args = parsed(job.line)
+        assert args.lr == (
+            RATES[kind][0] if number == 0
+            else 0.05 if getattr(args, "stage", "") == "tune"
+            else RATES[kind][1]
+        )  # fmt: skip
+        assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == job.folder
+        assert args.depth == rows.ROWS[row].depth and args.resume
+        assert args.batch_size == schedule.batch_size
+        named = [args.weights, getattr(args, "gate_weights", None), *args.teacher]
+        needed = {Path(file).parent for file in named if file} - {Path(".")}  # of shipped names
+        if kind in ORIGINS:
+            assert args.teacher == TEACHERS and args.distillation == 0.9
+        before = jobs[:number]
+        assert needed == {other.folder for other in before if job.needs([other])}
+        assert bool(needed) == bool(number) and not job.needs(jobs[number:])
+        if job.command[0] == "agents.hybrid_reinforce":
+            args.check()
+            taught = args.stage == "tune"
+            assert args.eval_every == (schedule.taught_eval_every if taught else schedule.eval_every)
+            assert (args.gate_lr, args.entropy) == (schedule.gate_lr, schedule.entropy)
+            stages = {"sp": schedule.sp, "hrl": schedule.hrl, "tune": schedule.distilled}[args.stage]
+            lengths = {stage: max(1, round(steps / 2)) for stage, steps in stages.items()}
+            assert args.gate == gate and dict(Counter(args.plan())) == lengths
+
+
+@pytest.mark.parametrize("row", rows.ROWS)
+def test_what_each_command_goes_on_from(tmp_path, row):
+    schedule, kind = rows.ROWS[row].schedule, KINDS[row.split("-")[0]]
+    jobs = rows.chain(row, rows.Options(runs=tmp_path, length=0.5))
+    plain = [job for job in jobs if job.command[0] == "agents.pretrain"]
+    assert [parsed(job.line).epochs for job in plain] == EPOCHS[kind]
+    first = parsed(plain[0].line)
+    assert first.weights == ORIGINS.get(kind)
+    sp, *hrl = (parsed(job.line) for job in jobs[len(plain) :])
+    assert sp.plan()[0] == "warmup" and sp.plan()[-1] == "sp"
+    assert sp.weights == str(plain[-1].folder / "weights.safetensors")
+    runs = [args for args in hrl if args.stage == "hrl"]
+    assert [(args.alpha, args.gate_gain) for args in runs] == list(schedule.runs)
+    for args in runs:
+        assert args.weights == str(sp.run_dir / "sp.safetensors")
+        assert args.gate_weights == (args.weights if args.gate_gain == 1 else None)
+    taught = [args for args in hrl if args.stage == "tune"]
+    assert len(taught) == len(schedule.taught) == len(hrl) - len(runs)
+    for args, (alpha, gain) in zip(taught, schedule.taught, strict=True):
+        start = next(run for run in runs if (run.alpha, run.gate_gain) == (alpha, gain))
+        assert args.weights == args.gate_weights == str(start.run_dir / "hrl.safetensors")
+        assert args.teacher == (sp.weights,) and args.distillation == 0.9
+
+
+NETWORKS = {
+    entry["name"]: entry
+    for entry in results.networks(Path(__file__).parent.parent / "docs" / "results-cifar10")
+}
+NAMES = {  # of the networks that the backbones' folders end with
+    "resnet38": {"backbone": "-first", "restart": ""},
+    "resnet110": {"backbone": ""},
+    "resnet74": {"grown": "-distilled"},
+    "resnet152": {"grown": "-distilled"},
+}
+
+
+def names_of(row, jobs):
+    """The network that each run folder of a row ends with."""
+    network = row.split("-")[0]
+    backbones = NAMES[network]
+    return {
+        str(job.folder): f"{network}-cifar10{backbones.get(job.folder.name, f'-{job.folder.name}')}"
+        for job in jobs
+    }
+
+
+@pytest.mark.parametrize("row", rows.ROWS)
+def test_listed_networks_came_from_the_commands_of_their_row(row, tmp_path):
+    jobs = rows.chain(row, rows.Options(runs=tmp_path))
+    names, compared = names_of(row, jobs), 0
+    for job in jobs:
+        if entry := NETWORKS.get(names[str(job.folder)]):
+            line = [re.sub(r"/\w+\.safetensors$", "", word) for word in job.line]
+            ours = parsed([names.get(word, word) if word != str(job.folder) else word for word in line])
+            theirs = parsed(shlex.split(entry["command"]))
+            places = {"run_dir": None, "resume": False}
+            assert dataclasses.replace(ours, **places) == dataclasses.replace(theirs, **places), entry["name"]
+            used = {name for folder, name in names.items() if any(folder + "/" in word for word in job.line)}
+            assert used - {entry["name"]} <= set(entry["after"])
+            compared += 1
+    assert compared >= 3 or row not in ("resnet38", "resnet74", "resnet110", "resnet152")
+
+
+@pytest.mark.parametrize("row, name", rows.SHIPPED.items())
+def test_the_shipped_backbone_instead(row, name, tmp_path):
+    first = rows.chain(f"resnet{row}", rows.Options(runs=tmp_path, shipped_backbone=True))[0]
+    assert first.command[0] == "agents.hybrid_reinforce" and name in first.command
