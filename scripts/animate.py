@@ -18,11 +18,10 @@ from PIL import Image
 from agents.common.cli import main_with_named_errors
 from envs.skipnet import SkipNetEnv
 from skipnet_rl.files import whole_file
-from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.progress import load_images
 from skipnet_rl.rollout import rollout
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import weights_path
+from skipnet_rl.weights import open_weights
 
 KEPT = 96  # colours of the palette that are exactly those of the pictures
 
@@ -32,7 +31,7 @@ class Options:
     """Draw episodes as an animated GIF."""
 
     weights: str = "resnet110-rendered-digits-hrl"
-    """network with gates: a file, or the name of a shipped one"""
+    """network with gates: a file, or the name of a shipped network"""
     images: tuple[int, ...] = (104, 119)
     """numbers of the test images"""
     data_dir: Path | None = None
@@ -91,12 +90,10 @@ def write_gif(path: Path, episodes: Sequence[Sequence[NDArray]], frame_ms: int, 
 @torch.no_grad()
 def main(options: Options) -> None:
     """Play each image by the gates and write the picture."""
-    path = weights_path(options.weights)
-    images = load_images(read_header(path)["dataset"], "test", options.data_dir)
-    mdp, policy = restore_checkpoint(path)
-    routes = (
-        rollout(mdp, policy, *images.batch(torch.tensor(options.images, device="cpu"))).actions.int().tolist()
-    )
+    opened = open_weights(options.weights)
+    mdp, images = opened.mdp(), load_images(opened.header["dataset"], "test", options.data_dir)
+    batch = images.batch(torch.tensor(options.images))
+    routes = rollout(mdp, opened.policy, *batch).actions.int().tolist()
     env = SkipNetEnv(mdp, images, render_mode="rgb_array")
     episodes = [list(frames(env, index, route)) for index, route in zip(options.images, routes, strict=True)]
     write_gif(options.out, episodes, options.frame_ms, options.pause_ms)
