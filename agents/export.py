@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from agents.common.cli import main_with_named_errors
 from skipnet_rl.checkpoint import parts_of
-from skipnet_rl.cli import main_with_named_errors
 from skipnet_rl.data import Images
 from skipnet_rl.data.places import data_folder
 from skipnet_rl.device import cpu_by_default

@@ -1,7 +1,7 @@
-"""The ids: importing this module registers them.
+"""Register the ids of the environments; importing this module does it.
 
-Importing `envs` does so, too. Where another distribution has a package of that name, `envs` is that one's,
-and this module is the way: `import envs.ids`, or `gym.make("envs.ids:SkipResNet20-v0")`.
+Importing `envs` does it, too. Where another distribution has installed a package `envs`, import this module
+instead: `import envs.ids`, or `gym.make("envs.ids:SkipResNet20-v0")`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gymnasium as gym
 import skipnet_rl  # noqa: F401  (forked processes: skipnet_rl.forking)
 from envs.specs import PlainSpec
 
-# Those of skipnet_rl.resnet, written again: registering ids does not load PyTorch.
+# repeated from skipnet_rl.resnet, so that registering ids does not import PyTorch
 CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
 IMAGENET_DEPTHS = (34, 50, 101)  # for 224×224 images
 
@@ -21,11 +21,13 @@ def depth_of(id: str) -> int:
 
     Raises:
         gymnasium.error.Error: no such id.
-        ValueError: the id of another kind of environment.
+        ValueError: the id of an environment of another project.
     """
     depth = gym.spec(id).kwargs.get("depth")
     if not isinstance(depth, int):
-        raise ValueError(f"{id} is no environment of this project; expected an id such as SkipResNet110-v0")
+        raise ValueError(
+            f"{id} is not an environment of this project; expected an id such as SkipResNet110-v0"
+        )
     return depth
 
 

@@ -1,7 +1,7 @@
-"""A batch of images on its way through the network: what the single and the vector env share.
+"""Episodes of a batch of images, shared by the single and the vector environment.
 
-The dynamics are those of a `skipnet_rl.process.DecisionProcess`. This keeps what an episode needs to
-remember (where it stands, which images, the route so far) and turns its end into an info.
+The dynamics are those of a `skipnet_rl.process.DecisionProcess`. This module stores the state of the episodes
+(position, images, routes so far) and builds the info at their end.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ R = TypeVar("R")
 Generators = np.random.Generator | Sequence[np.random.Generator]
 
 
-def ordinary(method: Callable[P, R]) -> Callable[P, R]:
-    """Compute without gradients and on ordinary tensors, whatever mode the caller is in.
+def without_gradients(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a method to compute without gradients but outside inference mode.
 
-    What is made in inference mode cannot be written into outside of it, nor be differentiated through, and
-    the caller may well enter or leave it between two steps.
+    Tensors made in inference mode cannot be modified or differentiated through outside it, and the caller may
+    enter or leave it between two steps.
     """
 
     @wraps(method)
@@ -47,18 +47,18 @@ def ordinary(method: Callable[P, R]) -> Callable[P, R]:
 class Lockstep:
     """B episodes that start and end together.
 
-    The network is put into evaluation mode, anew before each block where something else trains it
-    meanwhile: with batch statistics an observation would depend on its neighbours in the batch.
+    The network is in evaluation mode, set again before each block if it is being trained: with batch
+    statistics an observation would depend on the other images of the batch.
 
     Args:
         mdp: the decision process.
-        images: what to draw from; moved to the network's device.
+        images: images to draw from; moved to the network's device.
         size: B.
-        obs_mode: `"feature+block"` (pooled feature and one-hot of the block) or `"feature"`.
-        augment: crop and flip the images at random, as in training.
+        obs_mode: `"feature+block"` (pooled feature and one-hot of the decision) or `"feature"`.
+        augment: crop and flip images at random, as in training.
     """
 
-    @ordinary
+    @without_gradients
     def __init__(self, mdp: DecisionProcess, images: Images, size: int, obs_mode: str, augment: bool) -> None:
         if obs_mode not in OBS_MODES:
             raise unknown_name("obs_mode", obs_mode, OBS_MODES)
@@ -75,11 +75,9 @@ class Lockstep:
         self.augment = augment
         whole = mdp.observation_size
         self.observation_size = whole if obs_mode == "feature+block" else mdp.feature_width
-        _ = mdp.whole_macs  # counted here, not in the step that ends the first episode
+        _ = mdp.whole_macs  # counted now, not in the step that ends the first episode
         self.state: Any = None
-        self.logits = self.loss = torch.empty(
-            0, device=self.device
-        )  # at the end of the episodes: [B, K] and [B]
+        self.logits = self.loss = torch.empty(0, device=self.device)  # [B, K] and [B] at the end
         self.index = np.zeros(size, np.int64)
         self.routes = torch.zeros(size, 0, dtype=torch.bool, device=self.device)
         self.returns = torch.zeros(size, device=self.device)
@@ -89,18 +87,18 @@ class Lockstep:
         """Whether the episodes have ended."""
         return self.state is not None and self.mdp.terminal(self.state)
 
-    @ordinary
+    @without_gradients
     def reset(self, rng: Generators, options: dict[str, Any] | None) -> None:
-        """Start with images drawn by `rng`, or with those of `options["index"]`.
+        """Start episodes with images drawn by `rng`, or with images `options["index"]`.
 
         Args:
-            rng: draws for all episodes together, or one for each of them, B.
-            options: as `reset` of the environments takes them.
+            rng: one generator for all episodes, or one for each, B.
+            options: options of the environments' `reset`.
         """
         given = (options or {}).get("index")
         size = len(self.images)
         rngs = [rng] if isinstance(rng, np.random.Generator) else list(rng)
-        share = self.size // len(rngs)  # images that each draws
+        share = self.size // len(rngs)  # images per generator
         if given is None:
             self.index = np.concatenate([each.integers(size, size=share) for each in rngs])
         else:
@@ -128,9 +126,9 @@ class Lockstep:
         return torch.cat(images), torch.cat(labels)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Lockstep:
-        """Episodes that go their own way from here, over the same images.
+        """Copy the episodes so that they continue independently, over the same images.
 
-        They run the same network where it is frozen, else a copy of it.
+        The network is shared if it is frozen, else copied.
         """
         memo[id(self.images)] = self.images
         net = self.mdp.net
@@ -141,9 +139,9 @@ class Lockstep:
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
-    @ordinary
+    @without_gradients
     def step(self, action: Tensor) -> Tensor:
-        """Take an action, bool [B]; rewards [B] float32."""
+        """Take actions, bool [B]; return rewards [B] float32."""
         if self.state is None:
             raise ResetNeeded("step() before the first reset(); call reset() to start an episode")
         if self.terminal:
@@ -160,20 +158,20 @@ class Lockstep:
         self.returns = self.returns + reward
         return reward
 
-    @ordinary
+    @without_gradients
     def observation(self) -> Tensor:
-        """[B, D] float32, fresh."""
+        """Observations [B, D] float32, in new memory."""
         assert self.state is not None
         return self.mdp.observation(self.state)[:, : self.observation_size].contiguous()
 
     def start_info(self) -> dict[str, NDArray]:
-        """Which images are being played: index and label, [B] each."""
+        """Number and label of the images, [B] each."""
         assert self.state is not None
         return {"index": self.index.copy(), "label": self.state.y.cpu().numpy().copy()}
 
-    @ordinary
+    @without_gradients
     def end_info(self) -> dict[str, NDArray]:
-        """What came of it: arrays with B rows; see the environment's docstring."""
+        """Info at the end, arrays with B rows; see the docstring of `SkipNetEnv`."""
         assert self.state is not None and self.terminal
         prediction = self.logits.argmax(dim=1)
         routes = self.routes.cpu()
@@ -192,25 +190,25 @@ class Lockstep:
 
 
 def as_array(value: Any) -> NDArray:
-    """Anything as an array, from any device; what is none, ragged lists or bf16, becomes one of objects."""
+    """Convert to an array; what NumPy cannot represent (ragged lists, bf16) becomes an object array."""
     try:
         return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    except (ValueError, TypeError, RuntimeError):  # the last two: tensors that NumPy has no type for
+    except (ValueError, TypeError, RuntimeError):  # the last two: tensors of a type that NumPy lacks
         return np.empty((), dtype=object)
 
 
 def check_options(options: dict[str, Any] | None, known: tuple[str, ...] = RESET_OPTIONS) -> None:
-    """Raise a ValueError for an option that reset() does not know."""
+    """Raise a ValueError for an unknown option of reset()."""
     for name in options or {}:
         if name not in known:
             raise unknown_name("reset option", name, known)
 
 
 def check_index(index: Any, count: int, size: int) -> NDArray[np.int64]:
-    """Image numbers as an int64 array [count].
+    """Convert image numbers to an int64 array [count].
 
     Raises:
-        ValueError: not integers, not `count` of them, or not all between 0 and size - 1.
+        ValueError: not `count` integers between 0 and size - 1.
     """
     array = as_array(index)
     if array.dtype.kind not in "iu" or array.shape not in ((count,), () if count == 1 else (count,)):

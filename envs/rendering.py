@@ -1,4 +1,4 @@
-"""An episode as a picture or as a line, drawn only when asked for."""
+"""Render an episode as a picture or a line of text."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from envs.lockstep import Lockstep
 
 AHEAD, ALWAYS, INK = "#edf2f7", "#1a365d", "#1a202c"
-CURRENT = (AHEAD, "#dd6b20")  # face and edge of the block that is decided on
+CURRENT = (AHEAD, "#dd6b20")  # face and edge of the block to decide on
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What there is to show of one episode.
+    """Content of one rendered frame.
 
     Attributes:
         image: [H, W, 3] uint8, before augmentation.
-        route: the actions so far.
-        stages: the stage of each of the N gated blocks.
+        route: actions so far.
+        stages: stage of each of the N gated blocks.
         reward: sum of the rewards so far.
-        index, label: which image, and its class name.
-        prediction: class name at the end, else None.
-        depth: of the network.
+        index, label: number and class name of the image.
+        prediction: predicted class name at the end, else None.
+        depth: depth of the network.
     """
 
     image: NDArray[np.uint8]
@@ -46,7 +46,7 @@ class Frame:
     @classmethod
     @torch.no_grad()
     def of(cls, lockstep: Lockstep, row: int) -> Frame:
-        """Episode number `row` of a batch."""
+        """The current frame of episode `row` of a batch."""
         state, images, net = lockstep.state, lockstep.images, lockstep.mdp.net
         if state is None:
             raise RuntimeError("render() before the first reset(); call reset() to start an episode")
@@ -74,13 +74,13 @@ class Frame:
 
     @property
     def outcome(self) -> str:
-        """The classifier's answer, once it is there."""
+        """The prediction and whether it is correct, or dots before the end."""
         if self.prediction is None:
             return "predicts …"
         return f"predicts {self.prediction} {'✓' if self.prediction == self.label else '✗'}"
 
     def line(self) -> str:
-        """One line of text."""
+        """Render as one line of text."""
         return legible(
             f"{self.title} | image {self.index}, label {self.label} | {self.way} | "
             f"{sum(self.route)} of {len(self.route)} executed | reward {self.reward:+.3f} | {self.outcome}"
@@ -88,17 +88,17 @@ class Frame:
 
     @property
     def title(self) -> str:
-        """What the episode is about."""
+        """Name of the network."""
         return f"SkipResNet{self.depth}"
 
     @property
     def way(self) -> str:
-        """The route in signs."""
+        """The route, one character per decision: executed ■, skipped □, to come ·."""
         cells = "".join("■" if executed else "□" for executed in self.route)
         return cells + "·" * (len(self.stages) - len(self.route))
 
     def picture(self) -> NDArray[np.uint8]:
-        """The image beside its route, one row of blocks per stage: [H, W, 3] uint8."""
+        """Render the image beside its route, one row of blocks per stage: [H, W, 3] uint8."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""SB3VecEnv: a same-step Gymnasium VectorEnv seen as a stable-baselines3 VecEnv.
+"""SB3VecEnv: adapter from a Gymnasium VectorEnv to a stable-baselines3 VecEnv.
 
-Both libraries step many environments at once and differ in their conventions: SB3 resets by itself
-within the step that ends an episode, hands out one info dict per environment, and keeps the last
-observation of an episode in `infos[i]["terminal_observation"]`.
+Both step many environments at once but differ in conventions: SB3 resets within the step that ends an
+episode, returns one info dict per environment, and stores the last observation of an episode in
+`infos[i]["terminal_observation"]`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class SB3VecEnv(VecEnv):
         env: the vector environment; tensors become arrays.
 
     Raises:
-        TypeError: not a `VectorEnv`.
-        ValueError: another autoreset mode: SB3 would learn from a step whose action was ignored.
+        TypeError: `env` is not a `VectorEnv`.
+        ValueError: another autoreset mode; SB3 would learn from a step whose action was ignored.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
@@ -51,7 +51,7 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """First observations, [num_envs, …]; `seed()` and `set_options()` apply, once."""
+        """Start all episodes, with seeds and options set before; return observations [num_envs, …]."""
         first, *others = map(private, self._options)
         if not all(data_equivalence(first, options, exact=True) for options in others):
             raise ValueError("options differ between environments; a VectorEnv takes one dict for all")
@@ -62,11 +62,11 @@ class SB3VecEnv(VecEnv):
         return private(observations)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Keep the actions [num_envs, …] for `step_wait`."""
+        """Store the actions [num_envs, …] for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
-        """Observations, rewards, dones and infos; where done, the observation is the next episode's."""
+        """Observations, rewards, dones, infos; where done, the observation starts the next episode."""
         observations, rewards, terminated, truncated, listed = self._listed.step(self._actions)
         terminated, truncated = private(terminated), private(truncated)
         dones = terminated | truncated
@@ -76,7 +76,7 @@ class SB3VecEnv(VecEnv):
         return private(observations), private(rewards).astype(np.float32), dones, infos
 
     def _info(self, row: int, info: dict[str, Any], done: bool) -> dict[str, Any]:
-        """What SB3 expects of one environment; keeps the next episode's own info for `reset_infos`."""
+        """Info of one environment in SB3's form; stores the next episode's in `reset_infos`."""
         if not done:
             return info
         last, final = info.pop("final_obs"), info.pop("final_info", {})
@@ -93,7 +93,7 @@ class SB3VecEnv(VecEnv):
         return pictures or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """An attribute of each environment; a native vector environment's own, for each of them."""
+        """An attribute of each environment; of a native vector environment its own, repeated."""
         many = getattr(self.env.unwrapped, "get_attr", None)
         values = many(attr_name) if many else [getattr(self.env, attr_name)] * self.num_envs
         return [values[row] for row in self._get_indices(indices)]
@@ -102,20 +102,20 @@ class SB3VecEnv(VecEnv):
         """Set an attribute of all environments.
 
         Raises:
-            NotImplementedError: of some alone; they may be one object.
+            NotImplementedError: only some environments; they may share one object.
         """
         if len(list(self._get_indices(indices))) != self.num_envs:
-            raise NotImplementedError("set_attr() of some environments alone; leave out `indices`")
+            raise NotImplementedError("set_attr() sets all environments at once; leave out `indices`")
         many = getattr(self.env.unwrapped, "set_attr", None)
         if many:
-            many(attr_name, [value] * self.num_envs)  # a list or tuple alone would be taken apart
+            many(attr_name, [value] * self.num_envs)  # a list or tuple would be distributed
         else:
             setattr(self.env.unwrapped, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of each environment; a native vector environment's own once, for all."""
+        """Call a method of each environment; of a native vector environment its own, once."""
         many = getattr(self.env.unwrapped, "call", None)
         if many:
             results = many(method_name, *method_args, **method_kwargs)
@@ -125,12 +125,12 @@ class SB3VecEnv(VecEnv):
         return [results[row] for row in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: Indices = None) -> list[bool]:
-        """False for each: a vector environment's parts are not seen from here."""
+        """False for each: wrappers of sub-environments are not visible here."""
         return [False for _ in self._get_indices(indices)]
 
 
 def private(value: Any) -> Any:
-    """A copy as NumPy arrays: SB3 keeps observations one step longer and writes into rewards."""
+    """Copy to NumPy arrays: SB3 keeps observations for one more step and writes into rewards."""
     if isinstance(value, dict):
         return {key: private(item) for key, item in value.items()}
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Seeds of a vector environment, as Gymnasium's own take them."""
+"""Seeds of a vector environment, in the forms that Gymnasium's own accept."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ WANTED = "integers >= 0 or None"
 
 
 def as_seed(seed: Any) -> Any:
-    """NumPy's integers as Python's, which are all that Gymnasium takes; anything else as it is."""
+    """Convert NumPy's integers to Python's, which Gymnasium requires; leave anything else."""
     return int(seed) if isinstance(seed, np.integer) else seed
 
 
 def is_list(seed: Any) -> TypeGuard[Sequence[Any]]:
-    """Whether these are seeds of the sub-environments one by one."""
+    """Whether this is one seed per sub-environment."""
     return isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes))
 
 
 def check_seeds(seeds: Sequence[Any], count: int) -> list[int | None]:
-    """One seed per sub-environment.
+    """Check one seed per sub-environment.
 
     Raises:
-        ValueError: not `count` of them, or one that is neither None nor an integer >= 0.
+        ValueError: not `count` seeds, or a seed that is neither None nor an integer >= 0.
     """
     checked = [as_seed(seed) for seed in seeds]
     if len(checked) != count:
@@ -43,12 +43,12 @@ def check_seeds(seeds: Sequence[Any], count: int) -> list[int | None]:
 def generators(
     seeds: Sequence[int | None], before: Sequence[np.random.Generator] | None, shared: np.random.Generator
 ) -> list[np.random.Generator]:
-    """A generator for each sub-environment.
+    """Make a random generator for each sub-environment.
 
     Args:
-        seeds: [B]; where one is None the sub-environment goes on with its generator.
-        before: [B], those so far, or None: then `shared` draws the seeds that are None.
-        shared: the generator of all sub-environments together.
+        seeds: [B]; None keeps the previous generator of a sub-environment.
+        before: previous generators [B], or None; then `shared` draws a seed where it is None.
+        shared: generator of all sub-environments together.
     """
     made = []
     for row, seed in enumerate(seeds):

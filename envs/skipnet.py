@@ -1,4 +1,4 @@
-"""SkipNetEnv: one image's way through a residual network as an episode."""
+"""SkipNetEnv: the forward pass of one image through a residual network as an episode."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
     A forward pass through a residual network as an episode, after SkipNet (Wang, Yu, Dou, Darrell,
     Gonzalez, "SkipNet: Learning Dynamic Routing in Convolutional Networks", ECCV 2018, arXiv
     1711.09485). An image enters; at each residual block the agent decides whether the image runs
-    the block or takes its shortcut; at the end the classifier answers. The agent is paid for
-    skipping and fined for the classifier's loss.
+    the block or takes its shortcut; at the end the classifier predicts the class. The agent is rewarded
+    for skipping and penalised by the classifier's loss.
 
     ## Action Space
 
@@ -72,14 +72,14 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
 
     ## Arguments
 
-    Of `gymnasium.make`: see `envs.factory.make_env`. This class takes live objects:
+    For `gymnasium.make` see `envs.factory.make_env`. This class takes objects:
 
     Args:
         mdp: the decision process over a network, which is put into evaluation mode.
-        images: what to draw from.
+        images: images to draw from.
         obs_mode: `"feature+block"` or `"feature"`.
-        augment: crop and flip at random.
-        render_mode: None, `"rgb_array"` or `"ansi"`; nothing is drawn before `render()`.
+        augment: crop and flip images at random.
+        render_mode: None, `"rgb_array"` or `"ansi"`; frames are drawn only by `render()`.
 
     ## Registered ids
 
@@ -112,7 +112,7 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start an episode with a drawn image, or with image `options["index"]`."""
+        """Start an episode with a random image, or with image `options["index"]`."""
         check_options(options)
         super().reset(seed=as_seed(seed))
         self.lockstep.reset(self.np_random, options)
@@ -131,7 +131,7 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
         return self._observation(), reward, ended, False, _single(self.lockstep.end_info()) if ended else {}
 
     def render(self) -> Any:
-        """The episode so far: a picture [H, W, 3] uint8 (`"rgb_array"`) or a line (`"ansi"`)."""
+        """Render the episode so far: a picture [H, W, 3] uint8 (`"rgb_array"`) or a line (`"ansi"`)."""
         if self.render_mode is None:
             gym.logger.warn(
                 "render() without a render_mode; pass render_mode='rgb_array' or 'ansi' to make()"
@@ -145,7 +145,7 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
 
 
 def check_action(action: Any) -> bool:
-    """0 or 1 as a bool; integers, bools and arrays of one of them.
+    """Convert an action, 0 or 1 as an integer, bool or array of one element, to a bool.
 
     Raises:
         ValueError: anything else.
@@ -157,5 +157,5 @@ def check_action(action: Any) -> bool:
 
 
 def _single(info: dict[str, NDArray]) -> dict[str, Any]:
-    """The first row of each array, scalars as Python numbers."""
+    """First row of each array; scalars become Python numbers."""
     return {key: value[0].item() if value.ndim == 1 else value[0].copy() for key, value in info.items()}

@@ -1,6 +1,6 @@
-"""What `env.spec` remembers of an environment: plain text and numbers, so that it can be written as JSON.
+"""Specs of environments whose arguments can be written as JSON.
 
-Importing this loads no PyTorch: the ids are registered with it.
+Importing this module does not import PyTorch, so that registering ids is fast.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ from gymnasium.envs.registration import EnvSpec
 
 
 class PlainSpec(EnvSpec):
-    """The spec of a registered id, whose arguments become plain when it is written.
+    """Spec of a registered id; its arguments are converted when it is written as JSON.
 
-    Gymnasium's own vector environments keep a copy of it, with the arguments as they were given.
+    Gymnasium's own vector environments keep a copy of it with the arguments as they were given.
     """
 
     @classmethod
     def like(cls, spec: EnvSpec) -> PlainSpec:
-        """The same spec as one of this kind."""
+        """Copy a spec into this class."""
         return cls(**{each.name: getattr(spec, each.name) for each in fields(spec) if each.init})
 
     def to_json(self) -> str:
-        """The spec as JSON, which `EnvSpec.from_json` reads."""
+        """JSON that `EnvSpec.from_json` reads."""
         written = copy.copy(self)
         written.kwargs = plain(self.kwargs)
         return super(PlainSpec, written).to_json()
 
     def __eq__(self, other: object) -> bool:
-        """Whether both describe the same environment, whichever kind of spec they are."""
+        """Whether both describe the same environment, whatever their class."""
         return isinstance(other, EnvSpec) and asdict(self) == asdict(other)
 
     __hash__ = None  # type: ignore[assignment]
 
 
 class WithPlainSpec:
-    """An environment that keeps the spec it is given with its arguments as plain values."""
+    """Mixin of an environment whose spec has its arguments in JSON types."""
 
     _spec: EnvSpec | None = None
 
     @property
     def spec(self) -> EnvSpec | None:
-        """The spec that the environment was made from, if it was."""
+        """Spec that the environment was made from, if any."""
         return self._spec
 
     @spec.setter
@@ -56,7 +56,7 @@ class WithPlainSpec:
 
 
 def plain(value: Any) -> Any:
-    """Paths, enums, devices, NumPy's and PyTorch's numbers and tuples as what JSON has; the rest as it is.
+    """Convert paths, enums, devices, tuples and numbers of NumPy and PyTorch to JSON types.
 
     >>> from pathlib import Path
     >>> plain({"data_dir": Path("data"), "cost": (1, 2.5), "weights": None})
@@ -73,5 +73,5 @@ def plain(value: Any) -> Any:
     if (type(value).__module__, type(value).__name__) == ("torch", "device"):
         return str(value)
     if isinstance(value, str):
-        return str(value)  # of NumPy's, too
+        return str(value)  # also NumPy's
     return value.tolist() if hasattr(value, "tolist") else value

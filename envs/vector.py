@@ -1,4 +1,4 @@
-"""SkipNetVectorEnv: many images through one network, one batched block per step."""
+"""SkipNetVectorEnv: a batch of images through one network, one block per step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.lockstep import Lockstep, as_array, check_options, ordinary
+from envs.lockstep import Lockstep, as_array, check_options, without_gradients
 from envs.rendering import Frame
 from envs.seeds import as_seed, check_seeds, generators, is_list
 from envs.skipnet import RENDER_MODES, SkipNetEnv
@@ -30,28 +30,27 @@ ARRAYS = ("numpy", "torch")
 class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
     """`SkipNetEnv` for `num_envs` images at once, natively batched.
 
-    All episodes have N decisions, so all sub-environments stand at the same block and end on the
-    same step: a step is one block run on the images whose action is "execute".
+    All episodes have N decisions, so all sub-environments are at the same block and end on the same step. A
+    step runs one block on the images whose action is "execute".
 
-    One generator, seeded by `reset(seed=…)`, draws the images of all sub-environments together; with
-    `num_envs=1` it draws those that `SkipNetEnv` draws. Gymnasium's own vector environments give seed + i to
-    sub-environment i: runs of neighbouring seeds would play almost the same images, so it is not done here.
-    `reset(seed=[...])`, with one seed or None per sub-environment, gives each a generator of its own, which
-    draws what `SkipNetEnv` draws with that seed, as there. `reset(options={"index": [...]})` plays given
-    images, one per sub-environment.
+    One generator, seeded by `reset(seed=…)`, draws the images of all sub-environments; with `num_envs=1` it
+    draws the same images as `SkipNetEnv`. (Gymnasium's own vector environments seed sub-environment i with
+    seed + i, so that runs with neighbouring seeds would play almost the same images.) `reset(seed=[...])`,
+    with one seed or None per sub-environment, gives each its own generator, which draws what `SkipNetEnv`
+    draws with that seed. `reset(options={"index": [...]})` plays given images, one per sub-environment.
 
-    With `array="torch"` observations, rewards and terminations are tensors on the network's device
-    and actions may be; infos are NumPy in both cases.
+    With `array="torch"` observations, rewards and terminations are tensors on the network's device, and
+    actions may be; infos are always NumPy.
 
     Args:
         mdp: the decision process over a network, which is put into evaluation mode.
-        images: what to draw from.
+        images: images to draw from.
         num_envs: B.
         obs_mode: `"feature+block"` or `"feature"`.
-        augment: crop and flip at random.
-        autoreset_mode: `SAME_STEP` (default: the step that ends the episodes returns the next
-            ones' first observation and `final_obs`, `final_info`), `NEXT_STEP` (the next call ignores
-            its action, pays 0 and returns it) or `DISABLED`; the enum or its value.
+        augment: crop and flip images at random.
+        autoreset_mode: `SAME_STEP` (default: the step that ends the episodes returns the first observation of
+            the next ones, with `final_obs` and `final_info`), `NEXT_STEP` (the next call of `step` ignores
+            its actions, returns reward 0 and starts the next episodes) or `DISABLED`; the enum or its value.
         array: `"numpy"` or `"torch"`.
         render_mode: None, `"rgb_array"` or `"ansi"`.
     """
@@ -77,7 +76,7 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
         self.num_envs, self.array, self.render_mode = int(num_envs), array, render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**SkipNetEnv.metadata, "autoreset_mode": self.autoreset_mode}
-        self._rngs: list[np.random.Generator] | None = None  # of a list of seeds
+        self._rngs: list[np.random.Generator] | None = None  # set by a list of seeds
         self.lockstep = Lockstep(mdp, images, self.num_envs, obs_mode, augment)
         shape = (self.lockstep.observation_size,)
         self.single_observation_space = Box(-np.inf, np.inf, shape, np.float32)
@@ -91,11 +90,11 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Start all episodes; `options["index"]` says with which images.
+        """Start all episodes, with images `options["index"]` if given.
 
         Raises:
-            ValueError: an unknown option, a list of seeds that does not fit, or a `reset_mask` that leaves
-                some sub-environments out: they move in lockstep and start together.
+            ValueError: an unknown option, a list of seeds of the wrong length, or a `reset_mask` that
+                excludes a sub-environment: all start together.
         """
         check_options(options, ("index", "reset_mask"))
         mask = (options or {}).get("reset_mask")
@@ -109,7 +108,7 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
         self.lockstep.reset(self._rngs or self.np_random, options)
         return self._observations(), self._masked(self.lockstep.start_info())
 
-    @ordinary
+    @without_gradients
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Skip (0) or execute (1) the current block in each sub-environment.
 
@@ -152,12 +151,12 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
 
     def _final_observations(self) -> NDArray[np.object_]:
         rows = np.empty(self.num_envs, dtype=object)
-        for row, last in enumerate(self._observations()):  # one by one: NumPy would read tensors of a GPU
+        for row, last in enumerate(self._observations()):  # one by one: NumPy would convert tensors of a GPU
             rows[row] = last
         return rows
 
     def _outcome(self, rewards: Tensor) -> tuple[Any, Any, Any]:
-        """Rewards, terminations, truncations; the episodes' end is the batch's."""
+        """Rewards, terminations and truncations; all episodes end together."""
         if self.array == "torch":
             device = self.lockstep.device
             done = torch.full((self.num_envs,), self.lockstep.terminal, device=device)
@@ -166,7 +165,7 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
         return rewards.double().cpu().numpy(), ended, np.zeros_like(ended)
 
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Beside each key the mask that says which sub-environments it is valid for: all."""
+        """Add a mask to each key: it is valid for all sub-environments."""
         masks = {f"_{key}": np.ones(self.num_envs, dtype=np.bool_) for key in info}
         return {**info, **masks}
 
@@ -179,7 +178,7 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
                 f"shape ({self.num_envs},), 0 (skip) or 1 (execute)"
             )
         execute = given.to(device).bool()
-        # on a GPU this would wait for the device; bool tensors, the fast road, need no check
+        # on a GPU this check waits for the device; bool tensors do not need it
         if given.dtype != torch.bool and not bool((given.to(device) == execute).all()):
             wrong = sorted(set(given.tolist()) - {0, 1})
             raise ValueError(f"actions contain {wrong[0]}; expected 0 (skip) or 1 (execute)")

@@ -1,8 +1,7 @@
-"""Batch norm statistics for the routes that a policy takes.
+"""Recalibrate batch norm statistics for the routes that a policy takes.
 
-Statistics gathered while blocks were dropped at random do not fit the network that executes them
-all, nor the routes of a trained gate: the distribution of a block's input depends on which blocks
-ran before it.
+The distribution of a block's input depends on which blocks ran before it. So statistics gathered while blocks
+were dropped at random fit neither the whole network nor the routes of a trained gate.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ def recalibrate(
     mdp: RoutingMDP, policy: Policy, data: Images, *, batches: int = 16, batch_size: int = BATCH_SIZE,
     precision: str = "fp32", seed: int = 0, policy_too: bool = True,
 ) -> None:  # fmt: skip
-    """Estimate the running statistics anew under a policy's greedy routes.
+    """Re-estimate the running statistics under a policy's greedy routes.
 
-    The mean over `batches` of augmented training images replaces them; a block that no image
-    executes keeps what it had.
+    They are replaced by their mean over `batches` batches of augmented training images; a block that no image
+    executes keeps its statistics.
 
     Args:
         mdp: the decision process; its network is left in evaluation mode.
-        policy: what decides.
+        policy: the policy.
         data: training images, on the network's device.
-        batches, batch_size: how many images.
+        batches, batch_size: number and size of the batches.
         precision: `"fp32"` or `"bf16"`.
-        seed: of the images drawn and their augmentation.
-        policy_too: whether the batch norms of the policy's gates are treated alike.
+        seed: random seed of the images and their augmentation.
+        policy_too: also recalibrate the batch norms of the policy.
     """
     parts = [mdp.net, *([policy] if isinstance(policy, nn.Module) else [])]
     measured = parts if policy_too else parts[:1]
@@ -47,7 +46,7 @@ def recalibrate(
         part.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
+        norm.momentum = None  # cumulative average
         norm.train()
     draws = step_generator(seed, 0, "cpu", Stream.NORM_ORDER)
     order = torch.randperm(len(data), generator=draws, device="cpu")

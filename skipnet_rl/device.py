@@ -1,4 +1,4 @@
-"""Which device, and whether bf16 pays on it."""
+"""Choice of device and precision."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PRECISIONS = ("auto", "bf16", "fp32")
 def pick_device(name: str | torch.device | None) -> torch.device:
     """The device called `name`; `"auto"`, or None, takes a GPU where there is one.
 
-    On a GPU convolutions in float32 are that from then on: PyTorch's default there is TensorFloat-32, with
-    10 of the 23 bits of a mantissa.
+    Choosing a GPU disables TensorFloat-32 for convolutions, PyTorch's default there, which keeps 10 of the 23
+    bits of the mantissa of float32.
 
     Args:
-        name: `"auto"`, `"cpu"`, `"cuda"`, one of several as `"cuda:1"`, or a `torch.device`.
+        name: `"auto"`, `"cpu"`, `"cuda"`, a numbered GPU such as `"cuda:1"`, or a `torch.device`.
 
     Raises:
-        ValueError: no such device, or none on this machine.
+        ValueError: unknown device, or not available on this machine.
     """
     given = "auto" if name is None else str(name) if isinstance(name, torch.device) else name
     match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d+))?", given) if isinstance(given, str) else None
@@ -36,7 +36,7 @@ def pick_device(name: str | torch.device | None) -> torch.device:
     if kind == "cpu":
         if index is not None and int(index) > 0:
             raise ValueError(f"device {given!r}, but there is one CPU; use 'cpu'")
-        return torch.device("cpu")  # "cpu:0" would be unequal to where its tensors are
+        return torch.device("cpu")  # tensors are on "cpu", which is unequal to "cpu:0"
     if not torch.cuda.is_available():
         raise ValueError(f"device {given!r}, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
     if index is not None and 0 < (count := torch.cuda.device_count()) <= int(index):
@@ -47,12 +47,12 @@ def pick_device(name: str | torch.device | None) -> torch.device:
 
 @contextmanager
 def cpu_by_default() -> Iterator[None]:
-    """Put what names no device on the CPU, whatever `torch.set_default_device` says; also a decorator.
+    """Create new tensors on the CPU, whatever `torch.set_default_device` says; also a decorator.
 
-    Layers name none. They are made and filled on the CPU, with its random numbers, and moved when they are
-    whole: so their first weights are the same everywhere, and `"meta"`, which holds no numbers, does no harm.
+    Layers are initialised on the CPU with its random numbers and moved afterwards, so that initial weights
+    are the same on every device, and exist even where the default device is `"meta"`.
     """
-    if torch.get_default_device().type == "cpu":  # the context costs a call of Python for each of PyTorch's
+    if torch.get_default_device().type == "cpu":  # the context would add a Python call to every operation
         yield
     else:
         with torch.device("cpu"):
@@ -60,7 +60,7 @@ def cpu_by_default() -> Iterator[None]:
 
 
 def resolve_precision(name: str, device: torch.device | str) -> str:
-    """Turn `"auto"` into `"bf16"` where the hardware multiplies in bf16, else `"fp32"`."""
+    """Turn `"auto"` into `"bf16"` where the hardware supports it, else `"fp32"`."""
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
     if name != "auto":
@@ -76,6 +76,6 @@ def autocast(precision: str, device: torch.device | str) -> AbstractContextManag
     if precision not in ("bf16", "fp32"):
         raise unknown_name("resolved precision", precision, ("bf16", "fp32"))
     kind = torch.device(device).type
-    if kind == "meta":  # shapes only, see skipnet_rl.flops
+    if kind == "meta":  # shapes alone, see skipnet_rl.flops
         return nullcontext()
     return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16")

@@ -1,4 +1,4 @@
-"""Errors that say what came, what was expected and what to do."""
+"""Named errors, and helpers for messages that say what came, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ class DataNotFoundError(FileNotFoundError):
 
 
 class DataDamagedError(ValueError):
-    """A data set's files are there but cannot be read."""
+    """A data set's files exist but cannot be read."""
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be read, or that do not fit the network; its message is one printable line."""
+    """Weights cannot be read or do not fit the network; the message is one printable line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 def one_line(text: str) -> str:
-    """Text that came from a file or from another library, without line breaks and what steers a terminal.
+    """Text from a file or another library without line breaks and terminal control sequences.
 
     >>> one_line("red: \\x1b[31mstop\\x1b[0m\\nnow")
     'red: stop now'

@@ -1,7 +1,7 @@
 """The score-function estimator of SkipNet's hybrid gradient (section 3.3, equations 3 and 4).
 
-∇J = E[∇L] - E[Σ_i ∇log p(g_i|x) r_i]: the first term is the cross-entropy's own gradient through
-the executed blocks, the second is what stands here. All tensors are [B, N]; nothing broadcasts.
+∇J = E[∇L] - E[Σ_i ∇log p(g_i|x) r_i]: the first term is the gradient of the cross-entropy through the
+executed blocks, the second is estimated here. All tensors are [B, N]; nothing broadcasts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ BASELINES = ("none", "batch-mean", "leave-one-out", "value")
 
 
 def advantages(rewards_to_go: Tensor, baseline: str, routes: int = 1, values: Tensor | None = None) -> Tensor:
-    """What the log-probabilities are weighted with: [B, N] → [B, N].
+    """Weights of the log-probabilities, rewards-to-go minus a baseline: [B, N] → [B, N].
 
-    No baseline changes the mean of the gradient, since none depends on the route's own actions; each
-    changes its variance.
+    A baseline does not depend on the route's own actions, so it changes the variance of the gradient but
+    not its mean.
 
     Args:
-        rewards_to_go: the episodes of one image stand side by side, see `leave_one_out`.
-        baseline: `"none"` (the paper's plain REINFORCE), `"batch-mean"` (of all other episodes of the
-            batch), `"leave-one-out"` (of the other routes of the same image) or `"value"`.
+        rewards_to_go: the episodes of one image are adjacent rows, see `leave_one_out`.
+        baseline: `"none"` (the paper's plain REINFORCE), `"batch-mean"` (mean of the other episodes of the
+            batch), `"leave-one-out"` (mean of the other routes of the same image) or `"value"` (learned).
         routes: sampled routes per image, for `"leave-one-out"`.
         values: predictions of the rewards-to-go [B, N], for `"value"`.
 
     Raises:
-        ValueError: an unknown baseline, or one without what it needs.
+        ValueError: an unknown baseline, or missing or misshapen `values`.
     """
     if baseline == "none":
         return rewards_to_go
@@ -45,18 +45,18 @@ def advantages(rewards_to_go: Tensor, baseline: str, routes: int = 1, values: Te
 
 
 def leave_one_out(rewards_to_go: Tensor, routes: int) -> Tensor:
-    """Advantages against the other routes of the same image: [B, N] → [B, N].
+    """Advantages over the other routes of the same image: [B, N] → [B, N].
 
-    The baseline of a route is the mean of the other routes' rewards-to-go at the same decision. It
-    does not depend on the route's own actions, so the gradient's mean stays as it is (Kool, van
-    Hoof, Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019).
+    The baseline of a route is the mean of the other routes' rewards-to-go at the same decision. It does not
+    depend on the route's own actions, so the mean of the gradient is unchanged (Kool, van Hoof, Welling,
+    "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019).
 
     Args:
-        rewards_to_go: episodes of one image stand side by side: image 0 route 0, image 0 route 1, …
+        rewards_to_go: the episodes of one image are adjacent rows: image 0 route 0, image 0 route 1, …
         routes: sampled routes per image, at least 2.
 
     Raises:
-        ValueError: less than two routes, or B is not a multiple of them.
+        ValueError: fewer than two routes, or B is not a multiple of `routes`.
     """
     batch, decisions = rewards_to_go.shape
     if routes < 2:
@@ -68,7 +68,7 @@ def leave_one_out(rewards_to_go: Tensor, routes: int) -> Tensor:
 
 
 def score_function_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """A scalar whose gradient is the estimate of -∇E[return] in the policy's parameters.
+    """A scalar whose gradient in the policy's parameters estimates -∇E[return].
 
     Raises:
         ValueError: the shapes differ; broadcasting here would sum over pairs of images.

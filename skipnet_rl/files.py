@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written beside their place, synced, then moved into it.
+"""Atomic file writes: a file is written next to its destination, synced, then moved into place.
 
-What differs between platforms is here and nowhere else. Windows syncs only what is open for writing, opens no
-folder, lets nothing take the place of a folder or of a file that somebody has open, and has names of its own.
+All differences between platforms are here. Windows syncs only files that are open for writing, cannot open
+folders, does not replace a folder or a file that is open, and reserves characters in names.
 """
 
 from __future__ import annotations
@@ -16,30 +16,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PAUSES = (0.01, 0.04, 0.16, 0.64)  # seconds between attempts to move what another program has open
-NO_SYNC = {errno.EBADF, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP}  # of folders, by file systems
+PAUSES = (0.01, 0.04, 0.16, 0.64)  # seconds between attempts to move a file that another program has open
+NO_SYNC = {
+    errno.EBADF,
+    errno.EINVAL,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTSUP,
+}  # file systems that cannot sync a folder
 NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # on Windows, and "/" everywhere
 
 
 @contextmanager
 def whole_file(path: Path, *, new: bool = False, shared: bool = False) -> Iterator[Path]:
-    """Give the place beside a file to write to; at the end of the block it becomes the file.
+    """Yield a temporary path next to a file; at the end of the block it becomes the file.
 
-    Of an error in the block nothing is left, neither the half file nor the folders that were made for it.
+    If the block raises, neither the partial file nor folders made for it are left behind.
 
     Args:
-        path: the file; its folder is made where there is none.
-        new: make the file or refuse; of several processes exactly one makes it.
-        shared: other processes may write the same file at the same time; the last one's stays.
+        path: the file; its folder is created if missing.
+        new: create the file or fail; of several processes exactly one succeeds.
+        shared: other processes may write the same file at the same time; the last one wins.
 
     Raises:
-        OSError: the file cannot be written; where the folder is why, before the block.
-        FileExistsError: `new`, and the file is there.
+        OSError: the file cannot be written; raised before the block if the folder is the reason.
+        FileExistsError: `new` is set and the file exists.
     """
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a folder is where the file is to be", str(path))
+        raise IsADirectoryError(errno.EISDIR, "there is a folder of that name", str(path))
     if in_the_way := next((folder for folder in path.parents if folder.is_file()), None):
-        raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder is to be", str(in_the_way))
+        raise NotADirectoryError(errno.ENOTDIR, "there is a file where a folder is needed", str(in_the_way))
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     own = f".{secrets.token_hex(4)}" if new or shared else ""
     beside = path.with_name(f"{path.name}{own}.new")
@@ -50,7 +56,7 @@ def whole_file(path: Path, *, new: bool = False, shared: bool = False) -> Iterat
         sync(beside)
         (_create if new else move)(beside, path)
     except BaseException:
-        with suppress(OSError):  # what went wrong first is what to say
+        with suppress(OSError):  # the first error is the one to report
             beside.unlink(missing_ok=True)
             for folder in made:
                 folder.rmdir()
@@ -59,13 +65,13 @@ def whole_file(path: Path, *, new: bool = False, shared: bool = False) -> Iterat
 
 
 def write_text(path: Path, text: str, *, new: bool = False) -> None:
-    """Write a file of text whole or not at all, in UTF-8 whatever the machine's encoding is."""
+    """Write a text file atomically, in UTF-8 whatever the machine's encoding."""
     with whole_file(path, new=new) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk; a folder only where that can be done."""
+    """Flush a file, or a folder's entries, to disk; folders only where the platform can."""
     is_folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
@@ -83,18 +89,18 @@ def sync(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file, also onto another one, or a folder to where nothing is."""
+    """Rename a file, replacing the target, or a folder whose target does not exist."""
     _patiently(os.replace, source, target)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and all that is in it, if it is there."""
+    """Remove a folder and its content, if it exists."""
     if folder.exists():
         _patiently(shutil.rmtree, folder)
 
 
 def new_folder(folder: Path) -> Path:
-    """Make a folder that was not there, in one step; where the name is taken, with -2, -3, … at its end."""
+    """Create a new folder atomically; if the name is taken, -2, -3, … is appended."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -108,7 +114,7 @@ def new_folder(folder: Path) -> Path:
 
 
 def as_name(text: str) -> str:
-    """A text as one part of a path on any platform.
+    """Turn a text into a valid file name on any platform.
 
     >>> as_name("rooms:SkipResNet20-v0, 12:30")
     'rooms-SkipResNet20-v0, 12-30'
@@ -117,7 +123,7 @@ def as_name(text: str) -> str:
 
 
 def _create(source: Path, target: Path) -> None:
-    """Move a file to where none is, in one step."""
+    """Move a file atomically to a path that must not exist."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -129,7 +135,7 @@ def _create(source: Path, target: Path) -> None:
 
 
 def _create_without_links(source: Path, target: Path) -> None:
-    """The same, but that a crash in the middle leaves half a file."""
+    """Do the same, except that a crash in the middle leaves a partial file."""
     with target.open("xb") as file:
         try:
             file.write(source.read_bytes())
@@ -142,7 +148,7 @@ def _create_without_links(source: Path, target: Path) -> None:
 
 
 def _patiently(call: Callable[..., object], *args: Path) -> None:
-    """Call; where another program has the file open for a moment, as virus scanners do, again."""
+    """Call, and retry while another program, such as a virus scanner, has the file open."""
     for pause in PAUSES:
         try:
             call(*args)

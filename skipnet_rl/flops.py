@@ -1,8 +1,7 @@
-"""Multiply-accumulates of blocks, shortcuts and gates; the computation of a route.
+"""Count multiply-accumulates of blocks, shortcuts, gates and routes.
 
-Convention: FLOPs = 2 × MACs, convolutions and linear layers only. Batch norm, ReLU and pooling are
-left out, as in most published tables. Counted by `torch.utils.flop_counter` on the `meta` device,
-so nothing is computed.
+Convention: FLOPs = 2 × MACs of convolutions and linear layers. Batch norm, ReLU and pooling are not counted,
+as in most published tables. `torch.utils.flop_counter` counts on the `meta` device, so nothing is computed.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ COSTS = ("blocks", "flops")
 
 
 def _recurrence(inputs: Shape, weights: Sequence[Shape]) -> int:
-    """FLOPs of a fused recurrent layer: inputs [T, B, C], its weight matrices (biases are left out)."""
+    """FLOPs of a fused recurrent layer on inputs [T, B, C]; biases are not counted."""
     return 2 * math.prod(inputs[:2]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
 
 
-FUSED = {  # PyTorch's counter knows their parts, which other devices run, but not them
+FUSED = {  # fused layers that PyTorch's counter does not know
     torch.ops.aten.mkldnn_rnn_layer: lambda inputs, w_ih, w_hh, *_, **__: _recurrence(inputs, (w_ih, w_hh)),
     torch.ops.aten._cudnn_rnn: lambda inputs, weights, *_, **__: _recurrence(inputs, weights),
 }
 
 
 def count_macs(function: Callable[..., ResultT], *args: Any) -> tuple[int, ResultT]:
-    """MACs that one call runs, and its result."""
+    """Call a function; return the MACs it ran and its result."""
     with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
         result = function(*args)
     return counter.get_total_flops() // 2, result
@@ -64,7 +63,7 @@ class NetworkMacs:
 
 
 def network_macs(net: ResNet) -> NetworkMacs:
-    """Count a network's parts for one image."""
+    """Count the MACs of a network's parts for one image."""
     meta = on_meta(net)
     image = torch.empty(1, 3, meta.image_size, meta.image_size, device="meta")
     stem, x = count_macs(meta.enter, image)

@@ -1,6 +1,6 @@
-"""A network that is only looked at: batch norm folded into the convolutions, weights in bf16 on request.
+"""Copies of a network for inference: batch norm folded into the convolutions, optionally in bf16.
 
-What the environments run, and what is exported. Folding changes results by rounding alone.
+Evaluation, environments and export use such copies. Folding changes results only by rounding.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def for_inference(net: ResNet, precision: str = "fp32") -> ResNet:
-    """A copy for evaluation alone: batch norms folded, channels-last, without gradients.
+    """Copy a network for inference: batch norms folded, channels-last memory, no gradients.
 
     Args:
         net: the network, on its device.
-        precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"`: bf16 where the hardware has it.
-            The classifier stays float32.
+        precision: precision of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware
+            supports it). The classifier stays float32.
 
     Raises:
         ValueError: an unknown precision.
@@ -38,7 +38,7 @@ def for_inference(net: ResNet, precision: str = "fp32") -> ResNet:
 
 
 def fold_batchnorm(module: ModuleT) -> ModuleT:
-    """A copy in evaluation mode, without gradients, each batch norm part of the convolution before it."""
+    """Copy a module in evaluation mode, without gradients, each batch norm folded into its convolution."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for parent in list(module.modules()):
         before: tuple[str, nn.Module] = ("", parent)

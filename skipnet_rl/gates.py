@@ -1,8 +1,8 @@
 """Gating networks: policies that decide from the block's input (SkipNet, section 3.2).
 
-The paper words the layers loosely; sizes follow what its authors state for their experiments. Every
-gate hands out log-odds; whether these are thresholded, sampled, passed straight through or used as
-they are is the rollout's `mode`, so each gate comes hard, straight-through and soft.
+The paper describes the layers only roughly; sizes follow its authors' experiments. Every gate returns
+log-odds. The rollout's `mode` says whether these are thresholded, sampled, passed straight through or used as
+probabilities.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.resnet import ResNet, module_list, pool
 
-INITIAL_RATE = 0.9  # near "execute": a backbone not trained with skips breaks down under many of them
+INITIAL_RATE = 0.9  # mostly "execute": a backbone not trained with skips breaks down under many
 Hidden = tuple[Tensor, Tensor]
 
 
 class Gate(nn.Module):
-    """What all gates share: a policy with a cost."""
+    """Base class of the gates: a policy with a computational cost."""
 
     _macs: int | None = None
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Any) -> tuple[Tensor, Any]:
-        """Log-odds of "execute" [B] for the block at `state.t`, and the memory."""
+        """Log-odds of "execute" [B] for decision `state.t`, and the memory."""
         raise NotImplementedError
 
     def macs_per_decision(self) -> list[int]:
@@ -37,27 +37,27 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def macs(self) -> int:
-        """MACs of all N decisions for one image, of the layers as they are at the first call."""
+        """MACs of all N decisions for one image, counted at the first call."""
         if self._macs is None:
-            self._macs = sum(self.macs_per_decision())  # half a second for a ResNet-110's
+            self._macs = sum(self.macs_per_decision())  # takes half a second for a ResNet-110
         return self._macs
 
 
 class RecurrentGate(Gate):
     """RNNGate: pooled feature → projection to 10, one per block → one LSTM shared by all → p(execute).
 
-    The memory of the LSTM runs along the depth of the network and starts at zero with each image.
-    On a pooled feature the 1×1 convolution of the paper is a linear layer.
+    The LSTM runs along the depth of the network; its memory starts at zero for each image. On a pooled
+    feature the 1×1 convolution of the paper is a linear layer.
 
     Args:
-        net: the backbone whose blocks are to be gated.
+        net: the backbone to gate.
         size: width of the projections and of the LSTM.
         initial_rate: p(execute) before training.
-        gain: factor on the initial weights between the pooled feature and the log-odds. At 1 an untrained
-            gate hardly tells images apart (`docs/gates.md`).
+        gain: factor on the initial weights between the pooled feature and the log-odds. At 1 the log-odds of
+            an untrained gate hardly differ between images (`docs/gates.md`).
 
     Raises:
-        ValueError: an initial rate that is not a probability, or a gain that is not positive.
+        ValueError: `initial_rate` is not a probability, or `gain` is not positive.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class RecurrentGate(Gate):
         return self.decide(pool(state.x, self.head.weight.dtype), state.t, hidden)
 
     def decide(self, pooled: Tensor, t: int, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        """The same from a pooled feature [B, C]."""
-        with autocast("fp32", pooled.device):  # little work, and it decides
+        """Log-odds and memory from a pooled feature [B, C]."""
+        with autocast("fp32", pooled.device):  # cheap, and decisions should be exact
             hidden = self.lstm(torch.relu(self.projections[t](pooled)), hidden)
             return self.head(hidden[0]).squeeze(1), hidden
 
@@ -95,15 +95,15 @@ class RecurrentGate(Gate):
 
 
 class FeedForwardGate(Gate):
-    """One small convolutional network per block on its whole input; the base of FFGate-I and -II.
+    """Base of FFGate-I and -II: one small convolutional network per block, on the block's input.
 
     Args:
-        net: the backbone whose blocks are to be gated.
+        net: the backbone to gate.
         initial_rate: p(execute) before training.
         gain: factor on the initial weights of the last linear layer.
 
     Raises:
-        ValueError: an initial rate that is not a probability, or a gain that is not positive.
+        ValueError: `initial_rate` is not a probability, or `gain` is not positive.
     """
 
     def __init__(self, net: ResNet, initial_rate: float = INITIAL_RATE, gain: float = 1.0) -> None:
@@ -113,37 +113,37 @@ class FeedForwardGate(Gate):
         self.features = module_list(self.layers(channels) for channels, _, _ in self.shapes)
         self.heads = module_list(nn.Linear(channels, 2) for channels, _, _ in self.shapes)
         for head in self.heads:
-            nn.init.normal_(head.weight, std=0.02)  # the bias decides at first, whatever the feature
+            nn.init.normal_(head.weight, std=0.02)  # at first the bias decides, whatever the image
             with torch.no_grad():
                 head.bias.copy_(torch.tensor([0.0, bias], device=head.bias.device))
         _amplify(gain, *(head.weight for head in self.heads))
 
     @staticmethod
     def layers(channels: int) -> nn.Sequential:
-        """What stands before the global average pool."""
+        """Layers before the global average pool."""
         raise NotImplementedError
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: None) -> tuple[Tensor, None]:
-        """Log-odds of "execute" [B]; there is no memory."""
+        """Log-odds of "execute" [B]; no memory."""
         return self.decide(state.x, state.t), None
 
     def decide(self, x: Tensor, t: int) -> Tensor:
-        """The log-odds [B] from a feature map [B, C, H, W]."""
+        """Log-odds [B] from a feature map [B, C, H, W]."""
         head = self.heads[t]
         maps = self.features[t](x.to(head.weight.dtype))
-        with autocast("fp32", x.device):  # the convolutions may run in bf16, the decision does not
+        with autocast("fp32", x.device):  # convolutions may run in bf16, the decision in float32
             skip, execute = head(pool(maps, head.weight.dtype)).unbind(dim=1)
         return execute - skip
 
     def macs_per_decision(self) -> list[int]:
-        """MACs of each of the N decisions for one image of the size that the network is made for."""
+        """MACs of each of the N decisions for one image of the network's image size."""
         gate = on_meta(self)
         images = (torch.empty(1, *shape, device="meta") for shape in self.shapes)
         return [count_macs(gate.decide, x, t)[0] for t, x in enumerate(images)]
 
 
 class FeedForwardGateI(FeedForwardGate):
-    """FFGate-I, for networks of less than 100 layers: max pool and two 3×3 convolutions."""
+    """FFGate-I, for networks of fewer than 100 layers: max pool and two 3×3 convolutions."""
 
     @staticmethod
     def layers(channels: int) -> nn.Sequential:
@@ -168,10 +168,10 @@ GATES: dict[str, type[RecurrentGate] | type[FeedForwardGate]] = {
 
 
 def make_gate(name: str, net: ResNet, gain: float = 1.0) -> RecurrentGate | FeedForwardGate:
-    """The gate called `name` for a backbone, see the classes for `gain`.
+    """Make the gate called `name` for a backbone; see the classes for `gain`.
 
     Raises:
-        ValueError: an unknown name; it lists the known ones and the nearest. A gain that is not positive.
+        ValueError: an unknown name, or `gain` is not positive.
     """
     if name not in GATES:
         raise unknown_name("gate", name, GATES)

@@ -1,6 +1,7 @@
-"""Progress bars of the commands. The library itself is silent: what takes long takes a callable.
+"""Progress bars of the commands.
 
-Such a callable, `progress(done, total)`, is told after each part how many images are done, and of how many.
+The library itself prints nothing: functions that take long have an argument `progress`, a callable that they
+call as `progress(done, total)`, in images.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from skipnet_rl import data
 from skipnet_rl.data import Images
 from skipnet_rl.terminal import bar_stream
 
-DELAY = 1  # seconds before images have a bar: what is done by then needs none
+DELAY = 1  # seconds before a bar appears; shorter work shows none
 
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
-    """tqdm's bar; in a job's log, which is no terminal, a line every 10 seconds ($TQDM_MININTERVAL)."""
+    """A tqdm bar; where the output is not a terminal, one line every 10 seconds ($TQDM_MININTERVAL)."""
     stream = bar_stream()
     if not stream.isatty():
-        options |= {"position": 0, "leave": True}  # a log's lines stay, and no bar moves up from another
+        options |= {"position": 0, "leave": True}  # in a log every bar keeps its lines
         if "TQDM_MININTERVAL" not in os.environ:
             options["mininterval"] = 10
     return tqdm(items, dynamic_ncols=True, file=stream, **options)
@@ -32,10 +33,10 @@ def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
 
 @contextmanager
 def image_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that counts images, for a `progress` argument. In a terminal it goes when its images are done.
+    """A bar that counts images, for a `progress` argument; in a terminal it disappears at the end.
 
     Args:
-        name: of what is being done, such as a row of the table.
+        name: label of the bar, such as the name of a row.
     """
     with progress_bar(desc=name, unit="image", delay=DELAY, leave=False) as bar:
 
@@ -53,6 +54,6 @@ def load_images(
     download: bool = False,
     size: int | None = None,
 ) -> Images:
-    """`skipnet_rl.data.load_images`, with a bar where `rendered-digits` have to be drawn first."""
+    """`skipnet_rl.data.load_images`, with a progress bar while `rendered-digits` are drawn."""
     with image_progress("drawing rendered-digits") as show:
         return data.load_images(name, split, data_dir, download, size, progress=show)

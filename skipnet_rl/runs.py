@@ -1,4 +1,4 @@
-"""The run folder: arguments, metrics, checkpoint, result; what figures are rebuilt from.
+"""The run folder: arguments, metrics, checkpoint and result, from which figures are rebuilt.
 
 runs/<env>-<agent>-<seed>-<time>/
     args.json  metrics.jsonl  events.out.tfevents…  checkpoint/  result.json  plots/*.png
@@ -26,22 +26,23 @@ from skipnet_rl.files import as_name, move, new_folder, remove_folder, write_tex
 
 PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
-OF_A_PLACE = {"data_dir": 1, "device": 1, "resume": 0, "no_resume": 0, "debug": 0, "no_debug": 0}  # values
+# flags that depend on the machine and do not change results, with their number of values
+MACHINE_FLAGS = {"data_dir": 1, "device": 1, "resume": 0, "no_resume": 0, "debug": 0, "no_debug": 0}
 LISTS = {"teacher", "teacher_depth"}  # flags that had one value, or null, in older runs
-NOT_COMPARED = {"resume", "run_dir", "data_dir", "device", "download", "debug"}  # free to change on --resume
+NOT_COMPARED = {"resume", "run_dir", "data_dir", "device", "download", "debug"}  # may change on resuming
 
 
 class Run:
     """One run's folder.
 
     Args:
-        folder: where; made if need be. Of several processes that start a run in it, exactly one does.
+        folder: the folder; created if missing. Of several processes that start a run in it, one succeeds.
         args: the resolved arguments, a dataclass.
-        resume: go on from the folder's checkpoint.
+        resume: continue from the folder's checkpoint.
 
     Raises:
         FileExistsError: the folder holds a run and `resume` is False.
-        FileNotFoundError: `resume` is True and the folder holds none.
+        FileNotFoundError: `resume` is True and the folder holds no run.
         ValueError: `resume` is True and an argument that shapes the result differs from before.
     """
 
@@ -55,33 +56,35 @@ class Run:
         self._writer: SummaryWriter | None = None  # opened with the first point, when the step is known
 
     def _claim(self, args: Any) -> None:
-        """Make args.json, which a folder has once: to look for it first would let two runs in."""
+        """Create args.json atomically, so that two runs cannot share a folder."""
         path = self.folder / "args.json"
-        self.folder.mkdir(parents=True, exist_ok=True)  # a file in its place is another error than a run
+        self.folder.mkdir(parents=True, exist_ok=True)  # a file of that name is a different error
         try:
             write_json(path, {**as_stored(args), **provenance()}, new=True)
         except FileExistsError as error:
-            go_on = "pass --resume to go on, or" if hasattr(args, "resume") else "give"
-            raise FileExistsError(f"{self.folder} holds a run; {go_on} another --run-dir") from error
+            remedy = "resume it, or choose" if hasattr(args, "resume") else "choose"
+            raise FileExistsError(f"{self.folder} holds a run; {remedy} another folder") from error
 
     def log(self, step: int, stage: str, **metrics: float) -> None:
         """Add a line to metrics.jsonl and a point to each TensorBoard curve."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "stage": stage, **metrics}) + "\n")
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder), purge_step=step)  # hides points of a lost future
+            self._writer = SummaryWriter(
+                str(self.folder), purge_step=step
+            )  # hides points logged after the checkpoint
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; the number of metric lines travels with it."""
+        """Replace the checkpoint; it includes the number of metric lines so far."""
         save_checkpoint(self.checkpoint_folder, {**state, "metric_lines": len(self.metrics())})
 
     def load(self, device: Any = "cpu") -> dict[str, Any] | None:
-        """The checkpoint, or None before the first; metric lines that came after it are dropped.
+        """Load the checkpoint, or None if there is none yet; drop the metric lines logged after it.
 
-        A damaged checkpoint is put aside, with a warning, and the one before it taken.
+        A damaged checkpoint is moved aside with a warning, and the previous one is loaded.
 
         Raises:
             WeightsError: the only checkpoint is damaged.
@@ -98,20 +101,20 @@ class Run:
             state = load_checkpoint(previous, device)
             aside = self.checkpoint_folder.with_name("checkpoint.damaged")
             remove_folder(aside)
-            move(self.checkpoint_folder, aside)  # or the next save would put it in the good one's place
-            warnings.warn(f"{error}. Going on from the one before it, {previous}", stacklevel=2)
+            move(self.checkpoint_folder, aside)  # the next save would put it in place of the good one
+            warnings.warn(f"{error}. Continuing from the previous one, {previous}", stacklevel=2)
         kept = self.metrics()[: state["metric_lines"]]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         return state
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All metric lines so far; one that an interruption cut short is left out."""
+        """All metric lines so far, without a last one that an interruption cut short."""
         path = self.folder / "metrics.jsonl"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json; what a killed start left of another file goes."""
+        """Write result.json; delete temporary files that a killed process left."""
         if self._writer is not None:
             self._writer.close()
         for left in self.folder.glob("*.new"):
@@ -121,15 +124,15 @@ class Run:
 
 
 def run_folder(run_dir: Path | None, name: str, agent: str, seed: int, resume: bool = False) -> Path:
-    """`run_dir` as it is, or a folder made now: runs/<name>-<agent>-<seed>-<time>, which nobody else gets.
+    """Return `run_dir`, or create a unique folder runs/<name>-<agent>-<seed>-<time>.
 
     Raises:
-        FileNotFoundError: to be resumed, but none is named.
+        FileNotFoundError: `resume` without `run_dir`.
     """
     if run_dir is not None:
         return run_dir
     if resume:
-        raise FileNotFoundError("nothing to resume: a folder made now has no run; name the run's own")
+        raise FileNotFoundError("nothing to resume: name the folder of the run")
     moment = time.strftime("%Y%m%d-%H%M%S")
     return new_folder(Path("runs") / as_name(f"{name}-{agent}-{seed}-{moment}"))
 
@@ -142,11 +145,11 @@ def _stored_arguments(folder: Path) -> dict[str, Any]:
 
 
 def without_places(command: Sequence[str]) -> str:
-    """A command line without the flags that name a folder or a device of one machine and shape no number."""
+    """Strip flags from a command line that depend on the machine and do not change results."""
     kept, rest = [], iter(command)
     for word in rest:
         name, equals, _ = word.removeprefix("--").partition("=")
-        values = OF_A_PLACE.get(name.replace("-", "_")) if word.startswith("--") else None
+        values = MACHINE_FLAGS.get(name.replace("-", "_")) if word.startswith("--") else None
         if values is None:
             kept.append(word)
         elif values and not equals:
@@ -155,12 +158,12 @@ def without_places(command: Sequence[str]) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit and machine behind a number."""
+    """Versions, commit and machine that produced a result."""
     return {"versions": versions(), "commit": commit(), "machine": machine()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -171,25 +174,21 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with "+" where it was changed; None outside of one."""
+    """Commit of the source tree, with "+" if it has changes; None outside a repository."""
     here = Path(__file__).parent
+    tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
+    describe = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    options: dict[str, Any] = {"cwd": here, "capture_output": True, "encoding": "utf-8", "timeout": 10}
     try:
-        # fails where this file is only copied into somebody else's repository
-        subprocess.run(
-            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
-            cwd=here, capture_output=True, timeout=10, check=True,
-        )  # fmt: skip
-        head = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, encoding="utf-8", timeout=10, check=True,
-        )  # fmt: skip
+        subprocess.run(tracked, check=True, **options)  # fails if this file is merely inside a repository
+        head = subprocess.run(describe, check=True, **options)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() or None
 
 
 def machine() -> str:
-    """Processor and, where there is one, GPU."""
+    """Describe the GPU, if there is one, and the processor."""
     import torch
 
     threads = torch.get_num_threads()
@@ -198,27 +197,27 @@ def machine() -> str:
 
 
 def as_stored(args: Any) -> dict[str, Any]:
-    """The arguments, a dataclass, as args.json has them."""
+    """Arguments, a dataclass, in the form of args.json."""
     return json.loads(json.dumps(dataclasses.asdict(args), default=str))  # paths as text, tuples as lists
 
 
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:
-    """What args.json of an older run has, in today's form: a flag that takes several values is a list."""
+    """Convert args.json of an older run: a flag that takes several values is a list."""
     older = {key: stored[key] for key in LISTS & stored.keys() if not isinstance(stored[key], list)}
     return {**stored, **{key: [] if value is None else [value] for key, value in older.items()}}
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Whether a run's stored arguments are those given now, where that shapes the result.
+    """Check that the arguments that affect the result are those that the run was started with.
 
     Raises:
-        ValueError: the first that differs, with both values.
+        ValueError: an argument differs; the message has both values.
     """
     before = as_now(before)
     for name in sorted(set(before) & set(now) - NOT_COMPARED):
         older = name == "weights" and "auto" in (before[name], now[name])  # it had no name then
         if before[name] != now[name] and not older:
             raise ValueError(
-                f"--resume with {name} {now[name]!r}, but the run was started with {before[name]!r}; "
-                "pass the same arguments, or another --run-dir"
+                f"cannot resume with {name} {now[name]!r}: the run was started with {before[name]!r}; "
+                "pass the same arguments, or choose another folder"
             )

@@ -1,7 +1,7 @@
-"""Printing that cannot end a program: whatever the terminal's encoding is, and whether anybody reads.
+"""Printing that never fails, whatever the encoding of the terminal and whether or not the pipe is open.
 
-By the time a run prints its table it may have worked for hours. Text that an encoding lacks is spelt out, and
-what a closed pipe or a full disk does not take is lost, but nothing else is.
+A run may have worked for hours before it prints its table. Characters that the encoding lacks are spelt out;
+text that a closed pipe or a full disk rejects is dropped.
 """
 
 from __future__ import annotations
@@ -15,62 +15,61 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-SPELT = str.maketrans({
-    "±": "+-", "α": "alpha", "γ": "gamma", "λ": "lambda", "×": "x", "…": "...", "→": "->", "≥": ">=",
-    "≤": "<=", "–": "-", "█": "#",
-})  # fmt: skip
+LETTERS = {"α": "alpha", "γ": "gamma", "λ": "lambda"}
+SIGNS = {"±": "+-", "×": "x", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "–": "-", "█": "#"}
+SPELT = str.maketrans(LETTERS | SIGNS)
 
 
 class Forgiving:
-    """A stream that takes any text and raises nothing.
+    """A stream that accepts any text and never raises.
 
     Args:
-        stream: where to write; None, which `sys.stdout` is without a terminal on Windows, for nowhere.
+        stream: where to write; None (as `sys.stdout` on Windows without a terminal) discards everything.
 
     Attributes:
-        lost: why something could not be written; None as long as all was.
+        lost: error of the last write that failed, or None.
     """
 
     def __init__(self, stream: TextIO | Forgiving | None) -> None:
         while isinstance(stream, Forgiving):
             stream = stream._wrapped
-        self._wrapped: TextIO = _nowhere() if stream is None else stream  # under this name tqdm looks for it
+        self._wrapped: TextIO = _nowhere() if stream is None else stream  # tqdm looks for this name
         self.lost: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's own."""
+        """Delegate everything else to the stream."""
         return getattr(self._wrapped, name)
 
     def __eq__(self, other: object) -> bool:
-        """Equal to its stream, so that a line clears the progress bars on the same terminal."""
+        """Equal to its stream, so that tqdm clears the bars of the same terminal before a line."""
         return self._wrapped is getattr(other, "_wrapped", other)
 
     def __hash__(self) -> int:
-        """The stream's."""
+        """Hash of the stream."""
         return hash(self._wrapped)
 
     def write(self, text: str) -> int:
-        """Write, or lose, a text; returns its length."""
+        """Write or drop a text; return its length."""
         try:
             self._wrapped.write(text)
         except UnicodeError:
             encoding = getattr(self._wrapped, "encoding", None) or "ascii"
             spelt = text.translate(SPELT).encode(encoding, "backslashreplace").decode(encoding)
             self._attempt("write", spelt)
-        except (OSError, ValueError) as error:  # the second where it is closed
+        except (OSError, ValueError) as error:  # ValueError: it is closed
             self.lost = error
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what is kept back."""
+        """Flush the stream."""
         self._attempt("flush")
 
     def isatty(self) -> bool:
-        """Whether it is a terminal; what is closed is none."""
+        """Whether it is a terminal; False where it is closed."""
         return bool(self._attempt("isatty"))
 
     def abandon(self) -> None:
-        """Let go of what could not be written, or Python would try again, and complain, when it ends."""
+        """Redirect to nowhere, so that Python does not retry, and complain, at exit."""
         with suppress(OSError, ValueError, AttributeError):
             number = self._wrapped.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -86,7 +85,7 @@ class Forgiving:
 
 
 def bar_stream() -> Forgiving:
-    """Standard error for a progress bar; nowhere, if it is broken already: tqdm flushes it by itself."""
+    """Standard error for a progress bar, or nowhere if it is broken: tqdm flushes the stream itself."""
     stream = Forgiving(sys.stderr)
     stream.flush()
     return stream if stream.lost is None else Forgiving(None)
@@ -96,8 +95,8 @@ def say(text: object, file: TextIO | None = None) -> None:
     """Print a line between progress bars.
 
     Args:
-        text: the line, or several.
-        file: where to (default: standard output).
+        text: one line or several.
+        file: the stream (default: standard output).
     """
     stream = Forgiving(sys.stdout if file is None else file)
     tqdm.write(str(text), file=stream)
@@ -106,7 +105,7 @@ def say(text: object, file: TextIO | None = None) -> None:
 
 @contextmanager
 def forgiving_streams() -> Iterator[None]:
-    """Let nothing in the block fail for what it prints; what was lost on the way is said at the end."""
+    """Let no print in the block fail; warn at the end if output was lost."""
     before = sys.stdout, sys.stderr
     out, err = Forgiving(sys.stdout), Forgiving(sys.stderr)
     sys.stdout, sys.stderr = out, err
@@ -115,7 +114,7 @@ def forgiving_streams() -> Iterator[None]:
     finally:
         out.flush()
         if out.lost is not None:
-            err.write(f"warning: not all could be printed ({out.lost}); files that were written are whole\n")
+            err.write(f"warning: some output could not be printed ({out.lost}); written files are complete\n")
         err.flush()
         sys.stdout, sys.stderr = before
         for stream in (out, err):

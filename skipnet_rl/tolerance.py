@@ -1,7 +1,7 @@
-"""What skipped blocks cost a network, measured before anything is trained.
+"""Measure what skipped blocks cost a network, before training.
 
-A network that never trained with skips breaks down under a few of them. Which ones matters most: some blocks
-hardly change the answer, others carry it (Veit, Wilber, Belongie 2016, arXiv 1605.06431, section 4.1).
+A network trained without skips breaks down under a few of them. It matters which: some blocks hardly change
+the answer, others are essential (Veit, Wilber, Belongie 2016, arXiv 1605.06431, section 4.1).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute, RandomSkip
 from skipnet_rl.randomness import Stream, step_generator
 
-RATE = 0.9  # of execution: one block in ten is skipped
-LIMIT = 0.05  # loss of accuracy at that rate, above which training with gates breaks the network
-SHARE = 0.3  # of the blocks, which a preparation teaches a network to do without
-SKIPPED = 0.1  # rate of execution at which it leaves them: rare, and still tried
+RATE = 0.9  # execution rate: one block in ten is skipped
+LIMIT = 0.05  # largest loss of accuracy at that rate with which training of gates works
+SHARE = 0.3  # share of the blocks that preparation teaches the network to do without
+SKIPPED = 0.1  # execution rate of these blocks after preparation: rare, but still tried
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How a network copes with skips.
+    """How well a network tolerates skips.
 
     Attributes:
-        images: how many were looked at.
+        images: number of images measured on.
         whole: accuracy with all blocks.
-        skipping: accuracy with every block executed at `RATE`, at random.
+        skipping: accuracy with each block executed with probability `RATE`.
         seconds_per_image: time of an evaluation with all blocks.
     """
 
@@ -45,7 +45,7 @@ class Tolerance:
 
     @property
     def prepared(self) -> bool:
-        """Whether the network can take the routes of untrained gates."""
+        """Whether the network tolerates the routes of untrained gates."""
         return self.whole - self.skipping <= LIMIT
 
     def __str__(self) -> str:
@@ -57,13 +57,13 @@ class Tolerance:
 
 
 def measure_tolerance(mdp: RoutingMDP, images: Images, precision: str = "fp32", seed: int = 0) -> Tolerance:
-    """Play all images twice: with every block, and with random skips.
+    """Classify all images twice: with every block, and with random skips.
 
     Args:
-        mdp: the decision process; its network is left as it is.
-        images: what to look at, some hundred.
+        mdp: the decision process; its network is not changed.
+        images: a few hundred images.
         precision: `"fp32"` or `"bf16"`.
-        seed: of the skips.
+        seed: random seed of the skips.
     """
     draws = step_generator(seed, 0, images.device, Stream.TOLERANCE)
     begun = time.perf_counter()
@@ -71,22 +71,21 @@ def measure_tolerance(mdp: RoutingMDP, images: Images, precision: str = "fp32", 
     first = time.perf_counter() - begun
     begun = time.perf_counter()
     skipping = evaluate(mdp, RandomSkip(RATE), images, mode="sample", generator=draws, precision=precision)
-    # the first pass has a GPU's start in it
+    # the first pass includes the start of a GPU
     seconds = min(first, (time.perf_counter() - begun) / RATE) / len(images)
     return Tolerance(len(images), whole.accuracy, skipping.accuracy, seconds)
 
 
 @torch.no_grad()
 def absence_costs(mdp: RoutingMDP, images: Images, batch_size: int = 50, precision: str = "fp32") -> Tensor:
-    """Cross-entropy that is added where one block alone is left out: [N] on the CPU, in nats.
+    """Increase of the cross-entropy when one block is left out: [N] on the CPU, in nats.
 
-    Each decision is skipped once, after the blocks before it have run and before those after it do, so all
-    of them cost half as much as N passes.
+    The features before each block are computed once, so all N skips cost half as much as N passes.
 
     Args:
-        mdp: the decision process; its network is left as it is.
-        images: what to look at, some hundred.
-        batch_size: images at a time; the features of all N blocks are held for them.
+        mdp: the decision process; its network is not changed.
+        images: a few hundred images.
+        batch_size: images at a time; the features before all N blocks are held in memory.
         precision: `"fp32"` or `"bf16"`.
     """
     images.check_not_empty()
@@ -113,18 +112,18 @@ def _run_on(mdp: RoutingMDP, state: State, execute: Tensor) -> State:
 
 
 def falling_rates(costs: Tensor, progress: float, share: float = SHARE) -> Tensor:
-    """Rates of execution that teach a network to do without its cheapest blocks: [N] → [N], float32.
+    """Execution rates that teach a network to do without its least important blocks: [N] → [N], float32.
 
-    As training proceeds, the rates of the `share` of blocks whose absence costs least fall from 1 to
-    `SKIPPED`. The others always run: tolerance for the routes to come is cheap, for any route it is dear.
+    During training the rates of the `share` of blocks whose absence costs least fall from 1 to `SKIPPED`. The
+    others always run: tolerance for the routes to come is cheap, for every route it is expensive.
 
     Args:
-        costs: of each block's absence, see `absence_costs`; their order alone counts.
-        progress: from 0, where everything is executed, to 1.
-        share: of the blocks.
+        costs: see `absence_costs`; only their order matters.
+        progress: 0 (every block runs) to 1.
+        share: share of the blocks.
 
     Raises:
-        ValueError: a progress or a share outside 0 … 1.
+        ValueError: `progress` or `share` outside 0 … 1.
     """
     for name, value in (("progress", progress), ("share", share)):
         if not 0 <= value <= 1:

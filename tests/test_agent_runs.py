@@ -158,7 +158,7 @@ def test_presets_are_complete(env):
         (ppo, ["--eval-every", "0"], "--eval-every is 0"),
         (ppo, ["--minibatches", "0"], "--minibatches is 0"),
         (ppo, ["--minibatches", "9999"], "--minibatches 9999 of 2048 steps leave one"),
-        (ppo, ["--env", "CartPole-v1"], "CartPole-v1 is no environment of this project"),
+        (ppo, ["--env", "CartPole-v1"], "CartPole-v1 is not an environment of this project"),
         (a2c, ["--width", "0"], "--width is 0"),
         (dqn, ["--episodes", "0"], "--episodes is 0"),
         (oracle, ["--batch-size", "0"], "--batch-size is 0"),
@@ -247,7 +247,7 @@ def test_a_refused_command_does_not_stand_in_the_way_of_the_next(tmp_path):
     with pytest.raises(ValueError, match="leave-one-out needs --routes 2"):
         reinforce.train(reinforce.Args(**flags, routes=1))
     assert reinforce.train(reinforce.Args(**flags, routes=2))["policies"]
-    with pytest.raises(FileExistsError, match="holds a run; give another --run-dir"):
+    with pytest.raises(FileExistsError, match="holds a run; choose another folder"):
         static.evaluate_all(static.Args(**SMALL, run_dir=tmp_path / "run"))
 
 

@@ -339,7 +339,7 @@ def test_tuning_alone_keeps_the_gates_and_follows_the_teacher(tmp_path, few_imag
         assert not torch.equal(ends[one]["net.fc.weight"], ends[other]["net.fc.weight"])
     again = dataclasses.replace(args, resume=True)  # the stored teachers are a list
     assert hybrid_reinforce.train(again)["policies"] == result["policies"]
-    with pytest.raises(ValueError, match="--resume with teacher"):
+    with pytest.raises(ValueError, match="cannot resume with teacher"):
         hybrid_reinforce.train(dataclasses.replace(again, teacher=others[:1]))
 
 
@@ -523,7 +523,7 @@ def test_resume_with_other_arguments_is_refused(tmp_path, few_images):
         "run_dir": tmp_path / "run",
     }
     pretrain.train(pretrain.Args(**flags))
-    with pytest.raises(ValueError, match=r"--resume with lr 0\.3, but the run was started with 0\.1"):
+    with pytest.raises(ValueError, match=r"cannot resume with lr 0\.3: the run was started with 0\.1"):
         pretrain.train(pretrain.Args(**flags, lr=0.3, resume=True))
 
 

@@ -197,7 +197,7 @@ def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):
         play(path, trust_sb3="pppo", **flags)
     with pytest.raises(ValueError, match="model.zip is no model of dqn"):
         play(path, trust_sb3="dqn", **flags)
-    with pytest.raises(ValueError, match="CartPole-v1 is no environment of this project"):
+    with pytest.raises(ValueError, match="CartPole-v1 is not an environment of this project"):
         play(path, trust_sb3="ppo", **{**flags, "env": "CartPole-v1"})
 
 

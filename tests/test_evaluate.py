@@ -90,7 +90,7 @@ def test_gates_are_counted_in_flops(tiny_net, tiny_images):
 
 
 def test_no_images_are_said(tiny_net, tiny_images):
-    with pytest.raises(ValueError, match="has no images; expected at least one to play"):
+    with pytest.raises(ValueError, match="has no images; expected at least one"):
         evaluate(RoutingMDP(tiny_net), AlwaysExecute(), tiny_images.first(0))
 
 

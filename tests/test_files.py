@@ -212,7 +212,7 @@ def test_one_of_several_runs_gets_a_folder(monkeypatch, tmp_path, links):
     folder = tmp_path / "run"
     found = side_by_side(lambda seed: (Run(folder, Args(seed)), seed)[1])
     (winner,) = [each for each in found if isinstance(each, int)]
-    assert all("holds a run; give another" in str(each) for each in found if each != winner)
+    assert all("holds a run; choose another" in str(each) for each in found if each != winner)
     assert runs.json.loads((folder / "args.json").read_text())["seed"] == winner
     assert [path.name for path in folder.iterdir()] == ["args.json"]
 

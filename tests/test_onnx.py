@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from agents import export
+from agents.common.cli import main_with_named_errors
 from skipnet_rl.checkpoint import save_weights
-from skipnet_rl.cli import main_with_named_errors
 from skipnet_rl.data import load_images
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
@@ -218,10 +218,10 @@ def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
         "no network": ([place / "none.safetensors", "--out", out], "no weights file"),
         "a plain network": (["resnet20-cifar10", "--out", out], "expected a gated network"),
         "no safetensors": ([place / "file", "--out", out], "not a readable safetensors file"),
-        "a folder": ([checkpoint, "--out", place], "a folder is where the file is to be"),
+        "a folder": ([checkpoint, "--out", place], "there is a folder of that name"),
         "in a file": (
             [checkpoint, "--out", place / "file" / "model.onnx"],
-            "a file is where a folder",
+            "there is a file where a folder is needed",
         ),
         "itself": ([checkpoint, "--out", checkpoint, "--check", 0], "is the network itself"),
         "fewer than none": ([checkpoint, "--out", out, "--check", -3], "expected 0 or more"),

@@ -66,7 +66,7 @@ def test_a_folder_that_is_named_and_missing_is_refused(tmp_path, monkeypatch, da
             if variable:
                 monkeypatch.setenv("SKIPNET_DATA", variable)
             by = "SKIPNET_DATA" if variable else "data_dir"
-            with pytest.raises(DataNotFoundError, match=f"(is missing|is no folder); .?{by} names it"):
+            with pytest.raises(DataNotFoundError, match=f"(is missing|is not a folder); correct .?{by}"):
                 load_images(dataset, "test", data_dir)
             with pytest.raises(DataNotFoundError, match=by):
                 gym.make("SkipResNet20-v0", dataset=dataset, data_dir=data_dir, weights=None)

@@ -37,9 +37,9 @@ def test_folder_records_the_arguments(tmp_path):
 
 def test_a_run_is_not_overwritten(tmp_path):
     Run(tmp_path, Args())
-    with pytest.raises(FileExistsError, match="holds a run; give another --run-dir"):
+    with pytest.raises(FileExistsError, match="holds a run; choose another folder"):
         Run(tmp_path, Args(alpha=0.5))
-    with pytest.raises(FileExistsError, match="holds a run; pass --resume to go on, or another --run-dir"):
+    with pytest.raises(FileExistsError, match="holds a run; resume it, or choose another folder"):
         Run(tmp_path, Resumable())
     assert json.loads((tmp_path / "args.json").read_text())["alpha"] == 0.1
 
@@ -54,7 +54,7 @@ def test_a_run_is_not_overwritten(tmp_path):
 def test_older_runs_had_one_teacher_or_none(before, now):
     assert as_now(before) == as_now(now) == now
     check_same(before, now)
-    with pytest.raises(ValueError, match="--resume with teacher"):
+    with pytest.raises(ValueError, match="cannot resume with teacher"):
         check_same(before, {**now, "teacher": ["other"]})
 
 
@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(tmp_path):
         run.save({"step": step, "weights": torch.ones(3)})
     (tmp_path / "checkpoint" / "state.json").write_text("{")
     resumed = Run(tmp_path, Args(), resume=True)
-    with pytest.warns(UserWarning, match="is damaged.*Going on from the one before it"):
+    with pytest.warns(UserWarning, match="is damaged.*Continuing from the previous one"):
         assert resumed.load()["step"] == 1
     assert [line["step"] for line in resumed.metrics()] == [1]
     resumed.save({"step": 2})

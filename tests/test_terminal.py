@@ -112,7 +112,7 @@ def test_a_command_whose_output_is_lost_ends_well(stream, monkeypatch, capfd):
     main_with_named_errors(Args, run)
     assert done and sys.stdout is stream  # as it was before
     let_go(stream)
-    assert ("not all could be printed" in capfd.readouterr().err) == lost
+    assert ("some output could not be printed" in capfd.readouterr().err) == lost
 
 
 def test_an_error_is_still_one_line_and_exit_code_2(stream, monkeypatch, capsys):

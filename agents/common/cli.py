@@ -1,12 +1,53 @@
-"""The agents' command line: `skipnet_rl.cli` with grouped flags, in one line Gymnasium's errors, too."""
+"""Entry point of every command: flags to a dataclass, errors in one line."""
 
 from __future__ import annotations
 
-from functools import partial
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from gymnasium.error import Error as GymnasiumError
 
 from agents.common.flags import parse
-from skipnet_rl import cli
+from skipnet_rl.terminal import forgiving_streams, say
 
-main_with_named_errors = partial(cli.main_with_named_errors, errors=(GymnasiumError,), parse=parse)
+ArgsT = TypeVar("ArgsT")
+
+
+def main_with_named_errors(
+    args_type: type[ArgsT],
+    run: Callable[[ArgsT], Any],
+    errors: tuple[type[Exception], ...] = (),
+    defaults: Callable[[], ArgsT] | None = None,
+) -> None:
+    """Parse the command line and run; an error of the user is reported in one line, with exit code 2.
+
+    Args:
+        args_type: dataclass of the flags; if it has `debug` set, errors show their traceback.
+        run: the command.
+        errors: exceptions that are errors of the user, besides ValueError, OSError and Gymnasium's.
+        defaults: returns the defaults, where these depend on flags that are given; `--help` shows them.
+    """
+    with forgiving_streams():
+        _run(args_type, run, (ValueError, OSError, GymnasiumError, *errors), defaults)
+
+
+def _run(
+    args_type: type[ArgsT],
+    run: Callable[[ArgsT], Any],
+    errors: tuple[type[Exception], ...],
+    defaults: Callable[[], ArgsT] | None,
+) -> None:
+    args = None
+    try:
+        args = parse(args_type, default=defaults() if defaults else None)
+        run(args)
+    except errors as error:
+        if getattr(args, "debug", "--debug" in sys.argv):
+            raise
+        say(f"error: {error}", sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        remedy = "; continue with --resume and the same --run-dir" if hasattr(args, "resume") else ""
+        say(f"interrupted{remedy}", sys.stderr)
+        sys.exit(130)

@@ -1,6 +1,6 @@
-"""Labelled images: in memory as one tensor with per-sample augmentation, or in files.
+"""Labelled images: in memory as one tensor, or in files.
 
-What reads images in files and the official data sets is imported, with torchvision, when they are asked for.
+Readers of image files and official data sets, which need torchvision, are imported when they are used.
 """
 
 from skipnet_rl.data.images import Images

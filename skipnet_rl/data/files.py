@@ -1,6 +1,6 @@
-"""Images that are decoded when they are needed: data sets too large for memory.
+"""Images that are decoded from their files when needed, for data sets too large for memory.
 
-Augmentation and test-time crop are ImageNet's usual ones, as for torchvision's weights.
+Augmentation and test-time crop are the usual ones of ImageNet, as for torchvision's weights.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from skipnet_rl.data.pixels import open_image, read_image
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.forking import in_forked_child
 
-DECODERS = 8  # threads; PIL's decoders let go of the interpreter
-RESIZE = 256 / 224  # short side before the central crop, over the crop
+DECODERS = 8  # threads; Pillow's decoders release the GIL
+RESIZE = 256 / 224  # short side before the central crop, relative to the crop
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops (Szegedy et al. 2015)
-# networks for images of so many pixels at most see nearly the whole of each: there an object fills the
-# picture, and what ImageNet's crops leave of it cannot be told apart
+# for networks whose images are at most this size, crops keep nearly the whole image: what ImageNet's crops
+# leave of it cannot be recognised at so few pixels
 SMALL, SMALL_AREA, SMALL_ASPECT = 64, (0.6, 1.0), (0.9, 1.1)
 
 
@@ -36,11 +36,11 @@ class ImageFiles(Images):
 
     Attributes:
         name, split: where the images come from.
-        paths: M files.
+        paths: paths of the M files.
         labels: [M] int64.
         classes: K class names.
-        mean, std: per channel, of pixel values in 0 … 1.
-        size: side of the square that a batch holds.
+        mean, std: of pixel values in 0 … 1, per channel.
+        size: side of the square images in a batch, in pixels.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ImageFiles(Images):
     size: int = 224
 
     def to(self, device: torch.device | str) -> ImageFiles:
-        """The same images, whose batches come on another device."""
+        """The same images with batches on another device."""
         return replace(self, labels=self.labels.to(device))
 
     def subset(self, index: Tensor, split: str | None = None) -> ImageFiles:
@@ -69,16 +69,16 @@ class ImageFiles(Images):
         """Normalised central crops [B, 3, size, size] and labels of `index` [B].
 
         Raises:
-            DataDamagedError: a file that is no image, see `pixels.read_image`; it names the file.
+            DataDamagedError: a file cannot be read as an image, see `pixels.read_image`.
         """
         paths = [self.paths[i] for i in index.tolist()]
         return self._stack([partial(self._central, path) for path in paths]), self.labels[index]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same with a random resized crop and a flip of each image.
+        """The same with a random resized crop and a random flip of each image.
 
-        Crops cover 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015), and for
-        networks that take images of up to 64 pixels 60 to 100 % at 0.9 to 1.1.
+        Crops cover 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015); for images
+        of up to 64 pixels 60 to 100 % at 0.9 to 1.1.
         """
         seeds = torch.randint(2**62, (len(index),), generator=generator, device=generator.device).tolist()
         paths = [self.paths[i] for i in index.tolist()]
@@ -92,11 +92,11 @@ class ImageFiles(Images):
 
     @property
     def small(self) -> bool:
-        """Whether batches hold small images, of which crops keep more."""
+        """Whether images in a batch are small, so that crops keep more of them."""
         return self.size <= SMALL
 
     def _crops(self) -> tuple[list[float], list[float]]:
-        """Ranges of a random crop's share of the area, and of its aspect ratio."""
+        """Ranges of the area and the aspect ratio of random crops."""
         area, aspect = (SMALL_AREA, SMALL_ASPECT) if self.small else (AREA, ASPECT)
         return list(area), list(aspect)
 
@@ -107,9 +107,9 @@ class ImageFiles(Images):
         image = F.resize(read_image(path), [round(self.size * (1 if self.small else RESIZE))], antialias=True)
         return F.center_crop(image, [self.size, self.size])
 
-    @cpu_by_default()  # RandomResizedCrop names no device
+    @cpu_by_default()  # RandomResizedCrop uses the default device
     def _box(self, path: str, seed: int) -> tuple[list[int], bool]:
-        """Top, left, height and width of the crop, and whether to mirror it."""
+        """Top, left, height and width of a random crop, and whether to mirror it."""
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(seed)
             with open_image(path) as image:
@@ -126,4 +126,4 @@ def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
 
-in_forked_child(_decoders.cache_clear)  # it has the pool without its threads
+in_forked_child(_decoders.cache_clear)  # the child has the pool but not its threads

@@ -1,4 +1,4 @@
-"""What every set of labelled images can do, whether it lies in memory or in files."""
+"""Interface of labelled images, in memory or in files."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ IMAGENET_STATISTICS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Images(ABC):
-    """One split of a data set; M images, K classes.
+    """One split of a data set: M images of K classes.
 
     Attributes:
         name, split: where the images come from.
-        labels: [M] int64, on the device that batches come on.
+        labels: [M] int64, on the device of the batches.
         classes: K class names.
-        mean, std: per channel, of pixel values in 0 … 1.
+        mean, std: of pixel values in 0 … 1, per channel.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Images(ABC):
 
     @abstractmethod
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images [B, 3, H, W] and labels of `index` [B]."""
+        """Normalised images [B, 3, H, W] and labels [B] of `index` [B]."""
 
     @abstractmethod
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -68,46 +68,46 @@ class Images(ABC):
 
     @abstractmethod
     def picture(self, index: int) -> NDArray[np.uint8]:
-        """One image to look at: [H, W, 3] uint8."""
+        """One image for display: [H, W, 3] uint8."""
 
     def __len__(self) -> int:
-        """M."""
+        """Number of images, M."""
         return len(self.labels)
 
     def check_not_empty(self) -> None:
-        """Raise a ValueError where there are none."""
+        """Raise a ValueError if there are no images."""
         if len(self) == 0:
-            raise ValueError(f"{self.name} {self.split} has no images; expected at least one to play")
+            raise ValueError(f"{self.name} {self.split} has no images; expected at least one")
 
     def class_name(self, number: int) -> str:
-        """Of a label or a prediction; the number where a network has more classes than the images."""
+        """Name of a label or prediction; its number if the data set has no such class."""
         return self.classes[number] if number < len(self.classes) else str(number)
 
     @property
     def device(self) -> torch.device:
-        """Where batches come."""
+        """Device of the batches."""
         return self.labels.device
 
     @property
     def statistics(self) -> Statistics:
-        """What batches are normalised with."""
+        """Mean and standard deviation that batches are normalised with."""
         return Statistics(self.mean, self.std)
 
     def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
-        """The same images, normalised with another mean and deviation per channel."""
+        """The same images, normalised with another mean and standard deviation per channel."""
         return replace(self, mean=mean, std=std)  # type: ignore[type-var]
 
     def first(self, count: int) -> Self:
-        """The first `count` images, or all where there are fewer."""
+        """The first `count` images, or all if there are fewer."""
         return self.subset(torch.arange(min(count, len(self)), device=self.device))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order; the last batch may be short."""
+        """Iterate over all images in order; the last batch may be smaller."""
         for index in torch.arange(len(self), device=self.device).split(batch_size):
             yield self.batch(index)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] uint8 → float32, zero mean and unit deviation per channel, channels last."""
+        """Scale to 0 … 1 and normalise per channel: [B, 3, H, W] uint8 → float32, channels-last."""
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
         return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Labelled images as one tensor on the device: augmenting and the order of an epoch."""
+"""Labelled images as one tensor on the device, with augmentation and the order of an epoch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from skipnet_rl.randomness import Stream, step_generator
 
 @dataclass(frozen=True)
 class ImageSet(Images):
-    """One split of a data set, whole, on one device.
+    """One split of a data set as one tensor on one device.
 
     Attributes:
         name, split: where the images come from.
         images: [M, 3, H, W] uint8.
         labels: [M] int64.
         classes: K class names.
-        mean, std: per channel, of pixel values in 0 … 1.
-        flip: whether a mirrored image keeps its class.
+        mean, std: of pixel values in 0 … 1, per channel.
+        flip: whether mirroring keeps the class.
         padding: the largest shift in pixels, each way, that keeps the class.
-        factors: difficulty factors [M] by name, where the data set has them.
-        size: side of the squares that a batch holds, by bilinear interpolation; None: as they are.
+        factors: difficulty factors [M] by name, if the data set has any.
+        size: side of the square images in a batch, by bilinear interpolation; None for no interpolation.
     """
 
     name: str
@@ -59,7 +59,7 @@ class ImageSet(Images):
         )
 
     def sized(self, size: int) -> ImageSet:
-        """The same images, whose batches are interpolated to squares of another size."""
+        """The same images, interpolated in batches to squares of another size."""
         return replace(self, size=None if size == self.images.shape[-1] else size)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class ImageSet(Images):
         return self._resize(self.normalise(self.images[index])), self.labels[index]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same with a random crop, and a flip where it keeps the class, of each image."""
+        """The same with a random crop of each image, and a random flip if that keeps the class."""
         images = augment(self.images[index], generator, flip=self.flip, padding=self.padding)
         return self._resize(self.normalise(images)), self.labels[index]
 
@@ -82,12 +82,12 @@ class ImageSet(Images):
 
 
 def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: int = 4) -> Tensor:
-    """Shift each image by its own offset and mirror it by its own coin, in one gather.
+    """Shift and mirror each image at random, in one gather.
 
     Args:
         images: [B, C, H, W] uint8.
-        generator: on the images' device.
-        flip: whether to mirror.
+        generator: random generator on the images' device.
+        flip: mirror each image with probability 1/2.
         padding: the largest shift in pixels; uncovered pixels are black, as usual for CIFAR.
 
     Returns:
@@ -107,10 +107,13 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: 
 
 
 def training_index(step: int, batch_size: int, size: int, seed: int) -> Tensor:
-    """Which images step number `step` trains on: [batch_size] on the CPU.
+    """Numbers of the images that training step `step` uses: [batch_size] on the CPU.
 
-    A pure function of its arguments, so a resumed run sees the same order without stored state.
-    Epochs are permutations of all `size` images; the few that do not fill a batch are left out.
+    A pure function of its arguments, so that a resumed run sees the same order without stored state. An epoch
+    is a permutation of all `size` images; an incomplete last batch is dropped.
+
+    Raises:
+        ValueError: the batch is larger than the data set.
     """
     steps_per_epoch = size // batch_size
     if steps_per_epoch == 0:

@@ -1,7 +1,6 @@
-"""Data sets in files, official or your own, read through torchvision.
+"""Official data sets and image folders, read through torchvision.
 
-A module of its own because importing torchvision takes two seconds, which nobody should wait for who trains
-on the embedded images.
+A separate module because importing torchvision takes two seconds, which the embedded images do not need.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ from skipnet_rl.errors import DataDamagedError, DataNotFoundError
 
 
 def _cifar10(source: str, place: Path, download: bool) -> ImageSet:
-    return _cifar(CIFAR10, "cifar10", source, place, download, IMAGENET_STATISTICS)  # as published weights
+    return _cifar(
+        CIFAR10, "cifar10", source, place, download, IMAGENET_STATISTICS
+    )  # as for published weights
 
 
 def _cifar100(source: str, place: Path, download: bool) -> ImageSet:
@@ -36,7 +37,7 @@ def _cifar(
     if not download:
         meta = (kind.meta["filename"], kind.meta["md5"])
         _check_files(name, place, [*kind.train_list, *kind.test_list, meta])
-    here = type(kind.__name__, (kind,), {"base_folder": place.name})  # whatever the user calls the folder
+    here = type(kind.__name__, (kind,), {"base_folder": place.name})  # the user may have renamed the folder
     root = str(place.parent)
     data = _read(name, place, lambda: here(root, train=source == "train", download=download))
     return ImageSet(
@@ -65,18 +66,18 @@ def _svhn(source: str, folder: Path, download: bool) -> ImageSet:
         mean=(0.438, 0.444, 0.473),  # of the training images
         std=(0.198, 0.201, 0.197),
         flip=False,
-        padding=2,  # more could bring a neighbour to the centre
+        padding=2,  # more could move a neighbouring digit to the centre
     )
 
 
 def _imagenet(source: str, folder: Path, download: bool) -> ImageFiles:
-    folder = folder.absolute()  # files are read later, when the working folder may be another
+    folder = folder.absolute()  # files are read later, perhaps from another working directory
     data = _read("imagenet", folder, lambda: _ImageNet(folder, "val" if source == "test" else "train"))
     return _image_files("imagenet", source, data, [names[0] for names in data.classes])
 
 
 def _imagefolder(source: str, folder: Path, download: bool) -> ImageFiles:
-    folder = folder.absolute()  # files are read later, when the working folder may be another
+    folder = folder.absolute()  # files are read later, perhaps from another working directory
     place = split_folders(folder).get(source, folder / source)
     if not place.is_dir():
         others = " (nor val/, valid/ or validation/)" if source == "test" else ""
@@ -88,9 +89,9 @@ def _imagefolder(source: str, folder: Path, download: bool) -> ImageFiles:
 
 
 class _Numbered:
-    """Classes numbered as in `numbering`, so that a label means the same in every split.
+    """Classes numbered as in the folder `numbering`, so that a label means the same in every split.
 
-    They are the folders with images in them; what is hidden or nobody made on purpose is none.
+    A class is a folder with images; hidden folders and those of operating systems are ignored.
     """
 
     numbering: Path
@@ -99,8 +100,8 @@ class _Numbered:
         """Names and numbers of the classes.
 
         Raises:
-            DataNotFoundError: there are none.
-            DataDamagedError: a class that the other folder does not have.
+            DataNotFoundError: no folder has images.
+            DataDamagedError: a class that `numbering` does not have.
         """
         classes = classes_in(self.numbering)
         if not classes_in(Path(directory)):
@@ -110,7 +111,7 @@ class _Numbered:
         return classes, {name: number for number, name in enumerate(classes)}
 
     def _as_in(self, folder: Path, place: Path) -> dict[str, Any]:
-        """Number the classes of a split by those of train/, if it has any; torchvision's arguments."""
+        """Number the classes as in train/, if it has any; return the arguments for torchvision."""
         train = folder / "train"
         self.numbering = train if classes_in(train) else place
         return {"is_valid_file": lambda path: is_image(path, str(place)), "allow_empty": True}
@@ -146,11 +147,11 @@ LOADERS: dict[str, Callable[[str, Path, bool], Images]] = {
 }
 
 
-WHERE = "say where it is with data_dir (or $SKIPNET_DATA)"
+WHERE = "name its folder with data_dir (or $SKIPNET_DATA)"
 
 
 def _read(name: str, folder: Path, read: Callable[[], Any]) -> Any:
-    """Call torchvision, and say in this project's words what went wrong."""
+    """Call torchvision and turn its errors into named ones."""
     try:
         return read()
     except ModuleNotFoundError as error:
@@ -161,12 +162,12 @@ def _read(name: str, folder: Path, read: Callable[[], Any]) -> Any:
         raise DataNotFoundError(f"{name} in {folder} is incomplete: {error}") from error
     except KeyError as error:
         raise DataDamagedError(f"{name} in {folder} has a class {error}, which its meta.bin lacks") from error
-    except RuntimeError as error:  # torchvision's answer to other bytes
+    except RuntimeError as error:  # raised by torchvision for unexpected bytes
         raise DataDamagedError(f"{name} in {folder} could not be read: {error}") from error
 
 
 def _check_files(name: str, folder: Path, files: Iterable[tuple[str, str]]) -> None:
-    """Every file is there and has its official MD5, before anything reads it."""
+    """Check that every file exists and has its official MD5, before anything reads it."""
     remedy = f"fetch it with download, or {WHERE}"
     if not folder.is_dir():
         raise DataNotFoundError(f"no {name}: {folder} is missing; {remedy}")

@@ -1,6 +1,6 @@
-"""A file of any kind of image as 8-bit RGB: scaled rightly, or refused with the file named.
+"""Read any image file as 8-bit RGB, scaled correctly, or raise an error that names the file.
 
-Pillow's own conversion clips what is not 8-bit: a 16-bit grayscale image becomes white, one of floats black.
+Pillow's own conversion clips other depths: a 16-bit grayscale image becomes white, one of floats black.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from torch import Tensor
 
 from skipnet_rl.errors import DataDamagedError
 
-PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")  # what Pillow converts rightly
-SEE_THROUGH = ("LA", "La", "PA", "RGBA", "RGBa")
-SCALED_TO_16_BIT = ("PNG", "PPM")  # formats that Pillow, by its version, hands out as 32-bit integers
-DIM = 16  # an image this many times darker than its bits allow keeps 16 of the 256 levels
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")  # modes that Pillow converts correctly
+TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+SCALED_TO_16_BIT = ("PNG", "PPM")  # formats that some versions of Pillow read as 32-bit integers
+DIM = 16  # an image this many times darker than its bits allow keeps 16 of 256 levels
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 
 
 def open_image(path: str) -> Image.Image:
-    """A file whose size is known and whose pixels are not read yet.
+    """Open an image and read its size, but not its pixels.
 
     Raises:
-        DataDamagedError: it is no image, or too large a one; it names the file.
+        DataDamagedError: not an image, or too large.
     """
     try:
         return Image.open(path)
-    except Exception as error:  # beside OSError Pillow has a bomb's, and whatever damaged bytes bring about
+    except Exception as error:  # OSError, Pillow's own for huge images, or anything from damaged bytes
         raise _unreadable(path, error) from error
 
 
 def read_image(path: str) -> Tensor:
-    """The pixels, [3, H, W] uint8; see-through ones lie on white.
+    """Read the pixels, [3, H, W] uint8; transparent ones are placed on white.
 
     Raises:
-        DataDamagedError: it is no image, or of a kind whose range of values nobody knows; it names the file.
+        DataDamagedError: not an image, or one whose range of values is unknown.
     """
     with open_image(path) as image:
         try:
-            pixels = np.array(_rgb(image, path))  # a copy: Pillow's own cannot be written to
+            pixels = np.array(_rgb(image, path))  # a copy: Pillow's array is read-only
         except DataDamagedError:
             raise
         except Exception as error:
@@ -57,24 +57,24 @@ def _unreadable(path: str, error: Exception) -> DataDamagedError:
 
 
 def _rgb(image: Image.Image, path: str) -> Image.Image:
-    """As 8-bit RGB, by its mode."""
+    """Convert to 8-bit RGB, depending on the mode."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format in SCALED_TO_16_BIT):
         return _from_integers(image, path)
     if mode == "F":
         return _from_floats(image, path)
-    if mode in SEE_THROUGH or "transparency" in image.info:
+    if mode in TRANSPARENT or "transparency" in image.info:
         return _on_white(image)
     if mode in PLAIN:
         return image.convert("RGB")
     raise DataDamagedError(
-        f"{path} has pixels of mode {mode!r}, whose range of values nobody knows; expected 8 or 16 bits, or "
+        f"{path} has pixels of mode {mode!r}, whose range of values is unknown; expected 8 or 16 bits, or "
         "floats between 0 and 1: save it as one of these"
     )
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Over a white ground; where nothing can be seen at all, the colours without their transparency."""
+    """Composite over white; a fully transparent image keeps its colours."""
     layered = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
     if layered.getchannel("A").getextrema() == (0, 0):
         return layered.convert("RGB")
@@ -96,19 +96,19 @@ def _from_integers(image: Image.Image, path: str) -> Image.Image:
 def _from_floats(image: Image.Image, path: str) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 1):  # nor where there is a NaN
+    if not (low >= 0 and high <= 1):  # False also for NaN
         raise DataDamagedError(f"{path} has floats from {low:g} to {high:g}; expected 0 to 1: rescale it")
     return _grey(image, values)
 
 
 def _grey(image: Image.Image, shares: NDArray[np.float64]) -> Image.Image:
-    """Shares of white, [H, W] in 0 … 1, as RGB."""
+    """Greyscale values, [H, W] in 0 … 1, as RGB."""
     if _tag(image, PHOTOMETRIC, 1) == WHITE_IS_ZERO:
         shares = 1 - shares
     return Image.fromarray(np.round(255 * shares).astype(np.uint8)).convert("RGB")
 
 
 def _tag(image: Image.Image, number: int, usual: int) -> int:
-    """A TIFF's tag; what is usual where there is none."""
+    """Value of a TIFF tag, or the default."""
     value = getattr(image, "tag_v2", {}).get(number, usual)
     return value[0] if isinstance(value, tuple) else value

@@ -1,6 +1,6 @@
-"""Where the files of a data set lie: the folder that a user names, what it holds, its splits.
+"""Find the files of a data set: the folder that a user names, the data sets in it, the splits.
 
-Nothing is read here and torchvision is not imported, so that asking costs no time.
+No images are read here and torchvision is not imported, so that this takes no time.
 """
 
 from __future__ import annotations
@@ -12,48 +12,44 @@ from pathlib import Path
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
 
 VARIABLE = "SKIPNET_DATA"
-CIFAR = {  # torchvision's name of the folder, and a file that no other folder has
+CIFAR = {  # torchvision's name of the folder, and a file that identifies it
     "cifar10": ("cifar-10-batches-py", "data_batch_1"),
     "cifar100": ("cifar-100-python", "train"),
 }
 SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
-VALIDATION = ("val", "valid", "validation")  # names that people give to a folder of validation images
-ENDINGS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # as torchvision has them
+VALIDATION = ("val", "valid", "validation")  # usual names of the folder of validation images
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 SPLIT_NAMES = ("train", "test", *VALIDATION)
-NOBODYS = {  # what systems leave behind, in lower case; names that begin with a dot go, too
-    "__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found",
-    "thumbs.db", "desktop.ini",
-}  # fmt: skip
+# files and folders of operating systems, in lower case; names that begin with a dot are ignored, too
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+SYSTEM_FOLDERS = {
+    "__macosx",
+    "__pycache__",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
 
 
-def is_named(data_dir: str | os.PathLike[str] | None) -> bool:
-    """Whether the user says where the data are, by argument or by $SKIPNET_DATA."""
+def is_given(data_dir: str | os.PathLike[str] | None) -> bool:
+    """Whether the user names a data folder, by argument or by $SKIPNET_DATA."""
     return data_dir is not None or bool(os.environ.get(VARIABLE))
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None, name: str = "data", download: bool = False) -> Path:
-    """`data_dir`, else $SKIPNET_DATA, else ./data, which alone need not exist.
+    """The data folder: `data_dir`, else $SKIPNET_DATA, else ./data, which need not exist.
 
     Args:
-        data_dir: what the user says.
-        name: what is looked for, for the error.
-        download: a folder that is missing will be made.
+        data_dir: the folder that the user names.
+        name: name of the data set, for the error.
+        download: whether a missing folder will be created.
 
     Raises:
-        DataNotFoundError: the folder that the user names is not there.
-        ValueError: `data_dir` is no path.
+        DataNotFoundError: the folder that the user names does not exist.
+        ValueError: `data_dir` is not a path.
     """
-    if not is_named(data_dir):
+    if not is_given(data_dir):
         return Path("data")
     given, by = (os.environ[VARIABLE], f"${VARIABLE}") if data_dir is None else (data_dir, "data_dir")
     if not isinstance(given, (str, os.PathLike)) or str(given) == "":
@@ -61,14 +57,14 @@ def data_folder(data_dir: str | os.PathLike[str] | None, name: str = "data", dow
     folder = Path(os.path.expanduser(given))
     if folder.is_dir() or (download and not folder.exists()):
         return folder
-    found = "is no folder" if folder.exists() else "is missing"
-    raise DataNotFoundError(f"no {name}: {folder} {found}; {by} names it, so correct that or leave it out")
+    found = "is not a folder" if folder.exists() else "is missing"
+    raise DataNotFoundError(f"no {name}: {folder} {found}; correct {by} or leave it out")
 
 
-def place_of(name: str, folder: Path) -> Path:
-    """The folder that has a data set's files, or where they are expected.
+def dataset_folder(name: str, folder: Path) -> Path:
+    """The folder of a data set's files inside a data folder, whether or not it exists.
 
-    `folder` may be that folder itself: `cifar-10-batches-py`, or the `train/` of images of one's own.
+    `folder` may be that folder itself: `cifar-10-batches-py`, or the `train/` of an image folder.
     """
     here = folder.absolute()
     if name in CIFAR:
@@ -83,11 +79,11 @@ def place_of(name: str, folder: Path) -> Path:
     return folder
 
 
-def found_in(folder: Path) -> list[str]:
-    """Names of the data sets whose files a folder has."""
-    found = [name for name in CIFAR if place_of(name, folder).is_dir()]
-    found += ["svhn"] if _has_svhn(place_of("svhn", folder)) else []
-    own = place_of("imagefolder", folder)
+def datasets_in(folder: Path) -> list[str]:
+    """Names of the data sets in a folder."""
+    found = [name for name in CIFAR if dataset_folder(name, folder).is_dir()]
+    found += ["svhn"] if _has_svhn(dataset_folder("svhn", folder)) else []
+    own = dataset_folder("imagefolder", folder)
     if (own / "meta.bin").is_file() or any(own.glob("ILSVRC2012_*.tar*")):
         return [*found, "imagenet"]
     classes = any(classes_in(own / split) for split in SPLIT_NAMES)
@@ -98,30 +94,30 @@ def _has_svhn(place: Path) -> bool:
     return any((place / file).is_file() for file in SVHN_FILES)
 
 
-def is_somebodys(name: str) -> bool:
-    """Whether a file or folder was made on purpose: not hidden, and nothing that a system leaves behind."""
-    return not name.startswith(".") and name.lower() not in NOBODYS
+def is_users(name: str) -> bool:
+    """Whether a file or folder is the user's: not hidden and not made by the operating system."""
+    return not name.startswith(".") and name.lower() not in SYSTEM_FILES | SYSTEM_FOLDERS
 
 
 def classes_in(folder: Path) -> list[str]:
-    """Names of the folders with at least one image in it, sorted; none where the folder is missing."""
+    """Names of the folders that have at least one image, sorted; empty if `folder` does not exist."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        folders = [entry for entry in entries if is_somebodys(entry.name) and entry.is_dir()]
+        folders = [entry for entry in entries if is_users(entry.name) and entry.is_dir()]
     return sorted(entry.name for entry in folders if _has_image(entry.path))
 
 
 def is_image(path: str, root: str) -> bool:
-    """Whether a file below `root` is an image that somebody put there, by its name."""
+    """Whether a file below `root` is an image of the user, judged by its name."""
     inside = path.removeprefix(root).strip(os.sep).split(os.sep)
-    return path.lower().endswith(ENDINGS) and all(map(is_somebodys, inside))
+    return path.lower().endswith(ENDINGS) and all(map(is_users, inside))
 
 
 def _has_image(folder: str) -> bool:
     deeper = []
     with os.scandir(folder) as entries:
-        for entry in filter(lambda entry: is_somebodys(entry.name), entries):
+        for entry in filter(lambda entry: is_users(entry.name), entries):
             if entry.is_dir():
                 deeper.append(entry.path)
             elif entry.name.lower().endswith(ENDINGS):
@@ -130,14 +126,14 @@ def _has_image(folder: str) -> bool:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The folder of each split of images of one's own.
+    """The folder of each split of an image folder.
 
-    `test/` is the test split, else the folder of validation images is. There is a `"val"` only where they
-    have a folder beside `test/`; elsewhere they are held out of `train/`. A folder without classes, such as
-    a `test/` whose images have no labels, counts as none.
+    The test split is `test/`, or else the folder of validation images. There is a `"val"` only if such a
+    folder exists besides `test/`; otherwise validation images are held out of `train/`. A folder without
+    classes, such as a `test/` of unlabelled images, is ignored.
 
     Raises:
-        DataDamagedError: several folders of validation images.
+        DataDamagedError: more than one folder of validation images.
     """
     own = [folder / name for name in VALIDATION if classes_in(folder / name)]
     if len(own) > 1:
@@ -149,7 +145,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def describe_splits(folder: Path) -> str:
-    """Which folder serves which split, in words."""
+    """Describe which folder each split comes from."""
     places = split_folders(folder)
     test = f"test from {places['test'].name}/" if "test" in places else "no test images"
     if "val" in places:
@@ -158,18 +154,18 @@ def describe_splits(folder: Path) -> str:
 
 
 def fingerprint(name: str, folder: Path) -> str:
-    """Digest of where a data set's files lie, what they are called and, of those read at once, their times.
+    """Digest of the paths of a data set's files and, for those read into memory, their sizes and times.
 
-    Images in single files are decoded anew each time, so their names are enough.
+    Images in single files are decoded each time, so their names are enough.
     """
-    place, digest = place_of(name, folder).resolve(), hashlib.sha256()
-    if name == "rendered-digits":  # which has no files
+    place, digest = dataset_folder(name, folder).resolve(), hashlib.sha256()
+    if name == "rendered-digits":  # drawn, not read from files
         return ""
     roots = [place] if name in CIFAR or name == "svhn" else [place / split for split in SPLIT_NAMES]
     for root in roots:
         for at, folders, files in os.walk(root, followlinks=True):
             folders.sort()
-            if name == "svhn":  # two files, among whatever else the folder has
+            if name == "svhn":  # only these two files; the folder may have others
                 folders.clear()
                 files = [file for file in files if file in SVHN_FILES]
             digest.update(os.fsencode("\0".join([at, *sorted(files)])))

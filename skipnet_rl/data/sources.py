@@ -1,15 +1,15 @@
-"""Where the images come from: names, files, splits.
+"""Load a split of a data set by its name.
 
-`rendered-digits` is drawn by `skipnet_rl.data.digits`, nothing to download. The others are read by
-`skipnet_rl.data.official`, through torchvision:
+`rendered-digits` is drawn by `skipnet_rl.data.digits` and needs no download. The others are read by
+`skipnet_rl.data.official` through torchvision:
 
 - `cifar10`, `cifar100`: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 - `svhn`: Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", 2011
-  (the cropped digits; the easier "extra" images are left out).
-- `imagenet`: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015; its test
-  split here is the official validation set, the one with public labels.
-- `imagefolder`: your own, as train/<class>/<file>, val/<class>/<file> and test/<class>/<file>. Without a val/
-  (or valid/, or validation/) a tenth of train/ is held out; without a test/, val/ is the test split.
+  (cropped digits, without the easier "extra" images).
+- `imagenet`: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015; the
+  test split here is the official validation set, whose labels are public.
+- `imagefolder`: your own images as train/<class>/<file>, val/<class>/<file> and test/<class>/<file>. Without
+  val/ (or valid/, validation/) a tenth of train/ is held out; without test/, val/ is the test split.
 """
 
 from __future__ import annotations
@@ -30,34 +30,33 @@ from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import DataNotFoundError, unknown_name
 
 DATASETS = ("rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder")
-BY_CLASS = ("imagenet", "imagefolder")  # whose images are sorted by class
-HALVES = ("calibration", "selection")  # of the validation images
+BY_CLASS = ("imagenet", "imagefolder")  # data sets whose images are sorted by class
+HALVES = ("calibration", "selection")  # halves of the validation images
 SPLITS = ("train", "val", "test", *HALVES)
 VALIDATION_SHARE = 10  # one training image in ten is held out
 CIFAR10_FOLDER, _ = places.CIFAR["cifar10"]
 
 
 def resolve_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, str]:
-    """Turn `"auto"` into a data set: what the folder holds that the user names, CIFAR-10 first.
+    """Turn `"auto"` into the name of a data set: CIFAR-10 if the data folder has it, else the only one there.
 
-    Where the user names none it is CIFAR-10 if ./data has it, and the embedded digits otherwise.
+    If the user names no folder, it is CIFAR-10 if ./data has it, and `rendered-digits` otherwise.
 
     Returns:
-        The name and the reason, fit for the first line that a program prints; of images of one's own with the
-        folder of each split.
+        The name, and the reason in words; for an `imagefolder` with the folder of each split.
 
     Raises:
         ValueError: an unknown name; it lists the known ones and the nearest.
-        DataNotFoundError: the user names a folder that is missing, or that holds no data set, or several.
+        DataNotFoundError: the folder that the user names is missing, or has no data set or several.
     """
     if name in DATASETS:
         return name, f"{name} (asked for by name{_splits(name, data_dir)})"
     if name != "auto":
         raise unknown_name("dataset", name, ("auto", *DATASETS))
     folder = data_folder(data_dir)
-    found = places.found_in(folder)
+    found = places.datasets_in(folder)
     chosen = ["cifar10"] if "cifar10" in found else found
-    named = places.is_named(data_dir)
+    named = places.is_given(data_dir)
     if chosen == ["cifar10"] or (named and len(chosen) == 1):
         return chosen[0], f"{chosen[0]} (found in {folder}{_splits(chosen[0], data_dir)})"
     if not named:
@@ -73,10 +72,10 @@ def resolve_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -
 
 
 def _splits(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-    """Which folders the splits come from, where that is no secret of the data set's own files."""
+    """Folders that the splits come from, for an image folder."""
     if name != "imagefolder":
         return ""
-    return f"; {places.describe_splits(places.place_of(name, data_folder(data_dir, name)))}"
+    return f"; {places.describe_splits(places.dataset_folder(name, data_folder(data_dir, name)))}"
 
 
 @cpu_by_default()
@@ -88,27 +87,28 @@ def load_images(
     size: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Images:
-    """One split of a data set, on the CPU.
+    """Load one split of a data set, on the CPU.
 
-    `"val"` is a fixed tenth of the official training images, `"train"` the other nine, `"test"` the
-    official test set. Of an `imagefolder` with validation images of its own beside `test/`, `"val"` is
-    these and `"train"` is whole; see `places.split_folders`. `"calibration"` and `"selection"` are the halves
-    of `"val"`: a policy over a frozen network learns on the first and is chosen on the second, because on the
-    images that the network was trained on it is right nearly always, so that skips seem to cost nothing.
+    `"val"` is a fixed tenth of the official training images, `"train"` the other nine tenths, `"test"` the
+    official test set. In an `imagefolder` with validation images besides `test/`, `"val"` is these and
+    `"train"` is all of train/; see `places.split_folders`. `"calibration"` and `"selection"` are the halves
+    of `"val"`: a policy over a frozen network is trained on the first and selected on the second. On the
+    images that the network was trained on it is nearly always right, so that skips would seem to cost
+    nothing.
 
     Args:
         name: one of `DATASETS`, or `"auto"`.
         split: one of `SPLITS`.
-        data_dir: folder of the official files, or the one above it (else $SKIPNET_DATA, else ./data).
+        data_dir: folder of the official files or its parent (default: $SKIPNET_DATA, else ./data).
         download: fetch missing files through torchvision.
-        size: side of the images that the network is made for; None: as they are.
-        progress: called while `rendered-digits` are drawn, which takes a minute the first time, with the
-            number of images done, and of how many.
+        size: side of the square images in batches; None for no change.
+        progress: called with the number of images drawn and their total while `rendered-digits` are drawn,
+            which takes a minute the first time.
 
     Raises:
         ValueError: an unknown data set or split.
-        DataNotFoundError: files that are not there; it says where they were expected.
-        DataDamagedError: a file that does not have the official bytes; it names the file.
+        DataNotFoundError: missing files.
+        DataDamagedError: a file that does not have the official bytes.
     """
     name, _ = resolve_dataset(name, data_dir)
     if split not in SPLITS:
@@ -122,7 +122,7 @@ def load_images(
         index = torch.arange(len(whole), device="cpu")
     else:
         index = _held_out(len(whole), part)
-    if part == "val" and name in BY_CLASS:  # the first of them are to be of every class
+    if part == "val" and name in BY_CLASS:  # so that the first ones are of every class
         index = index[_shuffled(len(index))]
     if split in HALVES:
         half = len(index) // 2
@@ -131,10 +131,10 @@ def load_images(
 
 
 def _own_splits(name: str, split: str, folder: Path) -> tuple[str, ...]:
-    """The splits with images of their own; a warning where `split` is none although it looks like one."""
+    """Splits that have images of their own; warn if val/ serves as the test split."""
     if name != "imagefolder":
         return ("train", "test")
-    found = places.split_folders(places.place_of(name, folder))
+    found = places.split_folders(places.dataset_folder(name, folder))
     test = found.get("test")
     if split == "val" and test and test.name in places.VALIDATION:
         warnings.warn(
@@ -147,15 +147,15 @@ def _own_splits(name: str, split: str, folder: Path) -> tuple[str, ...]:
 def _whole(
     name: str, source: str, folder: Path, download: bool, progress: Callable[[int, int], object] | None
 ) -> Images:
-    """All images of a training or test set, or of validation images of their own.
+    """All images of one source: the training set, the test set or separate validation images.
 
-    What reading them takes is imported here.
+    Imports what is needed to read them.
     """
     if name == "rendered-digits":
         return _digits(source, progress)
     from skipnet_rl.data.official import LOADERS
 
-    return LOADERS[name](source, places.place_of(name, folder), download)
+    return LOADERS[name](source, places.dataset_folder(name, folder), download)
 
 
 def _held_out(size: int, split: str) -> Tensor:
@@ -181,6 +181,6 @@ def _digits(source: str, progress: Callable[[int, int], object] | None) -> Image
         mean=(0.376, 0.376, 0.376),  # of the training images
         std=(0.202, 0.202, 0.202),
         flip=False,
-        padding=2,  # more could bring a neighbour to the centre
+        padding=2,  # more could move a neighbouring digit to the centre
         factors={factor: torch.from_numpy(values) for factor, values in factors.items()},
     )
