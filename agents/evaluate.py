@@ -177,7 +177,7 @@ def load(
     """A split, normalised as the flags say, else as the policy learned: with `theirs`."""
     images = load_images(dataset, split, args.data_dir)
     if theirs is None:
-        return normalised(images, args.mean, args.std, (weights,), depth)
+        return normalised(images, args.mean, args.std, (weights,))
     learned = normalised(images, *theirs)
     images = normalised(learned, args.mean, args.std)
     warn_of_others(weights, learned.statistics, images.statistics)

@@ -223,6 +223,7 @@ def start_of(args: Args, dataset: str, num_classes: int) -> ResNet:
         if entry is None:
             raise WeightsError(f"no ResNet-{args.depth} on {dataset} is shipped to start from; name a file")
         weights = entry["name"]
+    assert weights is not None, "the network is new"
     depth = args.depth if weights == "torchvision" else None
     return open_weights(
         weights, depth=depth, shortcut=args.shortcut, num_classes=num_classes, new_classifier=True, seed=None

@@ -83,12 +83,19 @@ def parts(depth: int, split: str = "train", **kwargs: Any) -> tuple[RoutingMDP, 
     folder = data_folder(problem.data_dir, problem.dataset, problem.download)
     held = fingerprint(problem.dataset, folder)
     place, size = str(problem.device), problem.image_size
+    weights = None if problem.weights is None else str(problem.weights)
     images = _images(problem.dataset, split, problem.data_dir, bool(problem.download), size, place, held)
     images = normalised(images, problem.mean, problem.std, (problem.weights,))
     net = _network(
-        depth, len(images.classes), problem.dataset, problem.shortcut, problem.weights,
-        _content(problem.weights), place, problem.precision,
-    )  # fmt: skip
+        depth,
+        len(images.classes),
+        problem.dataset,
+        problem.shortcut,
+        weights,
+        _content(weights),
+        place,
+        problem.precision,
+    )
     return problem.mdp(net), images, {name: value for name, value in kwargs.items() if name not in own}
 
 

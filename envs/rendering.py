@@ -82,7 +82,7 @@ class Frame:
     def line(self) -> str:
         """Render as one line of text."""
         return legible(
-            f"{self.title} | image {self.index}, label {self.label} | {self.way} | "
+            f"{self.title} | image {self.index}, label {self.label} | {self.route_line} | "
             f"{sum(self.route)} of {len(self.route)} executed | reward {self.reward:+.3f} | {self.outcome}"
         )
 
@@ -92,7 +92,7 @@ class Frame:
         return f"SkipResNet{self.depth}"
 
     @property
-    def way(self) -> str:
+    def route_line(self) -> str:
         """The route, one character per decision: executed ■, skipped □, to come ·."""
         cells = "".join("■" if executed else "□" for executed in self.route)
         return cells + "·" * (len(self.stages) - len(self.route))
@@ -164,7 +164,7 @@ class ChainFrame(Frame):
         return " → ".join(self.names)
 
     @property
-    def way(self) -> str:
+    def route_line(self) -> str:
         """Which networks ran, and the belief after each."""
         ran = ["■" if executed else "□" for executed in (True, *self.route)]
         cells = [

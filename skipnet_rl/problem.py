@@ -143,7 +143,7 @@ def load_network(
                 "is untrained; agents.pretrain trains one",
                 stacklevel=3,
             )
-        weights = entry and entry["name"]
+        weights = entry["name"] if entry else None
     if weights in (None, "none"):
         return untrained(depth, num_classes, shortcut)
     return open_weights(

@@ -99,7 +99,7 @@ def test_every_command_refuses_it(tmp_path, monkeypatch, capsys, command, flags)
         main_with_named_errors(command.Args, run)
     said = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2
-    assert said[-1].startswith("error: ") and "mistyped is missing; data_dir names it" in said[-1]
+    assert said[-1].startswith("error: ") and "mistyped is missing; correct data_dir" in said[-1]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,7 +68,7 @@ def check_teachers(teachers: Sequence[str], share: float, start: str | None = No
     """
     if teachers and not share:
         raise ValueError("--teacher has no say without --distillation")
-    if share and "none" in (teachers or [start]):
+    if share and ("none" in teachers if teachers else start == "none"):
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
 
 

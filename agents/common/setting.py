@@ -104,7 +104,7 @@ class Setting(Generic[ArgsT]):
                 f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)} "
                 f"in its {train.split} split"
             )
-        args = replace(args, weights=problem.weights)
+        args = replace(args, weights=str(problem.weights))
         say(f"weights: {problem.why[1]}")
         net = plain = problem.network(len(train.classes))
         plain_name = _plain_beside(args, dataset)
