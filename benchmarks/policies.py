@@ -81,7 +81,7 @@ def commands(options: Options) -> list[jobs.Job]:
 def main(options: Options) -> None:
     """Run what is missing, then compare."""
     sweep = commands(options)
-    jobs.run(sweep, options.jobs, {"OMP_NUM_THREADS": "1"})
+    jobs.run(sweep, options.jobs, OMP_NUM_THREADS="1")
     compare.main(compare.Args(tuple(job.folder for job in sweep), out=options.out))
 
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class Job:
         return any(flag.startswith(f"{other.folder}/") for other in others for flag in self.command)
 
 
-def run(jobs: Sequence[Job], at_once: int = 1, env: Mapping[str, str] | None = None) -> None:
+def run(jobs: Sequence[Job], at_once: int = 1, **env: str) -> None:
     """Run what is not done, each job after those that it needs; exits with 1 at the end if one failed.
 
     With several at a time, each writes its output to a file beside its folder.
@@ -71,12 +71,10 @@ def run(jobs: Sequence[Job], at_once: int = 1, env: Mapping[str, str] | None = N
         sys.exit(f"failed: {', '.join(str(job.folder) for job in failed)}; the same command goes on")
 
 
-def _start(job: Job, logged: bool, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+def _start(job: Job, logged: bool, env: dict[str, str]) -> subprocess.Popen[bytes]:
     say(f"$ {shlex.join(job.line)}")
     if "--resume" not in job.command:
         shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{job.folder}.log", "ab") if logged else nullcontext() as log:
-        return subprocess.Popen(
-            [sys.executable, *job.line[1:]], stdout=log, stderr=log, env={**os.environ, **(env or {})}
-        )
+        return subprocess.Popen([sys.executable, *job.line[1:]], stdout=log, stderr=log, env=os.environ | env)

@@ -1,10 +1,10 @@
-"""The table and the pictures of the results, from the run folders of `scripts.reproduce`.
+"""The table, the pictures and the page of the results, from the run folders of `scripts.reproduce`.
 
-    python -m scripts.results --out docs/results-cifar10        # draw them again from the files there
+    python -m scripts.results --out docs/results-cifar10 --page docs/results.md    # from the files there
 
-`results.json` has a row for each network and policy, seeds averaged; a backbone that several of them start
-from counts once. Commands and hours are those of the first seed. Rows come and go by network, so that those
-of another machine stay as they are.
+`results.json` has a row for each network and policy, seeds averaged; a backbone that several policies start
+from has one row. Commands and hours are those of the first seed. Adding a network leaves the rows of others
+as they are, with the machine that they came from.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from agents.common.cli import main_with_named_errors
 from agents.common.entries import Entry, flags, random_at_rate
 from agents.common.finished import FinishedRun
-from agents.common.tables import markdown
-from scripts import cascade
+from agents.common.tables import markdown, renew
+from scripts import cascade, paired, results_page
 from scripts.picture import mega_flops, picture
 from scripts.ship import check_whole, lineage, lineage_before, run_of
 from skipnet_rl import plots
@@ -34,8 +34,8 @@ from skipnet_rl.resnet import ResNet
 from skipnet_rl.statistics import half_width, wilson_interval
 from skipnet_rl.terminal import say
 
-TEST_IMAGES = 10_000  # of CIFAR-10: behind every row, also behind older ones that do not say so
-STARTS = {"weights", "gate_weights", "teacher"}  # flags that name a file of the same seed
+TEST_IMAGES = 10_000  # images of CIFAR-10 behind every row, also behind older ones that do not say so
+STARTS = {"weights", "gate_weights", "teacher"}  # flags that name files of the same seed
 COLUMNS = (
     "network", "gate", "policy", "α", "seeds", "accuracy", "± images", "blocks", "FLOPs", "± per image",
     "MFLOPs per image", "routes", "random at its rate", "hours from nothing", "machine",
@@ -44,19 +44,23 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Options:
-    """Draw the table and the picture again."""
+    """Make the table, the picture and the page again."""
 
     out: Path = Path("docs/results-cifar10")
-    """folder of results.json, and of cascade.json if `scripts.cascade` was run"""
+    """folder of results.json, and of cascade.json and paired.json if their scripts were run"""
+    page: Path | None = None
+    """page whose generated parts are to be renewed (default: none)"""
+    debug: bool = False
+    """show the traceback of an error"""
 
 
 def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = None) -> None:
-    """Put a row of runs into results.json, then table and pictures.
+    """Put a row of runs into results.json, then make the table and the pictures.
 
     Args:
-        name: of the row, such as `"resnet38"`.
-        folders: its run folders of one seed; those of other seeds are found beside it.
-        out: where to.
+        name: name of the row, such as `"resnet38"`.
+        folders: its run folders of one seed; those of other seeds are found beside them.
+        out: folder of results.json.
         data_dir: folder of the data set, for the picture of its images.
     """
     seeds = [_seeds(folder) for folder in folders]
@@ -74,7 +78,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
 
 
 def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
-    """What is skipped at each alpha, and on which images by the gates that tell most of them apart."""
+    """What is skipped at each alpha, and on which images by the gates with the most routes."""
     records = {_title(entry.runs[0]): entry.runs[0].records()["HRL"] for entry in entries}
     varied, record = max(
         zip(entries, records.values(), strict=True), key=lambda pair: pair[0].rows[0]["unique_routes"]
@@ -88,37 +92,33 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
 
 
 def _title(run: FinishedRun) -> str:
-    """Of an HRL run among those of its row."""
-    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(_distillation(run))}"
+    """Name of an HRL run among those of its row."""
+    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(run.args.get('distillation'))}"
 
 
 def _gain(run: FinishedRun) -> str:
-    """Of the gates' first weights, in the run that these gates began in."""
+    """Gain of the gates' initial weights, in the run that these gates began in."""
     if origin := run_of(run.args.get("gate_weights")):
         return _gain(origin)
     gain = run.args.get("gate_gain", 1)
     return "" if gain == 1 else f", gain {gain:g}"
 
 
-def _distillation(run: FinishedRun) -> float:
-    return run.args.get("distillation", 0.0)
-
-
 def _share_of_teacher(command: str) -> float:
-    """What `--distillation` was in a command."""
+    """The value of `--distillation` in a command."""
     words = shlex.split(command.replace("=", " "))
     return float(words[words.index("--distillation") + 1]) if "--distillation" in words else 0.0
 
 
-def _distilled(share: float) -> str:
+def _distilled(share: float | None) -> str:
     return ", distilled" if share else ""
 
 
 def _seeds(folder: Path) -> list[FinishedRun]:
-    """The runs that differ in the seed, in what they start from, which is a seed's own, and in nothing else.
+    """A run and those that differ in the seed, and so in what they start from, alone.
 
     Raises:
-        ValueError: one has other flags, or was tested on some images alone.
+        ValueError: one has other flags, or was tested on part of the images.
     """
     row, _, _ = folder.parent.name.rpartition("-")
     found = folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json")
@@ -126,19 +126,19 @@ def _seeds(folder: Path) -> list[FinishedRun]:
     for run in runs:
         check_whole(run)
         if differing := _differing(runs[0], run):
-            raise ValueError(f"{runs[0].folder} and {run.folder} are no seeds of one another: {differing}")
+            raise ValueError(f"{runs[0].folder} and {run.folder} differ in more than the seed: {differing}")
     return runs
 
 
 def _differing(one: FinishedRun, other: FinishedRun) -> str:
-    """Names of the flags in which two runs differ that share their row."""
+    """Names of the flags in which two runs of one row differ, apart from what they start from."""
     left, right = flags(one), flags(other)
-    names = sorted((left.keys() & right.keys()) - STARTS)  # a newer run may have a flag that others had not
+    names = sorted((left.keys() & right.keys()) - STARTS)  # older runs lack newer flags
     return ", ".join(name for name in names if left[name] != right[name])
 
 
 def _by_backbone(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """The first run of each backbone; a shipped one is the start of every seed."""
+    """The first run of each backbone; all seeds start from the same one if it is shipped."""
     first: dict[str, FinishedRun] = {}
     for run in runs:
         first.setdefault(run.args["weights"], run)
@@ -155,7 +155,7 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     plain = entry.name == "all blocks"
     origin = lineage_before(first) if plain else lineage(first)
     made_by = origin.commands[-1] if origin.commands else ""  # nothing did an untrained network
-    share = _share_of_teacher(made_by) if plain else _distillation(first)
+    share = _share_of_teacher(made_by) if plain else first.args.get("distillation", 0.0)
     found = entry.summary()
     return {
         **found, "row": name, "depth": first.depth,
@@ -167,33 +167,35 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The rows so far."""
+    """The rows of results.json; none where there is no such file."""
     path = out / "results.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    rows = _content(path)["rows"] if path.is_file() else []
     return [with_interval(row, row.get("n_images", TEST_IMAGES)) for row in rows]
 
 
 def with_interval(row: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """A row with the interval of its accuracy over n images; older files have another kind of it."""
+    """A row with Wilson's interval of its accuracy over n images; older files have another kind."""
     return {**row, "n_images": n, "accuracy_ci95": list(wilson_interval(n * row["accuracy"], n))}
 
 
 def networks(out: Path) -> list[dict[str, Any]]:
-    """What the index says of the shipped networks, then not_shipped.json of the others, if it is there."""
+    """The index of the shipped networks, then not_shipped.json with the others, if it is there."""
     path = out / "not_shipped.json"
-    return index() + (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else [])
+    return index() + (_content(path) if path.is_file() else [])
+
+
+def _content(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_cascades(out: Path) -> list[dict[str, Any]]:
-    """What `scripts.cascade` found, if it was run; of another data set than the rows it is a ValueError."""
+    """The cascades of cascade.json, if it is there; a ValueError where they are for another data set."""
     path = out / cascade.FILE
     if not path.is_file():
         return []
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _content(path)
     if found["dataset"] != "cifar10":
-        raise ValueError(
-            f"{path} is of {found['dataset']}, the rows beside it of cifar10; take another --out"
-        )
+        raise ValueError(f"{path} is for {found['dataset']}, the rows beside it for cifar10; change --out")
     return [
         {**each, "rows": [with_interval(row, found["n_images"]) for row in each["rows"]]}
         for each in found["cascades"]
@@ -223,15 +225,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(out: Path) -> None:
-    """Table and picture from results.json, and from cascade.json where it is there."""
+    """Make the table and the picture from results.json, and from cascade.json if it is there."""
     rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
     write_text(out / "results.md", table(rows))
-    figure = picture(rows, networks(out), read_cascades(out))
-    plots.save_figure(figure, out / "results.png")
+    plots.save_figure(picture(rows, networks(out), read_cascades(out)), out / "results.png")
     say(f"wrote {out}/results.md and results.png")
 
 
+def main(options: Options) -> None:
+    """Make the table and the picture, and the page if asked for."""
+    draw(options.out)
+    if options.page:
+        found = (_content(options.out / name) for name in (paired.FILE, cascade.FILE))
+        for name, text in results_page.parts(networks(options.out), *found).items():
+            renew(options.page, name, text)
+        say(f"wrote {options.page}")
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Options, lambda options: draw(options.out))
+    main_with_named_errors(Options, main)

@@ -1,0 +1,137 @@
+"""The parts of docs/results.md that follow from files: the networks, their commands, the tables of rivals."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from agents.common.tables import markdown, points
+from scripts import cascade, paired
+from scripts.picture import GATES, mega_flops
+from skipnet_rl.statistics import half_width, wilson_interval
+
+COLUMNS = ("network", "what it is", "MFLOPs", "FLOPs", "accuracy", "weights")
+WIDTH = 110  # characters of a line of a command
+
+
+def parts(
+    networks: Sequence[Mapping[str, Any]], pairs: Mapping[str, Any], cascades: Mapping[str, Any]
+) -> dict[str, str]:
+    """Each generated part of the page by the name of its comment.
+
+    Args:
+        networks: entries of the index of shipped networks, then of not_shipped.json.
+        pairs: content of paired.json, whose float32 accuracies take the place of the index's.
+        cascades: content of cascade.json.
+    """
+    return {
+        "networks": table(networks, pairs),
+        "commands": commands(networks),
+        "paired": paired.table(pairs),
+        "cascades": cascade.table(cascades),
+    }
+
+
+def table(networks: Iterable[Mapping[str, Any]], pairs: Mapping[str, Any]) -> str:
+    """The networks as Markdown, the shipped ones first."""
+    evaluated = [entry for entry in networks if "test_accuracy" in entry]
+    evaluated.sort(key=lambda entry: ("file" not in entry, entry["dataset"], entry["depth"]))
+    return markdown(COLUMNS, [_cells(entry, pairs) for entry in evaluated])
+
+
+def _cells(entry: Mapping[str, Any], pairs: Mapping[str, Any]) -> list[str]:
+    found, n = pairs["networks"].get(entry["name"]), entry["test_images"]
+    plain = mega_flops(entry["depth"])
+    flops = found["mega_flops"] if found else plain * entry.get("compute_flops", 1)
+    accuracy = found["accuracy"] if found else entry["test_accuracy"]
+    half = half_width(wilson_interval(n * accuracy, n))
+    return [
+        entry["name"],
+        what(entry),
+        f"{flops:.1f}",
+        f"{100 * flops / plain:.1f} %",
+        f"{points(accuracy, half)} %",
+        "shipped" if "file" in entry else "weights not shipped",
+    ]
+
+
+def what(entry: Mapping[str, Any]) -> str:
+    """The kind of network, alpha of HRL, number of teachers of the last command."""
+    parts = ["plain" if entry["kind"] == "plain" else GATES[entry["kind"]][0]]
+    if entry["stage"] != "hrl":
+        parts += ["SP"] * (entry["stage"] == "sp") + ["trained with skips"] * entry["stage"].endswith("skips")
+    else:
+        parts.append(f"α = {entry['alpha']:g}")
+    count = next((len(words) - 1 for words in by_flag(entry["command"]) if words[0] == "--teacher"), 0)
+    return ", ".join([*parts, *([f"{count} teacher{'s' * (count > 1)}"] if count else [])])
+
+
+def by_flag(command: str) -> list[list[str]]:
+    """The words of a command in groups: what comes before the first flag, then each flag with its values."""
+    groups: list[list[str]] = [[]]
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    return groups
+
+
+def commands(networks: Sequence[Mapping[str, Any]]) -> str:
+    """A block of shell commands for each depth and data set, each command after those that it needs."""
+    known = {entry["name"]: entry for entry in networks}
+    ordered = sorted(in_order(known), key=lambda entry: _family(entry["name"]))  # stable
+    blocks = []
+    for (depth, dataset), members in groupby(ordered, key=lambda entry: _family(entry["name"])):
+        lines = "\n".join(line for entry in members for line in (_title(entry), command(entry, known)))
+        blocks.append(f"### ResNet-{depth}, {dataset}\n\n```bash\n{lines}\n```\n")
+    return "\n".join(blocks)
+
+
+def in_order(known: Mapping[str, Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """The networks, each after those that its command starts from."""
+    placed: dict[str, Mapping[str, Any]] = {}
+
+    def place(entry: Mapping[str, Any]) -> None:
+        for name in entry.get("after", ()):
+            place(known[name])
+        placed.setdefault(entry["name"], entry)
+
+    for entry in known.values():
+        place(entry)
+    return placed.values()
+
+
+def _family(name: str) -> tuple[int, str]:
+    network, *rest = name.split("-")
+    return int(network.removeprefix("resnet")), "rendered-digits" if "rendered" in rest else "cifar10"
+
+
+def _title(entry: Mapping[str, Any]) -> str:
+    if "wall_time_s" not in entry:
+        return f"# {entry['name']}"
+    return f"# {entry['name']}: {entry['wall_time_s'] / 3600:.2f} hours, {entry['machine']}"
+
+
+def command(entry: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
+    """The command of a network, wrapped for a shell.
+
+    Weights that are not shipped are read from, and written to, a run folder of the network's name.
+    """
+    lines = [""]
+    for words in by_flag(f"{entry['command']} --run-dir runs/{entry['name']}"):
+        text = shlex.join(_place(word, known) for word in words)
+        if len(lines[-1]) + len(text) > WIDTH - 3:
+            lines.append("   ")
+        lines[-1] += f" {text}" if lines[-1] else text
+    return " \\\n".join(lines)
+
+
+def _place(word: str, known: Mapping[str, Mapping[str, Any]]) -> str:
+    """A name of weights that are not shipped as their file; any other word as it is."""
+    entry = known.get(word)
+    if entry is None or "file" in entry:
+        return word
+    gated = "sp" if "--stage sp" in entry["command"] else "hrl"
+    return f"runs/{word}/{'weights' if 'agents.pretrain' in entry['command'] else gated}.safetensors"
