@@ -234,7 +234,7 @@ def test_auto_says_what_it_chose_and_why(tmp_path, monkeypatch):
     monkeypatch.setenv("SKIPNET_DATA", str(tmp_path))
     assert resolve_dataset("auto")[0] == "cifar10"
     with pytest.raises(
-        DataNotFoundError, match="elsewhere is missing; data_dir names it"
+        DataNotFoundError, match="elsewhere is missing; correct data_dir"
     ):  # the argument wins
         resolve_dataset("auto", tmp_path / "elsewhere")
 
