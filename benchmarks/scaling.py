@@ -53,9 +53,15 @@ def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # untrained weights are as fast
         env = gym.make_vec(
-            f"SkipResNet{depth}-v0", count, dataset="rendered-digits", split="test", weights=None,
-            array="torch", device=options.device, precision=options.precision,
-        )  # fmt: skip
+            f"SkipResNet{depth}-v0",
+            count,
+            dataset="rendered-digits",
+            split="test",
+            weights=None,
+            array="torch",
+            device=options.device,
+            precision=options.precision,
+        )
     env.reset(seed=0)
     steps = env.unwrapped.lockstep.mdp.num_decisions  # type: ignore[attr-defined]
     draws = torch.rand(steps, count, generator=torch.Generator("cpu").manual_seed(0), device="cpu") < rate
@@ -144,17 +150,15 @@ def table(found: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     timings = found["cases"]
     deepest = [
-        [str(depth)] + [
-            f"{1e3 * timings[f'depth {depth}, rate {rate}']['median'] / BATCH:.3f}" for rate in (1.0, 0.5)
-        ]
+        [str(depth)]
+        + [f"{1e3 * timings[f'depth {depth}, rate {rate}']['median'] / BATCH:.3f}" for rate in (1.0, 0.5)]
         for depth in dict.fromkeys(case["at"] for case in timings.values() if case["axis"] == "depth")
-    ]  # fmt: skip
+    ]
     batches = [
-        [str(count)] + [
-            f"{1e3 * timings[f'batch {count}, rate {rate}']['median'] / count:.3f}" for rate in (1.0, 0.5)
-        ]
+        [str(count)]
+        + [f"{1e3 * timings[f'batch {count}, rate {rate}']['median'] / count:.3f}" for rate in (1.0, 0.5)]
         for count in BATCHES
-    ]  # fmt: skip
+    ]
     rates = [[f"{rate:.0%}", f"{1e3 * timings[f'rate {rate}']['median'] / BATCH:.3f}"] for rate in RATES]
     both = ["all executed, ms per image", "half executed"]
     lines = [
@@ -177,14 +181,15 @@ def main(options: Options) -> dict[str, Any]:
     runs = {name: episode(*case[2:], options) for name, case in chosen.items()}
     timings = measure.plain(measure.take_turns(runs, options.repeats, device))
     found = {
-        "device": device.type, "precision": resolve_precision(options.precision, device),
+        "device": device.type,
+        "precision": resolve_precision(options.precision, device),
         "repeats": options.repeats,
         "cases": {
             name: {"axis": axis, "at": at, "depth": depth, "batch": batch, "rate": rate, **timings[name]}
             for name, (axis, at, depth, batch, rate) in chosen.items()
         },
         "memory": used,
-    }  # fmt: skip
+    }
     measure.publish("scaling", found, table(found), options)
     folder = measure.DOCS / "benchmarks" if options.write else options.out
     plots.save_figure(picture(found), folder / "scaling.png")

@@ -21,9 +21,16 @@ BATCH_SIZE = 250
 
 @torch.no_grad()
 def recalibrate(
-    mdp: RoutingMDP, policy: Policy, data: Images, *, batches: int = 16, batch_size: int = BATCH_SIZE,
-    precision: str = "fp32", seed: int = 0, policy_too: bool = True,
-) -> None:  # fmt: skip
+    mdp: RoutingMDP,
+    policy: Policy,
+    data: Images,
+    *,
+    batches: int = 16,
+    batch_size: int = BATCH_SIZE,
+    precision: str = "fp32",
+    seed: int = 0,
+    policy_too: bool = True,
+) -> None:
     """Re-estimate the running statistics under a policy's greedy routes.
 
     They are replaced by their mean over `batches` batches of augmented training images; a block that no image

@@ -149,12 +149,17 @@ def evaluate(
                 episode = rollout(mdp, policy, batch, labels, mode, generator, routes=given)
             # confidence in float64: in float32 the surest images would all have the same, exactly 1
             routes_taken = episode.actions > 0.5
-            parts.append({
-                "routes": routes_taken, "predictions": episode.predictions,
-                "correct": episode.correct, "confidence": episode.logits.double().softmax(dim=1).amax(dim=1),
-                "loss": episode.loss, "returns": episode.returns,
-                "compute_flops": mdp.compute_flops(episode.state, routes_taken, gates),
-            })  # fmt: skip
+            parts.append(
+                {
+                    "routes": routes_taken,
+                    "predictions": episode.predictions,
+                    "correct": episode.correct,
+                    "confidence": episode.logits.double().softmax(dim=1).amax(dim=1),
+                    "loss": episode.loss,
+                    "returns": episode.returns,
+                    "compute_flops": mdp.compute_flops(episode.state, routes_taken, gates),
+                }
+            )
             if progress:
                 progress(min((number + 1) * batch_size, len(images)), len(images))
     found = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}

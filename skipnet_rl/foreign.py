@@ -37,9 +37,15 @@ BLOCKS = (  # stage, position in it, layer; and the number of the first stage
 SHORTCUTS = ((re.compile(r"group(\d)_ds0\.(.+)"), 1), (re.compile(r"ds\.(\d)\.(.+)"), 0))
 HERE = re.compile(r"blocks\.(\d+)\.([a-z].*)")
 STEM = {
-    "stem.0": "stem.0", "conv1": "stem.0", "conv1.0": "stem.0", "embedder.embedder.convolution": "stem.0",
-    "stem.1": "stem.1", "bn1": "stem.1", "conv1.1": "stem.1", "embedder.embedder.normalization": "stem.1",
-}  # fmt: skip
+    "stem.0": "stem.0",
+    "conv1": "stem.0",
+    "conv1.0": "stem.0",
+    "embedder.embedder.convolution": "stem.0",
+    "stem.1": "stem.1",
+    "bn1": "stem.1",
+    "conv1.1": "stem.1",
+    "embedder.embedder.normalization": "stem.1",
+}
 CLASSIFIERS = ("fc", "linear", "classifier", "classifier.1", "head", "head.fc", "last_linear")
 LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 BESIDE = re.compile(r"(\w*gate\w*|control)\..+|n_averaged")  # gates, and counts of averaged weights

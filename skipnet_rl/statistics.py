@@ -117,9 +117,7 @@ def rank_correlations(
     columns = columns[:, kept]
     rho = _correlations_of_first(columns)
     draws = np.random.default_rng(seed)
-    drawn = np.array([
-        _correlations_of_first(columns[draws.integers(m, size=m)]) for _ in range(resamples)
-    ])  # fmt: skip
+    drawn = np.array([_correlations_of_first(columns[draws.integers(m, size=m)]) for _ in range(resamples)])
     low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
     for number, column in enumerate(kept[1:]):
         found[names[column - 1]] = float(rho[number]), float(low[number]), float(high[number])

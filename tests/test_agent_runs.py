@@ -19,8 +19,11 @@ from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
 
 SMALL = {
-    "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "precision": "fp32",
-}  # fmt: skip
+    "env": "SkipResNet20-v0",
+    "dataset": "rendered-digits",
+    "eval_images": 16,
+    "precision": "fp32",
+}
 SB3 = {"episodes": 64, "num_envs": 32, "eval_every": 32}
 LEARNERS = {
     "PPO": (ppo, {**SB3}),
@@ -47,10 +50,21 @@ def lines(folder):
 
 
 METRICS = {
-    "step", "stage", "train/loss", "train/accuracy", "train/return", "train/executed", "train/least_executed",
-    "train/images_per_s", "val/accuracy", "val/loss", "val/return", "val/compute_blocks", "val/compute_flops",
+    "step",
+    "stage",
+    "train/loss",
+    "train/accuracy",
+    "train/return",
+    "train/executed",
+    "train/least_executed",
+    "train/images_per_s",
+    "val/accuracy",
+    "val/loss",
+    "val/return",
+    "val/compute_blocks",
+    "val/compute_flops",
     "val/unique_routes",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LEARNERS)

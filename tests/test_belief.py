@@ -14,9 +14,13 @@ from skipnet_rl.policies import policy_macs
 def test_belief_by_hand():
     probabilities = torch.tensor([[0.1, 0.6, 0.25, 0.05]]).double()
     expected = [
-        math.log(0.6), math.log(0.25), math.log(0.1), math.log(0.6 / 0.25),
-        -sum(p * math.log(p) for p in (0.1, 0.6, 0.25, 0.05)), math.log(0.4),
-    ]  # fmt: skip
+        math.log(0.6),
+        math.log(0.25),
+        math.log(0.1),
+        math.log(0.6 / 0.25),
+        -sum(p * math.log(p) for p in (0.1, 0.6, 0.25, 0.05)),
+        math.log(0.4),
+    ]
     torch.testing.assert_close(belief(probabilities.log()), torch.tensor([expected]).double())
     assert belief(probabilities.log()).shape[1] == belief_size(4) == 6
 

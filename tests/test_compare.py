@@ -19,19 +19,36 @@ from skipnet_rl.statistics import wilson_interval
 
 def row(name, accuracy, blocks=0.5, **more):
     return {
-        "name": name, "accuracy": accuracy, "accuracy_ci95": 0.01, "loss": 0.3, "return": -0.1,
-        "compute_blocks": blocks, "compute_flops": blocks, "compute_flops_std": 0.02,
-        "executed_blocks_mean": 4.0, "executed_blocks_std": 1.0, "unique_routes": 3,
-        "execution_rate": [accuracy, 0.5], **more,
-    }  # fmt: skip
+        "name": name,
+        "accuracy": accuracy,
+        "accuracy_ci95": 0.01,
+        "loss": 0.3,
+        "return": -0.1,
+        "compute_blocks": blocks,
+        "compute_flops": blocks,
+        "compute_flops_std": 0.02,
+        "executed_blocks_mean": 4.0,
+        "executed_blocks_std": 1.0,
+        "unique_routes": 3,
+        "execution_rate": [accuracy, 0.5],
+        **more,
+    }
 
 
 def run(tmp_path, agent, seed, rows, env="SkipResNet20-v0", **flags):
     """A finished run made by hand."""
     result = {
-        "env": env, "agent": agent, "dataset": "cifar10", "split": "test", "n_images": 10_000, "alpha": 1.0,
-        "seed": seed, "wall_time_s": 60.0, "command": f"python -m agents.{agent}", "policies": rows,
-    }  # fmt: skip
+        "env": env,
+        "agent": agent,
+        "dataset": "cifar10",
+        "split": "test",
+        "n_images": 10_000,
+        "alpha": 1.0,
+        "seed": seed,
+        "wall_time_s": 60.0,
+        "command": f"python -m agents.{agent}",
+        "policies": rows,
+    }
     return FinishedRun(tmp_path, {"seed": seed, "weights": "auto", **flags}, result)
 
 
@@ -141,17 +158,26 @@ def real(tmp_path_factory):
     """Four small runs: two kinds of learner, static policies, the bound."""
     folder = tmp_path_factory.mktemp("runs")
     small = {
-        "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "test_images": 40,
+        "env": "SkipResNet20-v0",
+        "dataset": "rendered-digits",
+        "eval_images": 16,
+        "test_images": 40,
         "precision": "fp32",
-    }  # fmt: skip
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setting, "load_images", load_first(48))
         hybrid_reinforce.train(
             hybrid_reinforce.Args(
-                **small, sp_iterations=1, iterations=2, tune_iterations=1, batch_size=8, alpha=30.0,
-                gate_lr=1.0, run_dir=folder / "hybrid",
+                **small,
+                sp_iterations=1,
+                iterations=2,
+                tune_iterations=1,
+                batch_size=8,
+                alpha=30.0,
+                gate_lr=1.0,
+                run_dir=folder / "hybrid",
             )
-        )  # fmt: skip
+        )
         ppo.train(ppo.Args(**small, episodes=64, num_envs=32, run_dir=folder / "ppo"))
         static.evaluate_all(static.Args(**small, points=2, rates=(0.5,), run_dir=folder / "static"))
         oracle.find_routes(oracle.Args(**small, run_dir=folder / "oracle"))
@@ -221,8 +247,9 @@ def test_networks_of_other_trainings_are_rows_of_their_own(tmp_path):
     ]
     entries = [entry.summary() for entry in collect(plain)]
     assert [(entry["name"], entry["n"]) for entry in entries] == [
-        ("all blocks lr=0.1", 2), ("all blocks lr=0.2", 1),
-    ]  # fmt: skip
+        ("all blocks lr=0.1", 2),
+        ("all blocks lr=0.2", 1),
+    ]
     assert entries[0]["accuracy"] == pytest.approx(0.91)
 
 

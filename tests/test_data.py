@@ -15,8 +15,17 @@ from skipnet_rl.data.sources import HALVES
 from skipnet_rl.errors import DataDamagedError, DataNotFoundError
 
 CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -194,7 +203,7 @@ def test_cifar10_files_are_read_as_they_are(tmp_path, monkeypatch):
 
 
 def test_cifar10_folder_is_missing(tmp_path):
-    with pytest.raises(DataNotFoundError, match="no cifar10: .*fetch it with download, or say .* data_dir"):
+    with pytest.raises(DataNotFoundError, match="no cifar10: .*fetch it with download, or name .* data_dir"):
         load_images("cifar10", "test", tmp_path)
 
 

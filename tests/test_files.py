@@ -165,11 +165,17 @@ def test_places_that_are_none(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("SkipResNet20-v0-ppo-0-20260101-120000", "SkipResNet20-v0-ppo-0-20260101-120000"),
-    ("envs:SkipResNet20-v0", "envs-SkipResNet20-v0"), ("12:30:59", "12-30-59"), ("own/Net-v0", "own-Net-v0"),
-    ('a<b>"c"|d?*\\e', "a-b--c--d---e"), ("ends with a dot. ", "ends with a dot"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("SkipResNet20-v0-ppo-0-20260101-120000", "SkipResNet20-v0-ppo-0-20260101-120000"),
+        ("envs:SkipResNet20-v0", "envs-SkipResNet20-v0"),
+        ("12:30:59", "12-30-59"),
+        ("own/Net-v0", "own-Net-v0"),
+        ('a<b>"c"|d?*\\e', "a-b--c--d---e"),
+        ("ends with a dot. ", "ends with a dot"),
+    ],
+)
 def test_names_that_every_platform_takes(text, expected):
     assert as_name(text) == expected
 

@@ -27,9 +27,15 @@ def lively(plan: int | Architecture, shortcut: str) -> ResNet:
     return net.eval()
 
 
-@pytest.mark.parametrize(("plan", "shortcut"), [
-    (20, "projection"), (20, "pad"), (20, "pool"), (BOTTLENECKS, "projection"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("plan", "shortcut"),
+    [
+        (20, "projection"),
+        (20, "pad"),
+        (20, "pool"),
+        (BOTTLENECKS, "projection"),
+    ],
+)
 def test_folding_changes_rounding_alone(plan, shortcut):
     net = lively(plan, shortcut)
     folded = for_inference(net)

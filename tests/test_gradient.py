@@ -63,10 +63,12 @@ class Problem:
         """d loss / d (gates, backbone) as one vector, the gates' part first."""
         parameters = [*self.gate.parameters(), *self.net.parameters()]
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return torch.cat([
-            (torch.zeros_like(p) if g is None else g).flatten()
-            for p, g in zip(parameters, found, strict=True)
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                (torch.zeros_like(p) if g is None else g).flatten()
+                for p, g in zip(parameters, found, strict=True)
+            ]
+        )
 
     @property
     def gate_size(self) -> int:
@@ -117,10 +119,15 @@ def estimate(problem: Problem, args: Args, routes: Tensor | None, generator=None
     count = args.routes
     critic = problem.critic if args.baseline == "value" else None
     episode = rollout(
-        problem.mdp, Exploring(problem.gate, args.exploration),
-        problem.images.repeat_interleave(count, 0), problem.labels.repeat_interleave(count),
-        "sample", generator, routes=routes, critic=critic,
-    )  # fmt: skip
+        problem.mdp,
+        Exploring(problem.gate, args.exploration),
+        problem.images.repeat_interleave(count, 0),
+        problem.labels.repeat_interleave(count),
+        "sample",
+        generator,
+        routes=routes,
+        critic=critic,
+    )
     return problem.gradients(hrl_loss(episode, args))
 
 

@@ -26,9 +26,17 @@ if not hasattr(os, "fork"):
     pytest.skip("needs fork", allow_module_level=True)
 
 FLAGS = {
-    "env": "SkipResNet20-v0", "dataset": "rendered-digits", "alpha": 3.0, "sp_iterations": 3, "iterations": 4,
-    "tune_iterations": 2, "batch_size": 8, "eval_every": 1, "eval_images": 16, "precision": "fp32",
-}  # fmt: skip
+    "env": "SkipResNet20-v0",
+    "dataset": "rendered-digits",
+    "alpha": 3.0,
+    "sp_iterations": 3,
+    "iterations": 4,
+    "tune_iterations": 2,
+    "batch_size": 8,
+    "eval_every": 1,
+    "eval_images": 16,
+    "precision": "fp32",
+}
 PLACES = {
     "training step": (hybrid_reinforce, "train_step"),
     "evaluation": (evaluate, "rollout"),

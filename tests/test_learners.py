@@ -38,9 +38,12 @@ def mdp(data):
         returns = {
             (first, second): rollout(
                 mdp, NoOpinion(), images, labels, routes=torch.tensor([[first, second]]).bool().expand(64, 2)
-            ).returns.mean().item()
-            for first in (0, 1) for second in (0, 1)
-        }  # fmt: skip
+            )
+            .returns.mean()
+            .item()
+            for first in (0, 1)
+            for second in (0, 1)
+        }
     assert max(returns, key=returns.get) == (1, 0)
     assert sorted(returns.values())[-1] - sorted(returns.values())[-2] > 0.05
     return mdp
@@ -56,11 +59,14 @@ class NoOpinion:
 MODELS = {
     "PPO": (ppo, ppo.Args(), {"lr": 3e-3, "epochs": 4, "minibatches": 4, "entropy": 0.0}, 4_000),
     "RecurrentPPO": (
-        ppo, ppo.Args(recurrent=True), {"lr": 3e-3, "epochs": 4, "minibatches": 4, "entropy": 0.0}, 4_000
+        ppo,
+        ppo.Args(recurrent=True),
+        {"lr": 3e-3, "epochs": 4, "minibatches": 4, "entropy": 0.0},
+        4_000,
     ),
     "A2C": (a2c, a2c.Args(), {"lr": 3e-3, "entropy": 0.0}, 8_000),
     "DQN": (dqn, dqn.Args(), {"lr": 3e-3, "buffer": 10_000, "updates": 2, "episodes": 4_000}, 8_000),
-}  # fmt: skip
+}
 SLOW = ("RecurrentPPO", "DQN")
 
 

@@ -45,10 +45,15 @@ def undecided(name: str, shortcut: str) -> tuple[RoutingMDP, nn.Module]:
     return mdp, gate
 
 
-@pytest.mark.parametrize("gate, shortcut, batched", [
-    ("rnn", "projection", False), ("ff1", "pool", True), ("ff2", "pad", False),
-    pytest.param("rnn", "projection", True, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "gate, shortcut, batched",
+    [
+        ("rnn", "projection", False),
+        ("ff1", "pool", True),
+        ("ff2", "pad", False),
+        pytest.param("rnn", "projection", True, marks=pytest.mark.slow),
+    ],
+)
 def test_routes_and_logits_are_those_of_pytorch(gate, shortcut, batched, tmp_path):
     mdp, policy = undecided(gate, shortcut)
     images = load_images("rendered-digits", "test").first(100)
@@ -164,9 +169,15 @@ def checkpoint(tmp_path):
     """A gated ResNet-8 as agents save it."""
     mdp, gate = undecided("rnn", "projection")
     about = {
-        "depth": 8, "dataset": "rendered-digits", "gate": "rnn", "shortcut": "projection", "alpha": 1.0,
-        "cost": "blocks", "mean": [0.376] * 3, "std": [0.202] * 3,
-    }  # fmt: skip
+        "depth": 8,
+        "dataset": "rendered-digits",
+        "gate": "rnn",
+        "shortcut": "projection",
+        "alpha": 1.0,
+        "cost": "blocks",
+        "mean": [0.376] * 3,
+        "std": [0.202] * 3,
+    }
     path = tmp_path / "hrl.safetensors"
     save_weights(path, nn.ModuleDict({"net": mdp.net, "gate": gate}), about)
     return path
@@ -208,9 +219,13 @@ def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
     other = place / "other.safetensors"
     mdp, gate = undecided("rnn", "projection")
     about = {
-        "depth": 8, "dataset": "cifar100", "gate": "rnn", "shortcut": "projection", "alpha": 1.0,
+        "depth": 8,
+        "dataset": "cifar100",
+        "gate": "rnn",
+        "shortcut": "projection",
+        "alpha": 1.0,
         "cost": "blocks",
-    }  # fmt: skip
+    }
     save_weights(other, nn.ModuleDict({"net": mdp.net, "gate": gate}), about)
     out = place / "deep" / "model.onnx"
     return {

@@ -28,8 +28,10 @@ def layout(tmp_path_factory) -> dict[str, Path]:
         command.build_lib = str(tmp_path_factory.mktemp("build"))
         command.finalize_options()
         modules = command.find_all_modules()
-    places = {"/".join([*filter(None, package.split(".")), f"{module}.py"]): ROOT / file
-              for package, module, file in modules}  # fmt: skip
+    places = {
+        "/".join([*filter(None, package.split(".")), f"{module}.py"]): ROOT / file
+        for package, module, file in modules
+    }
     assert len(places) == len(modules)
     return places
 
@@ -38,9 +40,11 @@ def layout(tmp_path_factory) -> dict[str, Path]:
 def site(request, layout, tmp_path) -> tuple[Path, bool]:
     """An installation, and whether others' `agents` and `envs` lie in it."""
     theirs = {
-        "agents/__init__.py": "from agents.run import Agent", "agents/run.py": "class Agent: pass",
-        "envs/__init__.py": "env = 'theirs'", "envs/util.py": "",
-    }  # fmt: skip
+        "agents/__init__.py": "from agents.run import Agent",
+        "agents/run.py": "class Agent: pass",
+        "envs/__init__.py": "env = 'theirs'",
+        "envs/util.py": "",
+    }
     copies = [{place: file.read_text(encoding="utf-8") for place, file in layout.items()}]
     if request.param != "alone":
         copies.insert(0 if request.param == "theirs first" else 1, theirs)
@@ -54,9 +58,13 @@ def site(request, layout, tmp_path) -> tuple[Path, bool]:
 def python(site: Path, program: str) -> str:
     """What a program prints that finds the installation before anything else."""
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=site.parent, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(site)}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        cwd=site.parent,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

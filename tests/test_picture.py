@@ -13,9 +13,15 @@ NETWORKS = results.networks(Path(__file__).parent.parent / "docs" / "results-cif
 def row(name, depth, gate=None, distillation=0.0, over_seeds=None):
     """A row of results.json."""
     return {
-        "name": name, "depth": depth, "gate": gate, "distillation": distillation, "mega_flops": 100.0,
-        "accuracy": 0.9, "accuracy_ci95": [0.8945, 0.9045], "accuracy_seeds_ci95": over_seeds,
-    }  # fmt: skip
+        "name": name,
+        "depth": depth,
+        "gate": gate,
+        "distillation": distillation,
+        "mega_flops": 100.0,
+        "accuracy": 0.9,
+        "accuracy_ci95": [0.8945, 0.9045],
+        "accuracy_seeds_ci95": over_seeds,
+    }
 
 
 @pytest.mark.parametrize(

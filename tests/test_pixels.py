@@ -34,8 +34,18 @@ def tiff(
         strip = b"".join(((int(a) << 12) | int(b)).to_bytes(3, "big") for a, b in pairs)
     else:
         strip = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height,
-            279: len(strip), 339: sample_format}  # fmt: skip
+    tags = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(strip),
+        339: sample_format,
+    }
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
     mark = b"II*\0" if order == "<" else b"MM\0*"
     head = mark + struct.pack(f"{order}I", 8 + len(strip))
@@ -66,7 +76,7 @@ RAMPS = {
     "YCbCr, TIFF": saved(GREY.convert("YCbCr"), "TIFF"),
     "Lab, TIFF": saved(GREY.convert("RGB").convert("LAB"), "TIFF"),
     "black behind alpha, PNG": saved(Image.merge("LA", (Image.new("L", GREY.size), NEGATIVE)), "PNG"),
-}  # fmt: skip
+}
 REFUSED = {
     "32-bit integers": saved(Image.fromarray(INTEGERS.astype(np.int32)), "TIFF"),
     "signed integers": tiff(INTEGERS.view(np.int16), 16, sample_format=2),

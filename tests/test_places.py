@@ -206,11 +206,24 @@ def test_a_test_folder_without_labels_counts_as_none(tmp_path):
 
 
 JUNK = (
-    ".ipynb_checkpoints/0-checkpoint.png", "__MACOSX/cat/._0.png", "@eaDir/0.png", "empty/",
+    ".ipynb_checkpoints/0-checkpoint.png",
+    "__MACOSX/cat/._0.png",
+    "@eaDir/0.png",
+    "empty/",
     "unfinished/notes.txt",
-    "Thumbs.db", "desktop.ini", ".DS_Store", "cat/._0.png", "cat/.ipynb_checkpoints/1.png", "cat/Thumbs.db",
-    "dog/desktop.ini", "dog/__MACOSX/0.png", "dog/.hidden.png", "README.txt", "empty/.keep", "stray.png",
-)  # fmt: skip
+    "Thumbs.db",
+    "desktop.ini",
+    ".DS_Store",
+    "cat/._0.png",
+    "cat/.ipynb_checkpoints/1.png",
+    "cat/Thumbs.db",
+    "dog/desktop.ini",
+    "dog/__MACOSX/0.png",
+    "dog/.hidden.png",
+    "README.txt",
+    "empty/.keep",
+    "stray.png",
+)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

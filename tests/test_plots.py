@@ -58,8 +58,12 @@ def record(rows, predictions=None, correct=None):
 
 
 def policy(name, histogram=(0, 2, 2), rate=(0.5, 1.0)):
-    return {"name": name, "executed_blocks_histogram": list(histogram), "executed_blocks_mean": 1.5,
-            "execution_rate": list(rate)}  # fmt: skip
+    return {
+        "name": name,
+        "executed_blocks_histogram": list(histogram),
+        "executed_blocks_mean": 1.5,
+        "execution_rate": list(rate),
+    }
 
 
 def test_a_policy_has_its_colour_in_every_figure():
@@ -156,8 +160,11 @@ ENTRIES = [
 
 def test_pareto_front():
     assert [row["name"] for row in plots.pareto_front(ENTRIES)] == [
-        "no blocks", "random 50%", "PPO", "all blocks",
-    ]  # fmt: skip
+        "no blocks",
+        "random 50%",
+        "PPO",
+        "all blocks",
+    ]
     twins = [entry("a", 0.9, 0.5), entry("b", 0.9, 0.5)]
     assert plots.pareto_front(twins) == twins
     assert plots.pareto_front(ENTRIES[-1:]) == []
@@ -173,8 +180,15 @@ def test_frontier():
     assert steps.get_xdata() == pytest.approx([10, 50, 60, 100, 100])
     assert steps.get_ydata() == pytest.approx([10, 30, 97, 98, 98])
     assert list(drawn) == [
-        "all blocks", "PPO", "dear", "bad", "random", "random, HRL weights", "no blocks", "oracle",
-    ]  # fmt: skip
+        "all blocks",
+        "PPO",
+        "dear",
+        "bad",
+        "random",
+        "random, HRL weights",
+        "no blocks",
+        "oracle",
+    ]
     curve = drawn["random"][0]
     assert curve.get_linestyle() == "-"
     assert curve.get_xdata() == pytest.approx([50, 80]) and curve.get_ydata() == pytest.approx([30, 60])
@@ -187,8 +201,10 @@ def test_frontier():
 
 
 def test_twelve_policies_are_told_apart():
-    many = [entry(f"agent {letter}", 0.5 + number / 50, 0.5, accuracy_ci95=math.nan)
-            for number, letter in enumerate("ABCDEFGHIJKLMN")]  # fmt: skip
+    many = [
+        entry(f"agent {letter}", 0.5 + number / 50, 0.5, accuracy_ci95=math.nan)
+        for number, letter in enumerate("ABCDEFGHIJKLMN")
+    ]
     figure = draw(plots.frontier(many, lowest=0.4))
     looks = {(bars[0].get_color(), bars[0].get_marker()) for bars in with_intervals(figure.axes[0])}
     assert len(looks) == len(many)
@@ -196,9 +212,14 @@ def test_twelve_policies_are_told_apart():
 
 
 def test_families_are_joined_by_name_or_by_series():
-    rows = [entry("greedy, 7 of 8", 0.9, 0.9), entry("greedy, 6 of 8", 0.8, 0.8), entry("greedy", 0.7, 0.7),
-            entry("random 90% (static)", 0.2, 0.9), entry("x", 0.1, 0.1, series="s"),
-            entry("y", 0.2, 0.2, series="s")]  # fmt: skip
+    rows = [
+        entry("greedy, 7 of 8", 0.9, 0.9),
+        entry("greedy, 6 of 8", 0.8, 0.8),
+        entry("greedy", 0.7, 0.7),
+        entry("random 90% (static)", 0.2, 0.9),
+        entry("x", 0.1, 0.1, series="s"),
+        entry("y", 0.2, 0.2, series="s"),
+    ]
     drawn = with_intervals(draw(plots.frontier(rows)).axes[0])
     found = {bars.get_label(): len(bars[0].get_xdata()) for bars in drawn}
     assert found == {"greedy": 3, "random 90% (static)": 1, "s": 2}
@@ -327,11 +348,19 @@ def test_the_plots_of_a_run_show_its_policy(tmp_path, monkeypatch, first, last):
     shown = {}
     for name in ("executed_blocks", "execution_rate", "skipped_layers"):
         real = getattr(plots.run, name)
-        monkeypatch.setattr(plots.run, name, lambda given, *rest, real=real, name=name: (
-            shown.update({name: [row if isinstance(row, str) else row["name"] for row in given]}),
-            real(given, *rest))[1])  # fmt: skip
-    lines = [] if first == "no blocks" else [
-        {"step": 1, "stage": "train", "val/accuracy": 0.5, "val/compute_blocks": 1.0}]  # fmt: skip
+        monkeypatch.setattr(
+            plots.run,
+            name,
+            lambda given, *rest, real=real, name=name: (
+                shown.update({name: [row if isinstance(row, str) else row["name"] for row in given]}),
+                real(given, *rest),
+            )[1],
+        )
+    lines = (
+        []
+        if first == "no blocks"
+        else [{"step": 1, "stage": "train", "val/accuracy": 0.5, "val/compute_blocks": 1.0}]
+    )
     run = SimpleNamespace(folder=tmp_path, metrics=lambda: lines)
     plots.write_plots(run, {"policies": [done.summary(name) for name, done in rows.items()]}, STAGES)
     wanted = [last] if first == "no blocks" else [first, last]
@@ -342,8 +371,15 @@ def test_the_plots_of_a_run_show_its_policy(tmp_path, monkeypatch, first, last):
 
 
 def test_training_curves_name_the_stage_where_no_point_is():
-    lines = [{"step": step, "stage": "sp" if step < 3 else "hrl", "val/accuracy": 0.5 + step / 9,
-              "val/compute_blocks": 1 / step} for step in range(1, 5)]  # fmt: skip
+    lines = [
+        {
+            "step": step,
+            "stage": "sp" if step < 3 else "hrl",
+            "val/accuracy": 0.5 + step / 9,
+            "val/compute_blocks": 1 / step,
+        }
+        for step in range(1, 5)
+    ]
     figure = draw(plots.training_curves(lines))
     (label,) = figure.axes[0].texts
     assert label.get_text() == "HRL from here" and label.get_position()[0] == 2

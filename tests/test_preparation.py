@@ -28,9 +28,15 @@ def test_the_gates_of_a_prepared_network_know_its_rates():
     costs = absence_costs(RoutingMDP(net), data)
     assert costs[0] > 0.1 > abs(costs[1])
     args = hybrid_reinforce.Args(
-        batch_size=16, warmup_iterations=40, iterations=1, gate_lr=0.2, lr=0.0, distillation=0.0,
-        schedule="constant", precision="fp32",
-    )  # fmt: skip
+        batch_size=16,
+        warmup_iterations=40,
+        iterations=1,
+        gate_lr=0.2,
+        lr=0.0,
+        distillation=0.0,
+        schedule="constant",
+        precision="fp32",
+    )
     learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"), (), costs)
     for step in range(args.warmup_iterations):
         episode = hybrid_reinforce.train_step(learner, data, step, "warmup", args)
@@ -50,13 +56,16 @@ def test_a_network_that_bears_skips_is_not_prepared(tmp_path, monkeypatch, few_i
     assert (costs is None) == (steps == 0)
 
 
-@pytest.mark.parametrize("whole, accuracy, flops, said", [
-    (0.93, 0.93, 0.6, []),
-    (0.93, 0.915, 0.98, []),
-    (0.93, 0.93, 1.0, ["nothing is saved"]),
-    (0.93, 0.90, 0.6, ["accuracy is lost"]),
-    (0.93, 0.90, 1.002, ["nothing is saved", "accuracy is lost"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "whole, accuracy, flops, said",
+    [
+        (0.93, 0.93, 0.6, []),
+        (0.93, 0.915, 0.98, []),
+        (0.93, 0.93, 1.0, ["nothing is saved"]),
+        (0.93, 0.90, 0.6, ["accuracy is lost"]),
+        (0.93, 0.90, 1.002, ["nothing is saved", "accuracy is lost"]),
+    ],
+)
 def test_what_a_run_has_to_say_of_its_end(whole, accuracy, flops, said):
     found = shortcomings(whole, accuracy, flops, ADVICE)
     assert [note.split(":")[0] for note in found] == said
@@ -97,9 +106,16 @@ def test_a_start_that_nothing_betters_is_kept(tmp_path, few_images):
 def test_gumbel_is_prepared_and_resumes_in_its_preparation(tmp_path, monkeypatch, few_images):
     """ResNet-20's weights for rendered-digits were trained without skips."""
     args = gumbel.Args(
-        env="SkipResNet20-v0", dataset="rendered-digits", eval_images=16, precision="fp32", batch_size=8,
-        warmup_iterations=2, iterations=2, eval_every=1, run_dir=tmp_path / "run",
-    )  # fmt: skip
+        env="SkipResNet20-v0",
+        dataset="rendered-digits",
+        eval_images=16,
+        precision="fp32",
+        batch_size=8,
+        warmup_iterations=2,
+        iterations=2,
+        eval_every=1,
+        run_dir=tmp_path / "run",
+    )
     whole = gumbel.train(args)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["warmup", "warmup", "train", "train"]

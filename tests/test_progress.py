@@ -27,8 +27,15 @@ def test_an_evaluation_tells_of_its_images_and_is_none_the_other_for_it(tiny_net
 
     def play(**more):
         draws = torch.Generator().manual_seed(0)
-        return evaluate(RoutingMDP(tiny_net), RandomSkip(0.5), tiny_images, mode="sample", generator=draws,
-                        batch_size=5, **more)  # fmt: skip
+        return evaluate(
+            RoutingMDP(tiny_net),
+            RandomSkip(0.5),
+            tiny_images,
+            mode="sample",
+            generator=draws,
+            batch_size=5,
+            **more,
+        )
 
     aloud, silent = play(progress=lambda *now: told.append(now)), play()
     assert told == [(5, 12), (10, 12), (12, 12)]

@@ -33,17 +33,21 @@ def drawn(env, *seeds):
     return [observations for observations, _ in played], [infos["index"].tolist() for _, infos in played]
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [
-    ([[7, 8, 9]], [7]),  # what Gymnasium makes of an integer
-    ([[5, 5, 123]], [[5, 5, 123]]),
-    ([(4, 0, 10**12)], [[4, 0, 10**12]]),
-    ([np.array([3, 1, 2])], [[3, 1, 2]]),
-    ([[np.int64(3), np.uint8(1), 2]], [[3, 1, 2]]),
-    ([range(11, 14)], [[11, 12, 13]]),
-    ([[1, 2, 3], None, None], [[1, 2, 3], None, None]),
-    ([[1, 2, 3], [None, 2, None]], [[1, 2, 3], [None, 2, None]]),
-    ([[1, 2, 3], (None, None, None), (9, None, 9)], [[1, 2, 3], (None, None, None), (9, None, 9)]),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ([[7, 8, 9]], [7]),  # what Gymnasium makes of an integer
+        ([[5, 5, 123]], [[5, 5, 123]]),
+        ([(4, 0, 10**12)], [[4, 0, 10**12]]),
+        ([np.array([3, 1, 2])], [[3, 1, 2]]),
+        ([[np.int64(3), np.uint8(1), 2]], [[3, 1, 2]]),
+        ([range(11, 14)], [[11, 12, 13]]),
+        ([[1, 2, 3], None, None], [[1, 2, 3], None, None]),
+        ([[1, 2, 3], [None, 2, None]], [[1, 2, 3], [None, 2, None]]),
+        ([[1, 2, 3], (None, None, None), (9, None, 9)], [[1, 2, 3], (None, None, None), (9, None, 9)]),
+    ],
+    ids=str,
+)
 def test_lists_are_those_of_gymnasium(pair, mine, theirs):
     native, sync = pair
     (came, indices), (expected, expected_indices) = drawn(native, *mine), drawn(sync, *theirs)
@@ -69,10 +73,21 @@ def test_none_without_a_seed_before_comes_from_the_shared_generator(pair):
 
 @pytest.mark.parametrize(
     "seed",
-    [[], [1], [1, 2], [1, 2, 3, 4], [1, 2, -3], [1.0, 2, 3], ["1", 2, 3], [[1], 2, 3], np.zeros((3, 1), int),
-     np.array([1.0, 2.0, 3.0]), (np.nan, 1, 2)],
+    [
+        [],
+        [1],
+        [1, 2],
+        [1, 2, 3, 4],
+        [1, 2, -3],
+        [1.0, 2, 3],
+        ["1", 2, 3],
+        [[1], 2, 3],
+        np.zeros((3, 1), int),
+        np.array([1.0, 2.0, 3.0]),
+        (np.nan, 1, 2),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_bad_lists(pair, seed):
     native, _ = pair
     before = drawn(native, [1, 2, 3])[1]

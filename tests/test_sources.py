@@ -242,9 +242,15 @@ def test_an_environment_plays_image_files(tmp_path):
     write_folder(tmp_path / "train", COLOURS, 2, size=(40, 40))
     write_folder(tmp_path / "test", COLOURS, 2, size=(40, 40))
     env = gym.make(
-        "SkipResNet20-v0", dataset="imagefolder", data_dir=str(tmp_path), split="test", weights=None,
-        device="cpu", augment=True, render_mode="rgb_array",
-    )  # fmt: skip
+        "SkipResNet20-v0",
+        dataset="imagefolder",
+        data_dir=str(tmp_path),
+        split="test",
+        weights=None,
+        device="cpu",
+        augment=True,
+        render_mode="rgb_array",
+    )
     env.reset(seed=0, options={"index": 2})
     ended = False
     while not ended:

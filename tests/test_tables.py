@@ -11,9 +11,13 @@ def test_names_are_printed_whole(capsys):
     """In a terminal of 80 columns, too, which a piped command has."""
     name = "resnet38-cifar10-hrl-1.0-gain6-distilled"
     row = {
-        "name": name, "accuracy": 0.9109, "compute_blocks": 0.346,
-        "compute_flops": 0.333, "return": 0.31, "unique_routes": 46,
-    }  # fmt: skip
+        "name": name,
+        "accuracy": 0.9109,
+        "compute_blocks": 0.346,
+        "compute_flops": 0.333,
+        "return": 0.31,
+        "unique_routes": 46,
+    }
     about = {"env": "SkipResNet38-v0", "dataset": "cifar10", "split": "test", "n_images": 10_000}
     print_table({**about, "policies": [row]})
     lines = capsys.readouterr().out.splitlines()

@@ -89,9 +89,14 @@ def test_lines_tables_and_bars(stream, monkeypatch):
     let_go(stream)
 
 
-@pytest.mark.parametrize("encoding, expected", [
-    ("ascii", "80 % +- 1, alpha ..."), ("latin-1", "80 % +- 1, alpha ..."), ("utf-8", "80 % ± 1, α …"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "encoding, expected",
+    [
+        ("ascii", "80 % +- 1, alpha ..."),
+        ("latin-1", "80 % +- 1, alpha ..."),
+        ("utf-8", "80 % ± 1, α …"),
+    ],
+)
 def test_what_an_encoding_lacks_is_spelt_out(encoding, expected):
     stream = in_encoding(encoding)
     say("80 % ± 1, α …", stream)
@@ -143,9 +148,14 @@ def finish(tmp_path):
     args = Args(run_dir=tmp_path)
     run = Run(tmp_path, args)
     made = SimpleNamespace(
-        args=args, dataset="x", plain_name=None, test=range(3), split_images=3, precision="fp32",
+        args=args,
+        dataset="x",
+        plain_name=None,
+        test=range(3),
+        split_images=3,
+        precision="fp32",
         net=SimpleNamespace(stages=[0] * 4),
-    )  # fmt: skip
+    )
     return lambda **more: setting.Setting.finish(made, run, "gumbel", rows(), 1.0, **more)
 
 

@@ -23,9 +23,26 @@ from skipnet_rl.text import for_markdown, for_matplotlib, legible
 ROOT = Path(__file__).parent.parent
 ROOMS = ("skipnet_rl", "envs", "agents", "scripts", "benchmarks")
 NAMES = (
-    "[red]cat[/red]", "[/nothing]", "a$b$c", r"$\frac{", "_hidden", "x^2_i", "a|b", "**bold**", "<b>html</b>",
-    "`code`", ":smile:", "katze\nhund", "\\", "Übermut ✓", "file\udcff", "[x](http://y)", "{0}", "%s", "",
-)  # fmt: skip
+    "[red]cat[/red]",
+    "[/nothing]",
+    "a$b$c",
+    r"$\frac{",
+    "_hidden",
+    "x^2_i",
+    "a|b",
+    "**bold**",
+    "<b>html</b>",
+    "`code`",
+    ":smile:",
+    "katze\nhund",
+    "\\",
+    "Übermut ✓",
+    "file\udcff",
+    "[x](http://y)",
+    "{0}",
+    "%s",
+    "",
+)
 
 
 def text_opens(source: str) -> list[int]:
@@ -98,10 +115,17 @@ def row(name: str) -> dict:
     keys = ("accuracy", "accuracy_ci95", "compute_blocks", "compute_flops", "compute_flops_std", "return")
     seeds = {f"{key}_seeds_ci95": 0.01 for key in keys}
     return {
-        "name": name, **dict.fromkeys(keys, 0.5), **seeds, "unique_routes": 3, "bound": False, "n": 1,
+        "name": name,
+        **dict.fromkeys(keys, 0.5),
+        **seeds,
+        "unique_routes": 3,
+        "bound": False,
+        "n": 1,
         "accuracy_ci95": [0.1, 0.9],
-        "executed_blocks_histogram": [1, 2], "executed_blocks_mean": 0.5, "execution_rate": [0.5],
-    }  # fmt: skip
+        "executed_blocks_histogram": [1, 2],
+        "executed_blocks_mean": 0.5,
+        "execution_rate": [0.5],
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,13 +148,16 @@ def test_pictures_show_names_as_they_are():
     images = ImageSet("x", "test", pixels, labels, names, (0.5,) * 3, (0.5,) * 3, flip=True)
     rows = [row(name) for name in names]
     figures = [
-        plots.executed_blocks(rows), plots.execution_rate(rows, [1]), plots.frontier(rows),
-        plots.computation_reduction(rows), plots.budget_curve(rows),
+        plots.executed_blocks(rows),
+        plots.execution_rate(rows, [1]),
+        plots.frontier(rows),
+        plots.computation_reduction(rows),
+        plots.budget_curve(rows),
         plots.alpha_curve([{"alpha": 1.0, "seed": 0, "policies": [each]} for each in rows]),
         plots.skipped_layers(dict.fromkeys(names, record)),
         plots.easy_and_hard(images, record, [1], count=len(names)),
         plots.skip_rate_by_class(record, labels, names),
-    ]  # fmt: skip
+    ]
     for figure in figures:
         texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
         assert not any(matplotlib.cbook.is_math_text(text) for text in texts)

@@ -83,10 +83,13 @@ def test_vector_of_one_is_the_single_env_bit_for_bit(mdp, tiny_images, augment, 
 def first_types(info):
     """Python numbers as the NumPy scalars that an array hands out."""
     return {
-        key: first_types(item) if isinstance(item, dict)
-        else item if isinstance(item, np.ndarray) else np.array([item])[0]
+        key: first_types(item)
+        if isinstance(item, dict)
+        else item
+        if isinstance(item, np.ndarray)
+        else np.array([item])[0]
         for key, item in info.items()
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -205,10 +208,13 @@ def block(observations):
 ROWS = {  # (block observed, reward, terminated) of the steps around an episode's end, all blocks skipped
     AutoresetMode.SAME_STEP: [(7, "saving", False), (0, "saving - loss", True), (1, "saving", False)],
     AutoresetMode.NEXT_STEP: [
-        (7, "saving", False), (None, "saving - loss", True), (0, "nothing", False), (1, "saving", False)
+        (7, "saving", False),
+        (None, "saving - loss", True),
+        (0, "nothing", False),
+        (1, "saving", False),
     ],
     AutoresetMode.DISABLED: [(7, "saving", False), (None, "saving - loss", True)],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -387,12 +393,22 @@ def test_ways_to_say_execute(mdp, tiny_images, actions, array):
 @pytest.mark.parametrize(
     "actions",
     [
-        1, [1, 1, 1], [[1, 1, 1, 1]], [1.0, 0.0, 1.0, 0.0], [2, 0, 0, 0], [0, -1, 0, 0],
-        [float("nan")] * 4, [None] * 4, ["1"] * 4, np.zeros((4, 1), int),
-        torch.zeros(4), torch.zeros(3, dtype=torch.bool), torch.tensor([0, 0, 0, 3]),
+        1,
+        [1, 1, 1],
+        [[1, 1, 1, 1]],
+        [1.0, 0.0, 1.0, 0.0],
+        [2, 0, 0, 0],
+        [0, -1, 0, 0],
+        [float("nan")] * 4,
+        [None] * 4,
+        ["1"] * 4,
+        np.zeros((4, 1), int),
+        torch.zeros(4),
+        torch.zeros(3, dtype=torch.bool),
+        torch.tensor([0, 0, 0, 3]),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_bad_actions(mdp, tiny_images, actions):
     array = "torch" if isinstance(actions, torch.Tensor) else "numpy"
     env = SkipNetVectorEnv(mdp, tiny_images, 4, array=array)

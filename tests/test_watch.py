@@ -15,9 +15,13 @@ from skipnet_rl.rollout import Trajectory
 def episode(actions: torch.Tensor, loss: float = 1.0, logit: float = 0.0) -> Trajectory:
     count = len(actions)
     return Trajectory(
-        torch.full(actions.shape, logit), actions.float(), torch.zeros(actions.shape), torch.zeros(count, 10),
-        torch.zeros(count, dtype=torch.int64), torch.full((count,), loss),
-    )  # fmt: skip
+        torch.full(actions.shape, logit),
+        actions.float(),
+        torch.zeros(actions.shape),
+        torch.zeros(count, 10),
+        torch.zeros(count, dtype=torch.int64),
+        torch.full((count,), loss),
+    )
 
 
 MIXED = torch.tensor([[0, 1, 0], [1, 0, 1]])
@@ -79,9 +83,17 @@ def test_a_state_with_a_hole():
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, few_images, monkeypatch):
     """A gradient that turns NaN in HRL's second step, whose own loss is still a number."""
     args = hybrid_reinforce.Args(
-        env="SkipResNet20-v0", dataset="rendered-digits", sp_iterations=2, iterations=4, tune_iterations=0,
-        batch_size=16, eval_every=1, eval_images=16, precision="fp32", run_dir=tmp_path / "run",
-    )  # fmt: skip
+        env="SkipResNet20-v0",
+        dataset="rendered-digits",
+        sp_iterations=2,
+        iterations=4,
+        tune_iterations=0,
+        batch_size=16,
+        eval_every=1,
+        eval_images=16,
+        precision="fp32",
+        run_dir=tmp_path / "run",
+    )
     honest = hybrid_reinforce.hrl_loss
     calls = []
 
@@ -107,9 +119,15 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, few_images
 
 def test_pretraining_that_diverges(tmp_path, few_images):
     args = pretrain.Args(
-        depth=20, dataset="rendered-digits", epochs=20, batch_size=32, lr=1e9, warmup=0.0, precision="fp32",
+        depth=20,
+        dataset="rendered-digits",
+        epochs=20,
+        batch_size=32,
+        lr=1e9,
+        warmup=0.0,
+        precision="fp32",
         run_dir=tmp_path / "run",
-    )  # fmt: skip
+    )
     with pytest.raises(DivergenceError, match=r"\(PRETRAIN\); the run stops"):
         pretrain.train(args)
     assert not (tmp_path / "run" / "result.json").exists()
