@@ -29,7 +29,6 @@ from skipnet_rl.statistics import half_width, wilson_interval
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
 PAGES = [README, DOCS.parent / "CHANGELOG.md", *sorted(DOCS.glob("**/*.md"))]
-GENERATED = ("ablation.md", "comparison.md")  # their commands are those of older runs
 FEWER = {"20_000": "1_000", "first(1_000)": "first(50)"}  # what the tests run of a block of code
 
 
@@ -46,10 +45,9 @@ def commands() -> list[Any]:
     """Commands on the pages, each once: those in blocks and those within a sentence."""
     lines = []
     for page in PAGES:
-        if page.name not in GENERATED:
-            text = page.read_text().replace(" \\\n", "")
-            lines += re.findall(r"^(?:.* && \S*)?(python -m .*)$", text, re.MULTILINE)
-            lines += [" ".join(line.split()) for line in re.findall(r"(?<!`)`(python -m [^`]+)`", text)]
+        text = page.read_text().replace(" \\\n", "")
+        lines += re.findall(r"^(?:.* && \S*)?(python -m .*)$", text, re.MULTILINE)
+        lines += [" ".join(line.split()) for line in re.findall(r"(?<!`)`(python -m [^`]+)`", text)]
     lines = [line.split("  #")[0].strip() for line in lines]
     return sorted({line for line in lines if "NAME" not in line.split()[2]})
 
