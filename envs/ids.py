@@ -6,6 +6,8 @@ instead: `import envs.ids`, or `gym.make("envs.ids:SkipResNet20-v0")`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 
 import skipnet_rl  # noqa: F401  (forked processes: skipnet_rl.forking)
@@ -31,11 +33,27 @@ def depth_of(id: str) -> int:
     return depth
 
 
-for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS):
+THIRD = "resnet38-cifar10-hrl-1.0-gain6-ensemble"  # ResNet-38, executes a third of its blocks
+CHAINS: dict[str, list[int | str]] = {  # 38g is a ResNet-38 with gates
+    "14x38": [14, 38],
+    "20x38": [20, 38],
+    "14x110": [14, 110],
+    "14x38x110": [14, 38, 110],
+    "38gx38": [THIRD, 38],
+    "38gx110": [THIRD, 110],
+    "38gx38x110": [THIRD, 38, 110],
+    "": [14, 38],  # the general one, for networks of one's own
+}
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    **{f"SkipResNet{depth}-v0": {"depth": depth} for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},
+    **{f"SkipChain{name}-v0": {"networks": networks} for name, networks in CHAINS.items()},
+}
+
+for name, arguments in ENVIRONMENTS.items():
     gym.register(
-        id=f"SkipResNet{depth}-v0",
+        id=name,
         entry_point="envs.factory:make_env",
         vector_entry_point="envs.factory:make_vector_env",
-        kwargs={"depth": depth},
+        kwargs=arguments,
     )
-    gym.registry[f"SkipResNet{depth}-v0"] = PlainSpec.like(gym.spec(f"SkipResNet{depth}-v0"))
+    gym.registry[name] = PlainSpec.like(gym.spec(name))

@@ -35,8 +35,8 @@ class Problem:
         weights: path of a file, name of a shipped network, `"auto"` (the shipped one that fits, else
             untrained with a warning), `"torchvision"` (its ImageNet weights), None or `"none"` (untrained).
         shortcut: `"projection"`, `"pad"` or `"pool"`.
-        alpha: weight of the compute saving.
-        cost: `"blocks"` or `"flops"`.
+        alpha: weight of the compute saving (default: 1).
+        cost: `"blocks"` (default) or `"flops"`.
         device: `"auto"` or None (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
             `torch.device`.
         precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
@@ -51,11 +51,21 @@ class Problem:
     std: Sequence[float] | None = None
     weights: str | Path | None = "auto"
     shortcut: str = "projection"
-    alpha: float = ALPHA
-    cost: str = "blocks"
+    alpha: float | None = None
+    cost: str | None = None
     device: Any = "auto"
     precision: str = "fp32"
     why: tuple[str, str] = ("", "")
+
+    @property
+    def payment(self) -> tuple[float, str]:
+        """Alpha and cost, as given or as usual."""
+        return ALPHA if self.alpha is None else self.alpha, self.cost or "blocks"
+
+    @property
+    def sources(self) -> tuple[str | Path | None, ...]:
+        """Weights of every network."""
+        return (self.weights,)
 
     def resolve(self, kinds: Sequence[str] = ("plain",)) -> Problem:
         """The same with every `"auto"` replaced by what it comes to on this machine.
@@ -75,15 +85,16 @@ class Problem:
         precision = resolve_precision(self.precision, device)
         dataset, why_data = resolve_dataset(self.dataset, self.data_dir)
         weights, why_weights = self._weights(weights, dataset, kinds)
+        alpha, cost = self.payment
         return replace(
             self, dataset=dataset, weights=weights, device=device, precision=precision,
-            why=(why_data, why_weights),
+            alpha=alpha, cost=cost, why=(why_data, why_weights),
         )  # fmt: skip
 
     def _weights(self, weights: str | None, dataset: str, kinds: Sequence[str]) -> tuple[str | None, str]:
         if weights != "auto":
             return weights, f"{weights} (a shipped network)" if catalogue.find(weights) else str(weights)
-        entry = catalogue.find_auto(self.depth, dataset, self.shortcut, kinds, self.alpha)
+        entry = catalogue.find_auto(self.depth, dataset, self.shortcut, kinds, self.payment[0])
         if entry is None:
             return weights, f"none: no ResNet-{self.depth} for {dataset} is shipped"
         what = "that fits" if entry["kind"] == "plain" else "that was trained with skips"
@@ -127,7 +138,7 @@ class Problem:
 
     def mdp(self, net: ResNet) -> RoutingMDP:
         """The decision process over a network."""
-        return RoutingMDP(net, self.alpha, self.cost)
+        return RoutingMDP(net, *self.payment)
 
 
 @cpu_by_default()

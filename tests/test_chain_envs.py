@@ -1,8 +1,10 @@
 """Environments over a chain: equal by value to its rollouts and to each other; what they show."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_chain import lively_chain
@@ -12,8 +14,10 @@ from envs.sb3 import SB3VecEnv
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.chain import ChainMDP
+from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.policies import Replay
 from skipnet_rl.recording import record, replayed
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
 N = 2
@@ -107,3 +111,64 @@ def test_picture(mdp, tiny_images):
         pictures.append(env.render())
     assert {(picture.shape, str(picture.dtype)) for picture in pictures} == {(pictures[0].shape, "uint8")}
     assert all((one != two).any() for one, two in zip(pictures, pictures[1:], strict=False))
+
+
+# by name
+
+QUICK = {"dataset": "rendered-digits", "split": "test", "device": "cpu"}
+DIGITS = [20, "resnet20-rendered-digits"]
+
+
+def test_networks_of_ones_own(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_weights(path, ResNet(14), {"kind": "plain", "depth": 14, "shortcut": "projection"})
+    env = gym.make("SkipChain-v0", networks=["resnet20-rendered-digits", str(path)], mix=[0.1], **QUICK)
+    chain = env.unwrapped.lockstep.mdp.net
+    assert [member.depth for member in chain.members] == [20, 14] and chain.mix.tolist() == [0.1]
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    for one in (env, again):
+        one.reset(seed=3)
+    assert data_equivalence(env.step(1), again.step(1), exact=True)
+
+
+def test_a_depth_is_the_shipped_network_of_the_data_set():
+    one = gym.make("SkipChain-v0", networks=DIGITS, **QUICK).unwrapped.lockstep.mdp
+    other = gym.make(
+        "SkipChain-v0", networks=[20, "resnet20-rendered-digits"], **QUICK
+    ).unwrapped.lockstep.mdp
+    for mdp in (one, other):
+        first, second = (member.net.fc.weight for member in mdp.net.members)
+        assert torch.equal(first, second) and mdp.alpha == 0.05 and mdp.cost.tolist() == [1.0]
+
+
+def test_environments_share_the_networks_of_a_chain():
+    make = {"networks": DIGITS, **QUICK}
+    one, two = (gym.make("SkipChain-v0", **make, alpha=alpha).unwrapped.lockstep.mdp for alpha in (0.1, 0.2))
+    other = gym.make("SkipChain-v0", **make, mix=0.0).unwrapped.lockstep.mdp
+    assert one.net is two.net and one.net is not other.net and other.net.mix.tolist() == [0.0]
+    assert (one.alpha, two.alpha) == (0.1, 0.2)
+
+
+def test_a_network_of_another_data_set_is_warned_of():
+    with pytest.warns(UserWarning, match="resnet14-cifar10-distilled was trained on images normalised with"):
+        gym.make("SkipChain-v0", networks=["resnet14-cifar10-distilled", 20], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"networks": "resnet20-rendered-digits"}, "networks is .*expected a list of two or more"),
+        ({"networks": [True, 20]}, "expected a list of two or more"),
+        ({"networks": [20]}, "a chain of 1"),
+        ({"networks": [20, "resnet20-rendered-digit"]}, "did you mean the shipped resnet20-rendered-digits"),
+        ({"networks": DIGITS, "mix": 2}, "mix is 2"),
+        ({"networks": DIGITS, "mix": [0.5, 0.5]}, "expected 1 weight"),
+        ({"networks": DIGITS, "cost": "flop"}, "did you mean 'flops'"),
+        ({"networks": DIGITS, "alpha": -1}, "alpha is -1"),
+        ({"networks": DIGITS, "weights": "x.pt"}, "named in networks"),
+    ],
+    ids=str,
+)
+def test_chains_that_cannot_be_made(argument, message):
+    with pytest.raises(ValueError, match=message):
+        gym.make("SkipChain-v0", **{**QUICK, **argument})

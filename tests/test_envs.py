@@ -30,13 +30,15 @@ from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
 IDS = [spec.id for spec in gym.registry.values() if str(spec.entry_point).startswith("envs.")]
-SLOW = ("SkipResNet110-v0", "SkipResNet152-v0")
+CHAINS = ("", "14x38", "20x38", "14x110", "14x38x110", "38gx38", "38gx110", "38gx38x110")
+SLOW = ("110-v0", "152-v0", "38gx38-v0")
 QUICK = {"dataset": "rendered-digits", "split": "test", "weights": None, "device": "cpu"}
-EVERY_ID = [pytest.param(id, marks=pytest.mark.slow if id in SLOW else ()) for id in IDS]
+EVERY_ID = [pytest.param(id, marks=pytest.mark.slow if id.endswith(SLOW) else ()) for id in IDS]
 HARMLESS = (
     "minimum value is -infinity",  # features have no bounds
     "maximum value is infinity",
     "we recommend using a symmetric and normalized space",
+    "was trained on images normalised with",  # a network that is named by its chain's id
 )
 
 
@@ -335,9 +337,12 @@ def test_checkers_accept(id):
 @pytest.mark.parametrize("id", EVERY_ID)
 def test_two_seeded_rollouts(id):
     one, two = (gym.make(id, **QUICK) for _ in range(2))
-    depth = int(id.removeprefix("SkipResNet").removesuffix("-v0"))
-    width, blocks = {34: (512, 16), 50: (2048, 16), 101: (2048, 33)}.get(depth, (64, (depth - 2) // 2))
-    decisions = blocks - 1
+    if id.startswith("SkipChain"):
+        width, decisions = 6, max(id.count("x"), 1)
+    else:
+        depth = int(id.removeprefix("SkipResNet").removesuffix("-v0"))
+        width, blocks = {34: (512, 16), 50: (2048, 16), 101: (2048, 33)}.get(depth, (64, (depth - 2) // 2))
+        decisions = blocks - 1
     assert one.observation_space.shape == (width + decisions,)
     route = random_routes(1, decisions)[0]
     assert data_equivalence(play(one, route, seed=3), play(two, route, seed=3), exact=True)
@@ -353,7 +358,8 @@ def test_spec(id):
 
 def test_ids():
     depths = (14, 20, 32, 38, 44, 56, 74, 110, 152, 34, 50, 101)
-    assert {f"SkipResNet{depth}-v0" for depth in depths} == set(IDS)
+    chains = {f"SkipChain{name}-v0" for name in CHAINS}
+    assert {f"SkipResNet{depth}-v0" for depth in depths} | chains == set(IDS)
     assert depths == (*resnet.CIFAR_DEPTHS, *resnet.IMAGENET_DEPTHS)
 
 
