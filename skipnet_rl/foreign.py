@@ -80,7 +80,7 @@ class Backbone(NamedTuple):
     own: bool
 
 
-def dataset_folder(name: str) -> Place | None:
+def place_of(name: str) -> Place | None:
     """Where the layer of that name belongs, or None where nobody calls a layer so."""
     for pattern, first in BLOCKS:
         if (found := pattern.fullmatch(name)) and int(found[1]) >= first:
@@ -186,7 +186,7 @@ def _places(name: str) -> tuple[str, Place | None]:
     """The shortest prefix after which the name is a layer's, and that layer's place."""
     parts = _unwrapped(name).split(".")
     for start in range(len(parts)):
-        if place := dataset_folder(".".join(parts[start:])):
+        if place := place_of(".".join(parts[start:])):
             return "".join(f"{part}." for part in parts[:start]), place
     return "", None
 

@@ -97,7 +97,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Gumbel", "Block
 
 
 @pytest.mark.parametrize("name", ["PPO", "DQN", *SLOW])
-def test_the_same_seed_gives_the_same_numbers(name, tmp_path):
+def test_same_seed_gives_the_same_results(name, tmp_path):
     module, flags = LEARNERS[name]
     runs = [
         module.train(module.Args(**SMALL, **flags, seed=seed, run_dir=tmp_path / folder))
@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_numbers(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["REINFORCE", "Gumbel", "BlockDrop"])
-def test_an_interrupted_run_ends_like_a_whole_one(name, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
     module, flags = LEARNERS[name]
     whole = module.train(module.Args(**SMALL, **flags, run_dir=tmp_path / "a"))
     save = Run.save
@@ -135,7 +135,7 @@ def test_an_interrupted_run_ends_like_a_whole_one(name, tmp_path, monkeypatch):
     assert [line["step"] for line in lines(tmp_path / "b")] == [2, 4]
 
 
-def test_policies_that_learn_nothing_leave_the_same_files(tmp_path, pictures):
+def test_static_policies_leave_the_same_files(tmp_path, pictures):
     fixed = static.evaluate_all(static.Args(**SMALL, points=3, rates=(0.9, 0.5), run_dir=tmp_path / "static"))
     names = [row["name"] for row in fixed["policies"]]
     assert names[0] == "all blocks" and "no blocks" in names and "random 90%" in names
@@ -207,8 +207,8 @@ def test_bad_flags_end_in_one_line_and_code_2(module, flags, message, tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["PPO", "RecurrentPPO", "DQN"])
-def test_stable_baselines_goes_on_from_its_weights(name, tmp_path, monkeypatch):
-    """Weights, optimizer and count of episodes; the rollout, or the replay memory, is begun anew."""
+def test_stable_baselines_resumes_from_its_weights(name, tmp_path, monkeypatch):
+    """Weights, optimizer and count of episodes are kept; the rollout or replay memory starts empty."""
     module, flags = LEARNERS[name]
     args = module.Args(**SMALL, **{**flags, "episodes": 128}, run_dir=tmp_path / "run")
     save = Run.save
@@ -246,7 +246,7 @@ def test_stable_baselines_goes_on_from_its_weights(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["PPO", "A2C", "DQN"])
 def test_the_last_checkpoint_holds_the_last_update(name, tmp_path):
-    """A run that is at its end, resumed, is the same run."""
+    """Resuming a finished run changes nothing."""
     module, flags = LEARNERS[name]
     args = module.Args(**SMALL, **flags, run_dir=tmp_path / "run")
     whole = module.train(args)
@@ -256,7 +256,7 @@ def test_the_last_checkpoint_holds_the_last_update(name, tmp_path):
     assert len(lines(tmp_path / "run")) == 2
 
 
-def test_a_refused_command_does_not_stand_in_the_way_of_the_next(tmp_path):
+def test_a_refused_command_leaves_no_run_folder(tmp_path):
     flags = {**SMALL, "batch_size": 8, "iterations": 1, "run_dir": tmp_path / "run"}
     with pytest.raises(ValueError, match="leave-one-out needs --routes 2"):
         reinforce.train(reinforce.Args(**flags, routes=1))
@@ -265,8 +265,8 @@ def test_a_refused_command_does_not_stand_in_the_way_of_the_next(tmp_path):
         static.evaluate_all(static.Args(**SMALL, run_dir=tmp_path / "run"))
 
 
-def test_stable_baselines_learns_on_what_is_evaluated():
-    """Its environment has the precision that the run reports."""
+def test_stable_baselines_trains_in_the_reported_precision():
+    """The environment has the precision that the run reports."""
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         env = training_env(setting.Setting.of(ppo.Args(**{**SMALL, "precision": precision})), 4)
         mdp = env.get_attr("lockstep")[0].mdp

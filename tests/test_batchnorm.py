@@ -1,4 +1,4 @@
-"""Batch norm statistics estimated anew for a policy's routes."""
+"""Batch norm statistics recalibrated for a policy's routes."""
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ def test_a_block_that_no_image_executes_keeps_its_statistics(tiny_net, tiny_imag
     assert not torch.equal(stem.running_mean, stem_before)
 
 
-def test_weights_stay(tiny_net, tiny_images):
+def test_weights_do_not_change(tiny_net, tiny_images):
     before = [parameter.clone() for parameter in tiny_net.parameters()]
     recalibrate(RoutingMDP(tiny_net), AlwaysExecute(), tiny_images, batches=1, batch_size=12)
     assert all(torch.equal(a, b) for a, b in zip(before, tiny_net.parameters(), strict=True))

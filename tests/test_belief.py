@@ -1,4 +1,4 @@
-"""Beliefs against closed forms, where they are sure, too; the policies that decide by them."""
+"""Beliefs against closed forms, also for confident answers; policies that decide by belief."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_two_classes_have_two_log_probabilities():
 
 
 def test_a_sure_answer_does_not_saturate():
-    """Logits 0 and -80 nine times over: 1 - p1 is 9 e^-80, of which float32's 1 - p1 would be 0."""
+    """Logits 0 and nine times -80: 1 - p1 is 9 e^-80, where float32 arithmetic on p1 would give 0."""
     logits = torch.tensor([[0.0] + [-80.0] * 9, [0.0] + [-90.0] * 9])
     answer = logits.double().log_softmax(dim=1)
     torch.testing.assert_close(doubt(answer), torch.tensor([math.log(9) - 80, math.log(9) - 90]).double())
@@ -41,14 +41,14 @@ def test_a_sure_answer_does_not_saturate():
     assert (1 - logits.softmax(dim=1).amax(dim=1) == 0).all()
 
 
-def test_entropy_of_no_idea_is_log_k():
+def test_entropy_of_a_uniform_answer_is_log_k():
     answer = torch.full((1, 10), -math.log(10)).double()
     torch.testing.assert_close(entropy(answer), torch.tensor([math.log(10)]).double())
     torch.testing.assert_close(doubt(answer), torch.tensor([math.log(0.9)]).double())
     assert margin(answer).item() == 0
 
 
-def test_threshold_asks_where_the_answer_is_less_sure_than_it():
+def test_threshold_asks_below_its_confidence():
     chain, records = toy_chain(8)
     mdp = ChainMDP(chain)
     state = mdp.initial(*records.batch(torch.arange(8)))
@@ -78,12 +78,12 @@ def test_threshold_on_an_exact_tie_does_not_ask():
         (([[1.0]],), "one number per decision"),
     ],
 )
-def test_thresholds_that_make_no_sense(arguments, message):
+def test_invalid_thresholds(arguments, message):
     with pytest.raises(ValueError, match=message):
         Threshold(*arguments)
 
 
-def test_belief_gate_starts_as_a_coin_and_counts_its_macs():
+def test_belief_gate_starts_at_one_half_and_counts_its_macs():
     chain, records = toy_chain(4)
     mdp = ChainMDP(chain)
     gate = BeliefGate(mdp)

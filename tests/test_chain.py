@@ -177,7 +177,7 @@ def test_observation_is_the_belief_and_the_decision():
             state = mdp.transition(state, torch.tensor([True, False, True, False, True]))
 
 
-def test_some_episodes_of_a_batch():
+def test_select_episodes_of_a_batch():
     mdp = ChainMDP(lively_chain())
     state = mdp.transition(mdp.initial(*batch()), torch.tensor([True, False, True, False, True]))
     some = select(state, torch.tensor([False, True, True, False, False]))
@@ -219,7 +219,7 @@ def test_training_mode_and_the_original_stay_as_they_are():
         (lambda: Chain([spoken("a", 1), spoken("b", 1)], math.nan), "mix is nan"),
     ],
 )
-def test_chains_that_make_no_sense(build, message):
+def test_invalid_chains(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 

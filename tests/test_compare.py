@@ -36,7 +36,7 @@ def row(name, accuracy, blocks=0.5, **more):
 
 
 def run(tmp_path, agent, seed, rows, env="SkipResNet20-v0", **flags):
-    """A finished run made by hand."""
+    """A finished run with made-up numbers."""
     result = {
         "env": env,
         "agent": agent,
@@ -76,8 +76,8 @@ def test_seeds_are_one_row_with_students_interval(tmp_path):
     assert learned["random_gain_seeds_ci95"] == pytest.approx(0.0496828, rel=1e-5)
 
 
-def test_each_seed_is_held_against_random_skipping_at_its_own_rate(tmp_path):
-    """Wilson's over 10,000 images: from 0.7920 against up to 0.7880 beats it, up to 0.7979 does not."""
+def test_each_seed_is_compared_with_random_skipping_at_its_rate(tmp_path):
+    """Wilson intervals over 10,000 images: 0.7920 is above 0.7880 with certainty, not above 0.7979."""
 
     def wins(accuracies, random):
         return collect(seeds(tmp_path, "ppo", accuracies, random))[1].summary()["beats_random"]
@@ -88,7 +88,7 @@ def test_each_seed_is_held_against_random_skipping_at_its_own_rate(tmp_path):
     assert wins([0.80, 0.90, 0.70], [0.79, 0.80, 0.71]) == 1
 
 
-def test_a_few_images_that_are_all_right_prove_nothing(tmp_path):
+def test_few_correct_images_are_not_significant(tmp_path):
     """5 of 5 against 2 of 5: the normal approximation has no width at 1, Wilson's goes down to 0.57."""
     (one,) = seeds(tmp_path, "ppo", [1.0], [0.4])
     one.result["n_images"] = 5
@@ -98,7 +98,7 @@ def test_a_few_images_that_are_all_right_prove_nothing(tmp_path):
     assert wider_interval({**learned, "accuracy_seeds_ci95": 0.3}) == pytest.approx((0.7, 1.3))
 
 
-def test_random_skipping_stands_on_its_better_weights(tmp_path):
+def test_random_skipping_uses_its_better_weights(tmp_path):
     rows = [row("random", 0.5), row("random, Gumbel weights", 0.7), row("Gumbel", 0.8)]
     (entry,) = collect([run(tmp_path, "gumbel", 0, rows)])
     assert entry.random == (0.7,)
@@ -110,7 +110,7 @@ def test_a_policy_that_skips_nothing_is_not_compared(tmp_path):
     assert "skips nothing" in comparison("title", [entry.summary()])
 
 
-def test_other_flags_are_other_rows_that_say_so(tmp_path):
+def test_other_flags_are_separate_rows(tmp_path):
     runs = seeds(tmp_path, "ppo", [0.8, 0.8], [0.6, 0.6], alpha=1.0) + seeds(
         tmp_path, "ppo", [0.7], [0.5], alpha=3.0
     )
@@ -129,7 +129,7 @@ def test_curves_over_alpha_join_what_differs_in_nothing_else(tmp_path):
     assert sorted(result["policies"][-1]["accuracy"] for result in found) == [0.7, 0.8, 0.81]
 
 
-def test_runs_that_no_table_can_compare(tmp_path):
+def test_incomparable_runs_are_refused(tmp_path):
     runs = seeds(tmp_path, "ppo", [0.8], [0.6]) + [
         run(tmp_path, "ppo", 0, [row("PPO", 0.9)], "SkipResNet32-v0")
     ]
@@ -137,7 +137,7 @@ def test_runs_that_no_table_can_compare(tmp_path):
         collect(runs)
 
 
-def test_a_run_from_before_a_flag_is_a_seed_of_later_ones(tmp_path):
+def test_a_run_without_a_new_flag_has_its_default(tmp_path):
     runs = [
         *seeds(tmp_path, "ppo", [0.8], [0.6]),
         *seeds(tmp_path, "ppo", [0.5, 0.9], [0.6, 0.6], new=None)[1:],
@@ -184,7 +184,7 @@ def real(tmp_path_factory):
     return folder
 
 
-def test_stored_routes_give_the_stored_numbers(real, monkeypatch, capsys):
+def test_verify_reproduces_stored_results(real, monkeypatch, capsys):
     monkeypatch.setattr(compare, "load_images", load_first(48))
     runs = tuple(sorted(real.iterdir()))
     assert {FinishedRun.read(run).result["n_images"] for run in runs} == {40}  # of the 48 there are
@@ -200,8 +200,8 @@ def test_stored_routes_give_the_stored_numbers(real, monkeypatch, capsys):
         ("oracle", ["unique_routes"]),
     ],
 )
-def test_a_number_that_the_routes_do_not_give_is_found(real, agent, lowered, tmp_path, monkeypatch, capsys):
-    """Also the policy's own cost where it was forgotten, in its own field as in the sum."""
+def test_verify_finds_wrong_results(real, agent, lowered, tmp_path, monkeypatch, capsys):
+    """Includes the policy's own cost if it was left out of the total."""
     monkeypatch.setattr(compare, "load_images", load_first(48))
     claimed = tmp_path / "claimed"
     claimed.mkdir()
@@ -232,15 +232,15 @@ def test_table_and_pictures_are_written(real, tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_no_runs_is_one_line(monkeypatch, capsys, tmp_path):
+def test_no_runs_is_a_one_line_error(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
         main_with_named_errors(compare.Args, compare.main)
     assert stop.value.code == 2 and "no run in" in capsys.readouterr().err
 
 
-def test_networks_of_other_trainings_are_rows_of_their_own(tmp_path):
-    """A pretrained network is its run's result; where runs start from one it stands once."""
+def test_pretrained_networks_are_separate_rows(tmp_path):
+    """A pretrained network is the result of its run; as the start of other runs it is listed once."""
     plain = [
         run(tmp_path / str(seed), "pretrain", seed, [row("all blocks", accuracy, 1.0)], weights=None, lr=lr)
         for seed, accuracy, lr in ((0, 0.90, 0.1), (1, 0.92, 0.1), (0, 0.80, 0.2))
@@ -259,8 +259,8 @@ def test_one_run_twice_is_not_two_seeds(tmp_path):
         collect([one, one])
 
 
-def test_the_images_of_a_greedy_choice_are_a_flag(tmp_path):
-    """Of static runs alone: elsewhere they only say how often one looks."""
+def test_images_of_the_greedy_choice_distinguish_runs(tmp_path):
+    """Only for static runs: for others this flag is just the size of a validation."""
     rows = [row("random 50%", 0.5), row("PPO", 0.8)]
     for agent, seeds_of_each in (("static", [1, 1, 1, 1]), ("ppo", [2])):
         runs = [run(tmp_path, agent, seed, rows, eval_images=20 * (seed + 1)) for seed in (0, 1)]

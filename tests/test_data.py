@@ -143,7 +143,7 @@ def test_an_epoch_covers_images_without_repeats():
         assert set(seen.tolist()) <= set(range(100))
 
 
-def test_an_epoch_that_fits_covers_everything():
+def test_a_divisible_epoch_covers_every_image():
     seen = torch.cat([training_index(k, 20, 100, seed=1) for k in range(5)])
     assert sorted(seen.tolist()) == list(range(100))
 
@@ -225,14 +225,14 @@ def test_cifar10_file_is_damaged(tmp_path, monkeypatch, name):
         load_images("cifar10", "test", tmp_path)
 
 
-def test_files_that_are_not_the_official_ones_are_never_unpickled(tmp_path, monkeypatch):
+def test_unofficial_files_are_never_unpickled(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         write_cifar10(tmp_path, patch)
     with pytest.raises(DataDamagedError, match="data_batch_1 is damaged: .*c99cafc152244af753f735de768cd75f"):
         load_images("cifar10", "test", tmp_path)
 
 
-def test_auto_says_what_it_chose_and_why(tmp_path, monkeypatch):
+def test_auto_reports_its_choice_and_reason(tmp_path, monkeypatch):
     monkeypatch.delenv("SKIPNET_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     name, reason = resolve_dataset("auto")
@@ -280,8 +280,8 @@ def test_calibration_and_selection_are_the_halves_of_the_validation_images():
     assert {first.split, second.split} == set(HALVES)
 
 
-def test_validation_images_in_files_come_in_no_order_of_classes(tmp_path):
-    """Halves and first images would otherwise be of some classes alone."""
+def test_validation_images_in_files_are_shuffled(tmp_path):
+    """Otherwise halves, and the first images, would lack classes."""
     for split, count in (("train", 100), ("test", 1)):
         for number in range(count):
             for name in "ab":

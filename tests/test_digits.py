@@ -103,7 +103,7 @@ def test_cache_is_written_once_and_read(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None], ids=["empty", "nonsense", "cut short"])
-def test_damaged_cache_is_drawn_anew(small, tmp_path, damage):
+def test_damaged_cache_is_redrawn(small, tmp_path, damage):
     expected = load_digits("test", tmp_path)[0]
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
@@ -114,7 +114,7 @@ def test_damaged_cache_is_drawn_anew(small, tmp_path, damage):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 @pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
-def test_cache_is_for_whom_the_umask_lets_read(small, tmp_path, mask):
+def test_cache_permissions_follow_the_umask(small, tmp_path, mask):
     before = os.umask(mask)
     try:
         load_digits("train", tmp_path / "cache")
@@ -125,8 +125,8 @@ def test_cache_is_for_whom_the_umask_lets_read(small, tmp_path, mask):
     assert path.parent.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
-def test_a_cache_of_other_images_is_drawn_anew(small, tmp_path):
-    """Another split's, fewer images, other labels, one array less: known by what the file holds."""
+def test_cache_of_other_images_is_redrawn(small, tmp_path):
+    """Another split, fewer images, other labels, a missing array: recognised by content."""
     expected = load_digits("test", tmp_path)
     path = tmp_path / "rendered-digits-v1-test.npz"
     train = render_digits("train")
@@ -146,8 +146,8 @@ def test_a_cache_of_other_images_is_drawn_anew(small, tmp_path):
         np.testing.assert_array_equal(again[1], labels)
 
 
-def test_processes_that_draw_at_once(small, tmp_path):
-    """Each writes a file of its own and puts it in its place whole."""
+def test_concurrent_processes_share_the_cache(small, tmp_path):
+    """Each writes its own temporary file and moves it into place."""
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: load_digits("train", tmp_path)[0], range(8)))
     assert all(np.array_equal(images, found[0]) for images in found)
@@ -187,7 +187,7 @@ TEST_BYTES = {"fc88d24d4e6d3b31": "AVX-512", "d7e3dd2f714c9c00": "AVX2", "16b0f4
 
 
 def test_the_same_bytes_on_every_run():
-    """Of the first 200 images of each split; where another library draws others, results move with them."""
+    """Hash of the first 200 images of each split; results change wherever these differ."""
     found = {
         split: hashlib.sha256(render_digits(split, np.arange(200))[0].tobytes()).hexdigest()[:16]
         for split in SIZES

@@ -29,7 +29,7 @@ def test_baselines_by_hand():
     assert not learned.requires_grad
 
 
-def test_baselines_without_what_they_need():
+def test_baselines_with_missing_arguments():
     with pytest.raises(ValueError, match="at least 2 per image, not 1"):
         advantages(torch.zeros(4, 3), "leave-one-out", routes=1)
     with pytest.raises(ValueError, match="values are None; expected .* shape \\(4, 3\\)"):
@@ -46,12 +46,12 @@ def test_entropy_by_hand():
     torch.testing.assert_close(entropy(logits), expected)
 
 
-def test_episodes_that_are_no_multiple_of_routes():
+def test_episodes_must_be_a_multiple_of_routes():
     with pytest.raises(ValueError, match="5 episodes .* 2 routes"):
         leave_one_out(torch.zeros(5, 3), 2)
 
 
-def test_shapes_that_would_broadcast_are_refused():
+def test_broadcasting_shapes_are_refused():
     """(B,) log-probabilities by (B, 1) returns silently sum over all pairs of images."""
     with pytest.raises(ValueError, match=r"\(4,\) and \(4, 1\)"):
         score_function_loss(torch.zeros(4), torch.zeros(4, 1))

@@ -89,13 +89,13 @@ def test_gates_are_counted_in_flops(tiny_net, tiny_images):
         assert policy_macs(wrapped) == policy_macs(gate)
 
 
-def test_no_images_are_said(tiny_net, tiny_images):
+def test_no_images_is_an_error(tiny_net, tiny_images):
     with pytest.raises(ValueError, match="has no images; expected at least one"):
         evaluate(RoutingMDP(tiny_net), AlwaysExecute(), tiny_images.first(0))
 
 
-def test_damaged_records_are_said(tiny_net, tiny_images, tmp_path):
-    """A bit of every third byte changed: read as it is, or refused by name, never another error."""
+def test_damaged_records_are_named_errors(tiny_net, tiny_images, tmp_path):
+    """Every third byte changed: the file reads as it was, or the error is a named one."""
     path = tmp_path / "routes.npz"
     done = evaluate(RoutingMDP(tiny_net), AlwaysExecute(), tiny_images)
     save_evaluations(path, {"all blocks": done})
@@ -122,7 +122,7 @@ def test_skipped_blocks_are_saved_in_flops(tiny_net, tiny_images):
 
 
 def test_macs_are_counted_once(tiny_net, tiny_images, monkeypatch):
-    """Half a second for a ResNet-110 and as much for its gates, in each evaluation, if they were not."""
+    """Counting takes half a second for a ResNet-110 and as much for its gates."""
     mdp, gate, counted = RoutingMDP(tiny_net), RecurrentGate(tiny_net), []
     each = gate.macs_per_decision()
     monkeypatch.setattr("skipnet_rl.mdp.network_macs", lambda net: counted.append(net) or network_macs(net))
@@ -144,7 +144,7 @@ def test_sampling_repeats_with_its_generator(tiny_net, tiny_images):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_modes_are_put_back_and_nothing_moves(tiny_net, tiny_images, training):
+def test_modes_are_restored_and_weights_unchanged(tiny_net, tiny_images, training):
     gate = RecurrentGate(tiny_net)
     tiny_net.train(training)
     gate.train(not training)
@@ -157,7 +157,7 @@ def test_modes_are_put_back_and_nothing_moves(tiny_net, tiny_images, training):
 
 
 def test_evaluation_is_in_evaluation_mode(tiny_net, tiny_images):
-    """Running statistics: an image's result does not depend on the images beside it."""
+    """Running statistics: an image's result does not depend on the other images of its batch."""
     tiny_net.train()
     result = evaluate(RoutingMDP(tiny_net), AlwaysExecute(), tiny_images)
     images, labels = tiny_images.batch(torch.arange(12))

@@ -1,4 +1,4 @@
-"""Files are whole or not there, by the rules of every platform; Windows' are emulated."""
+"""Atomic file writes by the rules of every platform; Windows' are emulated."""
 
 import ast
 import errno
@@ -72,7 +72,7 @@ class Args:
 
 
 def a_run(folder: Path) -> None:
-    """From args.json to result.json, with a resumption on the way."""
+    """A run with a resumption, from args.json to result.json."""
     run = Run(folder, Args())
     for step in (1, 2, 3):
         run.log(step, "sp", loss=1.0)
@@ -105,7 +105,7 @@ def test_a_run_on_windows(windows, tmp_path):
     assert '"resumed": 3' in (tmp_path / "run" / "result.json").read_text(encoding="utf-8")
 
 
-def test_a_file_that_stays_open_is_an_error_and_stays_as_it_was(windows, tmp_path):
+def test_a_locked_file_is_an_error_and_unchanged(windows, tmp_path):
     write_text(tmp_path / "a", "before")
     windows.held = 100
     with pytest.raises(PermissionError, match="Access is denied"):
@@ -116,7 +116,7 @@ def test_a_file_that_stays_open_is_an_error_and_stays_as_it_was(windows, tmp_pat
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO])
 def test_folders_that_cannot_be_synced(monkeypatch, tmp_path, number):
-    """A file system may not know how; a broken disk is another matter, and so is a file."""
+    """Some file systems cannot sync folders; a broken disk, or a file, is an error."""
 
     def fsync(descriptor):
         raise OSError(number, "no")
@@ -133,7 +133,7 @@ def test_folders_that_cannot_be_synced(monkeypatch, tmp_path, number):
 
 
 def test_what_is_read_can_be_replaced(tmp_path):
-    """A mapped file cannot, on Windows; and a change of it would change the tensors."""
+    """On Windows a mapped file could not be, and its changes would show in the tensors."""
     path, layer = tmp_path / "w.safetensors", torch.nn.Linear(2, 2)
     save_weights(path, layer, {})
     save_checkpoint(tmp_path / "c", {"x": torch.ones(2)})
@@ -145,7 +145,7 @@ def test_what_is_read_can_be_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_an_error_leaves_everything_as_it_was(tmp_path, shared):
+def test_an_error_leaves_no_trace(tmp_path, shared):
     kept = tmp_path / "kept"
     kept.write_text("before")
     for path in (kept, tmp_path / "new", tmp_path / "one" / "two" / "three"):
@@ -156,7 +156,7 @@ def test_an_error_leaves_everything_as_it_was(tmp_path, shared):
     assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
 
 
-def test_places_that_are_none(tmp_path):
+def test_invalid_places(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "folder", tmp_path / "file" / "in it", Path(".")):
@@ -181,7 +181,7 @@ def test_names_that_every_platform_takes(text, expected):
 
 
 def side_by_side(call) -> list:
-    """What each of eight threads gets that call at the same time: a result, or an error."""
+    """Call from eight threads at once; the results or errors."""
     barrier = Barrier(8)
 
     def attempt(number):
@@ -206,7 +206,7 @@ def test_folders_made_in_the_same_second_are_different(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("links", ["hard links", "none on this file system", "none on this platform"])
-def test_one_of_several_runs_gets_a_folder(monkeypatch, tmp_path, links):
+def test_one_of_several_runs_claims_a_folder(monkeypatch, tmp_path, links):
     def refuse(source, target):
         raise PermissionError(errno.EPERM, "Operation not permitted", str(source))
 
@@ -223,7 +223,7 @@ def test_one_of_several_runs_gets_a_folder(monkeypatch, tmp_path, links):
     assert [path.name for path in folder.iterdir()] == ["args.json"]
 
 
-def test_a_claim_without_links_is_whole_or_not_at_all(monkeypatch, tmp_path):
+def test_a_claim_without_links_is_atomic(monkeypatch, tmp_path):
     monkeypatch.delattr(files.os, "link")
     monkeypatch.setattr(runs, "provenance", dict)
     calls, fsync = [], os.fsync
@@ -241,7 +241,7 @@ def test_a_claim_without_links_is_whole_or_not_at_all(monkeypatch, tmp_path):
     Run(tmp_path / "run", Args())
 
 
-def test_a_folder_is_moved_only_to_where_nothing_is(tmp_path):
+def test_a_folder_does_not_replace_another(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -255,7 +255,7 @@ ONLY_THERE = {"os.replace", "os.rename", "os.fsync", "os.link", "shutil.move", "
 
 
 def faults_of(path: Path) -> list[str]:
-    """Calls in a file that go around `skipnet_rl.files`, or whose text is in the machine's encoding."""
+    """Calls in a file that bypass `skipnet_rl.files`, or use the locale's encoding."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
@@ -270,7 +270,7 @@ def faults_of(path: Path) -> list[str]:
     return found
 
 
-def test_nothing_goes_around_it():
+def test_all_writes_use_this_module():
     rooms = ("skipnet_rl", "envs", "agents", "scripts", "benchmarks")
     paths = [path for room in rooms for path in (ROOT / room).rglob("*.py") if path.name != "files.py"]
     found = [fault for path in paths for fault in faults_of(path)]

@@ -62,7 +62,7 @@ def test_every_route_by_hand():
 
 
 def test_a_route_costs_the_blocks_that_it_takes():
-    """Two decided blocks of a ResNet-20, the third and the sixth, cost three quarters of the others."""
+    """The third and sixth decided block of a ResNet-20 cost three quarters of the others."""
     macs = network_macs(ResNet(20))
     always = STEM + BLOCK + CLASSIFIER + sum(PROJECTIONS)
     for route, cost in (
@@ -95,7 +95,7 @@ def test_block_costs():
 
 @pytest.mark.parametrize("depth", [8, 20, 110])
 def test_mean_flops_cost_is_one(depth):
-    """So that alpha means the same with either cost."""
+    """So alpha means the same with either cost."""
     assert block_costs(ResNet(depth), "flops").double().mean().item() == pytest.approx(1, abs=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_count_macs_of_known_layers():
     assert count_macs(nn.Linear(7, 5), torch.zeros(1, 7))[0] == 35
 
 
-def test_counting_leaves_the_network_as_it_was(tiny_net):
+def test_counting_does_not_change_the_network(tiny_net):
     before = {name: value.clone() for name, value in tiny_net.train().state_dict().items()}
     network_macs(tiny_net)
     assert tiny_net.training
@@ -126,7 +126,7 @@ def test_counting_leaves_the_network_as_it_was(tiny_net):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_an_lstm_by_hand(layers):
-    """Four gates, each with a matrix of the input and one of the state; a fused kernel hides them."""
+    """Four gates, each with an input and a state matrix; a fused kernel hides them from the counter."""
     lstm, steps, batch = nn.LSTM(5, 7, layers), 3, 2
     once = 4 * 7 * (5 + 7) + (layers - 1) * 4 * 7 * (7 + 7)
     for device in ("cpu", "meta"):

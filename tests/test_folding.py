@@ -1,4 +1,4 @@
-"""A network for evaluation alone computes what the network computes, in fewer operations."""
+"""Copies for inference compute the same in fewer operations."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ BOTTLENECKS = Architecture(64, (8, 16), (2, 2), Bottleneck, large_stem=True)
 
 
 def lively(plan: int | Architecture, shortcut: str) -> ResNet:
-    """In evaluation mode, with batch norms that do something."""
+    """A network in evaluation mode whose batch norms are not the identity."""
     torch.manual_seed(0)
     net = ResNet(plan, shortcut=shortcut)
     for module in net.modules():
@@ -36,7 +36,7 @@ def lively(plan: int | Architecture, shortcut: str) -> ResNet:
         (BOTTLENECKS, "projection"),
     ],
 )
-def test_folding_changes_rounding_alone(plan, shortcut):
+def test_folding_changes_only_rounding(plan, shortcut):
     net = lively(plan, shortcut)
     folded = for_inference(net)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
@@ -49,7 +49,7 @@ def test_folding_changes_rounding_alone(plan, shortcut):
     torch.testing.assert_close(played[0].loss, played[1].loss, rtol=1e-4, atol=1e-4)
 
 
-def test_the_original_is_left_alone(tiny_net):
+def test_the_original_is_unchanged(tiny_net):
     before = {name: value.clone() for name, value in tiny_net.state_dict().items()}
     tiny_net.train()
     for_inference(tiny_net, "bf16")

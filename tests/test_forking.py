@@ -57,7 +57,7 @@ def learn(mdp, images) -> None:
 
 @pytest.fixture
 def tasks(tiny_net, tiny_images):
-    """What a child may do with what it inherited, and with what it makes itself."""
+    """Computations of a child, with inherited objects and with new ones."""
     mdp = RoutingMDP(tiny_net)
     single, vector = SkipNetEnv(mdp, tiny_images), SkipNetVectorEnv(mdp, tiny_images, 12)
     play(single, [1]), play(vector, [[1] * 12])
@@ -134,7 +134,7 @@ def test_workers_of_a_data_loader(tiny_net, tiny_images):
     assert [batch.shape for batch in loader] == [(1, 72), (1, 72)]
 
 
-def test_a_child_of_a_parent_that_knew_nothing_of_this():
+def test_a_child_whose_parent_did_not_import_skipnet_rl():
     """The package is first imported in the child: by then the fork is past, and the import itself helps."""
 
     def imported_again() -> None:

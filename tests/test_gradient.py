@@ -115,7 +115,7 @@ def exact_gradients(problem: Problem, cost: str) -> Tensor:
 
 
 def estimate(problem: Problem, args: Args, routes: Tensor | None, generator=None) -> Tensor:
-    """What one training step of the agent would follow; an image's routes stand side by side."""
+    """Gradient estimate of one training step; the routes of an image are adjacent."""
     count = args.routes
     critic = problem.critic if args.baseline == "value" else None
     episode = rollout(

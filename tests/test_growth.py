@@ -41,7 +41,7 @@ def test_new_blocks_lie_between_the_old_ones_and_learn():
 
 
 def test_bottlenecks_grow_too():
-    """As a ResNet-50 would to a ResNet-101: stages grow by different numbers, some not at all."""
+    """Like a ResNet-50 to a ResNet-101: stages grow by different numbers, some not at all."""
     torch.manual_seed(0)
     plan = Architecture(64, (8, 16, 16, 32), (1, 2, 2, 1), Bottleneck, large_stem=True)
     small, net = trained(ResNet(plan, 5)), ResNet(dataclasses.replace(plan, blocks=(1, 2, 7, 1)), 5)
@@ -61,7 +61,7 @@ def test_bottlenecks_grow_too():
     ],
     ids=["shallower", "of ImageNet", "narrower", "of other classes", "of another shortcut"],
 )
-def test_what_cannot_grow(other):
+def test_incompatible_networks_do_not_grow(other):
     before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(ValueError, match="a ResNet-20 cannot grow to a ResNet-"):
         grow(ResNet(20), other)

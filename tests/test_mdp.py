@@ -154,7 +154,7 @@ def test_put_in_place_whatever_the_layout(dtype, channels):
         assert weight.grad.item() == pytest.approx(rows.sum().item(), rel=0.05, abs=0.05)
 
 
-def test_transition_leaves_the_state_alone_unless_told():
+def test_transition_keeps_the_state_unless_inplace():
     mdp = RoutingMDP(lively_net(8, "projection"))
     with torch.no_grad():
         first = mdp.initial(*batch(4))
@@ -353,7 +353,7 @@ def test_rewards_of_three_blocks_by_hand():
     )
 
 
-def test_costs_of_ones_own_scale_the_payment():
+def test_custom_costs_scale_the_reward():
     # alpha/N C = 1/2 (0.5, 1.5) = (0.25, 0.75); two skips, label 0: 0.25, 0.75 - 0.287682 = 0.462318
     mdp = RoutingMDP(constant_classifier(), alpha=1.0, cost=torch.tensor([0.5, 1.5]))
     rewards = pay(mdp, torch.tensor([0]), torch.tensor([[0, 0]]))
@@ -402,17 +402,17 @@ def test_terminal_after_n_decisions():
     assert mdp.block(0) is mdp.net.blocks[1]
 
 
-def test_actions_are_gymnasiums_numbers():
+def test_actions_are_integers():
     assert (Action.SKIP, Action.EXECUTE) == (0, 1)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, math.nan, math.inf, "0.1", None])
-def test_alpha_that_makes_no_sense(alpha):
+def test_invalid_alpha(alpha):
     with pytest.raises(ValueError, match="alpha is .* expected a finite number >= 0"):
         RoutingMDP(ResNet(8), alpha)
 
 
-def test_costs_that_do_not_fit():
+def test_invalid_costs():
     with pytest.raises(ValueError, match=r"cost has shape \(3,\); expected \(2,\)"):
         RoutingMDP(ResNet(8), cost=torch.ones(3))
     with pytest.raises(ValueError, match="unknown cost 'flop'; did you mean 'flops'"):

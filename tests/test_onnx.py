@@ -22,7 +22,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra: pip install -e '.[ex
 
 
 def undecided(name: str, shortcut: str) -> tuple[RoutingMDP, nn.Module]:
-    """A ResNet-8 and a gate whose decisions differ between images."""
+    """ResNet-8 with a gate whose decisions differ between images."""
     torch.manual_seed(1)
     net = ResNet(8, shortcut=shortcut)
     for module in net.modules():
@@ -106,7 +106,7 @@ def test_a_fixed_route(batched, tmp_path):
     assert found.logits < 1e-5
 
 
-def test_a_difference_is_seen(tmp_path):
+def test_differences_are_detected(tmp_path):
     mdp, policy = undecided("rnn", "projection")
     images = load_images("rendered-digits", "test").first(20)
     export_onnx(mdp, policy, tmp_path / "model.onnx", batched=True)
@@ -214,7 +214,7 @@ def test_without_the_packages_the_error_names_the_extra(checkpoint, monkeypatch,
 
 
 def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
-    """Flags that cannot come to anything, and what is said of them."""
+    """Invalid flags, and a part of the error message."""
     (place / "file").write_text("in the way")
     other = place / "other.safetensors"
     mdp, gate = undecided("rnn", "projection")
@@ -243,7 +243,7 @@ def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
     }
 
 
-def test_the_command_looks_at_everything_before_it_begins(checkpoint, tmp_path, monkeypatch, capsys):
+def test_invalid_arguments_are_refused_before_exporting(checkpoint, tmp_path, monkeypatch, capsys):
     def begun(*_args, **_kwargs):
         raise AssertionError("the export began")
 
@@ -256,7 +256,7 @@ def test_the_command_looks_at_everything_before_it_begins(checkpoint, tmp_path, 
         assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before, what
 
 
-def test_an_export_that_fails_or_is_stopped_leaves_nothing(checkpoint, monkeypatch):
+def test_a_failed_export_leaves_no_file(checkpoint, monkeypatch):
     for error in (RuntimeError("no such operator"), KeyboardInterrupt()):
 
         def fail(mdp, policy, path, *_args, error=error):

@@ -1,4 +1,4 @@
-"""What is installed lives beside packages of others that are called `agents` and `envs`, too."""
+"""The installation coexists with other distributions' packages `agents` and `envs`."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory) -> dict[str, Path]:
-    """Where each module of an installation comes from, by its place in it; nothing is built."""
+    """Source of each installed module by its path in the installation; nothing is built."""
     from setuptools.dist import Distribution
 
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def layout(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(params=["alone", "theirs first", "theirs last"])
 def site(request, layout, tmp_path) -> tuple[Path, bool]:
-    """An installation, and whether others' `agents` and `envs` lie in it."""
+    """An installation, and whether other distributions' `agents` and `envs` are in it."""
     theirs = {
         "agents/__init__.py": "from agents.run import Agent",
         "agents/run.py": "class Agent: pass",
@@ -56,7 +56,7 @@ def site(request, layout, tmp_path) -> tuple[Path, bool]:
 
 
 def python(site: Path, program: str) -> str:
-    """What a program prints that finds the installation before anything else."""
+    """Output of a program that imports from the installation first."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=site.parent,
@@ -69,7 +69,7 @@ def python(site: Path, program: str) -> str:
     return done.stdout
 
 
-def test_no_file_is_another_distributions(layout):
+def test_no_file_belongs_to_another_distribution(layout):
     assert not {"agents/__init__.py", "envs/__init__.py"} & set(layout)
     sources = {
         path.relative_to(ROOT).as_posix()

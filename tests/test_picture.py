@@ -65,7 +65,7 @@ def test_networks_that_are_drawn():
     assert (picture.mega_flops(110), 93.60) in [(point.flops, round(point.accuracy, 2)) for point in taught]
 
 
-def test_who_had_no_teacher_is_hollow():
+def test_networks_without_a_teacher_are_hollow():
     figure = picture.picture([row("HRL", 38, "ff1"), row("HRL", 38, "ff2", 0.9)], NETWORKS)
     lines = {
         line.get_marker(): line

@@ -1,4 +1,4 @@
-"""Images of every mode: scaled to 8-bit RGB rightly, or refused with the file named."""
+"""Images of every mode are scaled correctly to 8-bit RGB, or refused by name."""
 
 import io
 import struct
@@ -97,7 +97,7 @@ def test_a_ramp_stays_a_ramp(tmp_path, kind, record_property):
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_range_that_nobody_knows_is_refused_by_name(tmp_path, kind, record_property):
+def test_unknown_ranges_are_refused(tmp_path, kind, record_property):
     path = tmp_path / "image"
     path.write_bytes(REFUSED[kind])
     with pytest.raises(
@@ -117,7 +117,7 @@ def test_a_range_that_nobody_knows_is_refused_by_name(tmp_path, kind, record_pro
         (Image.new("L", (4, 4), 7), {"transparency": 8}, 7),
     ],
 )
-def test_what_is_see_through_lies_on_white(tmp_path, image, options, expected):
+def test_transparency_is_composited_on_white(tmp_path, image, options, expected):
     path = tmp_path / "x.png"
     if image.mode == "P":
         image.putpalette([0] * 768)
@@ -127,7 +127,7 @@ def test_what_is_see_through_lies_on_white(tmp_path, image, options, expected):
         assert set(read_image(str(path)).unique().tolist()) == {expected}
 
 
-def test_sixteen_bits_of_which_few_are_used_are_said(tmp_path):
+def test_dark_16_bit_images_are_warned_of(tmp_path):
     for most, dim in ((4095, True), (255, True), (9000, False)):
         Image.fromarray(np.full((4, 4), most, np.uint16)).save(tmp_path / "x.png")
         with warnings.catch_warnings(record=True) as said:
@@ -148,8 +148,8 @@ class Args:
 @pytest.mark.parametrize(
     "content", [b"", b"no image", RAMPS["8 bit, PNG"][:60], RAMPS["CMYK, JPEG"][:99], None]
 )
-def test_an_image_that_cannot_be_read_is_one_line_and_code_2(tmp_path, monkeypatch, capsys, content):
-    """None of the content stands for an image that is too large."""
+def test_unreadable_images_are_one_line_errors(tmp_path, monkeypatch, capsys, content):
+    """Content None stands for a file that is too large."""
     path = tmp_path / "x.png"
     path.write_bytes(RAMPS["8 bit, PNG"] if content is None else content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10 if content is None else 10_000)
@@ -190,7 +190,7 @@ TALLY: Counter[str] = Counter()
 
 @pytest.fixture(autouse=True)
 def tally(record_property):
-    """What the summary adds up, see conftest.py."""
+    """Report counts to the summary, see conftest.py."""
     TALLY.clear()
     yield
     for kind, count in TALLY.items():

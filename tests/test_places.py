@@ -1,4 +1,4 @@
-"""Folders as users name them and as they have them: found, recognised, or refused; never other data."""
+"""Data folders as users name and organise them: recognised or refused."""
 
 import io
 import os
@@ -27,7 +27,7 @@ TALLY: Counter[str] = Counter()
 
 @pytest.fixture(autouse=True)
 def tally(record_property, monkeypatch):
-    """What the summary adds up, see conftest.py; and no folder but the test's own."""
+    """Report counts to the summary, see conftest.py; use only the test's own folder."""
     monkeypatch.delenv("SKIPNET_DATA", raising=False)
     TALLY.clear()
     yield
@@ -54,13 +54,13 @@ def fill(folder: Path, *names: str, count: int = 10) -> Path:
 
 
 def nowhere(tmp_path: Path) -> list[str]:
-    """What is no folder, in several spellings."""
+    """Paths that are not a folder."""
     (tmp_path / "file").write_text("in the way")
     return [str(tmp_path / "missing"), f"{tmp_path}/missing/", str(tmp_path / "file"), "~nobody-here/data"]
 
 
 @pytest.mark.parametrize("dataset", ["auto", *DATASETS])
-def test_a_folder_that_is_named_and_missing_is_refused(tmp_path, monkeypatch, dataset):
+def test_a_missing_folder_is_refused(tmp_path, monkeypatch, dataset):
     for place in nowhere(tmp_path):
         for data_dir, variable in ((place, None), (Path(place), None), (None, place)):
             if variable:
@@ -75,7 +75,7 @@ def test_a_folder_that_is_named_and_missing_is_refused(tmp_path, monkeypatch, da
 
 
 @pytest.mark.parametrize("data_dir", ["", 5, ["data"], b"data"])
-def test_what_is_no_path_is_refused(data_dir):
+def test_invalid_paths_are_refused(data_dir):
     with pytest.raises(ValueError, match="data_dir is .*; expected the path of a folder"):
         load_images("rendered-digits", "test", data_dir)
 
@@ -91,7 +91,7 @@ def test_what_is_no_path_is_refused(data_dir):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_every_command_refuses_it(tmp_path, monkeypatch, capsys, command, flags):
+def test_every_command_refuses_a_missing_folder(tmp_path, monkeypatch, capsys, command, flags):
     run = getattr(command, {static: "evaluate_all", evaluate: "main", compare: "main"}.get(command, "train"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["command", *flags, "--data-dir", "mistyped"])
@@ -132,7 +132,7 @@ def test_without_a_name_and_without_data_auto_draws_digits(tmp_path, monkeypatch
     assert resolve_dataset("auto")[0] == "rendered-digits"
 
 
-def test_cifars_folder_itself_is_as_good_as_the_one_above(tmp_path, monkeypatch):
+def test_cifars_folder_or_its_parent(tmp_path, monkeypatch):
     write_cifar10(tmp_path, monkeypatch)
     inner = tmp_path / "cifar-10-batches-py"
     expected = load_images("cifar10", "test", tmp_path).images
@@ -174,7 +174,7 @@ LAYOUTS = {  # folders of images → the folder of each split
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_split_comes_from_the_folder_that_people_mean(tmp_path, layout):
+def test_each_split_has_its_folder(tmp_path, layout):
     for folder in layout.split():
         fill(tmp_path / folder, "cat", "dog")
     with warnings.catch_warnings(record=True) as said:
@@ -194,7 +194,7 @@ def test_each_split_comes_from_the_folder_that_people_mean(tmp_path, layout):
     assert ["so" in str(w.message) and "is its test split" in str(w.message) for w in said] == [True] * taken
 
 
-def test_a_test_folder_without_labels_counts_as_none(tmp_path):
+def test_an_unlabelled_test_folder_is_ignored(tmp_path):
     fill(tmp_path / "train", "cat", "dog")
     fill(tmp_path / "val", "cat", "dog", count=3)
     (tmp_path / "test").mkdir()
@@ -232,7 +232,7 @@ JUNK = (
     hidden=st.booleans(),
     extra=st.sets(st.sampled_from(JUNK)),
 )
-def test_what_nobody_made_on_purpose_is_no_class_and_no_image(tmp_path_factory, junk, hidden, extra):
+def test_system_files_are_ignored(tmp_path_factory, junk, hidden, extra):
     place = tmp_path_factory.mktemp("set") / (".cache" if hidden else "set")  # the user's own may be hidden
     for split, some in (("train", junk), ("test", extra)):
         fill(place / split, "cat", "dog", count=2)
@@ -251,7 +251,7 @@ def test_what_nobody_made_on_purpose_is_no_class_and_no_image(tmp_path_factory, 
     assert len(load_images("imagefolder", "test", place)) == 4
 
 
-def test_imagenets_classes_are_numbered_alike_whatever_lies_beside_them(tmp_path):
+def test_imagenets_classes_keep_their_numbers(tmp_path):
     import torch
 
     names = {"n01440764": ("tench",), "n01443537": ("goldfish",), "n02119789": ("fox",)}
@@ -268,14 +268,14 @@ def test_imagenets_classes_are_numbered_alike_whatever_lies_beside_them(tmp_path
 
 
 def loaded(place: Path) -> tuple:
-    """What an environment plays."""
+    """Images that an environment plays."""
     env = gym.make("SkipResNet20-v0", dataset="imagefolder", data_dir=str(place), split="test", weights=None)
     images = env.unwrapped.lockstep.images
     return images.classes, len(images)
 
 
-def test_images_are_looked_at_again(tmp_path, monkeypatch):
-    """A file more, one less, a class more, a folder of the same name elsewhere."""
+def test_changed_folders_are_noticed(tmp_path, monkeypatch):
+    """A file added or removed, a new class, another folder of the same name."""
     for split in ("train", "test"):
         fill(tmp_path / "one" / split, "a", "b", count=2)
     assert loaded(tmp_path / "one") == (("a", "b"), 4)
@@ -297,7 +297,7 @@ def test_images_are_looked_at_again(tmp_path, monkeypatch):
     assert factory._images.cache_info().hits == before + 1  # and only read again where they changed
 
 
-def test_images_read_at_once_are_read_again_when_their_files_change(tmp_path, monkeypatch):
+def test_changed_files_are_reread(tmp_path, monkeypatch):
     write_cifar10(tmp_path, monkeypatch)
     make = {"dataset": "cifar10", "data_dir": str(tmp_path), "split": "test", "weights": None}
     gym.make("SkipResNet20-v0", **make)

@@ -19,7 +19,7 @@ STAGES = [0, 0, 1, 1]
 
 @pytest.fixture(autouse=True)
 def no_warnings():
-    """A figure that warns is not in order: missing glyphs, empty legends, layouts that do not fit."""
+    """Warnings fail the test: missing glyphs, empty legends, layouts that do not fit."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -140,7 +140,7 @@ def test_alpha_curves_of_two_policies_share_the_colours():
     assert legend(figure) == ["HRL (1 seed)", "PPO (1 seed)", "α = 1"]
 
 
-def test_alpha_curve_refuses_what_are_no_seeds():
+def test_alpha_curve_refuses_duplicate_seeds():
     with pytest.raises(ValueError, match="two results of HRL with alpha 1 and seed 0"):
         plots.alpha_curve([result(1, 0, 0.9, 0.6), result(1, 0, 0.8, 0.6)])
 
@@ -263,7 +263,7 @@ def test_skip_rate_by_class():
     assert list(upper.images[0].get_extent()) == [0.5, 4.5, 2.5, -0.5]
 
 
-def test_a_thousand_classes_get_no_names():
+def test_a_thousand_classes_are_not_labelled():
     names = [f"class {k}" for k in range(1000)]
     figure = draw(plots.skip_rate_by_class(record(["10", "01"]), [3, 999], names))
     assert "class 3" not in [label.get_text() for label in figure.axes[1].get_yticklabels()]

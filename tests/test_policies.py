@@ -52,7 +52,7 @@ def test_random_skip_at_the_ends_is_certain(mdp, rate, action):
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
-def test_rates_that_are_no_probabilities(rate):
+def test_invalid_rates(rate):
     with pytest.raises(ValueError, match="rate is .* expected a probability"):
         RandomSkip(rate)
 
@@ -88,7 +88,7 @@ def test_stochastic_depth_repeats_with_its_generator(mdp):
 
 
 @pytest.mark.parametrize("last", [0, -0.5, 1.5])
-def test_survival_that_is_no_probability(last):
+def test_invalid_survival(last):
     with pytest.raises(ValueError, match="survival of the last block is .* expected 0 < p <= 1"):
         StochasticDepth(last, torch.Generator())
 
@@ -112,7 +112,7 @@ def test_biased_adds_to_the_log_odds(mdp, tiny_net):
         Biased(gate, math.nan)
 
 
-def test_a_policy_that_does_not_say_what_it_costs():
+def test_a_policy_without_macs_is_warned_of():
     with pytest.warns(UserWarning, match="Linear has no macs"):
         assert policy_macs(torch.nn.Linear(3, 1)) == 0
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""A network is looked at before it is trained, prepared where it must be, and the best of a run is kept."""
+"""Networks are measured before training and prepared if needed; the best of a run is kept."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def test_the_gates_of_a_prepared_network_know_its_rates():
 
 
 @pytest.mark.parametrize("skipping, steps", [(0.88, 0), (0.5, 3)])
-def test_a_network_that_bears_skips_is_not_prepared(tmp_path, monkeypatch, few_images, skipping, steps):
+def test_a_tolerant_network_is_not_prepared(tmp_path, monkeypatch, few_images, skipping, steps):
     monkeypatch.setattr(
         setting, "measure_tolerance", lambda mdp, images, *_: Tolerance(len(images), 0.9, skipping)
     )
@@ -66,7 +66,7 @@ def test_a_network_that_bears_skips_is_not_prepared(tmp_path, monkeypatch, few_i
         (0.93, 0.90, 1.002, ["nothing is saved", "accuracy is lost"]),
     ],
 )
-def test_what_a_run_has_to_say_of_its_end(whole, accuracy, flops, said):
+def test_notes_at_the_end_of_a_run(whole, accuracy, flops, said):
     found = shortcomings(whole, accuracy, flops, ADVICE)
     assert [note.split(":")[0] for note in found] == said
     assert all(note.endswith(("raise it", "lower it")) for note in found)
@@ -91,8 +91,8 @@ def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):
     assert torch.equal(kept, seen[2][1]) and not torch.equal(kept, seen[4][1])
 
 
-def test_a_start_that_nothing_betters_is_kept(tmp_path, few_images):
-    """With learning rates that break everything."""
+def test_the_start_is_kept_if_nothing_is_better(tmp_path, few_images):
+    """With learning rates that destroy the network."""
     start = gated_file(tmp_path)
     args = small_args(tmp_path, weights=str(start), gate_weights=str(start), stage="hrl", lr=1.0, gate_lr=1.0)
     result = hybrid_reinforce.train(args)

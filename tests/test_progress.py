@@ -1,4 +1,4 @@
-"""What takes long says how far it is; a moment's work says nothing."""
+"""Progress bars appear for long work only."""
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ from skipnet_rl.problem import Problem
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """Bars are shown from the first image on, and at every step."""
+    """Show bars immediately and update them at every step."""
     shown = {"delay": 1e-6, "mininterval": 0, "miniters": 1}
     monkeypatch.setattr(progress, "tqdm", lambda items, **options: tqdm(items, **{**options, **shown}))
 
 
-def test_an_evaluation_tells_of_its_images_and_is_none_the_other_for_it(tiny_net, tiny_images):
+def test_progress_does_not_change_an_evaluation(tiny_net, tiny_images):
     told = []
 
     def play(**more):
@@ -50,7 +50,7 @@ def test_a_bar_counts_images(at_once, capsys):
     assert "HRL:  42%" in shown and "125/300" in shown and "HRL: 100%" in shown and "300/300" in shown
 
 
-def test_a_moment_has_no_bar(capsys):
+def test_short_work_has_no_bar(capsys):
     with progress.image_progress("HRL") as show:
         show(300, 300)
     assert capsys.readouterr().err == ""
@@ -77,7 +77,7 @@ def test_the_greedy_choice_counts_its_passes(at_once, tiny_net, tiny_images, cap
     assert "35/35" in shown and " 1/35" in shown  # 8 + 7 + … + 2: the last block is no choice
 
 
-def test_digits_are_drawn_aloud_once(at_once, monkeypatch, tmp_path, capsys):
+def test_drawing_digits_shows_a_bar_once(at_once, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("SKIPNET_CACHE", str(tmp_path))
     monkeypatch.setattr(digits, "SIZES", {"train": 20, "test": 10})
     monkeypatch.setattr(digits, "CHUNK", 4)

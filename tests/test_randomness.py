@@ -1,4 +1,4 @@
-"""Random numbers are pure functions of (seed, step, stream), which no two purposes share."""
+"""Random numbers are pure functions of (seed, step, stream) and shared by no two purposes."""
 
 import torch
 
@@ -6,7 +6,7 @@ from skipnet_rl.randomness import Stream, step_generator
 
 
 def test_random_streams_are_apart():
-    """No two of (seed, step, stream) share their numbers."""
+    """No two of (seed, step, stream) give the same numbers."""
     draws = {
         tuple(torch.rand(2, generator=step_generator(seed, step, "cpu", stream)).tolist())
         for seed in range(4)

@@ -14,7 +14,7 @@ from skipnet_rl.resnet import Architecture, ResNet
 
 
 def as_torchvision(net: ResNet) -> nn.Sequential:
-    """The same layers put together from torchvision's residual blocks."""
+    """The same network made of torchvision's residual blocks."""
     blocks = []
     for block in net.blocks:
         downsample = None if isinstance(block.shortcut, nn.Identity) else block.shortcut
@@ -157,7 +157,7 @@ def test_imagenet_resnets_as_one_flat_list(depth):
 
 
 def shapes_that_come(net: ResNet) -> list[tuple[int, ...]]:
-    """Of each block's input, for an image of the size that the network is made for."""
+    """Shape of each block's input for an image of the network's size."""
     net.eval()
     seen = []
     with torch.no_grad():

@@ -175,7 +175,7 @@ def test_run_folder_names():
     assert named.name.startswith("SkipResNet20-v0-ppo-3-20")
 
 
-def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(tmp_path):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path):
     run = Run(tmp_path, Args())
     for step in (1, 2):
         run.log(step, "sp", loss=1.0)

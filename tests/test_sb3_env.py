@@ -30,7 +30,7 @@ def actions_of(num_envs, steps, seed=0):
 
 
 @pytest.mark.parametrize("array", ["numpy", "torch"])
-def test_it_hands_out_what_the_vector_env_does(make, array):
+def test_results_equal_the_vector_env(make, array):
     plain, bridge = make(), SB3VecEnv(make(array=array))
     expected, _ = plain.reset(seed=3)
     bridge.seed(3)
@@ -57,7 +57,7 @@ def test_it_hands_out_what_the_vector_env_does(make, array):
             assert all("terminal_observation" not in info for info in got_infos)
 
 
-def test_what_it_hands_out_is_the_callers_own(make):
+def test_returned_arrays_belong_to_the_caller(make):
     changed, kept = SB3VecEnv(make()), SB3VecEnv(make())
     for bridge in (changed, kept):
         bridge.seed(0)
@@ -165,7 +165,7 @@ def test_a_single_environment_is_refused():
         SB3VecEnv(gym.make("CartPole-v1"))
 
 
-def test_any_same_step_vector_env_is_what_sb3_makes_of_its_parts():
+def test_any_same_step_vector_env_equals_sb3s_own():
     """CartPole: sub-environments end at different times, and a time limit truncates some of them."""
 
     def part():

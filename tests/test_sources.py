@@ -122,7 +122,7 @@ def test_imagefolder(tmp_path, held_out):
 
 
 def test_central_crop_is_torchvisions(tmp_path):
-    """As the transforms that belong to torchvision's weights have it."""
+    """Equal to the transforms that torchvision gives with its weights."""
     from torchvision.models import ResNet50_Weights
 
     pixels = np.random.default_rng(0).integers(0, 256, (301, 411, 3), dtype=np.uint8)
@@ -216,7 +216,7 @@ def test_a_forked_process_decodes_images_too(tmp_path):
 
 
 def test_imagenet(tmp_path):
-    """As torchvision unpacks it: train/<wnid>, val/<wnid> and the devkit's names in meta.bin."""
+    """The folders that torchvision unpacks: train/<wnid>, val/<wnid>, and meta.bin with names."""
     names = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish", "Carassius auratus")}
     colours = dict(zip(names, COLOURS.values(), strict=True))
     write_folder(tmp_path / "train", colours, 5, ext="JPEG")

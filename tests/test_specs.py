@@ -111,7 +111,7 @@ def test_wrappers_keep_the_spec():
     assert "RecordEpisodeStatistics" in env.spec.to_json() and env.spec.kwargs["data_dir"] == str(FOLDER)
 
 
-def test_a_spec_given_to_an_environment_stays_the_givers():
+def test_a_given_spec_is_not_changed():
     env = gym.make(ID, **QUICK).unwrapped
     spec = EnvSpec(ID, kwargs={"data_dir": FOLDER})
     env.spec = spec
@@ -121,7 +121,7 @@ def test_a_spec_given_to_an_environment_stays_the_givers():
 
 
 @pytest.mark.parametrize("value", [None, True, 3, 2.5, "text", [1, [2]], {"a": {"b": None}}], ids=repr)
-def test_what_json_has_stays_as_it_is(value):
+def test_json_types_are_kept(value):
     assert plain(value) == value and type(plain(value)) is type(value)
 
 

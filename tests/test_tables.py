@@ -1,4 +1,4 @@
-"""Tables that the commands print, and those of pages."""
+"""Tables that commands print and that pages show."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Printing ends no run: whatever the terminal takes, and whether anybody reads."""
+"""Printing never ends a run."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def stream(request):
 
 
 def let_go(stream) -> None:
-    """Close it without the error of what it still holds."""
+    """Close without an error for unwritten text."""
     if stream is not None and not stream.closed:
         Forgiving(stream).abandon()
         try:
@@ -97,13 +97,13 @@ def test_lines_tables_and_bars(stream, monkeypatch):
         ("utf-8", "80 % ± 1, α …"),
     ],
 )
-def test_what_an_encoding_lacks_is_spelt_out(encoding, expected):
+def test_missing_characters_are_spelt_out(encoding, expected):
     stream = in_encoding(encoding)
     say("80 % ± 1, α …", stream)
     assert stream.buffer.getvalue().decode(encoding) == expected + "\n"
 
 
-def test_a_command_whose_output_is_lost_ends_well(stream, monkeypatch, capfd):
+def test_a_command_with_a_closed_pipe_succeeds(stream, monkeypatch, capfd):
     done = []
 
     def run(args):
@@ -135,7 +135,7 @@ def test_an_error_is_still_one_line_and_exit_code_2(stream, monkeypatch, capsys)
 
 
 class Lost(Exception):
-    """Stands for whatever printing or drawing may run into."""
+    """Any error of printing or drawing."""
 
 
 def lose(*_args, **_kwargs):
@@ -160,14 +160,14 @@ def finish(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["write_plots", "print_table", "say"])
-def test_results_are_written_before_anything_is_shown(finish, tmp_path, monkeypatch, broken):
+def test_results_are_written_before_printing(finish, tmp_path, monkeypatch, broken):
     monkeypatch.setattr(setting, broken, lose)
     with pytest.raises(Lost):
         finish()
     assert (tmp_path / "result.json").is_file() and (tmp_path / "routes.npz").is_file()
 
 
-def test_notes_are_kept_and_said(finish, tmp_path, capsys):
+def test_notes_are_stored_and_printed(finish, tmp_path, capsys):
     notes = ["the target is missed", "another"]
     assert finish(notes=notes)["notes"] == notes
     assert compare.json.loads((tmp_path / "result.json").read_text())["notes"] == notes

@@ -1,4 +1,4 @@
-"""Text files are UTF-8 in every locale, and names of users are themselves wherever they are written."""
+"""Text files are UTF-8 in every locale; names of users are shown literally everywhere."""
 
 import ast
 import io
@@ -46,7 +46,7 @@ NAMES = (
 
 
 def text_opens(source: str) -> list[int]:
-    """Lines of calls that read or write text in whatever encoding the locale has."""
+    """Calls that read or write text in the locale's encoding."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
@@ -102,7 +102,7 @@ compare.write_files(run.folder, "α 猫", [{"name": "猫"}], [])
 
 @pytest.mark.slow
 def test_a_run_in_another_locale(tmp_path):
-    """Names that ASCII lacks, written and read where it is the locale's encoding."""
+    """Non-ASCII names, written and read in an ASCII locale."""
     (tmp_path / "code.py").write_text(IN_ANOTHER_LOCALE, encoding="utf-8")
     ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, tmp_path / "code.py", tmp_path / "run"]

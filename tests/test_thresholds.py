@@ -18,7 +18,7 @@ MACS = [10, 40, 160]
 
 
 def noisy(networks=3, size=200, classes=4, seed=0):
-    """Networks that are the more often right, and the surer of it, the later they come."""
+    """Networks of increasing accuracy and confidence."""
     draws = torch.Generator().manual_seed(seed)
     data = two_colours(size)
     right = torch.nn.functional.one_hot(data.labels, classes).double()[:, None]
@@ -51,7 +51,7 @@ def test_what_was_promised_is_what_is_played(networks, by):
 
 
 def test_two_networks_against_every_threshold():
-    """Where the budget is spent, no threshold at any of the weights is better at the same count."""
+    """No threshold at any mixing weight is better within the budget."""
     chain, records = noisy(2)
     weights = [0.0, 0.3, 0.6]
     (tuned,) = tune(records, 40, [0.6], weights=weights)

@@ -38,7 +38,7 @@ def random_actions(steps, count, seed=0):
 
 
 def first(value):
-    """What a vector of one reports, as its only sub-environment would have: masks gone, rows taken."""
+    """Results of a vector of one in the form of a single environment."""
     if not isinstance(value, dict):
         return value[0]
     assert all(value[f"_{key}"].tolist() == [True] for key in value if not key.startswith("_"))
@@ -151,7 +151,7 @@ def test_rewards_are_those_of_rollout(tiny_net, tiny_images, cost):
     assert (paid[:, :-1] > 0).any() and (paid[:, -1] < 0).any()
 
 
-def test_a_neighbour_changes_nothing(mdp, tiny_images):
+def test_images_do_not_affect_each_other(mdp, tiny_images):
     rewards = []
     for neighbour in (1, 2):
         env = SkipNetVectorEnv(mdp, tiny_images, 2)
@@ -295,8 +295,8 @@ def same(one, two):
 
 @pytest.mark.parametrize("array", ["numpy", "torch"])
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_what_a_call_returned_stays_the_callers(mdp, tiny_images, array, mode):
-    """One environment's arrays are overwritten as they come; the other's results must not differ for it."""
+def test_returned_arrays_belong_to_the_caller(mdp, tiny_images, array, mode):
+    """Overwriting returned arrays does not change later results."""
 
     def results(spoiling):
         def keep(value):
@@ -340,7 +340,7 @@ def test_torch_mode_is_numpy_mode_in_tensors(mdp, tiny_images, mode):
 
 
 def test_last_observations_are_kept_as_tensors_wherever_they_are(mdp, tiny_images, monkeypatch):
-    """NumPy reads no tensor of a GPU, and none of the device "meta", which every machine has."""
+    """NumPy cannot read tensors of a GPU, nor of "meta", which stands for one here."""
     env = SkipNetVectorEnv(mdp, tiny_images, 2, array="torch")
     env.reset(seed=0)
     monkeypatch.setattr(env, "_observations", lambda: torch.zeros(2, 3, device="meta"))
@@ -515,7 +515,7 @@ def test_ragged_actions(env):
 
 
 def test_precision_of_the_convolutions():
-    """The same episodes in bf16 end near where float32 ends; one network per precision."""
+    """Episodes in bf16 end close to those in float32; networks are cached by precision."""
     kwargs = {**QUICK, "weights": "auto", "num_envs": 16}
     whole, half = (gym.make_vec("SkipResNet20-v0", precision=p, **kwargs) for p in ("fp32", "bf16"))
     assert next(half.unwrapped.lockstep.mdp.net.parameters()).dtype == torch.bfloat16

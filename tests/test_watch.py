@@ -1,4 +1,4 @@
-"""Training that goes wrong is noticed, said once with its step, and never saved."""
+"""Diverging training is detected, reported once with its step, and never saved."""
 
 import dataclasses
 import json
@@ -28,19 +28,19 @@ MIXED = torch.tensor([[0, 1, 0], [1, 0, 1]])
 
 
 @pytest.mark.parametrize("loss", [torch.nan, torch.inf])
-def test_a_loss_that_is_no_number(loss):
+def test_nan_loss(loss):
     with pytest.raises(DivergenceError, match=r"the loss is (nan|inf) at step 7 \(HRL\)"):
         Watch().step(7, "hrl", episode(MIXED, loss=loss))
 
 
-def test_log_odds_that_are_no_number():
+def test_nan_log_odds():
     with pytest.raises(DivergenceError, match=r"log-odds are nan at step 3 \(SP\)"):
         Watch().step(3, "sp", episode(MIXED, logit=torch.nan))
     Watch().step(3, "sp", episode(MIXED, logit=torch.inf))  # a policy that is certain
 
 
 @pytest.mark.parametrize("action, word", [(0, "skip"), (1, "execute")])
-def test_collapse_is_said_once_with_its_step(action, word, capsys):
+def test_collapse_is_reported_once_with_its_step(action, word, capsys):
     watch = Watch(window=3)
     alike = torch.full((2, 3), action)
     for done, actions in enumerate([alike, alike, MIXED, *[alike] * 9], start=1):
@@ -69,7 +69,7 @@ def test_unvisited_blocks_are_named_once(capsys):
     )  # the first always runs
 
 
-def test_a_state_with_a_hole():
+def test_nan_in_the_state():
     state = {
         "model": {"net.fc.weight": torch.ones(2)},
         "moments": [torch.tensor([1.0, torch.nan])],

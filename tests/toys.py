@@ -21,12 +21,12 @@ from skipnet_rl.rollout import rollout
 
 
 def load_first(count: int) -> Callable[..., ImageSet]:
-    """`load_images`, but of each split the first images alone."""
+    """`load_images`, but only the first images of each split."""
     return lambda *args, **kwargs: load_images(*args, **kwargs).first(count)
 
 
 def two_colours(size: int = 64) -> ImageSet:
-    """Red and green noise: two classes that a block can learn to tell apart in seconds."""
+    """Red and green noise: two classes that a block learns to separate in seconds."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 120, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(size) % 2
