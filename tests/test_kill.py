@@ -47,6 +47,7 @@ PLACES = {
     "line or file of JSON": (runs.json, "dumps"),
 }
 KILLS = 3  # at each place
+QUICK = {"training step", "tensors", "rename of a folder"}
 
 
 def child(folder: Path, resume: bool, place: str | None, survived: int) -> None:
@@ -100,7 +101,10 @@ def uninterrupted(tmp_path_factory):
     return outcome(folder), ast.literal_eval((folder / "calls.txt").read_text())
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",  # the others are interrupted writes, too
+    [pytest.param(place, marks=() if place in QUICK else pytest.mark.slow) for place in PLACES],
+)
 def test_kills_leave_no_trace(uninterrupted, tmp_path, place, record_property):
     expected, calls = uninterrupted
     rng, folder, moments = random.Random(place), tmp_path / "run", []

@@ -1,7 +1,7 @@
-"""A toy whose best route is known: two colours, and a ResNet-8 with one needed and one useless block.
+"""Toys whose best decisions are known.
 
-`toy_chain`, whose best decisions are known: two networks whose answers are written down. And `load_first`,
-for tests that need a data set but not all of it.
+`toy_net`: a ResNet-8 with one needed and one useless block, on images of two colours. `toy_chain`: two
+networks with given answers. `load_first`: a data set cut to its first images.
 """
 
 import copy
