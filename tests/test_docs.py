@@ -17,7 +17,7 @@ import tyro
 import benchmarks.ablation
 import benchmarks.gate_costs
 from agents.common.tables import points
-from benchmarks import latency, measure, scaling, soak, throughput, training
+from benchmarks import information, latency, measure, scaling, soak, throughput, training
 from envs import factory
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
@@ -257,6 +257,11 @@ def test_the_table_of_results():
 def test_benchmarks(name, module):
     found = json.loads((DOCS / "benchmarks" / f"{name}.json").read_text())
     assert f"<!-- {name} -->\n{module.table(found)}<!-- end of {name} -->" in measure.PAGE.read_text()
+
+
+def test_the_page_of_information_has_its_tables():
+    found = json.loads((DOCS / "benchmarks" / "information.json").read_text())
+    assert information.table(found) in (DOCS / "information.md").read_text()
 
 
 def test_candidates_take_turns_and_the_first_does_not_count():

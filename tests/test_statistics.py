@@ -8,7 +8,14 @@ import pytest
 import torch
 from scipy import stats
 
-from skipnet_rl.statistics import half_width, magnitudes, mean_interval, rank_correlations, wilson_interval
+from skipnet_rl.statistics import (
+    area_under_roc,
+    half_width,
+    magnitudes,
+    mean_interval,
+    rank_correlations,
+    wilson_interval,
+)
 
 ISNAN = pytest.approx((math.nan,) * 3, nan_ok=True)
 
@@ -107,3 +114,34 @@ def test_magnitudes():
     assert list(found) == ["|rotation|", "blur", "down"]
     assert found["|rotation|"].tolist() == [20, 5]
     assert found["blur"].tolist() == [0, 2] and found["down"].tolist() == [-3, -1]
+
+
+def test_area_under_the_roc_curve_by_hand():
+    """Positives 3, 2, 1 and negatives 2, 0: of the six pairs four are in order, and one ties."""
+    area, low, high = area_under_roc([3, 2, 1, 2, 0], [True, True, True, False, False])
+    assert area == pytest.approx(4.5 / 6)
+    # shares of negatives below: 1, 3/4, 1/2, variance 1/16; of positives above: 1/2, 1, variance 1/8
+    half = 1.959964 * math.sqrt(1 / 16 / 3 + 1 / 8 / 2)
+    assert (low, high) == pytest.approx((area - half, 1.0))
+
+
+def test_area_of_what_tells_all_of_nothing_and_backwards():
+    positive = np.arange(10) < 4
+    assert area_under_roc(positive, positive) == (1, 1, 1)
+    assert area_under_roc(~positive, positive) == (0, 0, 0)
+    assert area_under_roc(np.zeros(10), positive) == (0.5, 0.5, 0.5)
+
+
+def test_interval_of_the_area_covers_it():
+    """Two normals one deviation apart: the area is Φ(1/√2) = 0.7602."""
+    draws, positive = np.random.default_rng(0), np.arange(200) < 40
+    covered = 0
+    for _ in range(400):
+        _, low, high = area_under_roc(draws.normal(size=200) + positive, positive)
+        covered += low < 0.7602 < high
+    assert 0.92 < covered / 400 < 0.98
+
+
+def test_area_needs_two_of_each_kind():
+    with pytest.raises(ValueError, match="1 positive and 2 negative examples; expected at least two of each"):
+        area_under_roc([1, 2, 3], [True, False, False])
