@@ -34,11 +34,10 @@ from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast, cpu_by_default
-from skipnet_rl.flops import network_macs
-from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.policy_networks import PolicyNetwork
 from skipnet_rl.randomness import Stream, step_generator
-from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rollout
 
 
@@ -92,35 +91,6 @@ class Args(CommonArgs):
         """How many of the last blocks the policy network decides on at a step after the preparation."""
         growth = max(self.curriculum // 2, 1)
         return min(num_decisions, 1 + (step - self.warmup_iterations) * num_decisions // growth)
-
-
-class PolicyNetwork(nn.Module):
-    """Image → log-odds of executing each of the N blocks; a policy whose memory is what it saw.
-
-    Args:
-        num_decisions: N.
-        depth: 6n+2.
-        image_size: of the images; larger ones than 32 are shrunk by average pooling first.
-    """
-
-    def __init__(self, num_decisions: int, depth: int = 8, image_size: int = 32) -> None:
-        super().__init__()
-        self.shrink = nn.AvgPool2d(max(image_size // 32, 1))
-        self.net = ResNet(depth, num_decisions)
-        nn.init.normal_(self.net.fc.weight, std=0.02)  # the bias decides at first, whatever the image
-        nn.init.constant_(self.net.fc.bias, 2.0)  # near "execute", which the backbone can cope with
-
-    def start(self, images: Tensor) -> Tensor:
-        """The log-odds [B, N]."""
-        return self.net(self.shrink(images))
-
-    def forward(self, mdp: RoutingMDP, state: State, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-odds [B] for the block at `state.t`."""
-        return hidden[:, state.t], hidden
-
-    def macs(self) -> int:
-        """MACs of its one look."""
-        return network_macs(self.net).total
 
 
 class Learner:
@@ -244,7 +214,9 @@ def train(args: Args) -> dict[str, Any]:
         resume=args.resume,
     )
     weights = run.folder / "policy.safetensors"
-    save_weights(weights, learner.model, {"env": args.env, "policy_depth": args.policy_depth})
+    save_weights(
+        weights, learner.model, setting.header("blockdrop", "blockdrop", policy_depth=args.policy_depth)
+    )
     load_weights(weights, learner.model)  # what the file does is reported
     learned = setting.evaluate(learner.mdp, learner.policy, name="BlockDrop")
     rows = {**setting.references(learned.rate, learner.mdp, "BlockDrop"), "BlockDrop": learned}

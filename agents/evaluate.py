@@ -37,7 +37,6 @@ from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
-from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised, stated, warn_of_others
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
@@ -46,7 +45,7 @@ from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import accuracy_difference, magnitudes
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import build_backbone, find_named, weights_path
+from skipnet_rl.weights import open_weights
 
 MODES = ("greedy", "sample")
 EXCHANGED, MOST_FREQUENT = "routes exchanged", "most frequent route"  # the controls' rows
@@ -124,56 +123,73 @@ class Subject:
 
 
 def restore(path: Path, args: Args) -> Subject:
-    """Put a policy together from a path.
+    """Put a policy together from a run folder, a file of weights, a shipped name or a .zip.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
     """
     split = args.split or ("val" if args.biases or args.controls else "test")
-    if (shipped := backbone_entry(str(path))) is not None:
-        dataset = shipped["dataset"] if args.dataset == "auto" else args.dataset
-        images = load(dataset, split, args, str(path), depth=shipped["depth"])
-        classes = len(images.classes)
-        net = build_backbone(shipped["depth"], classes, dataset, shipped["shortcut"], str(path), exact=True)
-        mdp = RoutingMDP(net, args.alpha or 0.0)
-        about = {"env": f"SkipResNet{net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
-        return Subject("all blocks", about, mdp, AlwaysExecute(), images, args.out)
-    given, path = Path(path), weights_path(path)
-    if path.is_dir() or not path.suffix:
-        run = FinishedRun.read(path)
-        if split == "val" and not args.split and run.on_calibration_images:
-            split = "selection"
-        images = load(run.result["dataset"], split, args, path, run.statistics)
-        mdp, policy = run.restore(len(images.classes), args.stage)
-        about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
-        name = args.stage.upper() if args.stage else run.policy_name
-        return Subject(name, about, mdp, policy, images, args.out or path)
+    path = Path(path)
+    if path.is_dir():
+        return restore_run(path, split, args)
     if path.suffix == ".zip":
-        if args.trust_sb3 is None:
-            raise ValueError(
-                f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
-                "it, name its algorithm: --trust-sb3 ppo"
-            )
-        dataset = resolve_dataset(args.dataset, args.data_dir)[0]
-        images = load(dataset, split, args, args.weights, depth=depth_of(args.env))
-        alpha = 1.0 if args.alpha is None else args.alpha
-        mdp, policy = restore_model(
-            path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
+        return restore_zip(path, split, args)
+    depth = depth_of(args.env) if str(path) == "torchvision" else None
+    opened = open_weights(str(path), depth=depth)
+    header = opened.header
+    dataset = header.get("dataset") if args.dataset == "auto" else args.dataset
+    if dataset is None:
+        more = (
+            f"; its run's folder, {path.parent}, may know it" if (path.parent / "args.json").is_file() else ""
         )
-    else:
-        header = header_of(path)
-        dataset = header["dataset"] if args.dataset == "auto" else args.dataset
-        images = load(dataset, split, args, path, stated(header))
-        mdp, policy = restore_checkpoint(path, len(images.classes), args.alpha)
+        raise WeightsError(f"{path} does not name its data set; give one: --dataset cifar10{more}")
+    if header.get("learned_on") == "calibration" and split == "val" and not args.split:
+        split = "selection"
+    images = load(dataset, split, args, path, stated(header))
+    if len(images.classes) != header["num_classes"]:
+        raise WeightsError(
+            f"{path} does not fit: it has {header['num_classes']} classes, {dataset} {len(images.classes)}"
+        )
+    plain = isinstance(opened.policy, AlwaysExecute)
+    alpha = header.get("alpha", 0.0) if args.alpha is None else args.alpha
+    mdp = opened.mdp(alpha)
+    name = "all blocks" if plain else path.stem if path.is_file() else str(path)
     about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
-    name = path.stem if path == given else str(given)
-    return Subject(name, about, mdp, policy, images, args.out)
+    return Subject(name, about, mdp, opened.policy, images, args.out)
+
+
+def restore_run(path: Path, split: str, args: Args) -> Subject:
+    """The policy of a finished run, on images that it did not learn on."""
+    run = FinishedRun.read(path)
+    if split == "val" and not args.split and run.on_calibration_images:
+        split = "selection"
+    images = load(run.result["dataset"], split, args, path, run.statistics)
+    mdp, policy = run.restore(len(images.classes), args.stage)
+    about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
+    name = args.stage.upper() if args.stage else run.policy_name
+    return Subject(name, about, mdp, policy, images, args.out or path)
+
+
+def restore_zip(path: Path, split: str, args: Args) -> Subject:
+    """A stable-baselines3 model, if its origin is vouched for."""
+    if args.trust_sb3 is None:
+        raise ValueError(
+            f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
+            "it, name its algorithm: --trust-sb3 ppo"
+        )
+    dataset = resolve_dataset(args.dataset, args.data_dir)[0]
+    images = load(dataset, split, args, args.weights)
+    alpha = 1.0 if args.alpha is None else args.alpha
+    mdp, policy = restore_model(
+        path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
+    )
+    about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
+    return Subject(path.stem, about, mdp, policy, images, args.out)
 
 
 def load(
-    dataset: str, split: str, args: Args, weights: str | Path,
-    theirs: tuple[Any, Any] | None = None, depth: int = 0,
-) -> Images:  # fmt: skip
+    dataset: str, split: str, args: Args, weights: str | Path, theirs: tuple[Any, Any] | None = None
+) -> Images:
     """A split, normalised as the flags say, else as the policy learned: with `theirs`."""
     images = load_images(dataset, split, args.data_dir)
     if theirs is None:
@@ -182,22 +198,6 @@ def load(
     images = normalised(learned, args.mean, args.std)
     warn_of_others(weights, learned.statistics, images.statistics)
     return images
-
-
-def header_of(path: Path) -> dict[str, Any]:
-    """What a file says of itself; of one that does not say enough, where else that may be found."""
-    try:
-        return read_header(path)
-    except WeightsError as error:
-        if (path.parent / "args.json").is_file():
-            raise WeightsError(f"{error}; its run's folder, {path.parent}, may know more") from error
-        raise
-
-
-def backbone_entry(name: str) -> dict[str, Any] | None:
-    """What the index says of a shipped network without gates; None for any other path."""
-    entry = find_named(name)
-    return entry if entry and entry["kind"] == "plain" else None
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:

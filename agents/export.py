@@ -22,15 +22,16 @@ from skipnet_rl.checkpoint import parts_of
 from skipnet_rl.data import Images
 from skipnet_rl.data.places import data_folder
 from skipnet_rl.device import cpu_by_default
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.files import whole_file
-from skipnet_rl.gated import read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.normalisation import normalised, stated
 from skipnet_rl.onnx import Agreement, check_installed, compare_with_torch, export_onnx
 from skipnet_rl.policies import Policy
 from skipnet_rl.progress import image_progress, load_images
+from skipnet_rl.stored import find_file
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import weights_path
+from skipnet_rl.weights import StoredPolicy, open_weights
 
 LOGITS_TOLERANCE = 1e-4
 
@@ -68,11 +69,13 @@ def main(args: Args) -> Agreement | None:
     data_folder(args.data_dir)  # a mistyped folder is an error even where nothing is read from it
     if args.check < 0:
         raise ValueError(f"the number of images to check on is {args.check}; expected 0 or more")
-    source = weights_path(args.checkpoint)
-    about = read_header(source)
+    source = find_file(args.checkpoint)
     if args.out.exists() and any(part.exists() and args.out.samefile(part) for part in parts_of(source)):
         raise ValueError(f"{args.out} is the network itself; give the model another name")
-    mdp, gate = restore_checkpoint(source)
+    opened = open_weights(args.checkpoint)
+    mdp, gate, about = opened.mdp(), opened.policy, opened.header
+    if not isinstance(gate, StoredPolicy):
+        raise WeightsError(f"{args.checkpoint} is of kind {about['kind']}; expected a network with gates")
     images = _test_images(about, mdp, args) if args.check else None
     with whole_file(args.out) as beside:
         export_onnx(mdp, gate, beside, args.batched, about)

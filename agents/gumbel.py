@@ -165,7 +165,7 @@ def train(args: Args) -> dict[str, Any]:
         resume=args.resume,
     )
     weights = run.folder / "policy.safetensors"
-    save_weights(weights, learner.model, setting.header(args.gate))
+    save_weights(weights, learner.model, setting.header(args.gate, "gumbel"))
     load_weights(weights, learner.model)  # what the file does is reported
     learned = setting.evaluate(learner.mdp, learner.gate, name="Gumbel")
     rows = {**setting.references(learned.rate, learner.mdp, "Gumbel"), "Gumbel": learned}

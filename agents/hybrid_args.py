@@ -9,7 +9,7 @@ from typing import Literal
 from agents.common.distillation import check_teachers
 from agents.common.flag_rules import check_routes
 from agents.common.flags import CommonArgs, Method, Run, Schedule
-from skipnet_rl.gated import FIXED
+from skipnet_rl.weights import FIXED
 
 
 @dataclass(frozen=True)

@@ -38,21 +38,20 @@ from agents.common.preparation import check_trained, look, prepared_episode
 from agents.common.presets import describe, situation_of, values_of
 from agents.common.setting import Setting
 from agents.hybrid_args import Args
-from skipnet_rl.checkpoint import load_weights
+from skipnet_rl.checkpoint import fill, load_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast, cpu_by_default, resolve_precision
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
-from skipnet_rl.gated import StoredPolicy, empty_policy, read_header, restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import Exploring, FixedRoute, Policy, ValueBaseline
+from skipnet_rl.policies import Exploring, Policy, ValueBaseline
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import weights_path
+from skipnet_rl.weights import FIXED, StoredPolicy, new_policy, open_weights
 
 
 class Learner:
@@ -68,7 +67,7 @@ class Learner:
         costs: Tensor | None = None,
     ) -> None:  # fmt: skip
         torch.manual_seed(args.seed)
-        self.gate = gate = empty_policy(args.gate, net, args.gate_gain)
+        self.gate = gate = new_policy(args.gate, net, args.gate_gain)
         self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
         self.mdp = mdp = RoutingMDP(net, args.alpha, args.cost)
         self.critic = ValueBaseline(mdp).to(device) if args.baseline == "value" else None
@@ -255,17 +254,20 @@ def start_gate(gate: StoredPolicy, setting: Setting[Args], args: Args) -> None:
         WeightsError: the file is missing, or of something else.
     """
     assert args.gate_weights, "there is nothing to start from"
-    path = weights_path(args.gate_weights)
-    if not isinstance(gate, FixedRoute):
-        load_weights(path, gate, prefix="gate.")
+    classes = len(setting.val.classes) if args.gate == FIXED else None
+    opened = open_weights(args.gate_weights, num_classes=classes)
+    if args.gate != FIXED:
+        gates = opened.policy.state_dict() if isinstance(opened.policy, nn.Module) else {}
+        fill(gate, gates, args.gate_weights)
         return
-    about = read_header(path)
     for key, wanted in (("depth", args.depth), ("dataset", setting.dataset)):
-        if about[key] != wanted:
-            raise WeightsError(f"{path} does not fit: its {key} is {about[key]}, this run's {wanted}")
-    mdp, chooser = restore_checkpoint(path, len(setting.val.classes))
+        if opened.header.get(key, wanted) != wanted:
+            raise WeightsError(
+                f"{args.gate_weights} does not fit: its {key} is {opened.header[key]}, this run's {wanted}"
+            )
+    mdp, chooser = opened.mdp(), opened.policy.to(setting.device)
     mdp.net.to(setting.device)
-    chosen = evaluate(mdp, chooser.to(setting.device), setting.val, precision=setting.precision)
+    chosen = evaluate(mdp, chooser, setting.val, precision=setting.precision)
     gate.route.copy_(most_frequent(chosen.routes))
 
 

@@ -29,6 +29,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, check_teachers, distilled, load_teachers
 from agents.common.flag_rules import check_choices, check_numbers
 from agents.common.optimizers import sgd
+from agents.common.setting import after
 from agents.common.watch import check_finite, check_loss
 from skipnet_rl import catalogue
 from skipnet_rl.batchnorm import recalibrate
@@ -196,8 +197,9 @@ def train(args: Args) -> dict[str, Any]:
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
     command = ["python", "-m", "agents.pretrain", *sys.argv[1:]]
     about = {
-        "command": without_places(command), "depth": args.depth, "dataset": dataset,
-        "shortcut": args.shortcut, "mean": data.mean, "std": data.std,
+        "kind": "plain", "depth": args.depth, "shortcut": args.shortcut, "dataset": dataset,
+        "num_classes": len(data.classes), "mean": data.mean, "std": data.std,
+        "command": without_places(command), "after": after([args.weights, *args.teacher]),
     }  # fmt: skip
     save_weights(run.folder / "weights.safetensors", net, about)
     load_weights(run.folder / "weights.safetensors", net)  # report what the file does, rounding included

@@ -127,7 +127,7 @@ def train(args: Args) -> dict[str, Any]:
         resume=args.resume,
     )
     weights = run.folder / "policy.safetensors"
-    save_weights(weights, learner.model, setting.header(args.gate))
+    save_weights(weights, learner.model, setting.header(args.gate, "reinforce"))
     load_weights(weights, learner.model)  # what the file does is reported
     learned = setting.evaluate(learner.mdp, learner.gate, name="REINFORCE")
     rows = {**setting.references(learned.rate), "REINFORCE": learned}

@@ -29,12 +29,12 @@ from skipnet_rl.data import Images, load_images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.problem import load_network
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import mean_interval
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import absence_costs
-from skipnet_rl.weights import build_backbone
 
 SHARED: dict[str, Any] = {"batch_size": 128, "lr": 3e-4, "gate_lr": 1e-2, "bn_images": 4_000}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -101,7 +101,7 @@ def train(args: Args, net: ResNet, data: Images) -> Learner:
 
 def warmed_up(data: Images, options: Options) -> ResNet:
     """The shipped network after its preparation."""
-    net = build_backbone(20, len(data.classes), options.dataset)
+    net = load_network("auto", 20, len(data.classes), options.dataset)
     args = Args(
         env="SkipResNet20-v0", warmup_iterations=options.warmup, sp_iterations=0, iterations=0, **SHARED
     )
@@ -145,7 +145,7 @@ def main(options: Options) -> None:
     data, val = (load_images(options.dataset, split, options.data_dir) for split in ("train", "val"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data, val = data.to(device), val.to(device)
-    plain, warm = build_backbone(20, len(data.classes), options.dataset), warmed_up(data, options)
+    plain, warm = load_network("auto", 20, len(data.classes), options.dataset), warmed_up(data, options)
     for name, net in (("shipped weights", plain), ("after the warm-up", warm)):
         done = evaluate(RoutingMDP(net, options.alpha), AlwaysExecute(), val, precision="bf16")
         found[name] = {"accuracy": done.accuracy, "return": done.returns.mean().item()}

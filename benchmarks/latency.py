@@ -23,14 +23,13 @@ from torch import Tensor
 from benchmarks import measure
 from skipnet_rl.data import load_images
 from skipnet_rl.folding import for_inference
-from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.onnx import export_onnx, export_plain, onnx_session
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import weights_path
+from skipnet_rl.weights import open_weights
 
 CHECKPOINT = "resnet110-rendered-digits-hrl"
 RATES = (1.0, 0.75, 0.5, 0.25)
@@ -72,7 +71,8 @@ def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) ->
 
 def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
     """What takes turns, and the blocks that each gated one executes."""
-    mdp, gate = restore_checkpoint(weights_path(CHECKPOINT))
+    opened = open_weights(CHECKPOINT)
+    mdp, gate = opened.mdp(), opened.policy
     image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1, device="cpu"))
     gates = {rate: at_rate(mdp, gate, image, rate) for rate in RATES}  # type: ignore[arg-type]
     counts = {f"{rate:.0%}": executed(mdp, biased, image) for rate, biased in gates.items()}

@@ -28,7 +28,7 @@ import envs  # noqa: F401  (registers the ids)
 from agents.hybrid_reinforce import Args, Learner, train_step
 from benchmarks import measure
 from skipnet_rl.data import load_images
-from skipnet_rl.weights import build_backbone
+from skipnet_rl.problem import load_network
 
 READINGS, GROWTH = 100, 0.02
 DATASET = "rendered-digits"
@@ -85,7 +85,7 @@ def training(options: Options) -> dict[str, float]:
     """Steps of hybrid REINFORCE on SkipResNet20-v0."""
     device = options.start()
     args = Args(env="SkipResNet20-v0", schedule="constant", batch_size=128, iterations=2 * options.iterations)
-    learner = Learner(args, build_backbone(20, 10, DATASET).to(device), device)
+    learner = Learner(args, load_network("auto", 20, 10, DATASET).to(device), device)
     data, steps = load_images(DATASET, "train").to(device), iter(range(sys.maxsize))
 
     def step() -> None:

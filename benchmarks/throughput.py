@@ -27,7 +27,7 @@ from benchmarks import measure
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.device import resolve_precision
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.weights import build_backbone
+from skipnet_rl.problem import load_network
 
 DATASET = "rendered-digits"
 LABELS = {
@@ -91,7 +91,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
     draws = torch.rand(steps, count, generator=torch.Generator("cpu").manual_seed(0), device="cpu") < 0.5
     half, every = draws.to(device), torch.ones(steps, count, dtype=torch.bool, device=device)
     actions = draws.numpy().astype("int64")
-    published = RoutingMDP(build_backbone(options.depth, net.num_classes, DATASET).to(device))
+    published = RoutingMDP(load_network("auto", options.depth, net.num_classes, DATASET).to(device))
     published.net.to(memory_format=torch.contiguous_format)
 
     @torch.no_grad()

@@ -26,9 +26,9 @@ from skipnet_rl.data import Images, load_images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import resolve_precision
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.problem import load_network
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
-from skipnet_rl.weights import build_backbone
 
 DATASET = "rendered-digits"
 RATES = {"half": 0.5, "all": 1.0}
@@ -63,7 +63,7 @@ class Masked(RoutingMDP):
 
 def learner(options: Options, args: Args, rate: float, device: torch.device) -> Learner:
     """A gate whose p(execute) is `rate` at every decision, and stays there."""
-    made = Learner(args, build_backbone(options.depth, 10, DATASET).to(device), device)
+    made = Learner(args, load_network("auto", options.depth, 10, DATASET).to(device), device)
     nn.init.zeros_(made.gate.head.weight)
     nn.init.constant_(made.gate.head.bias, torch.logit(torch.tensor(rate, device="cpu"), eps=1e-7).item())
     return made

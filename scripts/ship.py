@@ -9,8 +9,10 @@ Every field of the entry comes from the run's files, so the index says what was 
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -23,14 +25,15 @@ from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
+from skipnet_rl.catalogue import FOLDER, PLAIN, find_auto, index, sha256_of
 from skipnet_rl.checkpoint import part_name, parts_of, read_tensors, write_json
 from skipnet_rl.files import whole_file
 from skipnet_rl.runs import without_places
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import AUTO, FOLDER, find_entry, index, sha256_of
 
 LARGEST = 4 * 2**20  # bytes of a file; larger networks are shipped in parts
 INDEX = "index.json"
+NOT_SHIPPED = Path("docs/results-cifar10/not_shipped.json")  # entries of networks whose weights are left out
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ NOTHING = Lineage([], 0.0, "")
 def lineage(run: FinishedRun) -> Lineage:
     """Of the weights that a run ended with, those of its gates and of its teacher included."""
     before, result = lineage_before(run), run.result
-    for other in (_lineage_of(run.args.get("gate_weights"), run.depth, run), *_lineages_of_teachers(run)):
-        before = _together(before, other)
+    for weights in (run.args.get("gate_weights"), *_teachers(run)):
+        before = _together(before, _lineage_of(weights, run))
     commands = [*before.commands, without_places(shlex.split(result["command"]))]
     return Lineage(commands, before.seconds + result["wall_time_s"], result["machine"])
 
@@ -87,28 +90,53 @@ def lineage_before(run: FinishedRun) -> Lineage:
     Raises:
         ValueError: they are neither those of a run that is still there nor shipped ones.
     """
-    return _lineage_of(run.args["weights"], run.depth, run)
+    return _lineage_of(run.args["weights"], run)
 
 
-def _lineages_of_teachers(run: FinishedRun) -> list[Lineage]:
-    if not run.args.get("distillation"):
-        return []
-    teachers = run.args.get("teacher") or [run.args["weights"]]
-    return [_lineage_of(teacher, run.depth, run) for teacher in teachers]
+def _teachers(run: FinishedRun) -> list[str | None]:
+    return (run.args.get("teacher") or [run.args["weights"]]) if run.args.get("distillation") else []
 
 
-def _lineage_of(weights: str | None, depth: int, run: FinishedRun) -> Lineage:
+def _lineage_of(weights: str | None, run: FinishedRun) -> Lineage:
     if weights in (None, "none"):
         return NOTHING
     if origin := run_of(weights):
         return lineage(origin)
-    if weights == "auto":
-        entry = find_entry(depth, run.result["dataset"], run.args["shortcut"])
-    else:
-        entry = next((entry for entry in index() if entry["name"] == weights), None)
-    if entry:
-        return Lineage(entry["command"], entry["wall_time_s"], entry["machine"])
+    if entry := _entry_of(weights, run):
+        return Lineage(commands_of(entry["name"], known()), entry["wall_time_s"], entry["machine"])
     raise ValueError(f"{run.folder} needed {weights}, which is neither of a run here nor shipped weights")
+
+
+def _entry_of(weights: str, run: FinishedRun) -> dict[str, Any] | None:
+    """The entry of a name, of `auto`, or of a file with the bytes of a shipped network."""
+    if weights == "auto":
+        return find_auto(run.depth, run.result["dataset"], run.args["shortcut"])
+    digest = sha256_of(Path(weights)) if Path(weights).is_file() else weights
+    return next((each for each in known().values() if digest in (each["name"], each.get("sha256"))), None)
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """The networks that have a name: the shipped ones, and those that are described beside the results."""
+    others = json.loads(NOT_SHIPPED.read_text(encoding="utf-8")) if NOT_SHIPPED.is_file() else []
+    return {entry["name"]: entry for entry in (*index(), *others)}
+
+
+def commands_of(name: str, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The commands that made a network, first to last, as far as its predecessors have entries."""
+    entry = entries.get(name)
+    if entry is None:
+        return []
+    before = [command for other in entry["after"] for command in commands_of(other, entries)]
+    return list(dict.fromkeys([*before, entry["command"]]))
+
+
+def names_of(run: FinishedRun) -> dict[str, str]:
+    """The networks that a run started from, as its command gives them, and their names; a file that is not
+    shipped keeps its path."""
+    started = [run.args["weights"], run.args.get("gate_weights"), *_teachers(run)]
+    given = dict.fromkeys(weights for weights in started if weights not in (None, "none"))
+    entries = {weights: _entry_of(weights, run) for weights in given}
+    return {weights: entry["name"] if entry else weights for weights, entry in entries.items()}
 
 
 def check_whole(run: FinishedRun) -> None:
@@ -134,17 +162,19 @@ def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]
         raise ValueError(f"{run.folder} has no row {wanted!r}; leave --stage out for its last one")
     source = run.folder / (f"{stage}.safetensors" if gated else "weights.safetensors")
     about = {
-        "depth": run.depth, "dataset": result["dataset"],
+        "kind": args["gate"] if gated else "plain", "depth": run.depth, "dataset": result["dataset"],
         "shortcut": args["shortcut"], "stage": stage,
     }  # fmt: skip
     if gated:
-        about |= {"gate": args["gate"], "alpha": result["alpha"]}
+        about["alpha"] = result["alpha"]
         about["compute_flops"] = round(row["compute_flops"], 5)
-    origin = lineage(run)
+    origin, names = lineage(run), names_of(run)
+    command = [names.get(word, word) for word in shlex.split(result["command"])]
     return source, {
         **about,
         "test_accuracy": row["accuracy"], "test_images": result["n_images"], "seed": result["seed"],
-        "command": origin.commands, "wall_time_s": round(origin.seconds), "machine": origin.machine,
+        "command": without_places(command), "wall_time_s": round(origin.seconds),
+        "machine": origin.machine, "after": list(names.values()),
     }  # fmt: skip
 
 
@@ -190,7 +220,7 @@ def main(options: Options) -> None:
     others = [other for other in index() if other["name"] != options.name]
     same = ("depth", "dataset", "shortcut", "stage")
     for other in others:
-        if entry["stage"] in AUTO and all(other[key] == entry[key] for key in same):
+        if entry["stage"] in PLAIN and all(other[key] == entry[key] for key in same):
             raise ValueError(f"--weights auto would find {other['name']} or this one; give another --stage")
     file = copy_in(source, options.name)
     entry = {"name": options.name, "file": file.name, "sha256": sha256_of(file), **entry}

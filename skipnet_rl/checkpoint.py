@@ -150,7 +150,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What `save_weights` wrote about a file; of a gated network its number of classes, too.
+    """What `save_weights` wrote about a file; {} where it wrote nothing.
 
     Raises:
         WeightsError: a file is missing or damaged.
@@ -165,11 +165,6 @@ def read_about(path: Path) -> dict[str, Any]:
                 if not isinstance(stated, dict):
                     raise ValueError("its header is no JSON object")
                 about |= stated
-                if stated.get("kind", "plain") != "plain":
-                    about["gate"] = stated["kind"]
-                classifier = "net.fc.weight"
-                if classifier in file.keys():  # noqa: SIM118  (the file is no mapping)
-                    about["num_classes"] = file.get_slice(classifier).get_shape()[0]
         except (SafetensorError, ValueError) as error:
             raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
     return about

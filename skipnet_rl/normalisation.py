@@ -14,7 +14,7 @@ from typing import Any
 
 from skipnet_rl.data.images import IMAGENET_STATISTICS, Images, Statistics
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.weights import header_of
+from skipnet_rl.stored import header_of
 
 CLOSE = 2e-3  # published statistics are rounded to three digits
 

@@ -18,7 +18,8 @@ from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import open_weights, untrained, weights_name
+from skipnet_rl.stored import weights_name
+from skipnet_rl.weights import open_weights, untrained
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,14 @@ class Problem:
 
 @cpu_by_default()
 def load_network(
-    weights: str | Path | None, depth: int, num_classes: int, dataset: str, shortcut: str = "projection"
+    weights: str | Path | None,
+    depth: int,
+    num_classes: int,
+    dataset: str,
+    shortcut: str = "projection",
+    new_classifier: bool = True,
 ) -> ResNet:
-    """The network that weights stand for, on the CPU; see `Problem.network`."""
+    """The network that weights stand for, on the CPU; see `Problem.network` and `open_weights`."""
     if weights == "auto":
         entry = catalogue.find_auto(depth, dataset, shortcut)
         if entry is None:
@@ -158,5 +164,5 @@ def load_network(
     if weights in (None, "none"):
         return untrained(depth, num_classes, shortcut)
     return open_weights(
-        weights, depth=depth, num_classes=num_classes, shortcut=shortcut, new_classifier=True
+        weights, depth=depth, num_classes=num_classes, shortcut=shortcut, new_classifier=new_classifier
     ).network

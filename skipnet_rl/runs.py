@@ -144,12 +144,18 @@ def _stored_arguments(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def without_places(command: Sequence[str]) -> str:
-    """Strip flags from a command line that depend on the machine and do not change results."""
+def without_places(command: Sequence[str], run_dir: bool = True) -> str:
+    """Strip flags from a command line that depend on the machine and do not change results.
+
+    Args:
+        command: its words.
+        run_dir: keep the run's own folder, which tells runs apart.
+    """
+    places = MACHINE_FLAGS if run_dir else {**MACHINE_FLAGS, "run_dir": 1}
     kept, rest = [], iter(command)
     for word in rest:
         name, equals, _ = word.removeprefix("--").partition("=")
-        values = MACHINE_FLAGS.get(name.replace("-", "_")) if word.startswith("--") else None
+        values = places.get(name.replace("-", "_")) if word.startswith("--") else None
         if values is None:
             kept.append(word)
         elif values and not equals:

@@ -9,35 +9,26 @@ other projects and of earlier versions lack some of it: what their tensors show 
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from skipnet_rl import catalogue
-from skipnet_rl.checkpoint import fill, read_about, read_tensors
+from skipnet_rl.checkpoint import fill
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import WeightsError, one_line, unknown_name
 from skipnet_rl.foreign import Backbone, architecture_of, check_padding, describe, find_backbone
 from skipnet_rl.gates import GATES, FeedForwardGate, RecurrentGate, make_gate
-from skipnet_rl.importer import read_state_dict, torchvision_weights, unwrap
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy
 from skipnet_rl.policy_networks import ObservationPolicy, PolicyNetwork
-from skipnet_rl.recognition import POLICY, recognise
 from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.stored import POLICY, Header, Stored, Weights, read_weights
 
-Weights = str | os.PathLike[str] | Mapping[str, Any]
-Header = Mapping[str, Any]
 FIXED = "fixed"  # the kind of one route for all images
-FIELDS: dict[str, Any] = {  # of a header, and their types
-    "kind": str, "depth": int, "shortcut": str, "dataset": str, "num_classes": int, "alpha": (int, float),
-    "cost": str, "policy_depth": int,
-}  # fmt: skip
+StoredPolicy = RecurrentGate | FeedForwardGate | FixedRoute
 
 
 class Opened(NamedTuple):
@@ -57,14 +48,6 @@ class Opened(NamedTuple):
         """The decision process over the network (default: at the alpha and cost that it was trained for)."""
         alpha = self.header.get("alpha", ALPHA) if alpha is None else alpha
         return RoutingMDP(self.network, alpha, cost or self.header.get("cost", "blocks"))
-
-
-class Stored(NamedTuple):
-    """What was read: tensors by name, their header, and what messages call the place that they come from."""
-
-    tensors: Mapping[str, Tensor]
-    header: Header
-    source: str
 
 
 class Expected(NamedTuple):
@@ -124,75 +107,6 @@ def untrained(depth: int, num_classes: int, shortcut: str = "projection", seed: 
         return net.to(memory_format=torch.channels_last).eval()
 
 
-def read_weights(weights: Weights, depth: int | None = None) -> Stored:
-    """Tensors and header of what `open_weights` opens; `depth` is that of `"torchvision"`.
-
-    Raises:
-        WeightsError: there is no such file, or it is damaged.
-    """
-    header: Header = {}
-    if isinstance(weights, Mapping):
-        tensors, source = unwrap(weights, "the state_dict"), "the state_dict"
-    elif weights_name(weights) == "torchvision":
-        if depth is None:
-            raise WeightsError(
-                "torchvision has weights of several depths; expected the depth beside its name"
-            )
-        tensors, source = torchvision_weights(depth), "torchvision's model"
-    else:
-        path = find_file(weights)
-        source = str(path)
-        own = path.suffix == ".safetensors"
-        tensors = read_tensors(path) if own else read_state_dict(path)
-        header = read_header(path) if own else {}
-    return Stored(tensors, {**recognise(tensors), **header}, source)
-
-
-def header_of(weights: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a shipped network or a file says of itself, its tensors unread; {} for one of another project.
-
-    Raises:
-        WeightsError: there is no such file, or it is damaged.
-    """
-    path = find_file(weights)
-    return read_header(path) if path.suffix == ".safetensors" else {}
-
-
-def find_file(weights: str | os.PathLike[str]) -> Path:
-    """The file that a name or a path stands for.
-
-    Raises:
-        WeightsError: neither; it names the nearest shipped network, and where a file was looked for.
-    """
-    name = weights_name(weights)
-    if entry := catalogue.find(name):
-        return catalogue.path_of(entry)
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    near = catalogue.nearest(name)
-    hint = f"; did you mean the shipped {near}?" if near else ""
-    what = "is a folder" if path.is_dir() else "does not exist"
-    raise WeightsError(
-        f"no weights file {name}: it is no shipped network, and {path.absolute()} {what}{hint}"
-    )
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of one of this project's files; fields that have the wrong type are an error.
-
-    Raises:
-        WeightsError: the file is missing or damaged.
-    """
-    header = read_about(path)
-    if "gate" in header:  # as it was called before there were other kinds
-        header.setdefault("kind", header.pop("gate"))
-    for name, wanted in FIELDS.items():
-        if name in header and not isinstance(header[name], wanted):
-            raise WeightsError(f"{path} is damaged: its header has {name} {header[name]!r}")
-    return header
-
-
 def _open_plain(stored: Stored, expected: Expected) -> Opened:
     return _opened(stored, _network(stored, stored.tensors, expected), AlwaysExecute())
 
@@ -218,7 +132,8 @@ def _open_sb3(stored: Stored, expected: Expected) -> Opened:
     if network is None:
         raise WeightsError(f"{stored.source} holds a policy without a network; name the one to play on")
     if network == "none":  # an untrained one
-        net = untrained(stored.header["depth"], stored.header["num_classes"], stored.header["shortcut"])
+        wanted = {**stored.header, **{k: v for k, v in expected._asdict().items() if v is not None}}
+        net = untrained(wanted["depth"], wanted["num_classes"], wanted["shortcut"])
     else:
         net = open_weights(network, **expected._replace(network=None)._asdict()).network
     return _opened(stored, net, ObservationPolicy.of_sb3(stored.tensors, len(net.blocks) - 1))
@@ -232,7 +147,7 @@ KINDS: dict[str, Callable[[Stored, Expected], Opened]] = {
 }
 
 
-def new_policy(kind: str, net: ResNet, gain: float = 1.0) -> RecurrentGate | FeedForwardGate | FixedRoute:
+def new_policy(kind: str, net: ResNet, gain: float = 1.0) -> StoredPolicy:
     """A new gate, or for `"fixed"` the route of every block.
 
     Raises:
@@ -317,158 +232,3 @@ def _architecture(found: Backbone, header: Header, source: str) -> Architecture:
                 f"{source} does not fit: layer {name} has shape {tuple(came.shape)}, expected {tuple(shape)}"
             )
     return plan
-
-
-# What follows is replaced by `open_weights` and the catalogue, caller by caller.
-
-FOLDER, AUTO = catalogue.FOLDER, catalogue.PLAIN
-index, sha256_of = catalogue.index, catalogue.sha256_of
-
-
-def find_entry(depth, dataset, shortcut):  # noqa: D103
-    return catalogue.find_auto(depth, dataset, shortcut)
-
-
-def find_gated(depth, dataset, shortcut, gate, alpha=None):  # noqa: D103
-    return catalogue.find_auto(depth, dataset, shortcut, (gate,), alpha)
-
-
-def find_start(depth, dataset, shortcut, alpha=None):  # noqa: D103
-    return catalogue.find_auto(depth, dataset, shortcut, catalogue.START, alpha)
-
-
-def find_shipped(depth: int, dataset: str, shortcut: str) -> Path | None:
-    """The file of that backbone, its bytes checked against the index; None where there is none.
-
-    Raises:
-        WeightsError: the file is missing or its sha256 is not the index's.
-    """
-    entry = find_entry(depth, dataset, shortcut)
-    return None if entry is None else catalogue.path_of(entry)
-
-
-def find_named(weights: str | Path) -> dict[str, Any] | None:
-    """What the index says of the network of that name; None where there is none, for a path say."""
-    return next((entry for entry in index() if str(weights) == entry["name"]), None)
-
-
-def weights_path(weights: str | os.PathLike[str]) -> Path:
-    """The file that a name of `index` stands for, or else the path itself.
-
-    Raises:
-        WeightsError: neither a name nor a path; a shipped file that is damaged.
-    """
-    name = weights_name(weights)
-    entry = find_named(name)
-    return Path(name).expanduser() if entry is None else catalogue.path_of(entry)
-
-
-def weights_name(weights: object) -> str:
-    """A name or a path as text.
-
-    Raises:
-        WeightsError: something else.
-    """
-    text = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text.strip():
-        came = (
-            repr(weights) if isinstance(weights, (str, bytes, int, float)) else f"a {type(weights).__name__}"
-        )
-        raise WeightsError(
-            f"weights is {came}; expected the path of a file, the name of a shipped network, 'auto', "
-            "'torchvision' or None"
-        )
-    return text
-
-
-@cpu_by_default()
-def build_backbone(
-    depth: int,
-    num_classes: int,
-    dataset: str,
-    shortcut: str = "projection",
-    weights: str | os.PathLike[str] | Mapping[str, Any] | None = "auto",
-    exact: bool = False,
-) -> ResNet:
-    """A network in evaluation mode, on the CPU, in channels-last memory.
-
-    Args:
-        depth, num_classes, shortcut: see `ResNet`.
-        dataset: which data set's weights `"auto"` looks for.
-        weights: see `load_backbone`; `"auto"` for the shipped weights that fit, with a warning where there
-            are none; None or `"none"` for untrained weights, the same each time.
-        exact: see `load_backbone`.
-
-    Raises:
-        WeightsError: weights that are missing, damaged or do not fit.
-    """
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # the CPU's alone: fork_rng restores no other here
-        net = ResNet(depth, num_classes, shortcut).to(memory_format=torch.channels_last)
-    auto = isinstance(weights, str) and weights == "auto"
-    source = find_shipped(depth, dataset, shortcut) if auto else weights
-    if source is not None and not (isinstance(source, str) and source == "none"):
-        load_backbone(source, net, exact)
-    elif auto:
-        warnings.warn(
-            f"no shipped weights for ResNet-{depth} on {dataset} with shortcut {shortcut!r}: the network "
-            f"is untrained. Train it with: python -m agents.pretrain --depth {depth} --dataset {dataset}",
-            stacklevel=2,
-        )
-    return net.eval()
-
-
-def load_backbone(
-    weights: str | os.PathLike[str] | Mapping[str, Any], net: ResNet, exact: bool = False
-) -> None:
-    """Fill a network with weights of the same architecture.
-
-    What is left out is said in a warning of one line: the classifier of another number of classes, which
-    keeps the network's own weights, and what is no part of a ResNet, such as gates.
-
-    Args:
-        weights: a name of `index`; a path: safetensors of `agents.pretrain` or of a gated network (whose
-            backbone is taken), or a file of `torch.save` (`.th`, `.pt`, `.pth`), under the names that
-            `foreign` knows; `"torchvision"` for torchvision's ImageNet weights; or a state_dict.
-        net: what to fill.
-        exact: refuse another number of classes, for a network that nobody is going to train.
-
-    Raises:
-        WeightsError: the file is missing or damaged, or does not fit: what it has, what was expected.
-    """
-    tensors, source = _read(weights, net)
-    found = find_backbone(tensors, source)
-    taken, notes = dict(found.tensors), []
-    own = {name: value for name, value in net.state_dict().items() if name.startswith("fc.")}
-    if not exact and any(name not in taken or taken[name].shape != own[name].shape for name in own):
-        has = f"of {len(taken['fc.weight'])} classes" if "fc.weight" in taken else "missing"
-        notes.append(
-            f"its classifier is {has}, so that of the network's {net.num_classes} classes is untrained"
-        )
-        taken |= own
-    if found.left_out and not found.own:
-        notes.append(
-            f"left out {len(found.left_out)} tensors beside the backbone, such as {found.left_out[0]}"
-        )
-    try:
-        check_padding(tensors, net, source)
-        fill(net, taken, source)
-    except WeightsError as error:
-        came, wanted = describe(found.tensors), describe(net.state_dict())
-        wanted = "exactly the layers of one" if wanted == came else wanted
-        remedy = "build the network that it holds, or give other weights"
-        raise WeightsError(f"{error}. It holds {came}; expected {wanted}: {remedy}") from None
-    if notes:
-        warnings.warn(one_line(f"{source}: {'; '.join(notes)}"), stacklevel=3)
-
-
-def _read(weights: str | os.PathLike[str] | Mapping[str, Any], net: ResNet) -> tuple[dict[str, Tensor], str]:
-    """All tensors by their names, and what messages call the place that they come from."""
-    if isinstance(weights, Mapping):
-        return unwrap(weights, "the state_dict"), "the state_dict"
-    if weights_name(weights) == "torchvision":
-        return torchvision_weights(net.depth), "torchvision's model"
-    path = weights_path(weights)
-    if not path.is_file() or path.suffix == ".safetensors":
-        return read_tensors(path), str(path)
-    return read_state_dict(path), str(path)

@@ -19,21 +19,22 @@ from agents.common import keeper
 from agents.common.distillation import Teacher, load_teachers
 from agents.common.finished import FinishedRun
 from agents.common.setting import Setting
+from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import read_tensors, save_weights
 from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.folding import for_inference
-from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, RandomSkip, Replay
+from skipnet_rl.problem import load_network
 from skipnet_rl.randomness import step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run
-from skipnet_rl.weights import build_backbone, index, weights_path
+from skipnet_rl.weights import open_weights
 
 
 def toy_learner(data: ImageSet, **flags) -> tuple[hybrid_reinforce.Learner, hybrid_reinforce.Args]:
@@ -86,7 +87,7 @@ def test_how_many_test_images_end_a_run(tmp_path):
 def gated_file(folder, depth: int = 20) -> Path:
     """A network with gates that tell images apart, for no reason; its blocks are those that are shipped."""
     torch.manual_seed(0)
-    net = build_backbone(depth, 10, "rendered-digits")
+    net = load_network("auto", depth, 10, "rendered-digits")
     both = torch.nn.ModuleDict({"net": net, "gate": RecurrentGate(net, initial_rate=0.6, gain=30)})
     about = {"depth": depth, "dataset": "rendered-digits", "gate": "rnn", "shortcut": "projection"}
     save_weights(folder / "gates.safetensors", both, {**about, "alpha": 1.0, "cost": "blocks"})
@@ -346,7 +347,8 @@ def test_tuning_alone_keeps_the_gates_and_follows_the_teacher(tmp_path, few_imag
 def test_a_fixed_route_is_tuned_in_the_place_of_the_gates_it_came_from(tmp_path, few_images):
     """The commonest of a gated network's routes on validation images, for all, now and from the file."""
     file = gated_file(tmp_path)
-    mdp, gate = restore_checkpoint(file)
+    opened = open_weights(file)
+    mdp, gate = opened.mdp(), opened.policy
     chosen = evaluate(mdp, gate, load_images("rendered-digits", "val").first(64)).routes.tolist()
     counts = Counter(map(tuple, chosen))
     assert len(counts) > 1
@@ -361,7 +363,7 @@ def test_a_fixed_route_is_tuned_in_the_place_of_the_gates_it_came_from(tmp_path,
     kept = hybrid_reinforce.train(small_args(tmp_path / "again", **again))["policies"][-1]
     assert kept["execution_rate"] == row["execution_rate"]
     for network, policy in (
-        restore_checkpoint(folder / "hrl.safetensors"),
+        (opened.mdp(), opened.policy),
         FinishedRun.read(folder).restore(10),
     ):
         test = load_images("rendered-digits", "test").first(result["n_images"])
@@ -395,9 +397,10 @@ def test_gates_to_start_from(tmp_path, few_images):
 def play_shipped(entry: dict, test: ImageSet) -> Evaluation:
     """What a shipped network does with images, its gates thresholded."""
     if entry["kind"] != "plain":
-        mdp, policy = restore_checkpoint(weights_path(entry["name"]), len(test.classes))
+        opened = open_weights(entry["name"])
+        mdp, policy = opened.mdp(), opened.policy
     else:
-        net = build_backbone(entry["depth"], len(test.classes), entry["dataset"], weights=entry["name"])
+        net = load_network(entry["name"], entry["depth"], len(test.classes), entry["dataset"])
         mdp, policy = RoutingMDP(net), AlwaysExecute()
     return evaluate(mdp, policy, test)
 

@@ -17,7 +17,8 @@ from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import load_records
-from skipnet_rl.gated import read_header
+from skipnet_rl.stored import read_header
+from skipnet_rl.weights import open_weights
 
 SMALL = {
     "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "precision": "fp32",
@@ -158,7 +159,7 @@ def test_sampled_gates(finished, play):
 
 
 def test_stages_and_checkpoints_outside_of_a_run(finished, play, tmp_path):
-    assert read_header(finished / "sp.safetensors")["gate"] == "ff2"
+    assert read_header(finished / "sp.safetensors")["kind"] == "ff2"
     elsewhere = tmp_path / "mine.safetensors"
     elsewhere.write_bytes((finished / "sp.safetensors").read_bytes())
     by_stage, by_file = play(finished, stage="sp")[0], play(elsewhere, dataset="rendered-digits")[0]
@@ -177,11 +178,11 @@ def test_a_shipped_network_by_its_name(play, tmp_path):
         play("resnet21-rendered-digits.st")
 
 
-def test_a_shipped_network_of_several_files_has_one_name(play):
-    name = Path("resnet152-cifar10-hrl-0.5")
+def test_a_shipped_network_keeps_its_name():
+    name = Path("resnet38-cifar10-hrl-0.5-ensemble")
     subject = evaluation.restore(name, evaluation.Args(paths=(name,), dataset="rendered-digits"))
     assert subject.name == str(name)
-    assert subject.mdp.num_decisions == 74 and subject.policy.head.weight.abs().sum() > 0
+    assert subject.mdp.num_decisions == 17 and subject.policy.head.weight.abs().sum() > 0
 
 
 def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):
@@ -223,10 +224,9 @@ def test_weights_without_a_header(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    with pytest.raises(
-        WeightsError, match="does not name its alpha, cost, dataset, depth, gate, num_classes"
-    ):
-        read_header(tmp_path / "bare.safetensors")
+    assert read_header(tmp_path / "bare.safetensors") == {}
+    with pytest.raises(WeightsError, match="bare.safetensors holds no ResNet"):
+        open_weights(tmp_path / "bare.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors", metadata={"about": "[1]"})
     with pytest.raises(WeightsError, match="its header is no JSON object"):
         read_header(tmp_path / "bare.safetensors")
@@ -240,4 +240,4 @@ def test_a_missing_run_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main_with_named_errors(evaluation.Args, evaluation.main)
     assert stop.value.code == 2
-    assert "no run in" in capsys.readouterr().err
+    assert "it is no shipped network, and" in capsys.readouterr().err

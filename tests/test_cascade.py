@@ -16,12 +16,12 @@ from scripts.cascade import Answers, threshold_for
 from skipnet_rl.data import load_images
 from skipnet_rl.data.imageset import ImageSet
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.problem import load_network
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.statistics import wilson_interval
-from skipnet_rl.weights import build_backbone, weights_path
+from skipnet_rl.weights import open_weights
 
 SMALL, LARGE, GATED = (
     "resnet20-rendered-digits", "resnet110-rendered-digits", "resnet110-rendered-digits-hrl",
@@ -108,7 +108,7 @@ def test_its_two_ends_are_the_two_networks(few_images, tmp_path):
     found = cascade.main(options(tmp_path, budgets=(COST + 1, COST + 0.001, 0.3)))
     first, between, last = found["cascades"][0]["rows"]  # in the order of their cost
     test = load_images("rendered-digits", "test").first(50)
-    nets = (build_backbone(depth, 10, "rendered-digits") for depth in (20, 110))
+    nets = (load_network("auto", depth, 10, "rendered-digits") for depth in (20, 110))
     small, large = (evaluate(RoutingMDP(net), AlwaysExecute(), test).accuracy for net in nets)
     assert (first["deferred"], first["threshold"]) == (0, 0) and first["accuracy"] == pytest.approx(small)
     assert (last["deferred"], last["threshold"]) == (1, 1) and last["accuracy"] == pytest.approx(large)
@@ -124,8 +124,8 @@ def test_a_first_network_with_gates_costs_what_its_routes_cost(few_images, tmp_p
     found = cascade.main(options(tmp_path, *pairs, budgets=(0.3, 0.6, 7)))
     (row,), (cheap, other), (behind,) = (each["rows"] for each in found["cascades"])
     assert [each["gates"] for each in found["cascades"]] == [True, False, False]
-    mdp, gate = restore_checkpoint(weights_path(GATED))
-    alone = evaluate(mdp, gate, load_images("rendered-digits", "test").first(50))
+    gated = open_weights(GATED)
+    alone = evaluate(gated.mdp(), gated.policy, load_images("rendered-digits", "test").first(50))
     assert row["compute_flops"] == pytest.approx(alone.compute_flops.mean().item() + row["deferred"])
     assert row["budget"] == other["budget"] == 0.6 and 0 < row["deferred"] < 0.3
     every = ["random deferral", GATED, LARGE, SMALL]

@@ -6,20 +6,23 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, static
 from agents.common.sb3 import preset
-from agents.common.sb3_policies import ModelPolicy, build_policy, policy_spec
+from agents.common.sb3_policies import ModelPolicy
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.evaluate import evaluate, load_records, save_evaluations
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Biased, Exploring, FixedRoute, first_memory
+from skipnet_rl.policy_networks import ObservationPolicy, PolicyNetwork
 from skipnet_rl.rollout import choose, rollout
+from skipnet_rl.weights import open_weights
 
 
 @pytest.fixture
@@ -157,24 +160,30 @@ def test_a_models_log_odds_have_the_sign_of_its_choice(mdp, tiny_images):
 
 
 @pytest.mark.parametrize(
-    ("spec", "once"),
+    ("kind", "more", "once"),
     [
-        ({"class": "actor-critic"}, 72 * 32 + 32 * 16 + 16 * 2),
-        ({"class": "dqn"}, 72 * 32 + 32 * 16 + 16 * 2),
-        ({"class": "recurrent", "lstm_hidden_size": 24}, 4 * 24 * (72 + 24) + 24 * 32 + 32 * 16 + 16 * 2),
+        (ActorCriticPolicy, {}, 72 * 32 + 32 * 16 + 16 * 2),
+        (DQNPolicy, {}, 72 * 32 + 32 * 16 + 16 * 2),
+        (
+            RecurrentActorCriticPolicy,
+            {"lstm_hidden_size": 24},
+            4 * 24 * (72 + 24) + 24 * 32 + 32 * 16 + 16 * 2,
+        ),
     ],
 )
-def test_what_a_decision_of_a_model_costs(spec, once):
+def test_what_a_decision_of_a_model_costs(kind, more, once):
     """The layers that decide, by hand; those of the critic do not count."""
-    policy = build_policy({"observation_size": 72, "net_arch": [32, 16], **spec}, 8)
-    assert policy.macs() == 8 * once
+    box = spaces.Box(-1, 1, (72,))
+    policy = kind(box, spaces.Discrete(2), lambda _: 0.0, net_arch=[32, 16], **more)
+    assert ModelPolicy(policy, 8).macs() == 8 * once
+    assert ObservationPolicy.of_sb3(policy.state_dict(), 8).macs() == 8 * once
 
 
 @pytest.mark.parametrize(("size", "decisions"), [(32, 8), (224, 15)])
 def test_what_blockdrops_one_look_costs(size, decisions):
     """A ResNet-8: stem, three blocks of which two begin a stage, their shortcuts, the layer of decisions."""
     layers = 9 * 3 * 16 * 32**2 + 4_718_592 + 2 * 3_538_944 + 2 * 131_072 + 64 * decisions
-    assert blockdrop.PolicyNetwork(decisions, image_size=size).macs() == layers
+    assert PolicyNetwork(decisions, image_size=size).macs() == layers
 
 
 def test_models_come_back_without_a_pickle(mdp, tiny_images, tmp_path):
@@ -182,9 +191,10 @@ def test_models_come_back_without_a_pickle(mdp, tiny_images, tmp_path):
         file = tmp_path / f"{number}.safetensors"
         save_weights(file, model.policy, {})
         load_weights(file, model.policy)  # rounded to half precision, as a run's final evaluation is
-        again = build_policy(policy_spec(model.policy), 8)
-        load_weights(file, again.policy)
-        first, second = (evaluate(mdp, p, tiny_images) for p in (ModelPolicy(model.policy, 8), again))
+        opened = open_weights(file, network=mdp.net.state_dict())
+        assert opened.header["kind"] == "sb3"  # which its tensors show
+        both = ModelPolicy(model.policy, 8), opened.policy
+        first, second = (evaluate(mdp, policy, tiny_images) for policy in both)
         assert torch.equal(first.routes, second.routes)
         assert torch.equal(first.returns, second.returns) and first.policy_flops == second.policy_flops
 
@@ -221,7 +231,7 @@ def test_presets_give_way_to_flags():
 
 def test_a_policy_that_sees_the_image_keeps_its_memory_inside_others(mdp, batch):
     torch.manual_seed(0)
-    policy = blockdrop.PolicyNetwork(8).eval()
+    policy = PolicyNetwork(8).eval()
     torch.nn.init.normal_(policy.net.fc.weight)
     torch.nn.init.zeros_(policy.net.fc.bias)
     with torch.no_grad():

@@ -19,12 +19,12 @@ from skipnet_rl.data import load_images
 from skipnet_rl.data.files import ImageFiles
 from skipnet_rl.device import pick_device, resolve_precision
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import RandomSkip, StochasticDepth
+from skipnet_rl.problem import load_network
 from skipnet_rl.rollout import rollout
-from skipnet_rl.weights import build_backbone
+from skipnet_rl.weights import open_weights
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"dataset": "rendered-digits", "weights": None}
@@ -123,13 +123,13 @@ def test_the_single_environment_and_its_pictures(elsewhere):
 
 
 def test_first_weights_do_not_depend_on_it(elsewhere):
-    net = build_backbone(14, 10, "rendered-digits", weights=None)
+    net = load_network(None, 14, 10, "rendered-digits")
     with torch.device("cpu"):
-        assert torch.equal(net.fc.weight, build_backbone(14, 10, "rendered-digits", weights=None).fc.weight)
+        assert torch.equal(net.fc.weight, load_network(None, 14, 10, "rendered-digits").fc.weight)
 
 
 def test_files_policies_and_evaluations(elsewhere, tmp_path):
-    net = build_backbone(14, 10, "rendered-digits", weights=None)
+    net = load_network(None, 14, 10, "rendered-digits")
     with torch.device("cpu"):
         whole = nn.ModuleDict({"net": net, "gate": make_gate("rnn", net)})
     about = {
@@ -137,7 +137,8 @@ def test_files_policies_and_evaluations(elsewhere, tmp_path):
         "cost": "blocks",
     }  # fmt: skip
     save_weights(tmp_path / "w.safetensors", whole, about)
-    mdp, gate = restore_checkpoint(tmp_path / "w.safetensors")
+    opened = open_weights(tmp_path / "w.safetensors")
+    mdp, gate = opened.mdp(), opened.policy
     images = load_images("rendered-digits", "val").first(6)
     assert evaluate(mdp, gate, images).routes.device.type == "cpu"
     draws = torch.Generator("cpu").manual_seed(0)

@@ -101,7 +101,7 @@ def test_nothing_read_can_execute_code():
 
 
 def test_files_of_the_index_stay_in_their_folder():
-    from skipnet_rl.weights import FOLDER, index
+    from skipnet_rl.catalogue import FOLDER, index
 
     for entry in index():
         assert (FOLDER / entry["file"]).resolve().parent == FOLDER.resolve()

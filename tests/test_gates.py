@@ -9,9 +9,9 @@ from skipnet_rl.data import load_images
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import GATES, RecurrentGate, make_gate
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.problem import load_network
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
-from skipnet_rl.weights import build_backbone
 
 
 def sequence_logits(gate: RecurrentGate, pooled: list[torch.Tensor]) -> torch.Tensor:
@@ -191,7 +191,7 @@ def test_unknown_gate_names_the_nearest(tiny_net):
 def spread_over_images(gain: float, name: str = "rnn") -> tuple[float, float]:
     """Mean of an untrained gate's log-odds, and their standard deviation over images."""
     images, labels = load_images("rendered-digits", "test").batch(torch.arange(200))
-    mdp = RoutingMDP(build_backbone(20, 10, "rendered-digits"))
+    mdp = RoutingMDP(load_network("auto", 20, 10, "rendered-digits"))
     torch.manual_seed(0)
     gate = make_gate(name, mdp.net, gain).eval()
     with torch.no_grad():

@@ -1,7 +1,6 @@
 """Weights from elsewhere: torchvision's models, the common CIFAR naming, and files that do not fit."""
 
 import argparse
-import copy
 import re
 
 import gymnasium as gym
@@ -16,9 +15,23 @@ from skipnet_rl.errors import WeightsError
 from skipnet_rl.importer import torchvision_weights
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.problem import load_network
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
-from skipnet_rl.weights import build_backbone, load_backbone
+from skipnet_rl.weights import open_weights, untrained
+
+
+def load_into(weights, net: ResNet, exact: bool = False) -> None:
+    """Fill a network with what `open_weights` makes of weights that are to be of its architecture."""
+    opened = open_weights(
+        weights,
+        depth=net.depth,
+        shortcut=net.shortcut,
+        num_classes=net.num_classes,
+        new_classifier=not exact,
+    )
+    net.load_state_dict(opened.network.state_dict())
+
 
 REFERENCE = SHARED / "reference" / "resnet20-12fca82f.th"
 
@@ -40,7 +53,7 @@ def random_torchvision(depth: int) -> torch.nn.Module:
 def test_logits_are_those_of_torchvisions_model(depth, tmp_path):
     model = random_torchvision(depth)
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    net = build_backbone(depth, 1000, "imagenet", weights=tmp_path / "model.pth")
+    net = load_network(tmp_path / "model.pth", depth, 1000, "imagenet")
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         expected = model(images)
@@ -59,11 +72,11 @@ def test_weights_by_the_name_torchvision(monkeypatch):
         return model
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
-    net = build_backbone(34, 1000, "imagenet", weights="torchvision")
+    net = load_network("torchvision", 34, 1000, "imagenet")
     assert asked == [("resnet34", "IMAGENET1K_V1")]
     assert torch.equal(net.blocks[3].conv1.weight, model.layer2[0].conv1.weight)
     with pytest.raises(WeightsError, match=r"torchvision's model .* layer fc.weight .*\(10, 512\)"):
-        build_backbone(34, 10, "cifar10", weights="torchvision", exact=True)
+        load_network("torchvision", 34, 10, "cifar10", new_classifier=False)
     with pytest.raises(WeightsError, match="no weights for a ResNet-20; it has: 34, 50, 101"):
         torchvision_weights(20)
 
@@ -74,7 +87,7 @@ def test_torchvision_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
     with pytest.raises(WeightsError, match="weights for ResNet-34 did not come: no route to host"):
-        build_backbone(34, 1000, "imagenet", weights="torchvision")
+        load_network("torchvision", 34, 1000, "imagenet")
 
 
 def foreign_names(net: ResNet, classifier: str, shortcut: str) -> dict[str, torch.Tensor]:
@@ -103,7 +116,7 @@ def test_common_names(tiny_net, tmp_path, classifier, shortcut, parallel, wrappe
     state = {("module." if parallel else "") + name: value for name, value in state.items()}
     torch.save({"state_dict": state, "best_prec1": 91.7} if wrapped else state, tmp_path / "net.th")
     net = ResNet(20)
-    load_backbone(tmp_path / "net.th", net)
+    load_into(tmp_path / "net.th", net)
     for name, value in tiny_net.state_dict().items():
         assert torch.equal(net.state_dict()[name], value), name
 
@@ -112,22 +125,22 @@ def test_files_without_counts_of_batches(tiny_net, tmp_path):
     state = foreign_names(tiny_net, "linear", "shortcut")
     state = {name: value for name, value in state.items() if "num_batches" not in name}
     torch.save(state, tmp_path / "old.th")
-    load_backbone(tmp_path / "old.th", net := ResNet(20))
+    load_into(tmp_path / "old.th", net := ResNet(20))
     assert torch.equal(net.blocks[8].bn2.running_var, tiny_net.blocks[8].bn2.running_var)
 
 
 def test_what_does_not_fit_names_layer_and_shapes(tiny_net, tmp_path):
     torch.save(foreign_names(tiny_net, "fc", "shortcut"), tmp_path / "net.th")
     with pytest.raises(WeightsError, match=r"layer fc.weight has shape \(10, 64\), expected \(100, 64\)"):
-        load_backbone(tmp_path / "net.th", ResNet(20, 100), exact=True)
+        load_into(tmp_path / "net.th", ResNet(20, 100), exact=True)
     with pytest.raises(WeightsError, match=r"layer blocks.3.shortcut.0.weight \(32, 16, 1, 1\)"):
-        load_backbone(tmp_path / "net.th", ResNet(20, shortcut="pad"))
+        load_into(tmp_path / "net.th", ResNet(20, shortcut="pad"))
     with pytest.raises(
         WeightsError, match=r"layer blocks.3.conv1.weight .*ResNet-20 of 10 .*ResNet-32 of 10"
     ):
-        load_backbone(tmp_path / "net.th", ResNet(32))
+        load_into(tmp_path / "net.th", ResNet(32))
     with pytest.raises(WeightsError, match=r"does not fit: .*layer"):
-        load_backbone(tmp_path / "net.th", ResNet(14))
+        load_into(tmp_path / "net.th", ResNet(14))
 
 
 # names of other projects, prefixes, wrappers, other numbers of classes
@@ -203,7 +216,7 @@ def test_names_and_prefixes(tiny_net, naming, record_property):
     state = named_as(naming, tiny_net)
     prefixes = PREFIXES if naming == "akamaster" else PREFIXES[:1] + PREFIXES[-2:]
     for prefix in prefixes:
-        load_backbone({prefix + name: value for name, value in state.items()}, net := ResNet(20))
+        load_into({prefix + name: value for name, value in state.items()}, net := ResNet(20))
         assert_same(net, tiny_net)
     record_property("accepted", len(prefixes))
     record_property("refused", 0)
@@ -212,7 +225,7 @@ def test_names_and_prefixes(tiny_net, naming, record_property):
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_wrappings(tiny_net, tmp_path, wrapping):
     torch.save(WRAPPINGS[wrapping](named_as("akamaster", tiny_net)), tmp_path / "net.pt")
-    load_backbone(tmp_path / "net.pt", net := ResNet(20))
+    load_into(tmp_path / "net.pt", net := ResNet(20))
     assert_same(net, tiny_net)
 
 
@@ -226,9 +239,7 @@ def test_what_is_no_part_of_the_backbone_is_left_out_and_said(tiny_net, rest, sa
     prefix = "module." if any("module" in name for name in rest) else "model."
     state = {prefix + name: value for name, value in named_as("SkipNet", tiny_net).items()}
     with pytest.warns(UserWarning, match=f"the state_dict: left out .*{said}") as caught:
-        load_backbone(
-            {**state, **{name: torch.zeros(shape) for name, shape in rest.items()}}, net := ResNet(20)
-        )
+        load_into({**state, **{name: torch.zeros(shape) for name, shape in rest.items()}}, net := ResNet(20))
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
     assert_same(net, tiny_net)
 
@@ -236,25 +247,25 @@ def test_what_is_no_part_of_the_backbone_is_left_out_and_said(tiny_net, rest, sa
 @pytest.mark.parametrize("classes", [1, 2, 1000])
 @pytest.mark.parametrize("naming", ["akamaster", "transformers", "ours"])
 def test_another_number_of_classes_begins_a_new_classifier(tiny_net, naming, classes):
-    before = copy.deepcopy(net := ResNet(20, classes))
+    net = ResNet(20, classes)
     state = {"model." + name: value for name, value in named_as(naming, tiny_net).items()}
     with pytest.warns(
-        UserWarning, match=f"classifier is of 10 classes.* {classes} classes is untrained"
+        UserWarning, match=f"classifier has 10 classes.* {classes} classes is untrained"
     ) as caught:
-        load_backbone(state, net)
+        load_into(state, net)
     assert len(caught) == 1
-    assert torch.equal(net.fc.weight, before.fc.weight)
+    assert torch.equal(net.fc.weight, untrained(20, classes).fc.weight)
     assert torch.equal(net.blocks[8].bn2.running_var, tiny_net.blocks[8].bn2.running_var)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(WeightsError, match=r"layer fc.weight has shape \(10, 64\)"):
-        load_backbone(state, net, exact=True)
+        load_into(state, net, exact=True)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_a_file_without_classifier(tiny_net):
     state = {name: value for name, value in tiny_net.state_dict().items() if not name.startswith("fc.")}
     with pytest.warns(UserWarning, match="classifier is missing"):
-        load_backbone(state, net := ResNet(20))
+        load_into(state, net := ResNet(20))
     assert torch.equal(net.blocks[8].conv2.weight, tiny_net.blocks[8].conv2.weight)
 
 
@@ -273,7 +284,7 @@ def test_refusals_say_what_came_and_leave_the_network_alone(tiny_net, change, sa
     net = ResNet(20)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(WeightsError, match=said) as refusal:
-        load_backbone(change(named_as("akamaster", tiny_net)), net)
+        load_into(change(named_as("akamaster", tiny_net)), net)
     assert str(refusal.value).isprintable() and "the state_dict" in str(refusal.value)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
@@ -281,7 +292,7 @@ def test_refusals_say_what_came_and_leave_the_network_alone(tiny_net, change, sa
 def test_blockdrops_own_padding_is_refused(tiny_net):
     net = ResNet(20, shortcut="pool")
     with pytest.raises(WeightsError, match="new channels behind the old ones"):
-        load_backbone(stage_names(net, *NAMINGS["BlockDrop"]), ResNet(20, shortcut="pool"))
+        load_into(stage_names(net, *NAMINGS["BlockDrop"]), ResNet(20, shortcut="pool"))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +304,7 @@ def test_what_is_neither_name_nor_path_nor_weights(weights):
     with pytest.raises(
         WeightsError, match=r"^(weights is .*; expected the path|the state_dict holds a dict)"
     ) as error:
-        build_backbone(20, 10, "cifar10", weights=weights)
+        load_network(weights, 20, 10, "cifar10")
     assert str(error.value).isprintable()
     with pytest.raises(WeightsError, match="expected"):
         gym.make("SkipResNet20-v0", dataset="rendered-digits", split="test", weights=weights)
@@ -301,13 +312,13 @@ def test_what_is_neither_name_nor_path_nor_weights(weights):
 
 @pytest.mark.skipif(not REFERENCE.is_file(), reason="no reference weights beside the repository")
 def test_published_weights_with_another_number_of_classes():
-    with pytest.warns(UserWarning, match="12fca82f.th: its classifier is of 10 classes"):
-        net = build_backbone(20, 7, "imagefolder", "pad", REFERENCE)
+    with pytest.warns(UserWarning, match="12fca82f.th: its classifier has 10 classes"):
+        net = load_network(REFERENCE, 20, 7, "imagefolder", "pad")
     assert net.fc.weight.shape == (7, 64) and net.blocks[8].bn2.running_var.std() > 0
     with pytest.raises(
         WeightsError, match="holds a ResNet-20 of 10 classes with shortcuts without weights; expected a"
     ):
-        build_backbone(20, 10, "cifar10", "projection", REFERENCE)
+        load_network(REFERENCE, 20, 10, "cifar10")
 
 
 class Surprise:
@@ -327,7 +338,7 @@ def test_files_that_hold_no_weights(content, tmp_path, capsys):
     else:
         torch.save({"code": Surprise(), "a list": [1, 2], "numbers": {"lr": 0.1}}[content], path)
     with pytest.raises(WeightsError, match="net.th (is not a readable file of weights|holds a)") as error:
-        load_backbone(path, ResNet(20))
+        load_into(path, ResNet(20))
     assert str(error.value).isprintable() and (
         content != "code" or "which could run code" in str(error.value)
     )
@@ -340,7 +351,7 @@ def test_the_backbone_of_a_gated_network(tiny_net, tmp_path):
 
     whole = torch.nn.ModuleDict({"net": tiny_net, "gate": make_gate("rnn", tiny_net)})
     save_weights(tmp_path / "hrl.safetensors", whole, {})
-    load_backbone(tmp_path / "hrl.safetensors", net := ResNet(20))
+    load_into(tmp_path / "hrl.safetensors", net := ResNet(20))
     assert torch.equal(net.fc.weight, tiny_net.fc.weight.half().float())
 
 

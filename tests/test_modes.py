@@ -17,9 +17,9 @@ from skipnet_rl.data import ImageSet
 from skipnet_rl.folding import for_inference
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.problem import load_network
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
-from skipnet_rl.weights import build_backbone
 
 N = 8  # decisions of the tiny network
 PLAIN, NO_GRAD, INFERENCE = contextlib.nullcontext, torch.no_grad, torch.inference_mode
@@ -90,7 +90,7 @@ def test_an_environment_is_the_same_in_each_mode(tiny_net, tiny_images, kind, mo
 
 def test_what_is_made_in_inference_mode_can_be_trained_outside(tiny_images):
     with torch.inference_mode():
-        net = build_backbone(8, 10, "cifar10", weights=None)
+        net = load_network(None, 8, 10, "cifar10")
         mdp = RoutingMDP(net, cost="flops")
         images, labels = tiny_images.batch(torch.arange(4))
         route = torch.ones(4, 2, dtype=torch.bool)

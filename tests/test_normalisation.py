@@ -14,10 +14,11 @@ from agents import evaluate, hybrid_reinforce, pretrain
 from agents.common import setting
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
-from skipnet_rl.checkpoint import read_about, save_weights
+from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.normalisation import check_statistics, normalised, stated
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.stored import read_header
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 QUICK = {"dataset": "rendered-digits", "split": "test", "device": "cpu"}
@@ -129,7 +130,7 @@ def test_a_run_keeps_its_own(tmp_path, monkeypatch, few_images):
     plain = ["--depth", "14", "--epochs", "1", *short]
     run(monkeypatch, pretrain, pretrain.train, *plain, *numbers, "--run-dir", str(first))
     weights = first / "weights.safetensors"
-    about = read_about(weights)
+    about = read_header(weights)
     assert stated(about) == (MEAN, STD) and (about["depth"], about["dataset"]) == (14, "rendered-digits")
     gated = ["--env", "SkipResNet14-v0", "--weights", str(weights), "--iterations", "1",
              "--sp-iterations", "1", "--tune-iterations", "0", "--bn", "train", *short]  # fmt: skip
@@ -137,7 +138,7 @@ def test_a_run_keeps_its_own(tmp_path, monkeypatch, few_images):
     assert not said(
         lambda: run(monkeypatch, hybrid_reinforce, train, *gated, *numbers, "--run-dir", str(second))
     )
-    assert stated(read_about(second / "hrl.safetensors")) == (MEAN, STD)
+    assert stated(read_header(second / "hrl.safetensors")) == (MEAN, STD)
     for path in (first, second, second / "hrl.safetensors"):
         args = evaluate.Args((path,), device="cpu")
         images = evaluate.restore(path, args).images

@@ -11,9 +11,9 @@ from test_agents import gated_file
 from agents.common import presets
 from agents.common.presets import PRESETS, STEPS, describe, situation_of, values_of
 from agents.hybrid_args import Args
+from skipnet_rl.catalogue import index
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.runs import as_stored
-from skipnet_rl.weights import index
 
 
 def parsed(line: str) -> Args:

@@ -31,11 +31,10 @@ from envs.vector import SkipNetVectorEnv
 from skipnet_rl.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.evaluate import load_records
-from skipnet_rl.gated import restore_checkpoint
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
-from skipnet_rl.weights import load_backbone
+from skipnet_rl.weights import open_weights
 
 NAMED = (ValueError, OSError, GymnasiumError)  # what the command line turns into one line and exit code 2
 TALLY: Counter[str] = Counter()
@@ -218,8 +217,8 @@ def test_damaged_weights(files, tmp_path_factory, kind, data):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     call = {
         "weights": lambda: load_weights(path_now, net, prefix="net.") or net,
-        "gated": lambda: restore_checkpoint(path_now),
-        "plain": lambda: load_backbone(path_now, net) or net,
+        "gated": lambda: open_weights(path_now).mdp(),
+        "plain": lambda: open_weights(path_now).network,
     }[kind]
     if attempt(call) is None:
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -257,7 +256,7 @@ def test_weights_of_another_network(files, tmp_path_factory, depth, classes, sho
         "cost": "blocks",
     }
     save_file(tensors, path, metadata={"about": json.dumps(about)})
-    restored = attempt(restore_checkpoint, path)
+    restored = attempt(open_weights, path)
     assert (restored is not None) == ((depth, shortcut, gate) == (8, "projection", "rnn"))
 
 
@@ -273,10 +272,8 @@ def test_a_hostile_pickle_is_not_executed(tmp_path, monkeypatch):
     torch.save({"state_dict": Hostile()}, tmp_path / "hostile.pth")
     torch.save(Hostile(), tmp_path / "hostile.safetensors")
     np.savez(tmp_path / "routes.npz", policies=np.array([Hostile()], dtype=object))
-    net = ResNet(8)
-    assert attempt(load_backbone, tmp_path / "hostile.pth", net) is None
-    assert attempt(load_backbone, tmp_path / "hostile.safetensors", net) is None
-    assert attempt(restore_checkpoint, tmp_path / "hostile.safetensors") is None
+    assert attempt(open_weights, tmp_path / "hostile.pth") is None
+    assert attempt(open_weights, tmp_path / "hostile.safetensors") is None
     assert attempt(load_records, tmp_path / "routes.npz") is None
     assert not (tmp_path / "executed").exists()
     torch.load(tmp_path / "hostile.pth", weights_only=False)  # it would have worked

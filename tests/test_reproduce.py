@@ -12,11 +12,12 @@ from agents import hybrid_reinforce, pretrain
 from agents.common import setting
 from agents.common.finished import FinishedRun
 from scripts import reproduce, results, rows, ship
-from skipnet_rl import weights
+from skipnet_rl import catalogue
 from skipnet_rl.checkpoint import parts_of, read_tensors
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.gated import read_header, restore_checkpoint
+from skipnet_rl.stored import find_file, read_header
+from skipnet_rl.weights import open_weights
 
 
 @pytest.fixture
@@ -243,33 +244,44 @@ def test_no_table_of_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def auto_file(*wanted):
+    """The file of the network that "auto" stands for."""
+    return catalogue.path_of(catalogue.find_auto(*wanted))
+
+
 def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch):
     package = tmp_path / "weights"
     package.mkdir()
     (package / "index.json").write_text("[]")
-    for module in (weights, ship):
+    for module in (catalogue, ship):
         monkeypatch.setattr(module, "FOLDER", package)
     for run, name, stage in ((0, "plain", None), (1, "supervised", "sp"), (2, "hybrid", None)):
         ship.main(ship.Options(folders[run], name, stage))
         ship.main(ship.Options(folders[run], name, stage))  # replaces its entry
-    plain, supervised, hybrid = weights.index()
-    assert weights.find_shipped(20, "rendered-digits", "projection") == package / "plain.safetensors"
-    assert weights.weights_path("hybrid").read_bytes() == (folders[2] / "hrl.safetensors").read_bytes()
+    plain, supervised, hybrid = catalogue.index()
+    assert auto_file(20, "rendered-digits", "projection") == package / "plain.safetensors"
+    assert find_file("hybrid").read_bytes() == (folders[2] / "hrl.safetensors").read_bytes()
     assert supervised["stage"] == "sp" and hybrid["stage"] == "hrl" and "gate" not in plain
     last = FinishedRun.read(folders[2]).result["policies"][-1]
     assert hybrid["test_accuracy"] == last["accuracy"] and hybrid["alpha"] == 3.0
-    assert len(hybrid["command"]) == 3 and len(supervised["command"]) == 2
+    assert (hybrid["after"], supervised["after"], plain["after"]) == (["supervised"], ["plain"], [])
+    assert (hybrid["kind"], plain["kind"]) == ("rnn", "plain")
+    run = FinishedRun.read(folders[2])
+    command = f"python -m agents.hybrid_reinforce --weights {run.args['weights']} --device cpu"
+    told = dataclasses.replace(run, result={**run.result, "command": command})
+    _, entry = ship.describe(told, None)
+    assert entry["command"] == "python -m agents.hybrid_reinforce --weights supervised"
     before = (package / "plain.safetensors").read_bytes()
     with pytest.raises(ValueError, match="--weights auto would find plain or this one; give another --stage"):
         ship.main(ship.Options(folders[0], "other"))
     assert not (package / "other.safetensors").exists()
     ship.main(ship.Options(folders[0], "other", "backbone-again"))
-    assert weights.find_shipped(20, "rendered-digits", "projection").read_bytes() == before
+    assert auto_file(20, "rendered-digits", "projection").read_bytes() == before
     taught = {**plain, "name": "taught", "stage": "backbone-distilled"}
     (package / "index.json").write_text(json.dumps([taught]))
-    assert weights.find_shipped(20, "rendered-digits", "projection") == package / "plain.safetensors"
+    assert auto_file(20, "rendered-digits", "projection") == package / "plain.safetensors"
     ship.main(ship.Options(folders[0], "other"))  # without a teacher: auto finds the other one first
-    assert weights.find_shipped(20, "rendered-digits", "projection") == package / "plain.safetensors"
+    assert auto_file(20, "rendered-digits", "projection") == package / "plain.safetensors"
     learned = dataclasses.replace(
         FinishedRun.read(folders[2]), result={**FinishedRun.read(folders[2]).result, "agent": "reinforce"}
     )
@@ -279,11 +291,11 @@ def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch
 
 def test_a_large_network_is_shipped_in_parts(folders, tmp_path, monkeypatch):
     (tmp_path / "index.json").write_text("[]")
-    for module in (weights, ship):
+    for module in (catalogue, ship):
         monkeypatch.setattr(module, "FOLDER", tmp_path)
     monkeypatch.setattr(ship, "LARGEST", 250_000)
     ship.main(ship.Options(folders[2], "hybrid"))
-    source, first = folders[2] / "hrl.safetensors", weights.weights_path("hybrid")
+    source, first = folders[2] / "hrl.safetensors", find_file("hybrid")
     parts = sorted(tmp_path.glob("*.safetensors"))
     assert [part.name for part in parts] == [f"hybrid-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
     assert first == parts[0] and max(part.stat().st_size for part in parts) <= 250_000
@@ -291,24 +303,24 @@ def test_a_large_network_is_shipped_in_parts(folders, tmp_path, monkeypatch):
     assert whole.keys() == together.keys()
     assert all(torch.equal(whole[name], together[name]) for name in whole)
     assert read_header(first) == read_header(source)
-    assert restore_checkpoint(first)[0].num_decisions == 8
+    assert open_weights(first).mdp().num_decisions == 8
     for read in (read_tensors, read_header):
         with pytest.raises(WeightsError, match="is one of 3 parts; give the first, hybrid-00001-of-00003"):
             read(parts[1])
     parts[1].write_bytes(parts[1].read_bytes()[:-1] + b"\x01")
     with pytest.raises(WeightsError, match="hybrid-00001-of-00003.safetensors is missing or damaged"):
-        weights.weights_path("hybrid")
+        find_file("hybrid")
     parts[2].unlink()
     for read in (read_tensors, read_header):
         with pytest.raises(WeightsError, match="no weights file .*hybrid-00003-of-00003.safetensors"):
             read(first)
     with pytest.raises(WeightsError, match="hybrid-00003-of-00003.safetensors is missing or damaged"):
-        weights.weights_path("hybrid")
+        find_file("hybrid")
     for largest, count in ((400_000, 2), (4_000_000, 1)):  # other parts take their place
         monkeypatch.setattr(ship, "LARGEST", largest)
         ship.main(ship.Options(folders[2], "hybrid"))
         left = sorted(tmp_path.glob("*.safetensors"))
-        assert left == parts_of(weights.weights_path("hybrid")) and len(left) == count
+        assert left == parts_of(find_file("hybrid")) and len(left) == count
     monkeypatch.setattr(ship, "LARGEST", 10_000)  # one tensor alone has more
     with pytest.raises(ValueError, match="has parts of .* bytes, more than 10,000"):
         ship.main(ship.Options(folders[2], "hybrid"))

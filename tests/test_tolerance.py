@@ -8,8 +8,8 @@ from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, FixedRoute
+from skipnet_rl.problem import load_network
 from skipnet_rl.tolerance import SKIPPED, Tolerance, absence_costs, falling_rates, measure_tolerance
-from skipnet_rl.weights import build_backbone
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def mdp():
-    return RoutingMDP(build_backbone(20, 10, "rendered-digits"))
+    return RoutingMDP(load_network("auto", 20, 10, "rendered-digits"))
 
 
 def test_absence_costs_are_those_of_routes_without_one_block(mdp, images):
@@ -42,7 +42,7 @@ def test_absence_costs_leave_the_network_as_it_is(mdp, images):
 def test_tolerance_tells_the_networks_apart(images):
     """ResNet-110's weights were trained with skips, ResNet-20's were not."""
     plain, skips = (
-        measure_tolerance(RoutingMDP(build_backbone(depth, 10, "rendered-digits")), images)
+        measure_tolerance(RoutingMDP(load_network("auto", depth, 10, "rendered-digits")), images)
         for depth in (20, 110)
     )
     assert not plain.prepared and skips.prepared

@@ -9,12 +9,20 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from skipnet_rl import catalogue, weights
+from skipnet_rl import catalogue
+from skipnet_rl.catalogue import START
 from skipnet_rl.checkpoint import parts_of, save_weights
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.problem import load_network
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import without_places
-from skipnet_rl.weights import build_backbone, find_shipped
+from skipnet_rl.stored import find_file
+
+
+def auto_file(depth: int, dataset: str, shortcut: str):
+    """The file of the network that "auto" stands for."""
+    entry = catalogue.find_auto(depth, dataset, shortcut)
+    return entry and catalogue.path_of(entry)
 
 
 @pytest.fixture
@@ -40,16 +48,16 @@ def shipped(tmp_path, monkeypatch) -> dict[str, torch.Tensor]:
 
 def test_every_shipped_file_is_what_the_index_says():
     shipped = {path.name for path in catalogue.FOLDER.glob("*.safetensors")}
-    files = [part for entry in weights.index() for part in parts_of(catalogue.FOLDER / entry["file"])]
+    files = [part for entry in catalogue.index() for part in parts_of(catalogue.FOLDER / entry["file"])]
     assert shipped == {file.name for file in files}
     for file in files:
         assert file.stat().st_size <= 4 * 2**20, f"{file.name} is larger than 4 MB"
-    for entry in weights.index():
-        path = weights.weights_path(entry["name"])  # checks the bytes
+    for entry in catalogue.index():
+        path = find_file(entry["name"])  # checks the bytes
         assert path == catalogue.FOLDER / entry["file"]
-        distilled = weights.find_entry(entry["depth"], entry["dataset"], entry["shortcut"])
+        distilled = catalogue.find_auto(entry["depth"], entry["dataset"], entry["shortcut"])
         if entry["stage"] == "backbone" and distilled["stage"] == "backbone":
-            assert find_shipped(entry["depth"], entry["dataset"], entry["shortcut"]) == path
+            assert auto_file(entry["depth"], entry["dataset"], entry["shortcut"]) == path
         commands = [entry["command"]]
         for part in parts_of(path):
             with safe_open(part, "pt") as file:
@@ -63,7 +71,7 @@ def test_every_shipped_file_is_what_the_index_says():
     (20, "rendered-digits", "resnet20-rendered-digits"),
 ])  # fmt: skip
 def test_auto_takes_the_network_that_was_taught_where_there_is_one(depth, dataset, name):
-    assert find_shipped(depth, dataset, "projection") == weights.weights_path(name)
+    assert auto_file(depth, dataset, "projection") == find_file(name)
 
 
 @pytest.mark.parametrize("alpha, name", [
@@ -71,15 +79,17 @@ def test_auto_takes_the_network_that_was_taught_where_there_is_one(depth, datase
     (2.0, "resnet38-cifar10-hrl-1.0-gain6-ensemble"),
 ])  # fmt: skip
 def test_a_policy_over_a_frozen_network_starts_from_one_that_was_trained_with_skips(alpha, name):
-    assert weights.find_start(38, "cifar10", "projection", alpha)["name"] == name
-    assert weights.find_start(20, "cifar10", "projection", alpha)["name"] == "resnet20-cifar10-distilled"
-    assert weights.find_start(38, "cifar10", "pool", alpha) is None
+    assert catalogue.find_auto(38, "cifar10", "projection", START, alpha)["name"] == name
+    assert (
+        catalogue.find_auto(20, "cifar10", "projection", START, alpha)["name"] == "resnet20-cifar10-distilled"
+    )
+    assert catalogue.find_auto(38, "cifar10", "pool", START, alpha) is None
 
 
 def test_auto_takes_the_shipped_weights(shipped):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        net = build_backbone(8, 10, "cifar10")
+        net = load_network("auto", 8, 10, "cifar10")
     assert torch.equal(net.blocks[2].conv2.weight, shipped["blocks.2.conv2.weight"].half().float())
     assert not net.training
     assert net.blocks[2].conv2.weight.is_contiguous(memory_format=torch.channels_last)
@@ -90,8 +100,8 @@ def test_auto_takes_the_shipped_weights(shipped):
 ])  # fmt: skip
 def test_auto_without_shipped_weights_warns(shipped, depth, dataset, shortcut):
     with pytest.warns(UserWarning, match=f"no shipped weights for ResNet-{depth} on {dataset}.*untrained"):
-        build_backbone(depth, 10, dataset, shortcut)
-    assert find_shipped(depth, dataset, shortcut) is None
+        load_network("auto", depth, 10, dataset, shortcut)
+    assert auto_file(depth, dataset, shortcut) is None
 
 
 @pytest.mark.parametrize("change", ["damage", "remove"])
@@ -102,7 +112,7 @@ def test_shipped_file_that_is_not_the_indexs(shipped, change):
     else:
         path.unlink()
     with pytest.raises(WeightsError, match="r8.safetensors is missing or damaged; reinstall"):
-        build_backbone(8, 10, "cifar10")
+        load_network("auto", 8, 10, "cifar10")
 
 
 def test_weights_from_a_path(tmp_path):
@@ -110,19 +120,19 @@ def test_weights_from_a_path(tmp_path):
     net = ResNet(8, 3)
     save_weights(tmp_path / "mine.safetensors", net, {})
     for path in (tmp_path / "mine.safetensors", str(tmp_path / "mine.safetensors")):
-        loaded = build_backbone(8, 3, "cifar10", weights=path)
+        loaded = load_network(path, 8, 3, "cifar10")
         assert torch.equal(loaded.fc.weight, net.fc.weight.half().float())
     with pytest.raises(WeightsError, match=r"layer fc.weight has shape \(3, 64\), expected \(10, 64\)"):
-        build_backbone(8, 10, "cifar10", weights=tmp_path / "mine.safetensors", exact=True)
-    with pytest.warns(UserWarning, match="mine.safetensors: its classifier is of 3 classes"):
-        build_backbone(8, 10, "cifar10", weights=tmp_path / "mine.safetensors")
+        load_network(tmp_path / "mine.safetensors", 8, 10, "cifar10", new_classifier=False)
+    with pytest.warns(UserWarning, match="mine.safetensors: its classifier has 3 classes"):
+        load_network(tmp_path / "mine.safetensors", 8, 10, "cifar10")
 
 
 def test_untrained_network_is_the_same_each_time_and_moves_no_seed():
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    first = build_backbone(8, 10, "cifar10", weights=None)
+    first = load_network(None, 8, 10, "cifar10")
     assert torch.equal(torch.rand(3), expected)
-    second = build_backbone(8, 10, "cifar10", weights=None)
+    second = load_network(None, 8, 10, "cifar10")
     assert torch.equal(first.blocks[1].conv1.weight, second.blocks[1].conv1.weight)

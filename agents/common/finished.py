@@ -8,22 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from agents.blockdrop import PolicyNetwork
-from agents.common.sb3_policies import WEIGHTS, build_policy, load_model
+from agents.common.sb3_policies import load_model
 from envs.ids import depth_of
-from skipnet_rl.checkpoint import load_weights
+from skipnet_rl import catalogue
+from skipnet_rl.catalogue import START
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Record, load_records
-from skipnet_rl.gated import empty_policy
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, Policy
+from skipnet_rl.policies import Policy
+from skipnet_rl.problem import load_network
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import as_now
-from skipnet_rl.weights import build_backbone, find_named, find_start
+from skipnet_rl.weights import open_weights
 
-GATED = ("hybrid_reinforce", "reinforce", "gumbel")  # backbone and gate in one file
-FROZEN = ("ppo", "a2c", "dqn")  # a stable-baselines3 policy over the backbone that the run started from
+# agents that learned on half of the validation images, in runs that did not write it down
+ON_CALIBRATION_IMAGES = ("ppo", "a2c", "dqn", "reinforce")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ class FinishedRun:
     @property
     def on_calibration_images(self) -> bool:
         """Whether its policy learned on half of the validation images."""
-        return self.agent in (*FROZEN, "reinforce")
+        learned_on = "calibration" if self.agent in ON_CALIBRATION_IMAGES else "train"
+        return self.result.get("learned_on", learned_on) == "calibration"
 
     @property
     def policy_name(self) -> str:
@@ -94,71 +94,70 @@ class FinishedRun:
 
     def network(self, num_classes: int, file: str | None = None) -> ResNet:
         """The backbone in one of the run's files, that of a shipped name, or the one that it started from."""
-        if file is None or find_named(file):
-            kind, start = self.args.get("shortcut", "projection"), file or self.args["weights"]
-            return build_backbone(self.depth, num_classes, self.result["dataset"], kind, start, exact=True)
-        net = self._empty_network(num_classes)
-        load_weights(self._inside(file), net, prefix="net.")
-        return net
+        shipped = file is None or catalogue.find(file)
+        start = self._start if file is None else file if shipped else self._inside(file)
+        return load_network(
+            start, self.depth, num_classes, self.result["dataset"], self._shortcut, new_classifier=False
+        )
 
     def mdp(self, net: ResNet) -> RoutingMDP:
         """The decision process of the run over a network."""
         return RoutingMDP(net, self.result["alpha"], self.result.get("cost", "blocks"))
+
+    def weights(self, stage: str | None = None) -> Path:
+        """The file of the policy that the run is about, or of one of its stages.
+
+        Raises:
+            WeightsError: there is none, as for a run whose rows are no policies to be played again.
+        """
+        names = [stage] if stage else [self.policy_name.lower(), "policy", "weights"]
+        files = [self._inside(f"{name}.safetensors") for name in names]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            raise WeightsError(
+                f"no weights file {' or '.join(map(str, files))}; agents.compare reads the rows of a run of "
+                f"agents.{self.agent} as they are"
+            )
+        return found
 
     def restore(self, num_classes: int, stage: str | None = None) -> tuple[RoutingMDP, Policy]:
         """Decision process and policy, in evaluation mode on the CPU.
 
         Args:
             num_classes: K of the data set.
-            stage: `"sp"` or `"hrl"` of hybrid REINFORCE; None for the last. Other agents have none.
+            stage: the name of a stage that left a file of its own, such as `"sp"`; None for the last.
 
         Raises:
             WeightsError: a file is missing or does not fit.
-            ValueError: the run has no policy that could be played on other images, or its args.json lacks
-                what made it.
+            ValueError: args.json or result.json lacks what made it.
         """
-        if stage and self.agent != "hybrid_reinforce":
-            raise ValueError(f"{self.folder} is a run of agents.{self.agent}, which has no stage {stage!r}")
         try:
-            return self._restore(num_classes, stage)
+            opened = open_weights(
+                self.weights(stage), depth=self.depth, shortcut=self._shortcut, num_classes=num_classes,
+                network=self._start,
+            )  # fmt: skip
+            return self.mdp(opened.network), opened.policy
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder}/args.json or result.json is damaged: {error!r}") from error
 
-    def _restore(self, num_classes: int, stage: str | None) -> tuple[RoutingMDP, Policy]:
-        agent = self.agent
-        if agent == "pretrain":
-            return self.mdp(self.network(num_classes, "weights.safetensors")), AlwaysExecute()
-        if agent in GATED or agent == "blockdrop":
-            name = (stage or self.policy_name.lower()) if agent == "hybrid_reinforce" else "policy"
-            path = self._inside(f"{name}.safetensors")
-            net = self._empty_network(num_classes)
-            load_weights(path, net, prefix="net.")
-            policy = self._own_policy(net)
-            load_weights(path, policy, prefix="policy." if agent == "blockdrop" else "gate.")
-            return self.mdp(net), policy.eval()
-        if agent in FROZEN:
-            mdp = self.mdp(self.network(num_classes))
-            model = build_policy(self.result["policy"], mdp.num_decisions)
-            load_weights(self.folder / WEIGHTS, model.policy)
-            return mdp, model.eval()
-        raise ValueError(
-            f"{self.folder} is a run of agents.{agent}, whose rows are not policies to be played again; "
-            "agents.compare reads them as they are"
-        )
+    @property
+    def _shortcut(self) -> str:
+        return self.args.get("shortcut", "projection")
+
+    @property
+    def _start(self) -> str:
+        """What the run started from; older runs did not write down what `auto` came to."""
+        start = self.args["weights"]
+        if start != "auto":
+            return start or "none"
+        entry = catalogue.find_auto(self.depth, self.result["dataset"], self._shortcut)
+        return entry["name"] if entry else "none"
 
     def _inside(self, file: str) -> Path:
         path = self.folder / file
         if path.resolve().parent != self.folder.resolve():
             raise ValueError(f"{self.folder}/result.json names weights outside of the run's folder: {file}")
         return path
-
-    def _own_policy(self, net: ResNet) -> nn.Module:
-        if self.agent == "blockdrop":
-            return PolicyNetwork(len(net.blocks) - 1, self.args["policy_depth"], net.image_size)
-        return empty_policy(self.args["gate"], net)
-
-    def _empty_network(self, num_classes: int) -> ResNet:
-        return ResNet(self.depth, num_classes, self.args.get("shortcut", "projection")).eval()
 
 
 def _is_result(result: Mapping[str, Any]) -> bool:
@@ -176,8 +175,7 @@ def restore_model(
 ) -> tuple[RoutingMDP, Policy]:
     """Decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
     depth = depth_of(env)
-    if weights == "auto" and (start := find_start(depth, dataset, "projection", alpha)):
+    if weights == "auto" and (start := catalogue.find_auto(depth, dataset, "projection", START, alpha)):
         weights = start["name"]  # as the agents do
-    net = build_backbone(depth, num_classes, dataset, weights=weights, exact=True)
-    mdp = RoutingMDP(net, alpha)
+    mdp = RoutingMDP(load_network(weights, depth, num_classes, dataset, new_classifier=False), alpha)
     return mdp, load_model(path, algorithm, mdp.num_decisions).eval()

@@ -73,7 +73,7 @@ class Keeper:
     def save(self, stage: str, learner: Learner) -> None:
         """Write a stage's file of weights."""
         file = FILES[stage]
-        about = {"stage": file.split(".")[0], **self.setting.header(self.args.gate)}
+        about = {"stage": file.split(".")[0], **self.setting.header(self.args.gate, "hybrid_reinforce")}
         save_weights(self.folder / file, learner.model, about)
 
     def notes(self, tolerance: Tolerance) -> list[str]:

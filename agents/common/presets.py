@@ -14,13 +14,14 @@ from typing import Any
 import tyro
 
 from envs.ids import depth_of
+from skipnet_rl.catalogue import find_auto
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.device import pick_device
-from skipnet_rl.errors import unknown_name
+from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.flops import network_macs
-from skipnet_rl.gated import FIXED, read_header
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.weights import find_gated, weights_path
+from skipnet_rl.stored import header_of
+from skipnet_rl.weights import FIXED
 
 PRESETS: dict[str, dict[str, Any]] = {
     # the defaults of `Args`: a first look at rendered-digits, whose networks are shipped trained with skips
@@ -118,11 +119,13 @@ def _gates(situation: Situation, depth: int, dataset: str) -> dict[str, Any]:
     """The flags of a network with gates to go on from: one that is named, or a shipped one; none: nothing."""
     given, weights = situation.gate_weights, situation.weights
     if given and situation.gate != FIXED:
-        alpha = read_header(weights_path(given))["alpha"]
+        alpha = header_of(given).get("alpha")
+        if alpha is None:
+            raise WeightsError(f"{given} does not name its alpha; expected a network with gates")
         return {"weights": given if weights == "auto" else weights, "alpha": alpha}
     if (weights, given, situation.stage) != ("auto", None, None):
         return {}
-    start = find_gated(depth, dataset, situation.shortcut, situation.gate, situation.alpha)
+    start = find_auto(depth, dataset, situation.shortcut, (situation.gate,), situation.alpha)
     return {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]} if start else {}
 
 

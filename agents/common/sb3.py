@@ -27,7 +27,7 @@ from torch import nn
 
 from agents.common.flags import CommonArgs, Method, Run, Schedule
 from agents.common.loop import progress
-from agents.common.sb3_policies import WEIGHTS, ModelPolicy, policy_spec
+from agents.common.sb3_policies import WEIGHTS, ModelPolicy
 from agents.common.setting import Setting, val_metrics
 from agents.common.watch import check_finite
 from envs.sb3 import SB3VecEnv
@@ -38,7 +38,6 @@ from skipnet_rl.device import cpu_by_default
 from skipnet_rl.files import whole_file
 from skipnet_rl.folding import for_inference
 from skipnet_rl.gates import INITIAL_RATE
-from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.progress import progress_bar
 
 
@@ -153,7 +152,7 @@ class Progress(BaseCallback):
 
 def training_env(setting: Setting, num_envs: int) -> VecEnv:
     """The native vector environment over the frozen backbone, augmented training images."""
-    mdp = RoutingMDP(for_inference(setting.net, setting.precision), setting.args.alpha, setting.args.cost)
+    mdp = setting.problem.mdp(for_inference(setting.net, setting.precision))
     return VecMonitor(SB3VecEnv(SkipNetVectorEnv(mdp, setting.train, num_envs, augment=True)))
 
 
@@ -203,9 +202,10 @@ def train_sb3(
     wall_time = callback.elapsed
     with whole_file(run.folder / "model.zip") as beside, beside.open("wb") as file:
         model.save(file)
-    save_weights(run.folder / WEIGHTS, model.policy, {"agent": agent, "env": args.env})
+    save_weights(
+        run.folder / WEIGHTS, model.policy, setting.header("sb3", agent, network=setting.args.weights)
+    )
     load_weights(run.folder / WEIGHTS, model.policy)  # what the file does is reported
     learned = setting.evaluate(mdp, policy, name=name)
     rows = {**setting.references(learned.rate), name: learned}
-    about = {"preset": numbers, "policy": policy_spec(model.policy)}
-    return setting.finish(run, agent, rows, wall_time, **about)
+    return setting.finish(run, agent, rows, wall_time, preset=numbers)

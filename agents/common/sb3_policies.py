@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
 from skipnet_rl.errors import unknown_name
@@ -28,7 +23,6 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "dqn": DQN,
     "recurrent_ppo": RecurrentPPO,
 }
-POLICIES = {"actor-critic": ActorCriticPolicy, "dqn": DQNPolicy, "recurrent": RecurrentActorCriticPolicy}
 
 
 class ModelPolicy(nn.Module):
@@ -96,24 +90,6 @@ class ModelPolicy(nn.Module):
         with torch.no_grad():
             once, _ = count_macs(self.decide, observation, None)
         return once * self.num_decisions
-
-
-def policy_spec(policy: Any) -> dict[str, Any]:
-    """What `build_policy` needs to make such a policy again."""
-    return {
-        "class": next(key for key, known in POLICIES.items() if type(policy) is known),
-        "observation_size": policy.observation_space.shape[0],
-        "net_arch": list(policy.net_arch),
-        **({"lstm_hidden_size": policy.lstm_actor.hidden_size} if hasattr(policy, "lstm_actor") else {}),
-    }
-
-
-def build_policy(spec: Mapping[str, Any], num_decisions: int) -> ModelPolicy:
-    """An untrained policy of a `policy_spec`; no pickle is read, unlike by `BaseAlgorithm.load`."""
-    spec = dict(spec)
-    kind, size = POLICIES[spec.pop("class")], spec.pop("observation_size")
-    box = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-    return ModelPolicy(kind(box, spaces.Discrete(2), lambda _: 0.0, **spec), num_decisions)
 
 
 def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:

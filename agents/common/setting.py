@@ -24,7 +24,7 @@ from skipnet_rl.problem import Problem
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
-from skipnet_rl.runs import Run, run_folder
+from skipnet_rl.runs import Run, run_folder, without_places
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
 
@@ -176,12 +176,20 @@ class Setting(Generic[ArgsT]):
             rows[other] = self.evaluate(trained, at_rate, "sample", name=other)
         return rows
 
-    def header(self, gate: str) -> dict[str, Any]:
-        """What a file of backbone and gate says of itself, for `gated.restore_checkpoint`."""
+    def header(self, kind: str, agent: str, **more: Any) -> dict[str, Any]:
+        """What a file of weights says of itself, see `skipnet_rl.weights`.
+
+        Args:
+            kind: one of `skipnet_rl.weights.KINDS`.
+            agent: the module's name.
+            **more: what else rebuilding the policy takes.
+        """
         args = self.args
         return {
-            "depth": args.depth, "dataset": self.dataset, "gate": gate, "shortcut": args.shortcut,
-            "alpha": args.alpha, "cost": args.cost, "mean": self.train.mean, "std": self.train.std,
+            "kind": kind, "depth": self.net.depth, "shortcut": args.shortcut, "dataset": self.dataset,
+            "num_classes": self.net.num_classes, "mean": self.train.mean, "std": self.train.std,
+            "alpha": args.alpha, "cost": args.cost, **more, "learned_on": self.train.split,
+            "command": without_places(command(agent), run_dir=False), "after": after(args.networks),
         }  # fmt: skip
 
     def start_run(self, agent: str, resume: bool = False) -> Run:
@@ -221,7 +229,7 @@ class Setting(Generic[ArgsT]):
             "n_images": len(self.test), "split_images": self.split_images,
             "alpha": self.args.alpha, "cost": self.args.cost,
             "seed": self.args.seed, "precision": self.precision, "wall_time_s": wall_time,
-            "command": shlex.join(["python", "-m", f"agents.{agent}", *sys.argv[1:]]),
+            "command": shlex.join(command(agent)), "learned_on": self.train.split,
             "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
             "notes": [], **more,
         }  # fmt: skip
@@ -238,6 +246,16 @@ class Setting(Generic[ArgsT]):
 VAL_METRICS: Sequence[str] = (
     "accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes",
 )  # fmt: skip
+
+
+def command(agent: str) -> list[str]:
+    """The command line of this process, as a user would type it."""
+    return ["python", "-m", f"agents.{agent}", *sys.argv[1:]]
+
+
+def after(networks: Sequence[str | None]) -> list[str]:
+    """The networks that a run started from, each once."""
+    return list(dict.fromkeys(name for name in networks if name not in (None, "none", "auto")))
 
 
 def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:

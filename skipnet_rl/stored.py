@@ -1,0 +1,138 @@
+"""What a name or a path stands for: the tensors of a network, and the header that says what they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from skipnet_rl import catalogue
+from skipnet_rl.checkpoint import read_about, read_tensors
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.foreign import architecture_of
+from skipnet_rl.importer import read_state_dict, torchvision_weights, unwrap
+
+Weights = str | os.PathLike[str] | Mapping[str, Any]
+Header = Mapping[str, Any]
+FIELDS: dict[str, Any] = {  # of a header, and their types
+    "kind": str, "depth": int, "shortcut": str, "dataset": str, "num_classes": int, "alpha": (int, float),
+    "cost": str, "policy_depth": int,
+}  # fmt: skip
+POLICY = "policy."  # before the tensors of BlockDrop's policy network
+MARKS = {  # tensors that only files of one kind have; the first match counts
+    "gate.route": "fixed",
+    "gate.lstm.weight_ih": "rnn",
+    "gate.features.0.4.weight": "ff1",  # its second convolution
+    "gate.heads.0.weight": "ff2",
+    "policy.net.fc.weight": "blockdrop",
+    "action_net.weight": "sb3",
+    "q_net.q_net.0.weight": "sb3",
+}
+
+
+class Stored(NamedTuple):
+    """What was read: tensors by name, their header, and what messages call the place that they come from."""
+
+    tensors: Mapping[str, Tensor]
+    header: Header
+    source: str
+
+
+def read_weights(weights: Weights, depth: int | None = None) -> Stored:
+    """Tensors and header of what `open_weights` opens; `depth` is that of `"torchvision"`.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    header: Header = {}
+    if isinstance(weights, Mapping):
+        tensors, source = unwrap(weights, "the state_dict"), "the state_dict"
+    elif weights_name(weights) == "torchvision":
+        if depth is None:
+            raise WeightsError(
+                "torchvision has weights of several depths; expected the depth beside its name"
+            )
+        tensors, source = torchvision_weights(depth), "torchvision's model"
+    else:
+        path = find_file(weights)
+        source = str(path)
+        own = path.suffix == ".safetensors"
+        tensors = read_tensors(path) if own else read_state_dict(path)
+        header = read_header(path) if own else {}
+    return Stored(tensors, {**recognise(tensors), **header}, source)
+
+
+def header_of(weights: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a shipped network or a file says of itself, its tensors unread; {} for one of another project.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    path = find_file(weights)
+    return read_header(path) if path.suffix == ".safetensors" else {}
+
+
+def find_file(weights: str | os.PathLike[str]) -> Path:
+    """The file that a name or a path stands for.
+
+    Raises:
+        WeightsError: neither; it names the nearest shipped network, and where a file was looked for.
+    """
+    name = weights_name(weights)
+    if entry := catalogue.find(name):
+        return catalogue.path_of(entry)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    near = catalogue.nearest(name)
+    hint = f"; did you mean the shipped {near}?" if near else ""
+    what = "is a folder" if path.is_dir() else "does not exist"
+    raise WeightsError(
+        f"no weights file {name}: it is no shipped network, and {path.absolute()} {what}{hint}"
+    )
+
+
+def weights_name(weights: object) -> str:
+    """A name or a path as text.
+
+    Raises:
+        WeightsError: something else.
+    """
+    text = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text.strip():
+        came = (
+            repr(weights) if isinstance(weights, (str, bytes, int, float)) else f"a {type(weights).__name__}"
+        )
+        raise WeightsError(
+            f"weights is {came}; expected the path of a file, the name of a shipped network, 'auto', "
+            "'torchvision' or None"
+        )
+    return text
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of one of this project's files; fields that have the wrong type are an error.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    header = read_about(path)
+    if "gate" in header:  # as it was called before there were other kinds
+        header.setdefault("kind", header.pop("gate"))
+    for name, wanted in FIELDS.items():
+        if name in header and not isinstance(header[name], wanted):
+            raise WeightsError(f"{path} is damaged: its header has {name} {header[name]!r}")
+    return header
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The kind of policy that tensors hold, and what rebuilding it takes."""
+    kind = next((kind for mark, kind in MARKS.items() if mark in tensors), "plain")
+    if kind != "blockdrop":
+        return {"kind": kind}
+    own = f"{POLICY}net."
+    plan = architecture_of({name.removeprefix(own): value for name, value in tensors.items() if own in name})
+    return {"kind": kind, **({"policy_depth": plan.depth} if plan else {})}
