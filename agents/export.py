@@ -75,7 +75,7 @@ def main(args: Args) -> Agreement | None:
     opened = open_weights(args.checkpoint)
     mdp, gate, about = opened.mdp(), opened.policy, opened.header
     if not isinstance(gate, StoredPolicy):
-        raise WeightsError(f"{args.checkpoint} is of kind {about['kind']}; expected a network with gates")
+        raise WeightsError(f"{args.checkpoint} is of kind {about['kind']}; expected a gated network")
     images = _test_images(about, mdp, args) if args.check else None
     with whole_file(args.out) as beside:
         export_onnx(mdp, gate, beside, args.batched, about)

@@ -121,7 +121,7 @@ def _gates(situation: Situation, depth: int, dataset: str) -> dict[str, Any]:
     if given and situation.gate != FIXED:
         alpha = header_of(given).get("alpha")
         if alpha is None:
-            raise WeightsError(f"{given} does not name its alpha; expected a network with gates")
+            raise WeightsError(f"{given} does not name its alpha; expected a gated network")
         return {"weights": given if weights == "auto" else weights, "alpha": alpha}
     if (weights, given, situation.stage) != ("auto", None, None):
         return {}
