@@ -136,7 +136,7 @@ class Frame:
         draw_route(axes, cells, stages, (0.8, 0.5), (0.1, 0.34), step=1, lw=1.1)
 
     def _draw_text(self, axes: Any, what: str, rows: int, right: float) -> None:
-        """What runs above the cells, what came of it below them."""
+        """Draw the title above the cells and the outcome below."""
         from skipnet_rl.plots.routes import RIGHT, WRONG
 
         axes.text(0.1, -0.45, what, color=INK, fontsize=10.5, weight="bold")
@@ -148,10 +148,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class ChainFrame(Frame):
-    """What there is to show of an episode of a chain.
+    """Content of one rendered frame of a chain.
 
     Attributes:
-        names: of the networks.
+        names: names of the networks.
         beliefs: class name and probability of the answer after the first network and each decision so far.
     """
 
@@ -160,12 +160,12 @@ class ChainFrame(Frame):
 
     @property
     def title(self) -> str:
-        """The networks."""
+        """Names of the networks."""
         return " → ".join(self.names)
 
     @property
     def route_line(self) -> str:
-        """Which networks ran, and the belief after each."""
+        """The networks that ran and the belief after each."""
         ran = ["■" if executed else "□" for executed in (True, *self.route)]
         cells = [
             f"■ {name} {100 * p:.0f} %" if sign == "■" else sign

@@ -1,4 +1,4 @@
-"""Every image once: accuracy, computation, return, routes."""
+"""Evaluate a policy on every image: accuracy, computation, return, routes."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from skipnet_rl.files import whole_file
 from skipnet_rl.flops import compute_blocks
 from skipnet_rl.policies import Policy, policy_macs
 from skipnet_rl.process import DecisionProcess
-from skipnet_rl.rollout import rollout
+from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.statistics import wilson_interval
 
 
 class Record(NamedTuple):
-    """What `save_evaluations` keeps of a policy: routes [M, N] bool, predictions [M], correct [M] bool."""
+    """Stored results of a policy: routes [M, N] bool, predictions [M], correct [M] bool."""
 
     routes: NDArray[np.bool_]
     predictions: NDArray[np.int16]
     correct: NDArray[np.bool_]
 
 
-# what NumPy and zipfile raise of files whose bytes have changed
+# raised by NumPy and zipfile for damaged files
 DAMAGE = (KeyError, TypeError, OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a policy did with each of M images; N decisions, K classes.
+    """Results of a policy on M images; N decisions, K classes.
 
     Attributes:
         routes: [M, N] bool, True where the block was executed.
         predictions: [M] int64.
         correct: [M] bool.
-        confidence: [M] float64, the largest class probability (of the softmax).
+        confidence: [M] float64, largest softmax probability.
         loss: [M] cross-entropy.
         returns: [M] episode returns.
-        compute_flops: [M] FLOPs over those of the plain network, gates included.
-        policy_flops: the gates' part in it, alike for every image.
+        compute_flops: [M] FLOPs relative to the plain network, gates included.
+        policy_flops: the gates' part of it, the same for every image.
     """
 
     routes: Tensor
@@ -63,7 +63,7 @@ class Evaluation:
 
     @property
     def rate(self) -> float:
-        """Share of the N decisions that were "execute"."""
+        """Share of decisions that were "execute"."""
         return self.routes.float().mean().item()
 
     @property
@@ -73,11 +73,11 @@ class Evaluation:
 
     @property
     def accuracy_ci95(self) -> tuple[float, float]:
-        """The accuracy's 95 % interval over images, (low, high); see `wilson_interval`."""
+        """95 % interval of the accuracy over images, (low, high); see `wilson_interval`."""
         return wilson_interval(int(self.correct.sum()), len(self.correct))
 
     def record(self) -> Record:
-        """What `save_evaluations` keeps of it."""
+        """The part that `save_evaluations` stores."""
         predictions = self.predictions.numpy().astype(np.int16)
         return Record(self.routes.numpy(), predictions, self.correct.numpy())
 
@@ -117,19 +117,19 @@ def evaluate(
     precision: str = "fp32",
     progress: Callable[[int, int], object] | None = None,
 ) -> Evaluation:
-    """Play every image once, in evaluation mode, through a copy of the network for inference.
+    """Play every image once, in evaluation mode, on a copy of the network for inference.
 
     Args:
-        mdp: the decision process; its network is left as it is.
-        policy: what decides; a module's gate MACs are counted where it has `macs()`.
-        images: the split, on the network's device.
+        mdp: the decision process; its network is not changed.
+        policy: the policy; its MACs are counted if it has `macs()`.
+        images: images on the network's device.
         mode: how log-odds become actions, see `rollout.choose`.
-        generator: for the modes that draw, on the images' device.
-        routes: [M, N] bool, played instead of the policy's choices: a replay.
+        generator: random generator for the modes that sample, on the images' device.
+        routes: [M, N] bool, played instead of the policy's choices.
         batch_size: images at a time (default: 125, on a GPU 1,000); greedy results do not depend on it beyond
             rounding.
         precision: `"fp32"` or `"bf16"`.
-        progress: called after each batch with the number of images done, and with M.
+        progress: called after each batch with the number of images done and M.
 
     Raises:
         ValueError: no images, or routes of another shape.
@@ -147,38 +147,41 @@ def evaluate(
             given = None if routes is None else routes.to(batch.device).split(batch_size)[number].bool()
             with autocast(precision, batch.device):
                 episode = rollout(mdp, policy, batch, labels, mode, generator, routes=given)
-            # confidence in float64: in float32 the surest images would all have the same, exactly 1
-            routes_taken = episode.actions > 0.5
-            parts.append(
-                {
-                    "routes": routes_taken,
-                    "predictions": episode.predictions,
-                    "correct": episode.correct,
-                    "confidence": episode.logits.double().softmax(dim=1).amax(dim=1),
-                    "loss": episode.loss,
-                    "returns": episode.returns,
-                    "compute_flops": mdp.compute_flops(episode.state, routes_taken, gates),
-                }
-            )
+            parts.append(_results(mdp, episode, gates))
             if progress:
                 progress(min((number + 1) * batch_size, len(images)), len(images))
     found = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
     return Evaluation(**found, policy_flops=gates / whole)
 
 
+def _results(mdp: DecisionProcess, episode: Trajectory, policy_macs: int) -> dict[str, Tensor]:
+    """Results of a batch, by attribute of `Evaluation`."""
+    routes = episode.actions > 0.5
+    return {
+        "routes": routes,
+        "predictions": episode.predictions,
+        "correct": episode.correct,
+        # in float64: in float32 the most confident images would all have exactly 1
+        "confidence": episode.logits.double().softmax(dim=1).amax(dim=1),
+        "loss": episode.loss,
+        "returns": episode.returns,
+        "compute_flops": mdp.compute_flops(episode.state, routes, policy_macs),
+    }
+
+
 def usual_batch_size(device: torch.device) -> int:
-    """Images at a time where nothing is trained: on a CPU what the caches hold is quicker."""
+    """Batch size for evaluation: on a CPU batches that fit its caches are faster."""
     return 1_000 if device.type == "cuda" else 125
 
 
 def most_frequent(routes: Tensor) -> Tensor:
-    """The commonest [N] of the routes [M, N]; of several the first in their order as binary numbers."""
+    """The most frequent [N] of the routes [M, N]; among several the smallest as a binary number."""
     each, counts = routes.unique(dim=0, return_counts=True)
     return each[counts.argmax()]
 
 
 def save_evaluations(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write the routes and predictions of each policy, image by image, as one .npz."""
+    """Write routes and predictions of each policy to one .npz file."""
     arrays: dict[str, Any] = {"policies": np.array(list(evaluations))}
     for number, done in enumerate(evaluations.values()):
         record = done.record()
@@ -191,11 +194,11 @@ def save_evaluations(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def load_records(path: Path) -> dict[str, Record]:
-    """Read them back, by the policy's name.
+    """Read the file of `save_evaluations`, by the name of the policy.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or not such a file.
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or has other content.
     """
     try:
         stored = np.load(path, allow_pickle=False)
@@ -219,7 +222,7 @@ def load_records(path: Path) -> dict[str, Record]:
 
 @contextmanager
 def evaluation_mode(policy: Policy) -> Iterator[None]:
-    """A policy that is a module in evaluation mode, then each submodule as it was."""
+    """Put a policy that is a module into evaluation mode, and restore each submodule at the end."""
     modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
     training = [module.training for module in modules]
     for module in modules:

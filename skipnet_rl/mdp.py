@@ -1,8 +1,7 @@
-"""A forward pass through one network as an episode.
+"""The forward pass of one network as a decision process.
 
 SkipNet (Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018, arXiv 1711.09485), section 3.1, equation 1:
-x^{i+1} = G^i(x^i) F^i(x^i) + (1 - G^i(x^i)) x^i. Reward and vocabulary are those of every
-`DecisionProcess`.
+x^{i+1} = G^i(x^i) F^i(x^i) + (1 - G^i(x^i)) x^i. For reward and vocabulary see `DecisionProcess`.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ __all__ = ["ALPHA", "Action", "RoutingMDP", "State", "put", "take"]
 
 
 class State(NamedTuple):
-    """A batch of images somewhere on its way through the network.
+    """A batch of images inside the network.
 
     Attributes:
-        x: features [B, C, H, W], the input of the block to decide on.
+        x: features [B, C, H, W], input of the block to decide on.
         y: labels [B], int64.
-        t: number of the decision, 0 … N-1, or N at the end; one int, the batch moves in lockstep.
+        t: number of the decision, 0 … N-1, or N at the end; the same for the whole batch.
     """
 
     x: Tensor
@@ -46,10 +45,10 @@ class RoutingMDP(DecisionProcess):
     Args:
         net: the backbone; its first block always runs, so N = len(net.blocks) - 1.
         alpha: weight of the compute saving against the classification loss, ≥ 0.
-        cost: `"blocks"` (C_i = 1, the paper), `"flops"` (a block's share of the mean), or C itself, [N].
+        cost: `"blocks"` (C_i = 1, the paper), `"flops"` (a block's FLOPs over their mean), or C itself, [N].
 
     Raises:
-        ValueError: see `DecisionProcess`; a network of one block, which leaves nothing to decide.
+        ValueError: see `DecisionProcess`; a network of one block, which has no decisions.
     """
 
     net: ResNet
@@ -65,9 +64,9 @@ class RoutingMDP(DecisionProcess):
         return block_costs(self.net, cost)
 
     @cached_property
-    @torch.inference_mode(False)  # it is kept, and later callers may want gradients
+    @torch.inference_mode(False)  # cached for later callers, who may need gradients
     def macs(self) -> NetworkMacs:
-        """MACs of the network's parts, as it is at the first use."""
+        """MACs of the network's parts, counted at the first use."""
         return network_macs(self.net)
 
     @property
@@ -81,7 +80,7 @@ class RoutingMDP(DecisionProcess):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the classifier, at least float32."""
+        """Type of rewards and logits: the classifier's, at least float32."""
         return torch.promote_types(self.net.fc.weight.dtype, torch.float32)
 
     def for_inference(self, precision: str = "fp32") -> Self:

@@ -1,11 +1,10 @@
-"""What decides: the Policy protocol, and the policies that need no training.
+"""The Policy protocol, and policies that need no training.
 
-A policy is a callable `policy(mdp, state, hidden) -> (logit, hidden)`. The logit [B] is the
-log-odds of "execute". Policies that need the whole feature map read `state.x`, agents that learned
-from observations read `mdp.observation(state)`; a policy's memory travels in `hidden`, which is
-None at the first decision, and never in the State. A policy that looks at the image itself has a
-method `start(images)`, whose result is its memory at the first decision instead. A policy that costs
-something says so by `macs()`, the multiply-accumulates of all its decisions for one image.
+A policy is a callable `policy(mdp, state, hidden) -> (logit, hidden)`. The logit [B] is the log-odds of
+"execute". Policies on feature maps read `state.x`, policies on observations `mdp.observation(state)`. A
+policy's memory is passed as `hidden`, never in the State; it is None at the first decision, or the result of
+the policy's method `start(images)` if it has one. A policy with a computational cost has a method `macs()`,
+the multiply-accumulates of all its decisions for one image.
 """
 
 from __future__ import annotations
@@ -24,46 +23,46 @@ from skipnet_rl.resnet import module_list, pool
 
 
 class Policy(Protocol):
-    """Anything that can be rolled out."""
+    """A function or module that decides which images execute a block."""
 
     def __call__(self, mdp: DecisionProcess, state: Any, hidden: Any, /) -> tuple[Tensor, Any]:
-        """Log-odds of "execute" [B] for the block at `state.t`, and the memory to hand back."""
+        """Log-odds of "execute" [B] for decision `state.t`, and the memory to pass to the next call."""
         ...
 
 
 class Critic(Protocol):
-    """Anything that predicts rewards-to-go."""
+    """A function or module that predicts rewards-to-go."""
 
     def __call__(self, mdp: DecisionProcess, state: Any, /) -> Tensor:
-        """Expected sum of the rewards from the decision at `state.t` on, [B]."""
+        """Expected sum of the rewards from decision `state.t` on, [B]."""
         ...
 
 
 def first_memory(policy: Any, images: Tensor) -> Any:
-    """`hidden` at the first decision: what the policy makes of the images [B, 3, H, W], or None."""
+    """Memory before the first decision: `policy.start(images)` for images [B, 3, H, W], or None."""
     return policy.start(images) if hasattr(policy, "start") else None
 
 
 class _Adjusted(nn.Module):
-    """A policy whose log-odds are changed on their way; its memory and its costs are its own."""
+    """Wraps a policy and changes its log-odds; memory and cost are the policy's."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
 
     def start(self, images: Tensor) -> Any:
-        """The policy's first memory."""
+        """The policy's memory before the first decision."""
         return first_memory(self.policy, images)
 
     def macs(self) -> int:
-        """Those of the policy."""
+        """MACs of the policy."""
         return policy_macs(self.policy)
 
 
 class Biased(_Adjusted):
-    """A policy with a constant added to its log-odds: the compute budget of a trained gate.
+    """A policy with a constant added to its log-odds, to change the compute budget of trained gates.
 
-    Above zero more blocks are executed, below zero less, without training anew.
+    A bias above zero executes more blocks, one below zero fewer, without retraining.
     """
 
     def __init__(self, policy: Policy, bias: float) -> None:
@@ -79,10 +78,9 @@ class Biased(_Adjusted):
 
 
 class Exploring(_Adjusted):
-    """A policy whose p(execute) is kept within [floor, 1 - floor], so that each action is tried.
+    """A policy whose p(execute) is mapped into [floor, 1 - floor], so that each action is tried.
 
-    p' = floor + (1 - 2 floor) p. What is sampled and what is differentiated are both p', so the
-    score function stays on-policy.
+    p' = floor + (1 - 2 floor) p is both sampled and differentiated, so the score function is on-policy.
     """
 
     def __init__(self, policy: Policy, floor: float) -> None:
@@ -105,7 +103,7 @@ class Exploring(_Adjusted):
 class ValueBaseline(nn.Module):
     """Predicts the rewards-to-go from the pooled feature, one linear map per decision.
 
-    The feature is detached: the backbone does not learn to please its critic.
+    The feature is detached, so that the backbone is not trained by the critic.
     """
 
     def __init__(self, mdp: RoutingMDP) -> None:
@@ -127,7 +125,7 @@ class ValueBaseline(nn.Module):
 def policy_macs(policy: Any) -> int:
     """MACs of all decisions for one image; 0 for a policy that computes nothing.
 
-    Warns of a module with weights that does not say: it counts as 0, too.
+    A module with weights but without `macs()` counts as 0, with a warning.
     """
     if hasattr(policy, "macs"):
         return policy.macs()
@@ -139,7 +137,7 @@ def policy_macs(policy: Any) -> int:
 
 
 class AlwaysExecute:
-    """The plain network."""
+    """Executes every block: the plain network."""
 
     def __call__(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
         """+∞ for each image."""
@@ -147,10 +145,9 @@ class AlwaysExecute:
 
 
 class RandomSkip:
-    """Each image executes each block with probability `rate`: stochastic depth at a constant rate.
+    """Each image executes each block with probability `rate`.
 
-    Roll it out with `mode="sample"`. Between rates of 0 and 1 its logit is finite, so its returns have
-    log-probabilities.
+    Use with `mode="sample"`. For rates strictly between 0 and 1 log-probabilities are finite.
     """
 
     def __init__(self, rate: float) -> None:
@@ -165,7 +162,7 @@ class RandomSkip:
 
 
 class FixedRoute(nn.Module):
-    """The same blocks for every image: route [N] of 0 and 1, a buffer, saved and loaded as weights are."""
+    """Executes the same blocks for every image; the route [N] is a buffer, saved with the weights."""
 
     route: Tensor
 
@@ -174,21 +171,21 @@ class FixedRoute(nn.Module):
         self.register_buffer("route", route.bool().clone())
 
     def forward(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
-        """±∞ as the route says, alike for the whole batch."""
+        """+∞ where the route executes, else -∞, [B]."""
         logit = torch.where(self.route[state.t].to(state.y.device), math.inf, -math.inf)
         return logit.expand(state.y.shape[0]), None  # len() would fix B in an exported model
 
 
 class StochasticDepth:
-    """One draw per block for the whole batch, survival falling linearly with depth.
+    """Drops blocks at random for the whole batch; survival falls linearly with depth.
 
     Huang, Sun, Liu, Sedra, Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016, equation 4,
-    without their rescaling at test time, since a route here either runs a block or does not. A batch
-    that drops a block does none of its work.
+    without their rescaling at test time, since a route either runs a block or does not. A block that is
+    dropped is not computed.
 
     Args:
         last: survival probability of the last block (the paper's p_L; 0.5 there).
-        generator: where the draws come from, on the CPU.
+        generator: random generator on the CPU.
     """
 
     def __init__(self, last: float, generator: torch.Generator) -> None:
@@ -197,24 +194,24 @@ class StochasticDepth:
         self.last, self.generator = last, generator
 
     def survival(self, mdp: DecisionProcess, t: int) -> float:
-        """p of decision t, which is about block t + 2 of N + 1, counted from one."""
+        """Survival probability of decision t, which is about block t + 2 of N + 1, counted from one."""
         return 1 - (t + 2) / (mdp.num_decisions + 1) * (1 - self.last)
 
     def __call__(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
-        """±∞, alike for the whole batch."""
+        """+∞ if the block survives, else -∞, for the whole batch."""
         drawn = torch.rand((), generator=self.generator, device=self.generator.device).item()
         survives = drawn < self.survival(mdp, state.t)
         return _constant(state, math.inf if survives else -math.inf), None
 
 
 class Replay:
-    """Plays back routes [B, N] that were taken before."""
+    """Repeats given routes [B, N]."""
 
     def __init__(self, routes: Tensor) -> None:
         self.routes = routes
 
     def __call__(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
-        """±∞ as the stored route says."""
+        """+∞ where the route executes, else -∞, [B]."""
         execute = self.routes[:, state.t].bool()
         return torch.where(execute, math.inf, -math.inf), None
 

@@ -1,6 +1,6 @@
-"""What every decision process here is: N decisions, each to skip a block or to execute it, then an answer.
+"""Base of the decision processes: N decisions, each to skip or execute a block, then an answer.
 
-The blocks are those of one network (`skipnet_rl.mdp.RoutingMDP`), or whole networks
+The blocks are those of one network (`skipnet_rl.mdp.RoutingMDP`) or whole networks
 (`skipnet_rl.chain.ChainMDP`). The vocabulary is that of Gymnasium's functional environments: initial,
 observation, transition, reward, terminal. Nothing here holds episode state.
 """
@@ -21,11 +21,11 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ALPHA = 1.0  # unless said otherwise; the paper's 0.1 or so asks for its thousands of steps
+ALPHA = 1.0  # default; the paper's values of about 0.1 need its thousands of steps
 
 
 class Action(IntEnum):
-    """What to do with an image at a block."""
+    """Action of an image at a block."""
 
     SKIP = 0
     EXECUTE = 1
@@ -35,7 +35,7 @@ StateT = TypeVar("StateT", bound=tuple[Any, ...])
 
 
 def select(state: StateT, index: Tensor) -> StateT:
-    """The same episodes, but those of `index` (numbers or a mask [B]) alone."""
+    """Select the episodes of a batch by `index`, numbers or a mask [B]."""
 
     def part(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -48,22 +48,21 @@ def select(state: StateT, index: Tensor) -> StateT:
 class DecisionProcess(ABC):
     """N decisions between an image and its answer, each to skip a block or to execute it.
 
-    A subclass says what a block is: it moves the state on, reads features and an answer off it, and counts
-    what was computed. A state is a named tuple with labels `y` [B] and the number `t` of the decision.
+    A subclass defines the blocks: transitions, features, the answer and the computation. A state is a named
+    tuple with labels `y` [B] and the number `t` of the decision.
 
     Args:
-        net: what computes the answers; has `num_classes`, `image_size`, `depth` and `stages`.
+        net: network that computes the answers; has `num_classes`, `image_size`, `depth` and `stages`.
         num_decisions: N.
         alpha: weight of the compute saving against the classification loss, ≥ 0.
-        cost: C [N], or a name that `named_cost` knows.
+        cost: C [N], or a name for `named_cost`.
 
     Attributes:
         payment: alpha/N C_t, the reward for skipping decision t; N numbers.
-        feature_width: length of an observation without its one-hot part.
+        feature_width: length of an observation without the one-hot part.
 
     Raises:
-        ValueError: alpha negative or not a number, an unknown cost, costs of another length than N or
-            not finite.
+        ValueError: alpha is negative or not a number; an unknown cost; costs that are not finite or not [N].
     """
 
     net: Any
@@ -91,7 +90,7 @@ class DecisionProcess(ABC):
 
     @abstractmethod
     def named_cost(self, cost: str) -> Tensor:
-        """C [N] by its name."""
+        """Costs C [N] by their name."""
 
     @abstractmethod
     def initial(self, images: Tensor, labels: Tensor) -> Any:
@@ -99,7 +98,7 @@ class DecisionProcess(ABC):
 
     @abstractmethod
     def features(self, state: Any) -> Tensor:
-        """What the observation shows of the state: [B, W], W at most `feature_width`, float32."""
+        """Features of a state for the observation: [B, W] float32, W at most `feature_width`."""
 
     @abstractmethod
     def transition(self, state: Any, action: Tensor, inplace: bool = False) -> Any:
@@ -107,9 +106,9 @@ class DecisionProcess(ABC):
 
         Args:
             state: before the decision.
-            action: bool [B] computes the block for the executed images alone (gather, run, scatter); float
+            action: bool [B] computes the block only for the executed images (gather, run, scatter); float
                 [B] in [0, 1] computes it for all and mixes, differentiable in the gate.
-            inplace: what is new may be written over `state`, which is then lost; saves a copy.
+            inplace: may overwrite `state`, which saves a copy.
 
         Raises:
             ValueError: an action of another shape, or neither bool nor floating point.
@@ -127,11 +126,11 @@ class DecisionProcess(ABC):
     @property
     @abstractmethod
     def whole_macs(self) -> int:
-        """MACs per image that `compute_flops` calls 1."""
+        """MACs per image for which `compute_flops` is 1."""
 
     @abstractmethod
     def compute_flops(self, state: Any, routes: Tensor, policy_macs: int = 0) -> Tensor:
-        """FLOPs per image over those of the plain network.
+        """FLOPs per image relative to the plain network.
 
         Args:
             state: at the end.
@@ -144,11 +143,11 @@ class DecisionProcess(ABC):
 
     @abstractmethod
     def for_inference(self, precision: str = "fp32") -> Self:
-        """The same process over a copy of the network that cannot be trained, see `folding`."""
+        """The process over a copy of the network for inference, see `folding`."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(itertools.chain(self.net.parameters(), self.net.buffers())).device
 
     @property
@@ -171,7 +170,7 @@ class DecisionProcess(ABC):
     def reward(self, state: Any, action: Tensor, next_state: Any, loss: Tensor | None = None) -> Tensor:
         """alpha/N (1 - a) C_t, and at the end minus the detached cross-entropy: [B] of `dtype`.
 
-        `loss` is that of `next_state`, for those who have computed it already.
+        `loss` is the cross-entropy of `next_state`, if it is known already.
         """
         reward = self.payment[state.t] * (1 - action.to(self.dtype))
         if not self.terminal(next_state):
@@ -179,11 +178,11 @@ class DecisionProcess(ABC):
         return reward - (self.loss(next_state) if loss is None else loss).detach()
 
     def terminal(self, state: Any) -> bool:
-        """Whether all N decisions are taken; one answer for the batch."""
+        """Whether all N decisions are taken, for the whole batch."""
         return state.t == self.num_decisions
 
     def loss(self, state: Any, logits: Tensor | None = None) -> Tensor:
-        """Cross-entropy per image, differentiable: [B]; `logits` where they are computed already."""
+        """Cross-entropy per image, differentiable: [B]; pass `logits` if they are known already."""
         return F.cross_entropy(self.logits(state) if logits is None else logits, state.y, reduction="none")
 
 

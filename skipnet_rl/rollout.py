@@ -1,4 +1,4 @@
-"""A policy's episodes on a batch, with or without gradients, and their rewards-to-go."""
+"""Play a policy's episodes on a batch, with or without gradients; rewards-to-go."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Trajectory:
         actions: [B, N] of 0 and 1, with gradients in `"straight-through"` and `"gumbel"`; p(execute) in
             `"soft"`.
         rewards: [B, N], detached; the last column includes minus the loss.
-        logits: [B, K] of the classifier, with gradients to the network.
+        logits: [B, K] classifier outputs, with gradients to the network.
         labels: [B] int64.
         loss: [B] cross-entropy, with gradients to the network.
-        state: of the process at the end.
-        values: [B, N] the critic's predictions of the rewards-to-go, with gradients to the critic.
+        state: final state of the process.
+        values: [B, N] critic's predictions of the rewards-to-go, with gradients to the critic.
     """
 
     gate_logits: Tensor
@@ -67,11 +67,11 @@ def choose(logit: Tensor, mode: str, generator: torch.Generator | None = None) -
     """Turn log-odds [B] into an action [B].
 
     `"greedy"` thresholds p at 0.5 (the paper at test time) and `"sample"` draws from Bernoulli(p);
-    both give bool. `"straight-through"` gives the threshold's value as float with the gradient of p
-    (Bengio, Léonard, Courville 2013, arXiv 1308.3432), for the paper's supervised pre-training, and
-    `"soft"` gives p itself, which the paper compares it with. `"gumbel"` draws like `"sample"` and has
-    the gradient of the relaxed draw at temperature 1 (Jang, Gu, Poole 2017, arXiv 1611.01144, the
-    straight-through estimator; with two classes the difference of two Gumbels is a logistic).
+    both return bool. `"straight-through"` returns the thresholded value as float with the gradient of p
+    (Bengio, Léonard, Courville 2013, arXiv 1308.3432), for the paper's supervised pre-training; `"soft"`
+    returns p itself, which the paper compares it with. `"gumbel"` samples like `"sample"` with the gradient
+    of the relaxed sample at temperature 1 (Jang, Gu, Poole 2017, arXiv 1611.01144, straight-through
+    estimator; with two classes the difference of two Gumbel variables is logistic).
     """
     if mode == "greedy":
         return logit > 0
@@ -99,18 +99,16 @@ def rollout(
     routes: Tensor | None = None,
     critic: Critic | None = None,
 ) -> Trajectory:
-    """Run a batch from the image to the loss.
+    """Play one episode per image, from the image to the loss.
 
     Args:
-        mdp: the decision process.
-        policy: what decides.
-        images: normalised, [B, 3, H, W].
-        labels: [B] int64.
+        mdp, policy: the decision process and its policy.
+        images, labels: normalised images [B, 3, H, W] and labels [B] int64.
         mode: how log-odds become actions, see `choose`.
-        generator: for the modes that draw, on the images' device.
-        routes: [B, N] bool, taken instead of the policy's own choices, whose log-odds are still those
-            of the trajectory: what enumeration and importance weighting need.
-        critic: predicts the rewards-to-go, for a learned baseline.
+        generator: random generator for the modes that sample, on the images' device.
+        routes: [B, N] bool, actions to take instead of the policy's own; the log-odds are still the
+            policy's, as enumeration and importance weighting need.
+        critic: predictor of the rewards-to-go, for a learned baseline.
     """
     images, labels = _ordinary(images), _ordinary(labels)
     state, hidden = mdp.initial(images, labels), first_memory(policy, images)
@@ -143,7 +141,7 @@ def rollout(
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
-    """A copy of what was made in inference mode, which autograd outside of that mode would refuse to keep."""
+    """Copy a tensor made in inference mode, which autograd cannot save outside that mode."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
