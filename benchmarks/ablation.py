@@ -1,12 +1,12 @@
-"""Which parts of the hybrid training matter: one change at a time, at an equal budget.
+"""What each part of the hybrid training is worth: one change at a time, at an equal budget.
 
     python -m benchmarks.ablation --dataset cifar10 --data-dir data
     python -m benchmarks.ablation --dataset rendered-digits --only reference "plain REINFORCE"
 
-ResNet-20 from the shipped weights, prepared for skips (`--warmup` steps, the same network for every variant
-but one). Every variant gets the same number of training steps and episodes per
-step, and three seeds; what is compared is the validation split, whole, with greedy gates. The test set is
-not read. Finished runs are kept in the JSON file, so an interrupted run goes on.
+ResNet-20 from the shipped weights, prepared for skips by `--warmup` steps: the same network for all variants
+but one. Each variant has three seeds, and the same number of training steps and of episodes per step. They
+are compared on the whole validation split with greedy gates; the test set is not read. Finished runs are kept
+in the JSON file, so an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tyro
 
 from agents.common.keeper import settle
 from agents.common.setting import LOOK
+from agents.common.tables import markdown
 from agents.hybrid_reinforce import Args, Learner, train_step
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images
@@ -55,10 +56,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """Ablation of agents.hybrid_reinforce."""
+    """Change one part of agents.hybrid_reinforce at a time."""
 
     dataset: str = "rendered-digits"
-    """rendered-digits or cifar10"""
+    """data set: rendered-digits or cifar10"""
     data_dir: Path | None = None
     """folder of the data set's official files"""
     warmup: int = 400
@@ -70,13 +71,13 @@ class Options:
     alpha: float = 3.0
     """weight of the compute saving"""
     only: tuple[str, ...] = ()
-    """names of variants; default: all"""
+    """names of variants (default: all)"""
     out: Path | None = None
     """JSON file (default: docs/ablation-<dataset>.json)"""
 
 
 def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
-    """The agent's arguments; a sixth of the steps goes to SP, where there are both stages."""
+    """The agent's arguments; with both stages a sixth of the steps is SP."""
     change = {key: value for key, value in variant.items() if key != "warmup"}
     sp = {"sp": options.steps, "hrl": 0, "sp+hrl": options.steps // 6}[change.get("stage", "sp+hrl")]
     steps = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
@@ -87,7 +88,7 @@ def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
 
 
 def train(args: Args, net: ResNet, data: Images) -> Learner:
-    """Every step of the plan."""
+    """Train for every step of the plan."""
     images = data.first(LOOK // 4)
     costs = absence_costs(RoutingMDP(net), images) if args.warmup_iterations else None
     learner = Learner(args, net, data.device, costs=costs)
@@ -109,7 +110,7 @@ def warmed_up(data: Images, options: Options) -> ResNet:
 
 
 def run(args: Args, net: ResNet, data: Images, val: Images) -> dict[str, float]:
-    """Train a copy of a network once; the validation numbers."""
+    """Train a copy of a network; returns its numbers on the validation split."""
     started = time.perf_counter()
     learner = train(args, copy.deepcopy(net), data)
     done = evaluate(learner.mdp, learner.gate, val, precision=learner.precision).summary("")
@@ -118,16 +119,16 @@ def run(args: Args, net: ResNet, data: Images, val: Images) -> dict[str, float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The result as Markdown: mean and interval over seeds."""
-    lines = ["| variant | accuracy | blocks | return | routes | n |", "|---|---|---|---|---|---|"]
+    """The result as Markdown: mean and 95 % interval over seeds."""
+    rows = []
     for name, runs in found["variants"].items():
         cells = []
         for key, scale, digits in (("accuracy", 100, 2), ("compute_blocks", 100, 1), ("return", 1, 3)):
             mean, half = mean_interval([scale * one[key] for one in runs.values()])
             cells.append(f"{mean:.{digits}f} ± {half:.{digits}f}")
         routes, _ = mean_interval([one["unique_routes"] for one in runs.values()])
-        lines.append(f"| {name} | {' | '.join(cells)} | {routes:.0f} | {len(runs)} |")
-    return "\n".join(lines)
+        rows.append([name, *cells, f"{routes:.0f}", str(len(runs))])
+    return markdown(["variant", "accuracy", "blocks", "return", "routes", "n"], rows)
 
 
 def main(options: Options) -> None:

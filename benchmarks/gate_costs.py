@@ -1,18 +1,20 @@
-"""What each gate costs beside the block that it decides on.
+"""The cost of each gate relative to the block that it decides on.
 
     python -m benchmarks.gate_costs            # prints the table of docs/gates.md
     python -m benchmarks.gate_costs --write    # and writes it there, with docs/gates.json
 
-MACs of convolutions and linear layers, counted on shapes alone: the same on every machine.
+MACs of convolutions and linear layers, counted from shapes: the same on every machine.
 """
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
+from agents.common.tables import markdown, renew
 from skipnet_rl.checkpoint import write_json
-from skipnet_rl.files import write_text
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import GATES, make_gate
 from skipnet_rl.resnet import ResNet
@@ -20,11 +22,18 @@ from skipnet_rl.terminal import say
 
 DEPTHS = (38, 74, 110, 152)
 FOLDER = Path(__file__).parent.parent / "docs"
-BEGIN, END = "<!-- gate costs -->\n", "<!-- end -->"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Count what the gates cost."""
+
+    write: bool = False
+    """renew docs/gates.md and docs/gates.json"""
 
 
 def costs(depth: int, gate: str) -> dict[str, float]:
-    """Shares in per cent: of a gate in the block it decides on (mean), of all gates in the network."""
+    """Cost in percent: of a gate relative to its block (mean), of all gates relative to the network."""
     net = ResNet(depth)
     macs = network_macs(net)
     decisions = make_gate(gate, net).macs_per_decision()
@@ -39,30 +48,19 @@ def costs(depth: int, gate: str) -> dict[str, float]:
 
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     """The result as Markdown."""
-    lines = ["| gate | " + " | ".join(f"ResNet-{depth}" for depth in DEPTHS) + " |", "|---|" + "---|" * 4]
-    for gate, by_depth in found.items():
-        cells = (
-            f"{c['of_block']:.3g} % / {c['of_downsampling_block']:.3g} % / {c['of_network']:.3g} %"
-            for c in by_depth.values()
-        )
-        lines.append(f"| `{gate}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    line = "{of_block:.3g} % / {of_downsampling_block:.3g} % / {of_network:.3g} %"
+    rows = [[gate, *(line.format(**cost) for cost in by_depth.values())] for gate, by_depth in found.items()]
+    return markdown(["gate", *(f"ResNet-{depth}" for depth in DEPTHS)], rows)
 
 
-def main() -> None:
-    """Write the table where asked; print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="renew docs/gates.md and docs/gates.json")
-    write = parser.parse_args().write
+def main(options: Options) -> None:
+    """Print the table, and write it if asked to."""
     found = {gate: {str(depth): costs(depth, gate) for depth in DEPTHS} for gate in GATES}
-    if write:
+    if options.write:
         write_json(FOLDER / "gates.json", found)
-        page = (FOLDER / "gates.md").read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        write_text(FOLDER / "gates.md", before + BEGIN + table(found) + END + after)
+        renew(FOLDER / "gates.md", "gate costs", table(found))
     say(table(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options))

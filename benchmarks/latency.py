@@ -1,10 +1,10 @@
-"""One image at a time: what skipping saves in milliseconds, in PyTorch and in onnxruntime.
+"""Milliseconds that skipping saves on one image, in PyTorch and in onnxruntime.
 
     python -m benchmarks.latency
 
-ResNet-110 with the shipped recurrent gate, batch 1, CPU. A bias on the gate's log-odds is chosen so that
-the image timed executes the stated share of its 53 blocks. Beside it, in the same runtime, the plain network
-without any gate, and shallower plain ResNets: what else the same time would buy.
+ResNet-110 with the shipped recurrent gate, batch 1, CPU. A bias on the gate's log-odds is chosen so that the
+timed image executes the stated share of its 53 blocks. For comparison, in the same runtime: the plain network
+without a gate, and shallower plain ResNets, which take less time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from agents.common.tables import markdown
 from benchmarks import measure
 from skipnet_rl.data import load_images
 from skipnet_rl.folding import for_inference
@@ -43,21 +44,21 @@ class Options(measure.Options):
     """Time single images on the CPU."""
 
     device: str = "cpu"
-    """the CPU alone"""
+    """cpu"""
     threads: int = 1
-    """of either runtime"""
+    """CPU threads of either runtime"""
     repeats: int = 60
     """turns of each candidate"""
 
 
 def executed(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor) -> int:
-    """Blocks that the gate executes."""
+    """The number of blocks that the gate executes."""
     with torch.no_grad():
         return int(rollout(mdp, gate, image, torch.zeros(1, dtype=torch.int64, device="cpu")).actions.sum())
 
 
 def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) -> RecurrentGate:
-    """The gate with the bias that executes this share of the blocks, or as near as a bias comes."""
+    """The gate with the bias that brings it nearest to executing this share of the blocks."""
     wanted, found = round(rate * mdp.num_decisions), {}
     low, high = -60.0, 60.0
     for _ in range(16):
@@ -70,7 +71,7 @@ def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) ->
 
 
 def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
-    """What takes turns, and the blocks that each gated one executes."""
+    """The candidates, and the number of blocks that each gated one executes."""
     opened = open_weights(CHECKPOINT)
     mdp, gate = opened.mdp(), opened.policy
     image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1, device="cpu"))
@@ -114,7 +115,7 @@ def table(found: Mapping[str, Any]) -> str:
         f"{aim} at {rate:.0%} executed: {timings[f'onnxruntime: {rate:.0%}']['median'] / reference:.2f}"
         for rate, aim in AIMS
     ]
-    return f"{measure.markdown(head, rows)}\nAim and reached in onnxruntime: {'; '.join(reached)}.\n"
+    return f"{markdown(head, rows, numbers=True)}\nAim and reached in onnxruntime: {'; '.join(reached)}.\n"
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -125,9 +126,12 @@ def main(options: Options) -> dict[str, Any]:
         runs, counts = candidates(Path(folder), options.threads)
         timings = measure.take_turns(runs, options.repeats)
     found = {
-        "checkpoint": CHECKPOINT, "threads": options.threads, "repeats": options.repeats, "executed": counts,
+        "checkpoint": CHECKPOINT,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "executed": counts,
         "timings": measure.plain(timings),
-    }  # fmt: skip
+    }
     measure.publish("latency", found, table(found), options)
     return found
 

@@ -1,7 +1,7 @@
-"""What the timed benchmarks share: taking turns, medians, tables, and where results go.
+"""Shared by the benchmarks: turns, medians, tables, and the files of results.
 
-These compare: every figure is meant as a ratio to another of the same run. The candidates take turns, so that
-whatever else the machine does meets them alike, and the median of the repeats is reported with its quartiles.
+Every figure is meant as a ratio to another one of the same run. The candidates take turns, so that other work
+on the machine affects them alike. Medians of the turns are reported with their quartiles.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from skipnet_rl.checkpoint import write_json
-from skipnet_rl.device import pick_device
-from skipnet_rl.files import write_text
-from skipnet_rl.runs import machine, versions
-from skipnet_rl.terminal import say
+from agents.common import tables
+from skipnet_rl.device import pick_device, resolve_precision
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
@@ -28,21 +25,21 @@ PAGE = DOCS / "benchmarks.md"
 
 @dataclass(frozen=True)
 class Options:
-    """What every timed benchmark takes."""
+    """Options of every benchmark."""
 
     device: str = "auto"
     """cpu, cuda, or auto"""
     threads: int = 0
-    """of PyTorch on the CPU; 0: as many as it likes"""
+    """CPU threads of PyTorch (0: its default)"""
     repeats: int = 7
     """turns of each candidate"""
     out: Path = Path("runs/benchmarks")
-    """folder for the JSON"""
+    """folder of the JSON file"""
     write: bool = False
-    """renew docs/benchmarks.md and the JSON beside it"""
+    """renew docs/benchmarks.md and write the JSON file beside it"""
 
     def start(self) -> torch.device:
-        """Set the number of threads; the device."""
+        """Set the number of threads; returns the device."""
         if self.threads:
             torch.set_num_threads(self.threads)
         return pick_device(self.device)
@@ -58,7 +55,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """From single measurements, at least one."""
+        """Summarise one or more measurements."""
         lower, median, upper = (
             statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
         )
@@ -68,7 +65,7 @@ class Timing:
 def take_turns(
     candidates: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu"
 ) -> dict[str, Timing]:
-    """Time each candidate `repeats` times in turns, after one turn that does not count."""
+    """Time each candidate `repeats` times in turns, after a first turn that does not count."""
     cuda = torch.device(device).type == "cuda"
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in tqdm(range(repeats + 1), desc="turns", leave=False, disable=None):
@@ -84,32 +81,62 @@ def take_turns(
     return {name: Timing.of(found) for name, found in seconds.items()}
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, numbers to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def milliseconds(timing: Mapping[str, float]) -> str:
-    """Median and quartiles."""
+    """The median and the quartiles in milliseconds, as text."""
     low, middle, high = (1e3 * timing[key] for key in ("lower", "median", "upper"))
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
     return f"{middle:,.{digits}f} ({low:,.{digits}f} … {high:,.{digits}f})"
 
 
 def plain(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
-    """As JSON has it."""
+    """Timings as JSON has them."""
     return {name: asdict(timing) for name, timing in timings.items()}
 
 
-def publish(name: str, found: dict[str, Any], text: str, options: Options) -> None:
-    """Write a result's JSON, renew the page where asked, and print it."""
-    found = {"benchmark": name, **found, "machine": machine(), "versions": versions()}
-    write_json(options.out / f"{name}.json", found)
+def speeds(
+    columns: Sequence[str],
+    labels: Mapping[str, str],
+    timings: Mapping[str, Mapping[str, float]],
+    units: int,
+    reference: str,
+) -> str:
+    """A table of candidates: milliseconds, units per second, speed relative to the reference."""
+    rows = []
+    for name, label in labels.items():
+        if timing := timings.get(name):
+            ratio = timings[reference]["median"] / timing["median"]
+            rows.append([label, milliseconds(timing), f"{units / timing['median']:,.0f}", f"{ratio:.2f}"])
+    return tables.markdown(columns, rows, numbers=True)
+
+
+def compare(
+    name: str,
+    options: Any,
+    candidates: Callable[[Any, torch.device], Mapping[str, Callable[[], Any]]],
+    table: Callable[[Mapping[str, Any]], str],
+    **about: Any,
+) -> dict[str, Any]:
+    """Time candidates on a device and publish the result; returns it.
+
+    Args:
+        name: name of the benchmark; the device's kind is added.
+        options: its options, which have a `precision`.
+        candidates: makes the candidates from the options and the device.
+        table: makes the table of the result.
+        **about: further fields of the result.
+    """
+    device = options.start()
+    timings = take_turns(candidates(options, device), options.repeats, device)
+    precision = resolve_precision(options.precision, device)
+    found = {**about, "device": device.type, "precision": precision, "repeats": options.repeats}
+    found["timings"] = plain(timings)
+    publish(f"{name}-{device.type}", found, table(found), options)
+    return found
+
+
+def publish(name: str, found: Mapping[str, Any], text: str, options: Options) -> None:
+    """Print a result and write its JSON file; with `--write` to the documentation, with the page renewed."""
+    folder = DOCS / "benchmarks" if options.write else options.out
+    tables.publish(f"benchmarks.{name.split('-')[0]}", folder / f"{name}.json", found, text)
     if options.write:
-        write_json(DOCS / "benchmarks" / f"{name}.json", found)
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-        _, _, after = rest.partition(end)
-        write_text(PAGE, before + begin + text + end + after)
-    say(f"\n{text}\n{found['machine']}")
+        tables.renew(PAGE, name, text)

@@ -1,9 +1,9 @@
-"""How the cost of an episode grows: with depth, batch and execution rate; and the memory it takes.
+"""Cost of an episode over depth, batch size and execution rate, and the memory that it takes.
 
     python -m benchmarks.scaling
 
-Milliseconds per image of one episode of the vector environment, untrained weights. Memory is the resident set
-of a fresh process with the environment (CIFAR-10 where `--data-dir` has it), and of one that trains.
+Milliseconds per image of one episode of the vector environment, with untrained weights. Memory is the
+resident set of a new process with the environment (CIFAR-10 if `--data-dir` has it), and of one that trains.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import envs  # noqa: F401  (registers the ids)
+from agents.common.tables import markdown
 from agents.hybrid_reinforce import Args, Learner, train_step
 from benchmarks import measure
 from skipnet_rl import plots
@@ -41,7 +42,7 @@ class Options(measure.Options):
     """Time episodes of several sizes."""
 
     data_dir: Path | None = None
-    """folder of CIFAR-10 (else $SKIPNET_DATA, else ./data)"""
+    """folder of CIFAR-10's official files (default: $SKIPNET_DATA, else ./data)"""
     precision: str = "auto"
     """bf16, fp32, or auto"""
     repeats: int = 3
@@ -49,7 +50,7 @@ class Options(measure.Options):
 
 
 def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[], None]:
-    """One episode; each block is executed with probability `rate`."""
+    """A call that plays one episode in which each block is executed with probability `rate`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # untrained weights are as fast
         env = gym.make_vec(
@@ -75,7 +76,7 @@ def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[
 
 
 def cases() -> dict[str, tuple[str, float, int, int, float]]:
-    """Of each candidate: axis, position on it, depth, batch, rate."""
+    """Axis, position on it, depth, batch and rate of each candidate, by name."""
     found: dict[str, tuple[str, float, int, int, float]] = {}
     for rate in (1.0, 0.5):
         for depth in CIFAR_DEPTHS:
@@ -94,7 +95,7 @@ def resident() -> float:
 
 
 def memory_of(task: str, data_dir: Path | None) -> dict[str, float]:
-    """Run in a process of its own: MiB after importing, and at the peak."""
+    """MiB after importing and at the peak; to be run in a process of its own."""
     before = resident()
     dataset, _ = resolve_dataset("auto", data_dir)
     if task == "environment":
@@ -113,7 +114,7 @@ def memory_of(task: str, data_dir: Path | None) -> dict[str, float]:
 
 
 def memory(options: Options) -> dict[str, dict[str, float]]:
-    """What the environment and training take."""
+    """Memory of the environment and of training."""
     context = multiprocessing.get_context("spawn")
     found = {}
     for task in ("environment", "training"):
@@ -123,7 +124,7 @@ def memory(options: Options) -> dict[str, dict[str, float]]:
 
 
 def picture(found: Mapping[str, Any]) -> Figure:
-    """Three panels: per image against depth, batch and rate."""
+    """Draw the time per image over depth, batch and rate."""
     figure = Figure(figsize=(10, 3.2), layout="constrained", dpi=120)
     axes = figure.subplots(1, 3)
     for axis, (kind, label) in zip(axes, TURNS.items(), strict=True):
@@ -149,23 +150,26 @@ def picture(found: Mapping[str, Any]) -> Figure:
 def table(found: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     timings = found["cases"]
-    deepest = [
-        [str(depth)]
-        + [f"{1e3 * timings[f'depth {depth}, rate {rate}']['median'] / BATCH:.3f}" for rate in (1.0, 0.5)]
-        for depth in dict.fromkeys(case["at"] for case in timings.values() if case["axis"] == "depth")
-    ]
-    batches = [
-        [str(count)]
-        + [f"{1e3 * timings[f'batch {count}, rate {rate}']['median'] / count:.3f}" for rate in (1.0, 0.5)]
-        for count in BATCHES
-    ]
-    rates = [[f"{rate:.0%}", f"{1e3 * timings[f'rate {rate}']['median'] / BATCH:.3f}"] for rate in RATES]
+
+    def cost(name: str) -> str:
+        return f"{1e3 * timings[name]['median'] / timings[name]['batch']:.3f}"
+
+    depths = dict.fromkeys(case["at"] for case in timings.values() if case["axis"] == "depth")
     both = ["all executed, ms per image", "half executed"]
+    columns = {
+        "depth": [f"depth (batch {BATCH})", *both],
+        "batch": [f"batch (depth {DEPTH})", *both],
+    }
     lines = [
-        measure.markdown([f"depth (batch {BATCH})", *both], deepest),
-        measure.markdown([f"batch (depth {DEPTH})", *both], batches),
-        measure.markdown([f"executed (depth {DEPTH}, batch {BATCH})", "ms per image"], rates),
+        markdown(
+            columns[axis],
+            [[str(at), *(cost(f"{axis} {at}, rate {rate}") for rate in (1.0, 0.5))] for at in places],
+            numbers=True,
+        )
+        for axis, places in (("depth", depths), ("batch", BATCHES))
     ]
+    rates = [[f"{rate:.0%}", cost(f"rate {rate}")] for rate in RATES]
+    lines.append(markdown([f"executed (depth {DEPTH}, batch {BATCH})", "ms per image"], rates, numbers=True))
     parts = [
         f"{task} {use['peak']:,.0f} MiB on {use['dataset']} ({use['imports']:,.0f} of it before)"
         for task, use in found["memory"].items()

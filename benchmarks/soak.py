@@ -1,12 +1,12 @@
-"""Two million environment steps and 500 training iterations: memory, file handles and threads stay flat.
+"""Memory, file handles and threads over two million environment steps and 500 training iterations.
 
     python -m benchmarks.soak
 
-After a warm-up the resident memory is read a hundred times; its growth is the mean of the last tenth of the
-readings over that of the first. It fails where that is more than 2 %, or where a file or a thread is left
-open. The warm-up is there for oneDNN, which keeps what it prepared for each size of batch that it met (up to
-1,024 of them, some 100 MiB), and a block meets as many images as its policy executes: the environment is
-warmed up with each number of executed images, training with as many iterations as are then watched.
+After a warm-up the resident memory is read a hundred times. Its growth is the mean of the last tenth of the
+readings over that of the first tenth. The benchmark fails if memory grows by more than 2 %, or if a file or a
+thread is left open. The warm-up is for oneDNN, which keeps kernels for up to 1,024 batch sizes (some 100
+MiB). A block's batch is the number of images that execute it, so the environment is warmed up with every such
+number, and training with as many iterations as are then watched.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tyro
 from tqdm import tqdm
 
 import envs  # noqa: F401  (registers the ids)
+from agents.common.tables import markdown
 from agents.hybrid_reinforce import Args, Learner, train_step
 from benchmarks import measure
 from skipnet_rl.data import load_images
@@ -36,18 +37,18 @@ DATASET = "rendered-digits"
 
 @dataclass(frozen=True)
 class Options(measure.Options):
-    """Run for long."""
+    """Watch resources in a long run."""
 
     steps: int = 2_000_000
-    """of the environment, over all sub-environments"""
+    """environment steps, summed over the sub-environments"""
     iterations: int = 500
-    """of training"""
+    """training iterations"""
     num_envs: int = 128
-    """sub-environments"""
+    """number of sub-environments"""
 
 
 def watch(unit: Callable[[], Any], units: int) -> dict[str, float]:
-    """Do a warm unit of work many times, and read this process's resources along the way."""
+    """Repeat a unit of work that is warmed up, and read the resources of this process along the way."""
     process, readings = psutil.Process(), []
     every = max(units // READINGS, 1)
     for number in tqdm(range(units), disable=None, leave=False):
@@ -58,14 +59,16 @@ def watch(unit: Callable[[], Any], units: int) -> dict[str, float]:
     memory, files, threads = (np.array(column, dtype=float) for column in zip(*readings, strict=True))
     tenth = max(len(memory) // 10, 1)
     return {
-        "units": units, "mib": memory[-1] / 2**20,
+        "units": units,
+        "mib": memory[-1] / 2**20,
         "growth": memory[-tenth:].mean() / memory[:tenth].mean() - 1,
-        "files": files[-1] - files[0], "threads": threads[-1] - threads[0],
-    }  # fmt: skip
+        "files": files[-1] - files[0],
+        "threads": threads[-1] - threads[0],
+    }
 
 
 def environment(options: Options) -> dict[str, float]:
-    """Episodes of SkipResNet20-v0 at random."""
+    """Play episodes of SkipResNet20-v0 at random."""
     env = gym.make_vec("SkipResNet20-v0", options.num_envs, dataset=DATASET, device=options.device)
     env.reset(seed=0)
     decisions = env.unwrapped.lockstep.mdp.num_decisions  # type: ignore[attr-defined]
@@ -82,7 +85,7 @@ def environment(options: Options) -> dict[str, float]:
 
 
 def training(options: Options) -> dict[str, float]:
-    """Steps of hybrid REINFORCE on SkipResNet20-v0."""
+    """Take steps of hybrid REINFORCE on SkipResNet20-v0."""
     device = options.start()
     args = Args(env="SkipResNet20-v0", schedule="constant", batch_size=128, iterations=2 * options.iterations)
     learner = Learner(args, load_network("auto", 20, 10, DATASET).to(device), device)
@@ -98,16 +101,13 @@ def training(options: Options) -> dict[str, float]:
 
 def table(found: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    rows = [
-        [name, f"{use['units']:,.0f}", f"{use['mib']:,.0f} MiB", f"{use['growth']:+.2%}",
-         f"{use['files']:+.0f}", f"{use['threads']:+.0f}"]
-        for name, use in found["soaked"].items()
-    ]  # fmt: skip
-    return measure.markdown(["", "number", "memory", "its growth", "open files", "threads"], rows)
+    line = "{units:,.0f}|{mib:,.0f} MiB|{growth:+.2%}|{files:+.0f}|{threads:+.0f}"
+    rows = [[name, *line.format(**use).split("|")] for name, use in found["soaked"].items()]
+    return markdown(["", "number", "memory", "its growth", "open files", "threads"], rows, numbers=True)
 
 
 def main(options: Options) -> None:
-    """Soak, publish, fail where something grew."""
+    """Run, publish, and fail if something grew."""
     options.start()
     torch.manual_seed(0)
     soaked = {"episodes of the batch": environment(options), "training iterations": training(options)}

@@ -1,12 +1,12 @@
-"""A training step of hybrid REINFORCE against the same step as published code does it.
+"""A training step of hybrid REINFORCE against the same step as published code takes it.
 
     python -m benchmarks.training
     python -m benchmarks.training --device cuda
 
 SkipResNet110-v0 with the recurrent gate, 128 episodes a step, p(execute) held at 1/2 and at 1. The published
-way: float32, one route per image, every block computed for every image and masked, gradients through all of
-it. Here: executed images alone are computed, in bf16 where the hardware has it, with this project's defaults
-(four routes per image, leave-one-out baseline), and once more in float32.
+way: float32, one route per image, every block computed for every image and masked, gradients through all
+blocks. This project: only executed images are computed, in bf16 where the hardware has it, with the default
+settings (four routes per image, leave-one-out baseline), and once more in float32.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ class Options(measure.Options):
     """Time training steps."""
 
     depth: int = 110
-    """of the network"""
+    """depth of the network"""
     batch_size: int = 128
     """episodes per step"""
     precision: str = "auto"
-    """of this project's steps: bf16, fp32, or auto"""
+    """precision of this project's steps: bf16, fp32, or auto"""
     repeats: int = 7
     """turns of each candidate"""
 
 
 class Masked(RoutingMDP):
-    """A block for every image, whatever the action, and a mask."""
+    """Dynamics that compute each block for every image, whatever the action, and mask it."""
 
     def transition(self, state: State, action: torch.Tensor, inplace: bool = False) -> State:
-        """The dense mix."""
+        """Mix both paths densely."""
         return super().transition(state, action.float())
 
 
 def learner(options: Options, args: Args, rate: float, device: torch.device) -> Learner:
-    """A gate whose p(execute) is `rate` at every decision, and stays there."""
+    """A learner whose gate executes with probability `rate` at every decision, and keeps doing so."""
     made = Learner(args, load_network("auto", options.depth, 10, DATASET).to(device), device)
     nn.init.zeros_(made.gate.head.weight)
     nn.init.constant_(made.gate.head.bias, torch.logit(torch.tensor(rate, device="cpu"), eps=1e-7).item())
@@ -70,7 +70,7 @@ def learner(options: Options, args: Args, rate: float, device: torch.device) -> 
 
 
 def candidates(options: Options, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """What takes turns; each call is one training step."""
+    """The candidates, each a call that takes one training step."""
     data = load_images(DATASET, "train").to(device)
     ours = Args(batch_size=options.batch_size, lr=0.0, gate_lr=0.0, precision=options.precision)
     found: dict[str, Callable[[], Any]] = {}
@@ -90,7 +90,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
 
 
 def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> None:
-    """One step with every block computed."""
+    """Take one step with every block computed."""
     index = training_index(0, args.batch_size, len(data), args.seed).to(data.device)
     images, labels = data.training_batch(index, step_generator(args.seed, 0, data.device))
     mdp.net.train()
@@ -101,31 +101,20 @@ def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> 
 
 def table(found: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    timings, reference = found["timings"], found["timings"]["published, fp32"]["median"]
-    rows = [
-        [name.replace(name.split(",")[0], LABELS[name.split(",")[0]]),
-         measure.milliseconds(timing), f"{found['batch_size'] / timing['median']:,.0f}",
-         f"{reference / timing['median']:.2f}"]
-        for name, timing in timings.items()
-    ]  # fmt: skip
+    timings, published = found["timings"], "published, fp32"
+    labels = {name: name.replace(name.split(",")[0], LABELS[name.split(",")[0]]) for name in timings}
     head = "ResNet-{depth}, {batch_size} episodes, {device}".format(**found)
-    text = measure.markdown([head, "ms per step (quartiles)", "episodes per second", "speed-up"], rows)
-    best = found["precision"]
+    columns = (head, "ms per step (quartiles)", "episodes per second", "speed-up")
+    text = measure.speeds(columns, labels, timings, found["batch_size"], published)
+    reference, best = timings[published]["median"], found["precision"]
     half, every = (reference / timings[f"{name}, {best}"]["median"] for name in RATES)
     return f"{text}\nAim and reached: 2.5 at half executed: {half:.2f}; 1 at all executed: {every:.2f}.\n"
 
 
 def main(options: Options) -> dict[str, Any]:
     """Measure and publish."""
-    device = options.start()
-    timings = measure.take_turns(candidates(options, device), options.repeats, device)
-    found = {
-        "depth": options.depth, "batch_size": options.batch_size, "device": device.type,
-        "precision": resolve_precision(options.precision, device), "repeats": options.repeats,
-        "timings": measure.plain(timings),
-    }  # fmt: skip
-    measure.publish(f"training-{device.type}", found, table(found), options)
-    return found
+    about = {"depth": options.depth, "batch_size": options.batch_size}
+    return measure.compare("training", options, candidates, table, **about)
 
 
 if __name__ == "__main__":

@@ -75,18 +75,18 @@ CORES = Schedule(
 )
 # Deeper networks: batches that fill a GPU, SGD's rates scaled alike (Goyal et al. 2017, arXiv 1706.02677) but
 # for the longer tuning: at 0.2 the networks forgot more than the teacher gave back in as few epochs.
-GPU = Schedule(
-    backbone={"backbone": 70},
-    sp={"warmup": 200, "sp": 100},
-    hrl={"hrl": 500, "tune": 300},
-    distilled={"tune": 530},
+GPU = replace(
+    CORES,
     batch_size=512,
     routes=4,
     lr=0.4,
     gated_lr=0.2,
-    taught_lr=0.05,
     gate_lr=1e-2,
     entropy=0.002,
+    backbone={"backbone": 70},
+    sp={"warmup": 200, "sp": 100},
+    hrl={"hrl": 500, "tune": 300},
+    distilled={"tune": 530},
     eval_every=150,
     taught_eval_every=265,
     runs=((0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (0.8, 1.0)),

@@ -99,7 +99,7 @@ def test_a_command_on_a_page_has_flags_that_exist(command):
     _, _, name, *words = shlex.split(command)
     module = importlib.import_module(name)
     options = getattr(module, "Args", None) or getattr(module, "Options", None)
-    if options:  # benchmarks.gate_costs has a parser of its own
+    if options:
         tyro.cli(options, args=words)
 
 
