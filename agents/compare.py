@@ -42,9 +42,14 @@ from skipnet_rl.terminal import say
 
 ROUNDING = {"accuracy": 1e-3, "loss": 1e-2, "return": 1e-2}  # what depends on logits
 EXACT = (  # what follows from the routes, and the policy's own cost
-    "compute_blocks", "compute_flops", "compute_flops_std", "executed_blocks_mean", "executed_blocks_std",
-    "policy_flops", "unique_routes",
-)  # fmt: skip
+    "compute_blocks",
+    "compute_flops",
+    "compute_flops_std",
+    "executed_blocks_mean",
+    "executed_blocks_std",
+    "policy_flops",
+    "unique_routes",
+)
 TOLERANCE = {**ROUNDING, **dict.fromkeys(EXACT, 1e-6)}
 
 

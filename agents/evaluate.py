@@ -214,10 +214,17 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     for summary, bias in zip(summaries[1:], args.budgets, strict=False):
         summary["bias"] = bias
     found = {
-        "schema": 1, **subject.about, "split": images.split, "n_images": len(images), "mode": args.mode,
-        "seed": args.seed, "precision": precision, "policies": summaries, "notes": at_the_ends(rows),
+        "schema": 1,
+        **subject.about,
+        "split": images.split,
+        "n_images": len(images),
+        "mode": args.mode,
+        "seed": args.seed,
+        "precision": precision,
+        "policies": summaries,
+        "notes": at_the_ends(rows),
         **provenance(),
-    }  # fmt: skip
+    }
     if args.controls:
         found["gain_over"] = gains(subject.name, rows)
     lines = [*gain_lines(subject.name, found.get("gain_over", {})), *found["notes"]]

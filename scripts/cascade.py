@@ -42,10 +42,15 @@ PAIRS = (
     ("resnet110-cifar10-hrl-0.8-ensemble", "resnet110-cifar10-distilled"),
 )
 BESIDE = (
-    "resnet20-cifar10-distilled", "resnet38-cifar10-hrl-0.5-ensemble", "resnet74-cifar10-hrl-1.0",
-    "resnet74-cifar10-hrl-0.5", "resnet38-cifar10", "resnet110-cifar10-hrl-0.4-ensemble",
-    "resnet74-cifar10-distilled", "resnet110-cifar10",
-)  # fmt: skip
+    "resnet20-cifar10-distilled",
+    "resnet38-cifar10-hrl-0.5-ensemble",
+    "resnet74-cifar10-hrl-1.0",
+    "resnet74-cifar10-hrl-0.5",
+    "resnet38-cifar10",
+    "resnet110-cifar10-hrl-0.4-ensemble",
+    "resnet74-cifar10-distilled",
+    "resnet110-cifar10",
+)
 RANDOM = "random deferral"
 
 
@@ -133,10 +138,12 @@ def cascade(first: Answers, second: Answers, threshold: float) -> tuple[Tensor, 
     correct = torch.where(deferred, second.correct, first.correct)
     share, accuracy = deferred.double().mean().item(), correct.double().mean().item()
     return correct, {
-        "deferred": share, "mega_flops": 1e-6 * (first.flops + deferred * second.flops).mean().item(),
-        "accuracy": accuracy, "accuracy_ci95": list(wilson_interval(int(correct.sum()), len(correct))),
+        "deferred": share,
+        "mega_flops": 1e-6 * (first.flops + deferred * second.flops).mean().item(),
+        "accuracy": accuracy,
+        "accuracy_ci95": list(wilson_interval(int(correct.sum()), len(correct))),
         "random_accuracy": at_random(first, second, share).mean().item(),
-    }  # fmt: skip
+    }
 
 
 def at_random(first: Answers, second: Answers, share: float) -> Tensor:
@@ -171,23 +178,29 @@ def main(options: Options) -> dict[str, Any]:
     }
     cascades = [
         {
-            "first": pair[0], "second": pair[1], "depths": [subjects[name].mdp.net.depth for name in pair],
+            "first": pair[0],
+            "second": pair[1],
+            "depths": [subjects[name].mdp.net.depth for name in pair],
             "gates": not isinstance(subjects[pair[0]].policy, AlwaysExecute),  # of the first
             "rows": rows_of(pair, thresholds, on_val, on_test, whole_flops(subjects[pair[1]])),
         }
         for pair in thresholds
-    ]  # fmt: skip
+    ]
     found = {
-        "dataset": dataset, "n_images": len(on_test[options.networks[0]].correct), "precision": "fp32",
+        "dataset": dataset,
+        "n_images": len(on_test[options.networks[0]].correct),
+        "precision": "fp32",
         "networks": {
             name: {
-                "mega_flops": 1e-6 * alone.flops.mean().item(), "accuracy": share_right(alone),
+                "mega_flops": 1e-6 * alone.flops.mean().item(),
+                "accuracy": share_right(alone),
                 "val_accuracy": share_right(on_val[name]),
             }
             for name, alone in on_test.items()
         },
-        "cascades": cascades, "notes": left_out(thresholds, options.budgets),
-    }  # fmt: skip
+        "cascades": cascades,
+        "notes": left_out(thresholds, options.budgets),
+    }
     return publish("scripts.cascade", options.out / FILE, found, table(found))
 
 
@@ -227,9 +240,12 @@ def left_out(
 
 
 def rows_of(
-    pair: tuple[str, str], thresholds: Mapping[tuple[str, str], Mapping[float, float]],
-    on_val: Mapping[str, Answers], on_test: Mapping[str, Answers], whole: float,
-) -> list[dict[str, Any]]:  # fmt: skip
+    pair: tuple[str, str],
+    thresholds: Mapping[tuple[str, str], Mapping[float, float]],
+    on_val: Mapping[str, Answers],
+    on_test: Mapping[str, Answers],
+    whole: float,
+) -> list[dict[str, Any]]:
     """A cascade at each of its budgets: on the test images, and on those that its threshold comes from.
 
     Each is compared with deferral at random, with every network alone, and at the same budget with the
@@ -251,19 +267,33 @@ def rows_of(
         affordable = [
             name for name, alone in on_test.items() if 1e-6 * alone.flops.mean().item() <= row["mega_flops"]
         ]
-        rows.append({
-            "budget": budget, "threshold": threshold, "compute_flops": 1e6 * row["mega_flops"] / whole, **row,
-            "over": {name: accuracy_difference(correct, rival) for name, rival in over.items()},
-            "single": max(affordable, key=lambda name: share_right(on_val[name])),
-            "val_accuracy": chosen["accuracy"], "val_compute_flops": 1e6 * chosen["mega_flops"] / whole,
-        })  # fmt: skip
+        rows.append(
+            {
+                "budget": budget,
+                "threshold": threshold,
+                "compute_flops": 1e6 * row["mega_flops"] / whole,
+                **row,
+                "over": {name: accuracy_difference(correct, rival) for name, rival in over.items()},
+                "single": max(affordable, key=lambda name: share_right(on_val[name])),
+                "val_accuracy": chosen["accuracy"],
+                "val_compute_flops": 1e6 * chosen["mega_flops"] / whole,
+            }
+        )
     return rows
 
 
 COLUMNS = (
-    "first", "MFLOPs", "FLOPs", "deferred", "validation", "accuracy", "over random deferral",
-    "over the second alone", "over the best alone", "which is",
-)  # fmt: skip
+    "first",
+    "MFLOPs",
+    "FLOPs",
+    "deferred",
+    "validation",
+    "accuracy",
+    "over random deferral",
+    "over the second alone",
+    "over the best alone",
+    "which is",
+)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -274,13 +304,17 @@ def table(found: Mapping[str, Any]) -> str:
     """
     seconds = dict.fromkeys(each["second"] for each in found["cascades"])
     return "\n".join(
-        markdown(COLUMNS, [
-            cells(each, row)
-            for each in found["cascades"] if each["second"] == second
-            for row in each["rows"]
-        ])
+        markdown(
+            COLUMNS,
+            [
+                cells(each, row)
+                for each in found["cascades"]
+                if each["second"] == second
+                for row in each["rows"]
+            ],
+        )
         for second in seconds
-    )  # fmt: skip
+    )
 
 
 def cells(each: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

@@ -89,11 +89,12 @@ def main(options: Options) -> dict[str, Any]:
         with image_progress(name) as show:
             rows[name] = evaluate(subject.mdp, subject.policy, subject.images, progress=show)
     found = {
-        "dataset": dataset, "n_images": len(rows[names[0]].correct),
+        "dataset": dataset,
+        "n_images": len(rows[names[0]].correct),
         "precision": "fp32",
         "networks": {name: about(subjects[name], row) for name, row in rows.items()},
         "pairs": [difference(rows, *pair) for pair in options.pairs],
-    }  # fmt: skip
+    }
     return publish("scripts.paired", options.out / FILE, found, table(found))
 
 

@@ -88,9 +88,15 @@ class Problem:
         weights, why_weights = self._weights(weights, dataset, kinds)
         alpha, cost = self.payment
         return replace(
-            self, dataset=dataset, weights=weights, device=device, precision=precision,
-            alpha=alpha, cost=cost, why=(why_data, why_weights),
-        )  # fmt: skip
+            self,
+            dataset=dataset,
+            weights=weights,
+            device=device,
+            precision=precision,
+            alpha=alpha,
+            cost=cost,
+            why=(why_data, why_weights),
+        )
 
     def _weights(self, weights: str | None, dataset: str, kinds: Sequence[str]) -> tuple[str | None, str]:
         if weights != "auto":

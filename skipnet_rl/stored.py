@@ -18,9 +18,15 @@ from skipnet_rl.importer import read_state_dict, torchvision_weights, unwrap
 Weights = str | os.PathLike[str] | Mapping[str, Any]
 Header = Mapping[str, Any]
 FIELDS: dict[str, Any] = {  # of a header, and their types
-    "kind": str, "depth": int, "shortcut": str, "dataset": str, "num_classes": int, "alpha": (int, float),
-    "cost": str, "policy_depth": int,
-}  # fmt: skip
+    "kind": str,
+    "depth": int,
+    "shortcut": str,
+    "dataset": str,
+    "num_classes": int,
+    "alpha": (int, float),
+    "cost": str,
+    "policy_depth": int,
+}
 POLICY = "policy."  # before the tensors of BlockDrop's policy network
 MARKS = {  # tensors that only files of one kind have; the first match counts
     "gate.route": "fixed",

@@ -164,9 +164,13 @@ def _last(
             if len(affordable):
                 count = int(affordable[-1])
                 yield Tuned(
-                    budget, (*path.mix, weight), (*path.thresholds, threshold_for(sureness, count)), grid.by,
-                    accuracy[count].item(), costs[count].item(),
-                )  # fmt: skip
+                    budget,
+                    (*path.mix, weight),
+                    (*path.thresholds, threshold_for(sureness, count)),
+                    grid.by,
+                    accuracy[count].item(),
+                    costs[count].item(),
+                )
 
 
 def _sums(start: Tensor, added: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ SHARED = Path(__file__).parent.parent.parent / "shared"  # files too large for t
 
 @pytest.fixture(autouse=True, scope="session")
 def runs_without_pictures():
-    """Runs draw none unless a test asks for `pictures`: they take a third of the time of a short one."""
+    """Disable pictures of runs, a third of the time of a short one, unless a test asks for `pictures`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setting, "write_plots", lambda *args: None)
         yield
@@ -85,7 +85,7 @@ def cifar10_folder(tmp_path_factory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Faults injected and inputs tried, summed over the tests that record them."""
+    """Sum injected faults and tried inputs over the tests that record them."""
     counts: dict[str, int] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -103,5 +103,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 def report_is_final(report: object) -> bool:
-    """Properties recorded when a test is torn down are in that report, together with those before."""
+    """Move properties recorded at teardown into the report of the test."""
     return getattr(report, "when", None) == "teardown"

@@ -21,8 +21,11 @@ from skipnet_rl.stored import read_header
 from skipnet_rl.weights import open_weights
 
 SMALL = {
-    "env": "SkipResNet20-v0", "dataset": "rendered-digits", "eval_images": 16, "precision": "fp32",
-}  # fmt: skip
+    "env": "SkipResNet20-v0",
+    "dataset": "rendered-digits",
+    "eval_images": 16,
+    "precision": "fp32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +36,16 @@ def finished(tmp_path_factory):
         patch.setattr(setting, "load_images", load_first(64))
         hybrid_reinforce.train(
             hybrid_reinforce.Args(
-                **SMALL, gate="ff2", warmup_iterations=1, sp_iterations=2, iterations=2, tune_iterations=1,
-                batch_size=8, run_dir=folder,
+                **SMALL,
+                gate="ff2",
+                warmup_iterations=1,
+                sp_iterations=2,
+                iterations=2,
+                tune_iterations=1,
+                batch_size=8,
+                run_dir=folder,
             )
-        )  # fmt: skip
+        )
     return folder
 
 
@@ -139,8 +148,10 @@ def test_results_that_would_take_each_others_place(finished, model, play, tmp_pa
     with pytest.raises(ValueError, match="a run of agents.ppo, which has no stage 'sp'"):
         play(model, stage="sp")
     assert [row["name"] for row in play(finished, biases=(1.0, 0.0, 1.0))[0]] == [
-        "all blocks", "bias +0", "bias +1",
-    ]  # fmt: skip
+        "all blocks",
+        "bias +0",
+        "bias +1",
+    ]
     last, supervised = play(finished)[0], play(finished, stage="sp")[0]
     for file, rows in (("test-greedy", last), ("sp-test-greedy", supervised)):
         assert json.loads((finished / f"evaluation-{file}.json").read_text())["policies"] == rows

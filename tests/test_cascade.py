@@ -24,8 +24,10 @@ from skipnet_rl.statistics import wilson_interval
 from skipnet_rl.weights import open_weights
 
 SMALL, LARGE, GATED = (
-    "resnet20-rendered-digits", "resnet110-rendered-digits", "resnet110-rendered-digits-hrl",
-)  # fmt: skip
+    "resnet20-rendered-digits",
+    "resnet110-rendered-digits",
+    "resnet110-rendered-digits-hrl",
+)
 COST = results.mega_flops(20) / results.mega_flops(110)
 
 
@@ -208,8 +210,10 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
                 results.draw(tmp_path)
     before, after = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn)
     assert after == [
-        *before, "ResNet-14, then ResNet-38, ours", "ResNet-14 with gates, then ResNet-38, ours",
-    ]  # fmt: skip
+        *before,
+        "ResNet-14, then ResNet-38, ours",
+        "ResNet-14 with gates, then ResNet-38, ours",
+    ]
     shipped = {"plain networks, ours", "ResNet-38 with gates, ours", "ResNet-110 with gates, ours"}
     assert shipped | {"one route for all images"} < set(before)
     lines = [[line.get_xydata().tolist() for line in figure.axes[0].lines] for figure in drawn]
@@ -217,9 +221,15 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
     assert sum(line == [[60.0, pytest.approx(91.6)]] for line in added) == 2
 
 
-@pytest.mark.parametrize("budgets, missing", [
-    ((0.25, 0.5), []), ((0.1, 0.25, 0.5), ["0.1"]), ((2, 0.5, 0.1, 2), ["0.1, 2"]), ((), []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "budgets, missing",
+    [
+        ((0.25, 0.5), []),
+        ((0.1, 0.25, 0.5), ["0.1"]),
+        ((2, 0.5, 0.1, 2), ["0.1, 2"]),
+        ((), []),
+    ],
+)
 def test_budgets_that_are_left_out_are_said(budgets, missing):
     had = {("a", "b"): {0.25: 0.0, 0.5: 0.0}, ("c", "b"): {budget: 1.0 for budget in budgets}}
     expected = [f"a and b cannot have budget {each}; left out" for each in missing]

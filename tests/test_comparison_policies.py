@@ -119,9 +119,14 @@ def test_gumbel_draws_have_their_probability_and_the_relaxed_gradient():
 def models(mdp, images):
     """Each algorithm's model, untrained, with layers that see the observation."""
     numbers = {
-        "lr": 1e-3, "epochs": 1, "minibatches": 1, "entropy": 0.0, "buffer": 100, "updates": 1,
+        "lr": 1e-3,
+        "epochs": 1,
+        "minibatches": 1,
+        "entropy": 0.0,
+        "buffer": 100,
+        "updates": 1,
         "episodes": 64,
-    }  # fmt: skip
+    }
     for module, args in (
         (ppo, ppo.Args()),
         (ppo, ppo.Args(recurrent=True)),
@@ -171,8 +176,8 @@ def test_a_models_log_odds_have_the_sign_of_its_choice(mdp, tiny_images):
         ),
     ],
 )
-def test_what_a_decision_of_a_model_costs(kind, more, once):
-    """The layers that decide, by hand; those of the critic do not count."""
+def test_macs_of_a_model(kind, more, once):
+    """Count the layers of the actor by hand, without those of the critic."""
     box = spaces.Box(-1, 1, (72,))
     policy = kind(box, spaces.Discrete(2), lambda _: 0.0, net_arch=[32, 16], **more)
     assert ModelPolicy(policy, 8).macs() == 8 * once
@@ -180,13 +185,13 @@ def test_what_a_decision_of_a_model_costs(kind, more, once):
 
 
 @pytest.mark.parametrize(("size", "decisions"), [(32, 8), (224, 15)])
-def test_what_blockdrops_one_look_costs(size, decisions):
-    """A ResNet-8: stem, three blocks of which two begin a stage, their shortcuts, the layer of decisions."""
+def test_macs_of_blockdrops_policy(size, decisions):
+    """ResNet-8: stem, three blocks (two begin a stage), their shortcuts and the output layer."""
     layers = 9 * 3 * 16 * 32**2 + 4_718_592 + 2 * 3_538_944 + 2 * 131_072 + 64 * decisions
     assert PolicyNetwork(decisions, image_size=size).macs() == layers
 
 
-def test_models_come_back_without_a_pickle(mdp, tiny_images, tmp_path):
+def test_models_load_without_pickle(mdp, tiny_images, tmp_path):
     for number, (model, _) in enumerate(models(mdp, tiny_images)):
         file = tmp_path / f"{number}.safetensors"
         save_weights(file, model.policy, {})
@@ -209,7 +214,7 @@ def test_models_for_other_spaces_are_refused(mdp, batch):
 
 
 def test_a_model_decides_on_its_own_device(mdp, batch):
-    """Its weights may be elsewhere than the network: observations go there, log-odds come back."""
+    """The model may be on another device than the network: observations go there, log-odds come back."""
     policy = ModelPolicy(DQNPolicy(spaces.Box(-1, 1, (72,)), spaces.Discrete(2), lambda _: 0.0), 8)
     seen = []
     policy.decide = lambda observation, hidden: (
@@ -223,7 +228,7 @@ def test_a_model_decides_on_its_own_device(mdp, batch):
         rollout(mdp, policy, *batch)
 
 
-def test_presets_give_way_to_flags():
+def test_flags_override_presets():
     presets = {"default": {"lr": 0.1, "num_envs": 4}, "SkipResNet20-v0": {"num_envs": 8}}
     assert preset(ppo.Args(env="SkipResNet20-v0"), presets) == {"lr": 0.1, "num_envs": 8}
     assert preset(ppo.Args(env="SkipResNet56-v0", lr=0.5), presets) == {"lr": 0.5, "num_envs": 4}
@@ -246,13 +251,13 @@ def test_a_policy_that_sees_the_image_keeps_its_memory_inside_others(mdp, batch)
     assert first_memory(AlwaysExecute(), batch[0]) is None
 
 
-def test_a_fixed_route_is_everybodys(mdp, batch):
+def test_a_fixed_route_is_the_same_for_all_images(mdp, batch):
     route = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0])
     with torch.no_grad():
         assert torch.equal(rollout(mdp, FixedRoute(route), *batch).actions, route.expand(12, 8).float())
 
 
-def test_stored_routes_come_back_and_replay(mdp, tiny_images, tmp_path):
+def test_stored_routes_round_trip_and_replay(mdp, tiny_images, tmp_path):
     generator = torch.Generator().manual_seed(0)
     routes = torch.rand(12, 8, generator=generator) < 0.5
     done = evaluate(mdp, AlwaysExecute(), tiny_images, routes=routes, batch_size=5)
@@ -270,12 +275,12 @@ def test_stored_routes_come_back_and_replay(mdp, tiny_images, tmp_path):
 
 
 @pytest.mark.parametrize("rate, target", [(1.0, 0.7), (0.82, 0.7), (0.3, 0.5), (0.0, 0.2), (1.0, 0.0)])
-def test_a_missed_target_is_said(rate, target):
+def test_a_missed_target_is_noted(rate, target):
     (note,) = gumbel.missed_target(gumbel.Args(target=target), rate)
     for part in (f"{rate:.1%}", f"{target:.1%}", "--iterations", "--penalty"):
         assert part in note
 
 
 @pytest.mark.parametrize("rate, target", [(0.7, 0.7), (0.73, 0.7), (0.46, 0.5), (1.0, 1.0), (0.0, 0.0)])
-def test_of_a_target_that_is_met_nothing_is_said(rate, target):
+def test_a_met_target_is_not_noted(rate, target):
     assert not gumbel.missed_target(gumbel.Args(target=target), rate)

@@ -39,10 +39,17 @@ def test_the_cpu_by_every_name(given):
     assert pick_device(given) == torch.zeros(0, device="cpu").device
 
 
-@pytest.mark.parametrize("given, expected", [
-    (None, "cuda"), ("auto", "cuda"), (torch.device("cuda"), "cuda"), ("cuda:1", "cuda:1"),
-    (torch.device("cuda", 0), "cuda:0"), ("cpu", "cpu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (None, "cuda"),
+        ("auto", "cuda"),
+        (torch.device("cuda"), "cuda"),
+        ("cuda:1", "cuda:1"),
+        (torch.device("cuda", 0), "cuda:0"),
+        ("cpu", "cpu"),
+    ],
+)
 def test_gpus(monkeypatch, given, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -50,14 +57,33 @@ def test_gpus(monkeypatch, given, expected):
 
 
 WRONG = (
-    "cpu:abc", "cpu:1", "cpu:-1", "cuda:", "cuda:x", "cuda:99", "cuda:-1", "CPU", "gpu", "", "auto:0", " cpu",
-    "mps", "meta", torch.device("meta"), torch.device("cuda", 99), torch.device("mps"), 0, 1.5, True, ["cpu"],
+    "cpu:abc",
+    "cpu:1",
+    "cpu:-1",
+    "cuda:",
+    "cuda:x",
+    "cuda:99",
+    "cuda:-1",
+    "CPU",
+    "gpu",
+    "",
+    "auto:0",
+    " cpu",
+    "mps",
+    "meta",
+    torch.device("meta"),
+    torch.device("cuda", 99),
+    torch.device("mps"),
+    0,
+    1.5,
+    True,
+    ["cpu"],
     b"cpu",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("available", [False, True])
-def test_devices_that_are_none(monkeypatch, record_property, available):
+def test_invalid_devices(monkeypatch, record_property, available):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for given in WRONG:
@@ -70,7 +96,7 @@ def test_devices_that_are_none(monkeypatch, record_property, available):
 
 
 @pytest.mark.parametrize("device", [None, torch.device("cpu"), torch.device("cpu", 0), "cpu:0"])
-def test_environments_take_them(monkeypatch, device):
+def test_environments_accept_devices(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     env = gym.make("SkipResNet14-v0", device=device, **SMALL)
     env.reset(seed=0)
@@ -78,7 +104,7 @@ def test_environments_take_them(monkeypatch, device):
 
 
 class DefaultIsAnother(TorchFunctionMode):
-    """What a default device of a GPU does to whoever draws by a generator of the CPU and names no device."""
+    """Emulates a default GPU device: a tensor drawn from a CPU generator without a device raises."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -89,7 +115,7 @@ class DefaultIsAnother(TorchFunctionMode):
 
 @pytest.fixture(params=["meta", "another generator"])
 def elsewhere(request):
-    """Another default device; "meta" holds no numbers, so that nothing made on it could be used."""
+    """A default device other than the CPU; tensors on "meta" cannot be used, so mistakes show."""
     if request.param == "meta":
         with torch.device("meta"):
             yield
@@ -98,10 +124,15 @@ def elsewhere(request):
             yield
 
 
-@pytest.mark.parametrize("more", [
-    {"cost": "flops", "array": "torch"}, {"augment": True, "weights": "resnet20-rendered-digits"},
-    {"obs_mode": "feature", "autoreset_mode": "NextStep"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"cost": "flops", "array": "torch"},
+        {"augment": True, "weights": "resnet20-rendered-digits"},
+        {"obs_mode": "feature", "autoreset_mode": "NextStep"},
+    ],
+    ids=str,
+)
 def test_episodes(elsewhere, more):
     made = {**SMALL, **more}
     if "autoreset_mode" in made:
@@ -122,7 +153,7 @@ def test_the_single_environment_and_its_pictures(elsewhere):
     assert ended and isinstance(reward, float) and env.render().ndim == 3
 
 
-def test_first_weights_do_not_depend_on_it(elsewhere):
+def test_initial_weights_do_not_depend_on_the_default_device(elsewhere):
     net = load_network(None, 14, 10, "rendered-digits")
     with torch.device("cpu"):
         assert torch.equal(net.fc.weight, load_network(None, 14, 10, "rendered-digits").fc.weight)
@@ -133,9 +164,13 @@ def test_files_policies_and_evaluations(elsewhere, tmp_path):
     with torch.device("cpu"):
         whole = nn.ModuleDict({"net": net, "gate": make_gate("rnn", net)})
     about = {
-        "depth": 14, "dataset": "rendered-digits", "gate": "rnn", "shortcut": "projection", "alpha": 1.0,
+        "depth": 14,
+        "dataset": "rendered-digits",
+        "gate": "rnn",
+        "shortcut": "projection",
+        "alpha": 1.0,
         "cost": "blocks",
-    }  # fmt: skip
+    }
     save_weights(tmp_path / "w.safetensors", whole, about)
     opened = open_weights(tmp_path / "w.safetensors")
     mdp, gate = opened.mdp(), opened.policy
@@ -167,9 +202,16 @@ def test_images_in_files(elsewhere, tmp_path):
 @pytest.mark.parametrize("elsewhere", ["meta"], indirect=True)
 def test_an_agent(elsewhere, tmp_path, few_images):
     args = reinforce.Args(
-        env="SkipResNet14-v0", dataset="rendered-digits", iterations=1, batch_size=8, device="cpu",
-        eval_images=8, test_images=8, weights="none", run_dir=tmp_path / "run",
-    )  # fmt: skip
+        env="SkipResNet14-v0",
+        dataset="rendered-digits",
+        iterations=1,
+        batch_size=8,
+        device="cpu",
+        eval_images=8,
+        test_images=8,
+        weights="none",
+        run_dir=tmp_path / "run",
+    )
     assert reinforce.train(args)["policies"][-1]["name"] == "REINFORCE"
 
 
@@ -181,7 +223,7 @@ NAMES = {
 
 
 def nameless(source: str) -> list[str]:
-    """Calls that make a tensor and do not say where."""
+    """Calls that create a tensor without a device."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch."):
@@ -191,7 +233,7 @@ def nameless(source: str) -> list[str]:
     return found
 
 
-def test_every_tensor_says_where_it_goes():
+def test_every_tensor_names_its_device():
     example = "torch.zeros(3)\ntorch.zeros(3, device=x)\ntorch.Generator()"
     assert nameless(example) == ["1: zeros", "3: Generator"]
     rooms = ("skipnet_rl", "envs", "agents", "scripts", "benchmarks")
@@ -205,7 +247,7 @@ def test_every_tensor_says_where_it_goes():
 
 
 def test_float32_is_float32_on_a_gpu(monkeypatch):
-    """Not TensorFloat-32, PyTorch's default in convolutions."""
+    """Not TensorFloat-32, PyTorch's default for convolutions."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("auto", "cuda", "cuda:1"):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -213,7 +255,7 @@ def test_float32_is_float32_on_a_gpu(monkeypatch):
         assert not torch.backends.cudnn.allow_tf32
 
 
-def test_a_device_that_is_not_there(monkeypatch):
+def test_unavailable_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="sees no CUDA device"):

@@ -53,7 +53,7 @@ def commands() -> list[Any]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Where a link into a page can lead, by GitHub's rule for headings."""
+    """Anchors of the headings of a page, by GitHub's rule."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

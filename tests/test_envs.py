@@ -115,7 +115,7 @@ def test_observation_is_the_pooled_feature_and_the_block(env, mdp, tiny_images):
         assert observation.dtype == np.float32 and env.observation_space.contains(observation)
 
 
-def test_feature_mode_leaves_the_block_out(env, mdp, tiny_images):
+def test_feature_mode_omits_the_one_hot(env, mdp, tiny_images):
     bare = SkipNetEnv(mdp, tiny_images, obs_mode="feature")
     route = random_routes(1, 8)[0]
     whole, rewards, _ = play(env, route, options={"index": 2})
@@ -129,14 +129,30 @@ def test_terminal_info(env, tiny_images):
     route = [1, 0, 0, 1, 1, 0, 1, 0]
     _, _, info = play(env, route, options={"index": 11})
     assert list(info) == [
-        "index", "label", "prediction", "correct", "is_success", "loss",
-        "executed_blocks", "compute_blocks", "compute_flops", "route",
-    ]  # fmt: skip
+        "index",
+        "label",
+        "prediction",
+        "correct",
+        "is_success",
+        "loss",
+        "executed_blocks",
+        "compute_blocks",
+        "compute_flops",
+        "route",
+    ]
     types = {key: type(value) for key, value in info.items()}
     assert types == {
-        "index": int, "label": int, "prediction": int, "correct": bool, "is_success": bool, "loss": float,
-        "executed_blocks": int, "compute_blocks": float, "compute_flops": float, "route": np.ndarray,
-    }  # fmt: skip
+        "index": int,
+        "label": int,
+        "prediction": int,
+        "correct": bool,
+        "is_success": bool,
+        "loss": float,
+        "executed_blocks": int,
+        "compute_blocks": float,
+        "compute_flops": float,
+        "route": np.ndarray,
+    }
     assert (info["index"], info["label"]) == (11, 1)
     assert info["correct"] is info["is_success"] is (info["prediction"] == 1)
     assert info["executed_blocks"] == 4  # of the 8 decisions; the first block, which always runs, is not one
@@ -194,8 +210,8 @@ def test_global_random_state_is_left_alone(mdp, tiny_images):
     np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])
 
 
-def test_what_a_call_returned_stays_the_callers(mdp, tiny_images):
-    """One environment's results are overwritten as they come; the other's must not differ for it."""
+def test_returned_arrays_belong_to_the_caller(mdp, tiny_images):
+    """Overwriting returned arrays does not change later results."""
     route = random_routes(1, 8)[0]
     clean, spoilt = SkipNetEnv(mdp, tiny_images), SkipNetEnv(mdp, tiny_images)
     kept, _ = clean.reset(options={"index": 1})
@@ -226,10 +242,24 @@ def test_ways_to_say_execute(env, action):
 
 
 @pytest.mark.parametrize(
-    "action", [2, -1, 0.0, 1.0, float("nan"), None, "1", [0, 1], np.array([1, 1]), np.array([]), {},
-     torch.tensor(0.7, requires_grad=True), torch.tensor(1, dtype=torch.bfloat16)],
+    "action",
+    [
+        2,
+        -1,
+        0.0,
+        1.0,
+        float("nan"),
+        None,
+        "1",
+        [0, 1],
+        np.array([1, 1]),
+        np.array([]),
+        {},
+        torch.tensor(0.7, requires_grad=True),
+        torch.tensor(1, dtype=torch.bfloat16),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_bad_action(env, action):
     env.reset()
     with pytest.raises(ValueError, match=r"action.*expected 0 \(skip\) or 1 \(execute\)"):
@@ -288,7 +318,7 @@ def test_line(mdp, tiny_images):
     assert "■□□□□□□□" in env.render() and f"class {info['prediction']}" in env.render()
 
 
-def test_a_prediction_that_no_image_has_is_rendered_as_its_number(mdp, tiny_images):
+def test_unknown_class_is_rendered_as_its_number(mdp, tiny_images):
     with torch.no_grad():
         mdp.net.fc.bias[9] += 1e6
     fewer = dataclasses.replace(tiny_images, classes=tiny_images.classes[:3])
@@ -363,7 +393,7 @@ def test_ids():
     assert depths == (*resnet.CIFAR_DEPTHS, *resnet.IMAGENET_DEPTHS)
 
 
-def test_made_environment_travels_as_json():
+def test_spec_round_trips_as_json():
     env = gym.make("SkipResNet20-v0", **QUICK, alpha=0.7, cost="flops", render_mode="ansi")
     spec = EnvSpec.from_json(env.spec.to_json())
     again = gym.make(spec)
@@ -407,7 +437,7 @@ def test_named_errors_of_the_factory(argument, message):
         gym.make("SkipResNet20-v0", **{**QUICK, **argument})
 
 
-def test_unknown_id_is_told_the_nearest():
+def test_unknown_id_suggests_the_nearest():
     with pytest.raises(gym.error.NameNotFound, match="Did you mean: `SkipResNet110`"):
         gym.make("SkipResNett110-v0")
 
@@ -438,8 +468,8 @@ def bias(weights) -> float:
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-def test_weights_are_known_by_what_the_file_holds(tmp_path, monkeypatch, ending):
-    """One name in two folders; others under the old name, size and time; the same under another."""
+def test_cached_networks_are_keyed_by_file_content(tmp_path, monkeypatch, ending):
+    """The cache of networks tells files apart by content, not by name, size or time."""
 
     def write(folder, number):
         net = ResNet(20)

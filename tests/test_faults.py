@@ -23,7 +23,7 @@ FLAGS = [
 
 
 def child(said: Path, flags: list[str], largest_file: int | None) -> None:
-    """The command, with what it says in a file."""
+    """Run the command with its output in a file."""
     setting.load_images = load_first(16)
     sys.argv = ["hybrid_reinforce", *FLAGS, *flags]
     with said.open("w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
@@ -42,8 +42,8 @@ def run(tmp_path: Path, folder: Path, *flags: str, largest_file: int | None = No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits on the size of a file")
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path):
-    """The kernel refuses to write past 200 kB of any file, and then lets the run go on."""
+def test_a_full_disk_is_a_one_line_error_without_partial_files(tmp_path):
+    """The kernel limits files to 200 kB; without the limit the run resumes."""
     folder = tmp_path / "run"
     code, said = run(tmp_path, folder, largest_file=200_000)
     assert code == 2, said

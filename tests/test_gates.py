@@ -15,7 +15,7 @@ from skipnet_rl.rollout import rollout
 
 
 def sequence_logits(gate: RecurrentGate, pooled: list[torch.Tensor]) -> torch.Tensor:
-    """The same gate as one `nn.LSTM` over all decisions: [B, N]."""
+    """The gate as one `nn.LSTM` over all decisions: [B, N]."""
     lstm = nn.LSTM(gate.size, gate.size)
     weights = gate.lstm.state_dict()
     lstm.load_state_dict({f"{name}_l0": value for name, value in weights.items()})
@@ -70,7 +70,7 @@ def test_gate_starts_at_its_initial_rate(tiny_net, rate, name):
 
 @pytest.mark.parametrize("name", GATES)
 @pytest.mark.parametrize("rate", [0.0, 1.0, 90])
-def test_rates_that_are_no_probability_inside(tiny_net, name, rate):
+def test_invalid_initial_rates(tiny_net, name, rate):
     with pytest.raises(ValueError, match=f"initial_rate is {rate}; expected a probability"):
         GATES[name](tiny_net, initial_rate=rate)
 
@@ -78,7 +78,7 @@ def test_rates_that_are_no_probability_inside(tiny_net, name, rate):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("name", "t"), [("ff1", 0), ("ff1", 2), ("ff2", 0), ("ff2", 5)])
 def test_feed_forward_gates_by_hand(tiny_net, name, t, training):
-    """From the paper's list of layers: decisions 2 and 5 are about blocks that halve the resolution."""
+    """The paper's layers; decisions 2 and 5 are about blocks that halve the resolution."""
     torch.manual_seed(0)
     gate = make_gate(name, tiny_net).train(training)
     channels, size, _ = tiny_net.input_shapes()[t + 1]
@@ -199,8 +199,8 @@ def spread_over_images(gain: float, name: str = "rnn") -> tuple[float, float]:
     return logits.mean().item(), logits.std(dim=0).mean().item()
 
 
-def test_without_a_gain_an_untrained_gate_is_all_but_blind():
-    """What docs/gates.md says of it."""
+def test_without_a_gain_untrained_gates_ignore_the_image():
+    """As docs/gates.md says."""
     (_, blind), (mean, sighted) = spread_over_images(1.0), spread_over_images(6.0)
     assert blind == pytest.approx(0.002, abs=0.0005)
     assert sighted == pytest.approx(0.3, abs=0.05)

@@ -163,25 +163,49 @@ COMMON = {r"^stem\.0": "conv1", r"^stem\.1": "bn1"}
 NAMINGS = {
     "akamaster": ("layer{stage}.{position}", 1, COMMON | {r"^fc": "linear"}),
     "chenyaofo, bearpaw, timm": ("layer{stage}.{position}", 1, COMMON | {r"shortcut": "downsample"}),
-    "weiaicunzai": ("conv{stage}_x.{position}", 2, {
-        r"^stem": "conv1", r"\.conv1\.": ".residual_function.0.", r"\.bn1\.": ".residual_function.1.",
-        r"\.conv2\.": ".residual_function.3.", r"\.bn2\.": ".residual_function.4.",
-    }),
+    "weiaicunzai": (
+        "conv{stage}_x.{position}",
+        2,
+        {
+            r"^stem": "conv1",
+            r"\.conv1\.": ".residual_function.0.",
+            r"\.bn1\.": ".residual_function.1.",
+            r"\.conv2\.": ".residual_function.3.",
+            r"\.bn2\.": ".residual_function.4.",
+        },
+    ),
     "SkipNet": ("group{stage}_layer{position}", 1, COMMON | {r"shortcut": "downsample"}),
     "SkipNet, shortcuts apart": ("group{stage}_layer{position}", 1, COMMON | {r"_layer0\.shortcut": "_ds0"}),
     "BlockDrop": ("blocks.{stage}.{position}", 0, COMMON | {r"blocks\.(\d)\.0\.shortcut": r"ds.\1"}),
-    "transformers": ("encoder.stages.{stage}.layers.{position}", 0, {
-        r"^stem\.0": "embedder.embedder.convolution", r"^stem\.1": "embedder.embedder.normalization",
-        r"conv1": "layer.0.convolution", r"bn1": "layer.0.normalization", r"conv2": "layer.1.convolution",
-        r"bn2": "layer.1.normalization", r"shortcut\.0": "shortcut.convolution",
-        r"shortcut\.1": "shortcut.normalization", r"^fc": "classifier.1",
-    }),
+    "transformers": (
+        "encoder.stages.{stage}.layers.{position}",
+        0,
+        {
+            r"^stem\.0": "embedder.embedder.convolution",
+            r"^stem\.1": "embedder.embedder.normalization",
+            r"conv1": "layer.0.convolution",
+            r"bn1": "layer.0.normalization",
+            r"conv2": "layer.1.convolution",
+            r"bn2": "layer.1.normalization",
+            r"shortcut\.0": "shortcut.convolution",
+            r"shortcut\.1": "shortcut.normalization",
+            r"^fc": "classifier.1",
+        },
+    ),
     "ours": ("blocks.{position}", 0, {}),
-}  # fmt: skip
+}
 PREFIXES = (
-    "", "module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "model.module._orig_mod.",
-    "module.model.backbone.", "learner.student.",
-)  # fmt: skip
+    "",
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "backbone.",
+    "net.",
+    "encoder.",
+    "model.module._orig_mod.",
+    "module.model.backbone.",
+    "learner.student.",
+)
 WRAPPINGS = {
     "bare": lambda state: state,
     "state_dict": lambda state: {"state_dict": state, "best_prec1": 91.7},
@@ -229,12 +253,18 @@ def test_wrappings(tiny_net, tmp_path, wrapping):
     assert_same(net, tiny_net)
 
 
-@pytest.mark.parametrize(("rest", "said"), [
-    ({"module.group1_gate0.conv1.weight": (16, 16), "module.group1_gate0.bn1.bias": (16,)}, "2 tensors"),
-    ({"module.group2_gate1.1.weight": (10, 32, 1, 1), "module.control.proj.weight": (1, 10)}, "control.proj"),
-    ({"criterion.weight": (10,), "n_averaged": ()}, "criterion.weight"),
-    ({"queue": (8, 4), "projector.0.weight": (8, 64)}, "projector"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        ({"module.group1_gate0.conv1.weight": (16, 16), "module.group1_gate0.bn1.bias": (16,)}, "2 tensors"),
+        (
+            {"module.group2_gate1.1.weight": (10, 32, 1, 1), "module.control.proj.weight": (1, 10)},
+            "control.proj",
+        ),
+        ({"criterion.weight": (10,), "n_averaged": ()}, "criterion.weight"),
+        ({"queue": (8, 4), "projector.0.weight": (8, 64)}, "projector"),
+    ],
+)
 def test_what_is_no_part_of_the_backbone_is_left_out_and_said(tiny_net, rest, said):
     prefix = "module." if any("module" in name for name in rest) else "model."
     state = {prefix + name: value for name, value in named_as("SkipNet", tiny_net).items()}
@@ -269,17 +299,34 @@ def test_a_file_without_classifier(tiny_net):
     assert torch.equal(net.blocks[8].conv2.weight, tiny_net.blocks[8].conv2.weight)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda s: {n: v for n, v in s.items() if "layer3" not in n}, r"blocks.6.* It holds a .*stages of 3, 3 "),
-    (lambda s: {**s, "layer1.0.se.fc.weight": torch.zeros(4)}, r"layer blocks.0.se.fc.weight \(4,\) that"),
-    (lambda s: {**s, "loss.weight": torch.zeros(4)}, r"it has a layer loss.weight \(4,\)"),
-    (lambda s: {"features.0.weight": torch.zeros(4)}, "no ResNet by names .* 1 tensors, first features.0"),
-    (lambda s: {**{"student." + n: v for n, v in s.items()}, **{"twin." + n: v for n, v in s.items()}},
-     "several networks: student., twin.; save the state_dict of one"),
-    (lambda s: {**s, "module.fc.bias": s["linear.bias"] + 1}, "two layers that stand for"),
-    (lambda s: {**s, "layer1.0.\x1b[1mbold\x1b[0m\n": torch.zeros(4)}, "it has a layer layer1.0.bold"),
-    (lambda s: {"epoch": 3, "lr": 0.1}, "holds a dict with 'epoch', 'lr'; expected the tensors of a ResNet"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda s: {n: v for n, v in s.items() if "layer3" not in n},
+            r"blocks.6.* It holds a .*stages of 3, 3 ",
+        ),
+        (
+            lambda s: {**s, "layer1.0.se.fc.weight": torch.zeros(4)},
+            r"layer blocks.0.se.fc.weight \(4,\) that",
+        ),
+        (lambda s: {**s, "loss.weight": torch.zeros(4)}, r"it has a layer loss.weight \(4,\)"),
+        (
+            lambda s: {"features.0.weight": torch.zeros(4)},
+            "no ResNet by names .* 1 tensors, first features.0",
+        ),
+        (
+            lambda s: {**{"student." + n: v for n, v in s.items()}, **{"twin." + n: v for n, v in s.items()}},
+            "several networks: student., twin.; save the state_dict of one",
+        ),
+        (lambda s: {**s, "module.fc.bias": s["linear.bias"] + 1}, "two layers that stand for"),
+        (lambda s: {**s, "layer1.0.\x1b[1mbold\x1b[0m\n": torch.zeros(4)}, "it has a layer layer1.0.bold"),
+        (
+            lambda s: {"epoch": 3, "lr": 0.1},
+            "holds a dict with 'epoch', 'lr'; expected the tensors of a ResNet",
+        ),
+    ],
+)
 def test_refusals_say_what_came_and_leave_the_network_alone(tiny_net, change, said):
     net = ResNet(20)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -322,7 +369,7 @@ def test_published_weights_with_another_number_of_classes():
 
 
 class Surprise:
-    """What a pickle could hold."""
+    """Content that a pickle could hold."""
 
     def __reduce__(self):
         return (print, ("executed",))
@@ -360,9 +407,16 @@ def test_the_backbone_of_a_gated_network(tiny_net, tmp_path):
 def test_environment_with_published_weights_is_right_on_9173_images(cifar10_folder):
     """Importer, backbone, data and environment at once, to the image: every block executed, float32."""
     batch = gym.make_vec(
-        "SkipResNet20-v0", num_envs=250, dataset="cifar10", data_dir=str(cifar10_folder), split="test",
-        shortcut="pad", weights=str(REFERENCE), device="cpu", autoreset_mode="Disabled",
-    )  # fmt: skip
+        "SkipResNet20-v0",
+        num_envs=250,
+        dataset="cifar10",
+        data_dir=str(cifar10_folder),
+        split="test",
+        shortcut="pad",
+        weights=str(REFERENCE),
+        device="cpu",
+        autoreset_mode="Disabled",
+    )
     correct = 0
     for start in range(0, 10_000, 250):
         batch.reset(options={"index": np.arange(start, start + 250)})

@@ -35,9 +35,10 @@ ENVIRONMENTS = {
     "single": lambda mdp, images: SkipNetEnv(mdp, images, augment=True, render_mode="ansi"),
     "numpy": lambda mdp, images: SkipNetVectorEnv(mdp, images, 3, render_mode="ansi"),
     "torch": lambda mdp, images: SkipNetVectorEnv(mdp, images, 3, array="torch", render_mode="ansi"),
-    "NextStep": lambda mdp, images: SkipNetVectorEnv(mdp, images, 3, array="torch", autoreset_mode="NextStep",
-                                                     render_mode="ansi"),
-}  # fmt: skip
+    "NextStep": lambda mdp, images: SkipNetVectorEnv(
+        mdp, images, 3, array="torch", autoreset_mode="NextStep", render_mode="ansi"
+    ),
+}
 
 
 def act(env, step):

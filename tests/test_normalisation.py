@@ -1,4 +1,4 @@
-"""Mean and std of one's own, and a word where weights were trained with others."""
+"""Custom mean and standard deviation, and warnings where weights were trained with others."""
 
 import sys
 import warnings
@@ -41,7 +41,7 @@ def first_image(**given) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_environments_show_images_with_it(given):
+def test_environments_normalise_images(given):
     mean, std = given
     own = load_images("rendered-digits", "test")
     pixels = own.images[:1].float() / 255
@@ -61,7 +61,7 @@ def test_environments_show_images_with_it(given):
         ((-0.1, 0.5, 0.5), None), (None, (0.2, -0.2, 0.2)), (None, (None, 0.1, 0.1)),
     ],
 )  # fmt: skip
-def test_what_is_none_is_refused(mean, std, record_property):
+def test_invalid_statistics(mean, std, record_property):
     with pytest.raises(
         ValueError, match="(mean|std) is .*; expected (three numbers|pixel values from 0 to 1)"
     ):
@@ -72,7 +72,7 @@ def test_what_is_none_is_refused(mean, std, record_property):
 
 
 def said(call) -> list[str]:
-    """What a call warns of."""
+    """Warnings of a call."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         call()
@@ -121,8 +121,8 @@ def run(monkeypatch, module, function, *flags: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no shipped weights")
-def test_a_run_keeps_its_own(tmp_path, monkeypatch, few_images):
-    """Trained, written into both headers, gone on from and evaluated with the same numbers."""
+def test_a_run_keeps_its_statistics(tmp_path, monkeypatch, few_images):
+    """Training, headers, resuming and evaluation use the same statistics."""
     monkeypatch.setattr(evaluate, "load_images", load_first(32))
     numbers = ["--mean", *map(str, MEAN), "--std", *map(str, STD)]
     first, second = tmp_path / "first", tmp_path / "second"
@@ -156,7 +156,7 @@ def test_a_run_keeps_its_own(tmp_path, monkeypatch, few_images):
 @pytest.mark.parametrize(
     "flags", [["--mean", "125", "123", "114"], ["--std", "0", "0.1", "0.1"], ["--mean", "nan", "0", "0"]]
 )
-def test_flags_that_make_no_sense(flags, monkeypatch, capsys):
+def test_invalid_flags(flags, monkeypatch, capsys):
     for module in (pretrain, hybrid_reinforce):
         with pytest.raises(SystemExit) as stop:
             run(monkeypatch, module, module.train, *flags)

@@ -1,4 +1,4 @@
-"""The flags that a command line comes to when it names few of them."""
+"""Defaults that follow from a few given flags."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from skipnet_rl.runs import as_stored
 
 
 def parsed(line: str) -> Args:
-    """What `agents.hybrid_reinforce` makes of a command line."""
+    """Arguments that `agents.hybrid_reinforce` reads from a command line."""
     words = shlex.split(line)
     return tyro.cli(Args, args=words, default=dataclasses.replace(Args(), **values_of(situation_of(words))))
 
@@ -47,7 +47,7 @@ def test_auto_takes_what_fits(line, preset, weights):
     args.check()
 
 
-def test_gates_of_ones_own_are_gone_on_from_at_their_alpha(tmp_path):
+def test_given_gates_continue_at_their_alpha(tmp_path):
     file = gated_file(tmp_path)
     args = parsed(f"--env SkipResNet20-v0 --dataset rendered-digits --gate-weights {file}")
     assert (args.preset, args.weights, args.gate_weights, args.alpha) == ("gated", str(file), str(file), 1.0)
@@ -57,7 +57,7 @@ def test_gates_of_ones_own_are_gone_on_from_at_their_alpha(tmp_path):
     "--dataset cifar10 --stage sp", "--dataset rendered-digits --stage sp --preset quick",
     "--dataset cifar100 --env SkipResNet20-v0 --stage sp",
 ])  # fmt: skip
-def test_sp_alone_has_steps(line):
+def test_sp_alone_trains(line):
     assert set(parsed(line).plan()) >= {"sp"}
 
 
@@ -73,7 +73,7 @@ def test_gated_needs_gates():
 
 
 def test_a_run_that_is_resumed_keeps_its_preset(tmp_path):
-    """On another machine, or after a change of the shipped networks, it would be another."""
+    """`auto` could choose another on another machine or with other shipped networks."""
     stored = {**as_stored(parsed("--dataset cifar10 --preset plain --alpha 0.7")), "batch_size": 512}
     (tmp_path / "args.json").write_text(json.dumps(stored), encoding="utf-8")
     args = parsed(f"--dataset cifar10 --resume --run-dir {tmp_path}")
@@ -81,7 +81,7 @@ def test_a_run_that_is_resumed_keeps_its_preset(tmp_path):
     assert as_stored(args)["iterations"] == stored["iterations"]
 
 
-def test_flags_win():
+def test_flags_override_presets():
     args = parsed("--dataset cifar10 --preset plain --iterations 7 --alpha 0.9 --lr 0.5")
     assert (args.iterations, args.alpha, args.lr) == (7, 0.9, 0.5)
     assert args.optimizer == PRESETS["plain"]["optimizer"]
@@ -107,7 +107,7 @@ def test_a_gpu_takes_more_and_larger_steps(monkeypatch):
     assert args.batch_size == presets.GPU_BATCH * plain["batch_size"] and args.lr == 2 * plain["lr"]
 
 
-def test_the_papers():
+def test_the_papers_preset():
     args = parsed("--dataset cifar10 --preset paper")
     assert (args.policy_weight, args.alpha, args.routes, args.baseline) == (0.01, 0.1, 1, "none")
     rates = {step: (args.sp_lr or 0) * args.decay(step) for step in (0, 31_999, 32_000, 48_000, 63_999)}
@@ -117,7 +117,7 @@ def test_the_papers():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_has_flags_that_make_sense(preset):
+def test_every_preset_is_valid(preset):
     args = parsed(f"--env SkipResNet38-v0 --dataset cifar10 --preset {preset}")
     args.check()
     assert describe(args).startswith(f"{preset} ({presets.WHY[preset]}")

@@ -1,7 +1,7 @@
-"""Whatever comes in, the answer is a result or a named error: never another exception, nothing half-done.
+"""Any input gives a result or a named error, and leaves nothing half-done.
 
-Property-based: hypothesis draws the inputs. Each test counts what was accepted and refused, for the summary
-at the end; an exception that is none of the named ones fails it, with the input that brought it about.
+Property-based: hypothesis draws the inputs. Each test counts accepted and refused inputs for the summary; any
+other exception fails it, with the input that caused it.
 """
 
 import contextlib
@@ -38,15 +38,13 @@ from skipnet_rl.weights import open_weights
 
 NAMED = (ValueError, OSError, GymnasiumError)  # what the command line turns into one line and exit code 2
 TALLY: Counter[str] = Counter()
-many = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)  # fmt: skip
+many = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 few = settings(many, max_examples=25)
 
 
 @pytest.fixture(autouse=True)
 def tally(record_property):
-    """What the summary adds up, see conftest.py."""
+    """Report counts to the summary, see conftest.py."""
     TALLY.clear()
     yield
     for kind in ("accepted", "refused"):
@@ -54,7 +52,7 @@ def tally(record_property):
 
 
 def attempt(call, *args, **kwargs):
-    """The result, or None where a named error refused the input; its message says something."""
+    """The result, or None if a named error with a message refused the input."""
     try:
         result = call(*args, **kwargs)
     except NAMED as error:
@@ -66,10 +64,16 @@ def attempt(call, *args, **kwargs):
 
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 5), st.integers(), st.floats(), st.text(max_size=5),
-    st.binary(max_size=3), st.complex_numbers(),
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 5),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=3),
+    st.complex_numbers(),
     st.sampled_from([np.int64(1), np.float32(0.5), np.bool_(True)]),
-)  # fmt: skip
+)
 arrays = st.one_of(
     st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from("?bBhil efdOUS".replace(" ", ""))).map(
         lambda pair: np.ones(pair[0], pair[1])
@@ -178,7 +182,7 @@ def test_keywords_of_the_vector_environment(keywords):
 
 
 def damaged(content: bytes, data: st.DataObject) -> bytes:
-    """The bytes of a file after something happened to them."""
+    """Randomly damaged bytes of a file."""
     kind = data.draw(st.sampled_from(["cut", "flip", "insert", "replace"]))
     at = data.draw(st.integers(0, len(content) - 1))
     if kind == "cut":
@@ -192,14 +196,18 @@ def damaged(content: bytes, data: st.DataObject) -> bytes:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """One of each kind of file, whole."""
+    """One intact file of each kind."""
     folder = tmp_path_factory.mktemp("files")
     net = ResNet(8)
     gate = make_gate("rnn", net)
     about = {
-        "depth": 8, "dataset": "rendered-digits", "gate": "rnn", "shortcut": "projection", "alpha": 1.0,
+        "depth": 8,
+        "dataset": "rendered-digits",
+        "gate": "rnn",
+        "shortcut": "projection",
+        "alpha": 1.0,
         "cost": "blocks",
-    }  # fmt: skip
+    }
     save_weights(folder / "gated.safetensors", torch.nn.ModuleDict({"net": net, "gate": gate}), about)
     torch.save({"state_dict": net.state_dict()}, folder / "plain.pth")
     save_checkpoint(folder / "checkpoint", {"net": net.state_dict(), "step": 3, "list": [1, {"2": "x"}]})
@@ -261,7 +269,7 @@ def test_weights_of_another_network(files, tmp_path_factory, depth, classes, sho
 
 
 class Hostile:
-    """What a pickle can do."""
+    """Code that a pickle could run."""
 
     def __reduce__(self):
         return (Path.touch, (Path("executed"),))
@@ -285,15 +293,18 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
     max_leaves=5,
 )
-run_fields = st.fixed_dictionaries({}, optional={
-    "agent": st.sampled_from(["pretrain", "hybrid_reinforce", "ppo", "static", "nobody"]) | json_values,
-    "env": st.sampled_from(["SkipResNet20-v0", "SkipResNet21-v0", "CartPole-v1"]) | json_values,
-    "policies": st.just([{"name": "HRL"}]) | json_values,
-    "dataset": st.just("rendered-digits") | json_values,
-    "alpha": st.just(1.0) | json_values,
-    "gate": st.sampled_from(["rnn", "lstm"]) | json_values,
-    "weights": st.sampled_from(["auto", "../../etc/passwd"]) | json_values,
-})  # fmt: skip
+run_fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "agent": st.sampled_from(["pretrain", "hybrid_reinforce", "ppo", "static", "nobody"]) | json_values,
+        "env": st.sampled_from(["SkipResNet20-v0", "SkipResNet21-v0", "CartPole-v1"]) | json_values,
+        "policies": st.just([{"name": "HRL"}]) | json_values,
+        "dataset": st.just("rendered-digits") | json_values,
+        "alpha": st.just(1.0) | json_values,
+        "gate": st.sampled_from(["rnn", "lstm"]) | json_values,
+        "weights": st.sampled_from(["auto", "../../etc/passwd"]) | json_values,
+    },
+)
 
 
 @many
@@ -332,25 +343,51 @@ COMMANDS = {
 }
 BAD_FLAGS = [
     ("--env", ["SkipResNet21-v0", "", "CartPole", "CartPole-v1", "nowhere:SkipResNet20-v0"]),
-    ("--dataset", ["mnist", "cifar10", "imagefolder", ""]), ("--weights", ["none.safetensors", "/dev/null"]),
-    ("--alpha", ["nan", "-1", "inf", "x"]), ("--depth", ["7", "0", "-20", "x"]), ("--gate", ["gru", ""]),
-    ("--batch-size", ["0", "-1", "1000000"]), ("--routes", ["0", "-4", "1"]), ("--stage", ["rl", ""]),
-    ("--iterations", ["-1", "x"]), ("--epochs", ["0", "-1", "nan"]), ("--lr", ["x", "-0.1", "nan", "inf"]),
-    ("--eval-every", ["0", "-5"]), ("--eval-images", ["0", "-3"]), ("--survival", ["0", "1.5", "nan"]),
-    ("--minibatches", ["0", "1000000"]), ("--width", ["0"]), ("--num-envs", ["0", "-2"]),
-    ("--episodes", ["0"]), ("--buffer", ["0"]), ("--updates", ["-1"]), ("--penalty", ["-1"]),
-    ("--distillation", ["2", "-1", "nan"]), ("--teacher", ["auto"]),
-    ("--warmup", ["-1"]), ("--target", ["-1", "nan"]), ("--bound", ["0.2"]), ("--policy-depth", ["7"]),
-    ("--rates", ["1.5"]), ("--device", ["gpu", "cuda:99"]), ("--precision", ["fp8"]), ("--cost", ["time"]),
+    ("--dataset", ["mnist", "cifar10", "imagefolder", ""]),
+    ("--weights", ["none.safetensors", "/dev/null"]),
+    ("--alpha", ["nan", "-1", "inf", "x"]),
+    ("--depth", ["7", "0", "-20", "x"]),
+    ("--gate", ["gru", ""]),
+    ("--batch-size", ["0", "-1", "1000000"]),
+    ("--routes", ["0", "-4", "1"]),
+    ("--stage", ["rl", ""]),
+    ("--iterations", ["-1", "x"]),
+    ("--epochs", ["0", "-1", "nan"]),
+    ("--lr", ["x", "-0.1", "nan", "inf"]),
+    ("--eval-every", ["0", "-5"]),
+    ("--eval-images", ["0", "-3"]),
+    ("--survival", ["0", "1.5", "nan"]),
+    ("--minibatches", ["0", "1000000"]),
+    ("--width", ["0"]),
+    ("--num-envs", ["0", "-2"]),
+    ("--episodes", ["0"]),
+    ("--buffer", ["0"]),
+    ("--updates", ["-1"]),
+    ("--penalty", ["-1"]),
+    ("--distillation", ["2", "-1", "nan"]),
+    ("--teacher", ["auto"]),
+    ("--warmup", ["-1"]),
+    ("--target", ["-1", "nan"]),
+    ("--bound", ["0.2"]),
+    ("--policy-depth", ["7"]),
+    ("--rates", ["1.5"]),
+    ("--device", ["gpu", "cuda:99"]),
+    ("--precision", ["fp8"]),
+    ("--cost", ["time"]),
     ("--shortcut", ["skip"]),
-    ("--run-dir", ["/proc/none/run", "/dev/null/run"]), ("--resume", []), ("--nonsense", ["1"]),
-    ("--schedule", ["warm"]), ("--exploration", ["0.9", "-1"]), ("--split", ["rest"]), ("--mode", ["lucky"]),
-]  # fmt: skip
+    ("--run-dir", ["/proc/none/run", "/dev/null/run"]),
+    ("--resume", []),
+    ("--nonsense", ["1"]),
+    ("--schedule", ["warm"]),
+    ("--exploration", ["0.9", "-1"]),
+    ("--split", ["rest"]),
+    ("--mode", ["lucky"]),
+]
 
 
 @st.composite
 def command_lines(draw):
-    """A command with a flag that it cannot take."""
+    """A command with one invalid flag."""
     command = draw(st.sampled_from(list(COMMANDS)))
     flag, values = draw(st.sampled_from(BAD_FLAGS))
     line = [flag, *([draw(st.sampled_from(values))] if values else [])]
@@ -359,8 +396,8 @@ def command_lines(draw):
 
 @settings(many, max_examples=80)
 @given(line=command_lines())
-def test_flags_end_in_one_line_and_code_2(tmp_path_factory, line):
-    """The data are there and the network is small: the flag alone is at fault, and nothing is left behind."""
+def test_invalid_flags_are_one_line_errors(tmp_path_factory, line):
+    """Only the flag is wrong; no file is left behind."""
     command, flags = line
     place = tmp_path_factory.mktemp("cwd")
     small = {"pretrain": ("--depth", "20"), "evaluate": ()}.get(command, ("--env", "SkipResNet20-v0"))
@@ -384,7 +421,7 @@ def test_flags_end_in_one_line_and_code_2(tmp_path_factory, line):
 @few
 @given(data=st.data())
 def test_image_folders(tmp_path_factory, data):
-    """Classes that come and go, one file that is no image, folders that are empty or missing."""
+    """Classes added and removed, a file that is not an image, empty and missing folders."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("images")

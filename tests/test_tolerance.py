@@ -1,4 +1,4 @@
-"""What skips cost a network, measured against routes that are played one by one."""
+"""Cost of skips, measured against routes played one by one."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_absence_costs_are_those_of_routes_without_one_block(mdp, images):
     assert found.max() > 0.1, "no block matters: the test could not fail"
 
 
-def test_absence_costs_leave_the_network_as_it_is(mdp, images):
+def test_absence_costs_do_not_change_the_network(mdp, images):
     before = {name: value.clone() for name, value in mdp.net.state_dict().items()}
     absence_costs(mdp, images.first(4))
     assert all(torch.equal(before[name], value) for name, value in mdp.net.state_dict().items())
@@ -51,7 +51,7 @@ def test_tolerance_tells_the_networks_apart(images):
 
 
 def test_tolerance_of_the_toy_is_what_its_one_needed_block_costs():
-    """An image that misses it is right half of the time; every tenth misses it."""
+    """One image in ten skips the needed block and is then right half of the time."""
     data = two_colours(256)
     found = measure_tolerance(RoutingMDP(toy_net(data)), data)
     assert found.images == len(data) and found.whole == 1.0
@@ -76,6 +76,6 @@ def test_falling_rates_lower_the_cheapest_blocks_alone():
 @pytest.mark.parametrize(
     "progress, share", [(-0.1, 0.5), (1.1, 0.5), (0.5, -1), (0.5, 2), (float("nan"), 0.5)]
 )
-def test_falling_rates_refuse(progress, share):
+def test_invalid_falling_rates(progress, share):
     with pytest.raises(ValueError, match="expected a number between 0 and 1"):
         falling_rates(torch.ones(3), progress, share)

@@ -66,18 +66,26 @@ def test_every_shipped_file_is_what_the_index_says():
             assert without_places(shlex.split(command)) == command and "/tmp" not in command
 
 
-@pytest.mark.parametrize("depth, dataset, name", [
-    (20, "cifar10", "resnet20-cifar10-distilled"), (110, "cifar10", "resnet110-cifar10-distilled"),
-    (20, "rendered-digits", "resnet20-rendered-digits"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "depth, dataset, name",
+    [
+        (20, "cifar10", "resnet20-cifar10-distilled"),
+        (110, "cifar10", "resnet110-cifar10-distilled"),
+        (20, "rendered-digits", "resnet20-rendered-digits"),
+    ],
+)
 def test_auto_takes_the_network_that_was_taught_where_there_is_one(depth, dataset, name):
     assert auto_file(depth, dataset, "projection") == find_file(name)
 
 
-@pytest.mark.parametrize("alpha, name", [
-    (None, "resnet38-cifar10-hrl-0.5-ensemble"), (0.7, "resnet38-cifar10-hrl-0.5-ensemble"),
-    (2.0, "resnet38-cifar10-hrl-1.0-gain6-ensemble"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "alpha, name",
+    [
+        (None, "resnet38-cifar10-hrl-0.5-ensemble"),
+        (0.7, "resnet38-cifar10-hrl-0.5-ensemble"),
+        (2.0, "resnet38-cifar10-hrl-1.0-gain6-ensemble"),
+    ],
+)
 def test_a_policy_over_a_frozen_network_starts_from_one_that_was_trained_with_skips(alpha, name):
     assert catalogue.find_auto(38, "cifar10", "projection", START, alpha)["name"] == name
     assert (
@@ -95,9 +103,14 @@ def test_auto_takes_the_shipped_weights(shipped):
     assert net.blocks[2].conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("depth", "dataset", "shortcut"), [
-    (20, "cifar10", "projection"), (8, "rendered-digits", "projection"), (8, "cifar10", "pad"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("depth", "dataset", "shortcut"),
+    [
+        (20, "cifar10", "projection"),
+        (8, "rendered-digits", "projection"),
+        (8, "cifar10", "pad"),
+    ],
+)
 def test_auto_without_shipped_weights_warns(shipped, depth, dataset, shortcut):
     with pytest.warns(UserWarning, match=f"no shipped weights for ResNet-{depth} on {dataset}.*untrained"):
         load_network("auto", depth, 10, dataset, shortcut)
@@ -105,7 +118,7 @@ def test_auto_without_shipped_weights_warns(shipped, depth, dataset, shortcut):
 
 
 @pytest.mark.parametrize("change", ["damage", "remove"])
-def test_shipped_file_that_is_not_the_indexs(shipped, change):
+def test_a_changed_shipped_file_is_refused(shipped, change):
     path = catalogue.FOLDER / "r8.safetensors"
     if change == "damage":
         path.write_bytes(path.read_bytes()[:-1] + b"\x01")

@@ -13,12 +13,26 @@ from skipnet_rl.runs import NOT_COMPARED
 from skipnet_rl.statistics import half_width, mean_interval, wilson_interval
 
 AVERAGED = (
-    "accuracy", "loss", "return", "compute_blocks", "compute_flops", "compute_flops_std",
-    "executed_blocks_mean", "executed_blocks_std", "unique_routes",
-)  # fmt: skip
+    "accuracy",
+    "loss",
+    "return",
+    "compute_blocks",
+    "compute_flops",
+    "compute_flops_std",
+    "executed_blocks_mean",
+    "executed_blocks_std",
+    "unique_routes",
+)
 NOT_A_FLAG = {
-    *NOT_COMPARED, "seed", "versions", "commit", "machine", "eval_every", "eval_images", "test_images",
-}  # fmt: skip
+    *NOT_COMPARED,
+    "seed",
+    "versions",
+    "commit",
+    "machine",
+    "eval_every",
+    "eval_images",
+    "test_images",
+}
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,14 @@ class Progress(BaseCallback):
     """Bar, metrics, validation and checkpoints, under the names that every agent uses."""
 
     def __init__(
-        self, run: runs.Run, validate: Callable[[], dict[str, Any]], episodes: int, every: int,
-        done: int = 0, elapsed: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        run: runs.Run,
+        validate: Callable[[], dict[str, Any]],
+        episodes: int,
+        every: int,
+        done: int = 0,
+        elapsed: float = 0.0,
+    ) -> None:
         super().__init__()
         self.run, self.validate, self.episodes, self.every = run, validate, episodes, every
         self.first = self.done = done
@@ -133,10 +138,12 @@ class Progress(BaseCallback):
         check_finite(parameters, self.done, "train")
         self.run.save(
             {
-                "parameters": parameters, "timesteps": self.num_timesteps, "done": self.done,
+                "parameters": parameters,
+                "timesteps": self.num_timesteps,
+                "done": self.done,
                 "elapsed": self.elapsed,
             }
-        )  # fmt: skip
+        )
 
     def _metrics(self, infos: list[dict[str, Any]]) -> dict[str, float]:
         routes = np.stack([info["route"] for info in infos])
