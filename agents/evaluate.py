@@ -17,7 +17,7 @@ is the network that the run began with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,6 +114,11 @@ class Subject:
     images: Images
     out: Path | None
 
+    @property
+    def whole_flops(self) -> float:
+        """FLOPs of its network with every block executed, for one image."""
+        return 2 * self.mdp.macs.total
+
     def on(self, device: torch.device) -> Subject:
         """The same on a device, the images in the network's size."""
         for part in (self.mdp.net, self.policy):
@@ -185,6 +190,21 @@ def restore_zip(path: Path, split: str, args: Args) -> Subject:
     )
     about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
     return Subject(path.stem, about, mdp, policy, images, args.out)
+
+
+def of_one_data_set(names: Sequence[str], data_dir: Path | None) -> tuple[dict[str, Subject], str]:
+    """Shipped networks by name, or run folders, with their test images; and the data set's name.
+
+    Raises:
+        ValueError: networks of different data sets.
+        FileNotFoundError, WeightsError: there is no such network.
+    """
+    asked = Args(tuple(map(Path, names)), split="test", data_dir=data_dir)
+    subjects = {name: restore(path, asked) for name, path in zip(names, asked.paths, strict=True)}
+    datasets = {name: subject.about["dataset"] for name, subject in subjects.items()}
+    if len(set(datasets.values())) > 1:
+        raise ValueError(f"networks of different data sets: {datasets}")
+    return subjects, datasets[names[0]]
 
 
 def load(

@@ -8,14 +8,14 @@ wrong, for both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown, points, publish
-from agents.evaluate import Args, Subject, restore
+from agents.evaluate import Subject, of_one_data_set
 from skipnet_rl.device import pick_device
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.progress import image_progress, progress_bar
@@ -98,29 +98,9 @@ def main(options: Options) -> dict[str, Any]:
     return publish("scripts.paired", options.out / FILE, found, table(found))
 
 
-def of_one_data_set(names: Sequence[str], data_dir: Path | None) -> tuple[dict[str, Subject], str]:
-    """Shipped networks by name, or run folders, with their test images; and the data set's name.
-
-    Raises:
-        ValueError: networks of different data sets.
-        FileNotFoundError, WeightsError: there is no such network.
-    """
-    asked = Args(tuple(map(Path, names)), split="test", data_dir=data_dir)
-    subjects = {name: restore(path, asked) for name, path in zip(names, asked.paths, strict=True)}
-    datasets = {name: subject.about["dataset"] for name, subject in subjects.items()}
-    if len(set(datasets.values())) > 1:
-        raise ValueError(f"networks of different data sets: {datasets}")
-    return subjects, datasets[names[0]]
-
-
-def whole_flops(subject: Subject) -> float:
-    """FLOPs of its network with every block executed, for one image."""
-    return 2 * subject.mdp.macs.total
-
-
 def about(subject: Subject, row: Evaluation) -> dict[str, Any]:
     """Accuracy with its interval, and mean cost, of a network."""
-    flops = whole_flops(subject) * row.compute_flops.mean().item()
+    flops = subject.whole_flops * row.compute_flops.mean().item()
     interval = list(row.accuracy_ci95)
     return {"accuracy": row.accuracy, "accuracy_ci95": interval, "mega_flops": 1e-6 * flops}
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from agents import cascade
 from agents.common.cli import main_with_named_errors
 from agents.common.entries import Entry, flags, random_at_rate
 from agents.common.finished import FinishedRun
 from agents.common.tables import markdown, renew
-from scripts import cascade, paired, results_page
+from scripts import paired, results_page
 from scripts.picture import mega_flops, picture
 from scripts.ship import check_whole, lineage, lineage_before, run_of
 from skipnet_rl import plots

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from agents import cascade
 from agents.common.tables import markdown, points
-from scripts import cascade, paired
+from scripts import paired
 from scripts.picture import GATES, mega_flops
 from skipnet_rl.statistics import half_width, wilson_interval
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from toys import load_first
 
+from agents import cascade
 from agents import evaluate as agents_evaluate
 from agents.evaluate import Subject
-from scripts import cascade, results
-from scripts.cascade import Answers, threshold_for
+from scripts import results
 from skipnet_rl.data import load_images
 from skipnet_rl.data.imageset import ImageSet
+from skipnet_rl.deferral import Answers, defer, threshold_for
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
@@ -52,7 +53,7 @@ def test_by_hand():
     first = answers([0.9, 0.5, 0.6, 0.8, 0.7, 0.7, 0.7, 0.7], [1, 0, 0, 1, 1, 1, 0, 1])
     second = answers([0.1] * 8, [0, 1, 0, 0, 0, 0, 0, 0], [2e6, 3e6, 5e6, 2e6, 2e6, 2e6, 2e6, 2e6])
     assert threshold_for(first, second, 1.9e6) == pytest.approx(0.5)
-    correct, found = cascade.cascade(first, second, threshold_for(first, second, 2e6))
+    correct, found = defer(first, second, threshold_for(first, second, 2e6))
     assert correct.tolist() == [True, True, False, True, True, True, False, True]
     assert found["deferred"] == 0.25 and found["accuracy"] == 0.75
     assert found["mega_flops"] == pytest.approx(1 + (3 + 5) / 8)
@@ -117,7 +118,7 @@ def test_its_two_ends_are_the_two_networks(few_images, tmp_path):
     assert 0 < between["deferred"] < 0.5
     stored = json.loads((tmp_path / cascade.FILE).read_text())
     assert stored["cascades"] == found["cascades"]
-    assert stored["command"].startswith("python -m scripts.cascade")
+    assert stored["command"].startswith("python -m agents.cascade")
 
 
 def test_a_first_network_with_gates_costs_what_its_routes_cost(few_images, tmp_path):
@@ -206,7 +207,7 @@ def test_the_picture_of_the_results_has_them(tmp_path, monkeypatch):
         if dataset == "cifar10":
             results.draw(tmp_path)
         else:
-            with pytest.raises(ValueError, match="is of rendered-digits, the rows beside it of cifar10"):
+            with pytest.raises(ValueError, match="is for rendered-digits, the rows beside it for cifar10"):
                 results.draw(tmp_path)
     before, after = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn)
     assert after == [

@@ -16,12 +16,13 @@ import tyro
 
 import benchmarks.ablation
 import benchmarks.gate_costs
+from agents import cascade
 from agents.common.tables import points
 from benchmarks import information, latency, measure, scaling, soak, throughput, training
 from envs import factory
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
-from scripts import cascade, paired, results, results_page
+from scripts import paired, results, results_page
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.gates import GATES
 from skipnet_rl.statistics import half_width, wilson_interval

@@ -7,9 +7,9 @@ import pytest
 import torch
 from toys import spoken, toy_chain, two_colours, written
 
-from scripts.cascade import Answers, cascade, threshold_for
 from skipnet_rl.belief import Threshold, margin
 from skipnet_rl.chain import Chain, ChainMDP
+from skipnet_rl.deferral import Answers, defer, threshold_for
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.recording import Records
 from skipnet_rl.thresholds import tune
@@ -82,7 +82,7 @@ def test_without_mixing_it_is_a_cascade_to_the_image(share):
     )
     budget = (10 + 40 * share) / 40
     threshold = threshold_for(first, second, budget * 40)
-    correct, row = cascade(first, second, threshold)
+    correct, row = defer(first, second, threshold)
     (tuned,) = tune(records, 40, [budget], by="confidence", weights=[0.0])
     done = replay(chain, records, tuned)
     assert torch.equal(done.correct, correct) and torch.equal(

@@ -1,6 +1,6 @@
 """Two networks, the second for the images of which the first is not sure: a cascade.
 
-    python -m scripts.cascade --data-dir data --out docs/results-cifar10
+    python -m agents.cascade --data-dir data --out docs/results-cifar10
     python -m scripts.results --out docs/results-cifar10                    # draws them into the picture
 
 Each image goes through the first network. Where that is not confident, the image is deferred to the second
@@ -17,21 +17,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown, points, publish
-from agents.evaluate import Subject
-from scripts.paired import of_one_data_set, whole_flops
+from agents.evaluate import Subject, of_one_data_set
 from skipnet_rl.data import Images
+from skipnet_rl.deferral import Answers, at_random, defer, reach, thresholds_for
 from skipnet_rl.device import pick_device
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.progress import image_progress, load_images, progress_bar
-from skipnet_rl.statistics import accuracy_difference, half_width, wilson_interval
+from skipnet_rl.statistics import accuracy_difference, half_width
 
 FILE = "cascade.json"
 PAIRS = (
@@ -44,7 +41,6 @@ PAIRS = (
 BESIDE = (
     "resnet20-cifar10-distilled",
     "resnet38-cifar10-hrl-0.5-ensemble",
-    "resnet74-cifar10-hrl-1.0",
     "resnet74-cifar10-hrl-0.5",
     "resnet38-cifar10",
     "resnet110-cifar10-hrl-0.4-ensemble",
@@ -82,73 +78,13 @@ class Options:
         return list(dict.fromkeys((*(name for pair in self.pairs for name in pair), *beside)))
 
 
-class Answers(NamedTuple):
-    """Of a network on M images: `confidence` [M], `correct` [M] bool, and `flops` [M] spent on each."""
-
-    confidence: Tensor
-    correct: Tensor
-    flops: Tensor
-
-
 def answers(subject: Subject, images: Images) -> Answers:
     """What a network answers to images, on its device, brought to its size and normalisation."""
     images = images.with_statistics(subject.images.mean, subject.images.std)
     sized = images.sized(subject.mdp.net.image_size)
     with image_progress(subject.name) as show:
         played = evaluate(subject.mdp, subject.policy, sized, progress=show)
-    return Answers(played.confidence, played.correct, whole_flops(subject) * played.compute_flops)
-
-
-def share_right(alone: Answers) -> float:
-    """Accuracy of a network alone."""
-    return alone.correct.double().mean().item()
-
-
-def threshold_for(first: Answers, second: Answers, flops: float) -> float:
-    """The confidence up to which images are deferred; what ties with the last one paid for is deferred, too.
-
-    Args:
-        first, second: answers on the same M images.
-        flops: mean cost per image, but for ties.
-
-    Returns:
-        1 where all images are paid for, 0 where none is.
-    """
-    ascending = first.confidence.argsort(stable=True)
-    costs = first.flops.mean() + second.flops[ascending].cumsum(0) / len(ascending)
-    count = int((costs <= flops * (1 + 1e-9)).sum())  # the sum's rounding is not to cost an image
-    if count == len(ascending):
-        return 1.0
-    return first.confidence[ascending[count - 1]].item() if count else 0.0
-
-
-def cascade(first: Answers, second: Answers, threshold: float) -> tuple[Tensor, dict[str, Any]]:
-    """Defer the images whose confidence is at most a threshold.
-
-    Args:
-        first, second: answers on the same M images.
-        threshold: of the first network's confidence.
-
-    Returns:
-        Whether each image is right, [M] bool; and the share that was `deferred`, `mega_flops` per image,
-        the `accuracy` and its interval [low, high] over images, and `random_accuracy`: what deferring as
-        many images, whichever, comes to on average.
-    """
-    deferred = first.confidence <= threshold
-    correct = torch.where(deferred, second.correct, first.correct)
-    share, accuracy = deferred.double().mean().item(), correct.double().mean().item()
-    return correct, {
-        "deferred": share,
-        "mega_flops": 1e-6 * (first.flops + deferred * second.flops).mean().item(),
-        "accuracy": accuracy,
-        "accuracy_ci95": list(wilson_interval(int(correct.sum()), len(correct))),
-        "random_accuracy": at_random(first, second, share).mean().item(),
-    }
-
-
-def at_random(first: Answers, second: Answers, share: float) -> Tensor:
-    """Chance that each image [M] is right where a share of them is deferred at random."""
-    return (1 - share) * first.correct.double() + share * second.correct.double()
+    return Answers(played.confidence, played.correct, subject.whole_flops * played.compute_flops)
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -168,10 +104,7 @@ def main(options: Options) -> dict[str, Any]:
         name: answers(subject, images)
         for name, subject in progress_bar(subjects.items(), desc="validation images", unit="network")
     }
-    thresholds = {
-        pair: thresholds_of(pair, on_val, whole_flops(subjects[pair[1]]), options.budgets)
-        for pair in options.pairs
-    }
+    thresholds = {pair: thresholds_of(pair, on_val, subjects, options.budgets) for pair in options.pairs}
     on_test = {
         name: answers(subject, subject.images)
         for name, subject in progress_bar(subjects.items(), desc="test images", unit="network")
@@ -182,7 +115,7 @@ def main(options: Options) -> dict[str, Any]:
             "second": pair[1],
             "depths": [subjects[name].mdp.net.depth for name in pair],
             "gates": not isinstance(subjects[pair[0]].policy, AlwaysExecute),  # of the first
-            "rows": rows_of(pair, thresholds, on_val, on_test, whole_flops(subjects[pair[1]])),
+            "rows": rows_of(pair, thresholds, on_val, on_test, subjects[pair[1]].whole_flops),
         }
         for pair in thresholds
     ]
@@ -193,34 +126,33 @@ def main(options: Options) -> dict[str, Any]:
         "networks": {
             name: {
                 "mega_flops": 1e-6 * alone.flops.mean().item(),
-                "accuracy": share_right(alone),
-                "val_accuracy": share_right(on_val[name]),
+                "accuracy": alone.accuracy,
+                "val_accuracy": on_val[name].accuracy,
             }
             for name, alone in on_test.items()
         },
         "cascades": cascades,
         "notes": left_out(thresholds, options.budgets),
     }
-    return publish("scripts.cascade", options.out / FILE, found, table(found))
+    return publish("agents.cascade", options.out / FILE, found, table(found))
 
 
 def thresholds_of(
-    pair: tuple[str, str], on_val: Mapping[str, Answers], whole: float, budgets: Sequence[float]
+    pair: tuple[str, str],
+    on_val: Mapping[str, Answers],
+    subjects: Mapping[str, Subject],
+    budgets: Sequence[float],
 ) -> dict[float, float]:
-    """The threshold for each of the budgets, shares of `whole` FLOPs, that a pair can have.
+    """The threshold for each of the budgets that a pair can have.
 
     Raises:
         ValueError: it can have none.
     """
     first, second = (on_val[name] for name in pair)
-    least = first.flops.mean().item() / whole
-    most = least + second.flops.mean().item() / whole
-    found = {
-        budget: threshold_for(first, second, budget * whole)
-        for budget in sorted(budgets)
-        if least <= budget <= most * (1 + 1e-9)
-    }
+    whole = subjects[pair[1]].whole_flops
+    found = thresholds_for(first, second, whole, budgets)
     if not found:
+        least, most = reach(first, second, whole)
         raise ValueError(
             f"{' and '.join(pair)} can have none of the budgets; expected {least:.4f} to {most:.4f}"
         )
@@ -256,14 +188,14 @@ def rows_of(
     others = [other for other in thresholds if other != pair and other[1] == pair[1]]
     rows = []
     for budget, threshold in thresholds[pair].items():
-        correct, row = cascade(first, second, threshold)
-        _, chosen = cascade(*(on_val[name] for name in pair), threshold)
+        correct, row = defer(first, second, threshold)
+        _, chosen = defer(*(on_val[name] for name in pair), threshold)
         over = {RANDOM: at_random(first, second, row["deferred"])}
         over |= {name: alone.correct for name, alone in on_test.items()}
         for other in others:
             if budget in thresholds[other]:
                 rival = (on_test[name] for name in other)
-                over[f"from {other[0]}"] = cascade(*rival, thresholds[other][budget])[0]
+                over[f"from {other[0]}"] = defer(*rival, thresholds[other][budget])[0]
         affordable = [
             name for name, alone in on_test.items() if 1e-6 * alone.flops.mean().item() <= row["mega_flops"]
         ]
@@ -274,7 +206,7 @@ def rows_of(
                 "compute_flops": 1e6 * row["mega_flops"] / whole,
                 **row,
                 "over": {name: accuracy_difference(correct, rival) for name, rival in over.items()},
-                "single": max(affordable, key=lambda name: share_right(on_val[name])),
+                "single": max(affordable, key=lambda name: on_val[name].accuracy),
                 "val_accuracy": chosen["accuracy"],
                 "val_compute_flops": 1e6 * chosen["mega_flops"] / whole,
             }
