@@ -1,14 +1,13 @@
-"""Policies side by side: accuracy against compute, over seeds, beside random skipping at their own rate.
+"""Compare finished runs: accuracy and computation over seeds, against random skipping at the same rate.
 
     python -m agents.compare runs/… runs/… --out comparison
     python -m agents.compare runs/… --verify --data-dir data
 
-Reads finished runs. Runs that differ in nothing but the seed are one row: mean and 95 % interval over seeds
-(Student's t), with the interval over images beside it. "over random" is the accuracy above random skipping at
-each seed's own rate of execution, on the weights that suit random skipping better; a seed beats it when its
-interval over images lies above that of random skipping.
-`--verify` plays the stored routes again through the stored weights and compares every number of the table;
-the cost of the policy itself is counted anew.
+Runs that differ only in the seed share a row: mean, 95 % interval over seeds (Student's t), and interval
+over images. "over random" is the accuracy above random skipping at the seed's own rate of execution, on the
+weights that suit random skipping better. A seed beats random skipping if its interval over images lies above
+the other one. `--verify` plays the stored routes again through the stored weights, counts the cost of the
+policy anew, and compares every number of the table.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ from skipnet_rl.policies import AlwaysExecute, policy_macs
 from skipnet_rl.progress import image_progress, load_images, progress_bar
 from skipnet_rl.terminal import say
 
-ROUNDING = {"accuracy": 1e-3, "loss": 1e-2, "return": 1e-2}  # what depends on logits
-EXACT = (  # what follows from the routes, and the policy's own cost
+ROUNDING = {"accuracy": 1e-3, "loss": 1e-2, "return": 1e-2}  # numbers that depend on logits
+EXACT = (  # numbers that follow from the routes, and the policy's own cost
     "compute_blocks",
     "compute_flops",
     "compute_flops_std",
@@ -60,9 +59,9 @@ class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """run folders"""
     out: Path | None = None
-    """folder for comparison.{md,csv,json} and the pictures"""
+    """folder of comparison.{md,csv,json} and the pictures"""
     verify: bool = False
-    """play the stored routes again and recompute the numbers"""
+    """play the stored routes again and check the numbers"""
     data_dir: Path | None = None
     """folder of the data set's official files, for --verify"""
     device: str = "auto"
@@ -74,7 +73,7 @@ class Args:
 def write_files(
     folder: Path, title: str, rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]
 ) -> None:
-    """comparison.{md,csv,json} and the pictures."""
+    """Write comparison.{md,csv,json} and the pictures."""
     write_text(folder / "comparison.md", comparison(title, rows))
     with (
         whole_file(folder / "comparison.csv") as beside,
@@ -89,7 +88,7 @@ def write_files(
 
 
 def pictures(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> dict[str, Figure]:
-    """The frontier, whole and its top; of the learned policies compute saved, skipped layers, alphas."""
+    """The frontier and its top; for learned policies the computation saved, skipped layers, alphas."""
     learned = [entry for entry in entries if entry.random]
     drawn = [drawn_row(row) for row in rows]
     figures = {"frontier": plots.frontier(drawn)}
@@ -110,13 +109,13 @@ def pictures(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> dic
 
 
 def drawn_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary with the intervals that a picture is to show: the wider one, and over seeds."""
+    """A summary with the intervals to draw: the wider one of the accuracy, that over seeds of the FLOPs."""
     accuracy, flops = wider_interval(row), row["compute_flops_seeds_ci95"]
     return {**row, "accuracy_ci95": accuracy, "compute_flops_ci95": flops}
 
 
 def by_alpha(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Results of those policies that were trained at several alphas and otherwise alike."""
+    """Results of policies that were trained at several alphas and are otherwise alike."""
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         rest = {key: value for key, value in flags(entry.runs[0]).items() if key != "alpha"}
@@ -130,11 +129,11 @@ def by_alpha(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
-    """Play a run's stored routes again; the differences beyond rounding, in words.
+    """Play a run's stored routes again; returns a line for each number that differs beyond rounding.
 
     Raises:
-        FileNotFoundError, WeightsError: the routes or the weights are gone.
-        ValueError: a run that chooses no routes.
+        FileNotFoundError, WeightsError: the routes or the weights are missing.
+        ValueError: a run that stores no routes.
     """
     if run.agent == "pretrain":
         raise ValueError(f"{run.folder} is of agents.pretrain, which stores no routes to play again")
@@ -165,7 +164,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
 
 
 def own_macs(run: FinishedRun, num_classes: int) -> int:
-    """MACs of the decisions of the policy that a run learned, for one image; 0 where it learned none."""
+    """MACs per image of the decisions of the policy that a run learned; 0 if it learned none."""
     if run.agent in ("static", "oracle"):
         return 0
     _, policy = run.restore(num_classes)
@@ -174,10 +173,10 @@ def own_macs(run: FinishedRun, num_classes: int) -> int:
 
 @cpu_by_default()
 def main(args: Args) -> list[dict[str, Any]]:
-    """Write what is asked for, print the table, then verify. Returns the rows."""
+    """Write the files and print the table, then verify the runs if asked to; returns the rows."""
     if not args.runs:
         raise ValueError("no runs given; name at least one run folder")
-    data_folder(args.data_dir)  # a mistyped one is said whether it is read or not
+    data_folder(args.data_dir)  # report a mistyped folder even if it is not read
     runs = [FinishedRun.read(folder) for folder in args.runs]
     entries = collect(runs)
     rows = [entry.summary() for entry in entries]
@@ -191,7 +190,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     if args.verify:
         wrong = [line for run in runs for line in verify(run, args.data_dir, args.device)]
         if wrong:
-            raise ValueError("numbers that the stored routes do not give:\n" + "\n".join(wrong))
+            raise ValueError("numbers that the stored routes do not reproduce:\n" + "\n".join(wrong))
         checked = sum(len(run.result["policies"]) for run in runs)
         say(f"verified: {checked} rows of {len(runs)} runs, every number within rounding")
     return rows

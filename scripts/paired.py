@@ -1,9 +1,8 @@
-"""Shipped networks against one another on the same test images: differences of accuracy, paired.
+"""Differences in accuracy between networks, paired over the same test images.
 
     python -m scripts.paired --data-dir data --out docs/results-cifar10
 
-Of two accuracies on the same images the difference is known better than either: most images are right, or
-wrong, for both.
+The difference is known more precisely than either accuracy, since most images are right, or wrong, for both.
 """
 
 from __future__ import annotations
@@ -58,14 +57,14 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Options:
-    """Evaluate each network once, then compare the pairs."""
+    """Evaluate each network once and compare the pairs."""
 
     pairs: tuple[tuple[str, str], ...] = PAIRS
-    """names of shipped networks, or run folders, two by two: the first one's accuracy minus the second's"""
+    """names of networks, or run folders, two by two: the first one's accuracy minus the second's"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     out: Path = Path("runs/results/table")
-    """folder of paired.json (that of docs/results.md: docs/results-cifar10)"""
+    """folder of paired.json (docs/results-cifar10 for docs/results.md)"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     debug: bool = False
@@ -73,11 +72,11 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Evaluate and compare; returns what was written.
+    """Evaluate and compare; returns the content of paired.json.
 
     Raises:
-        ValueError: no pairs, or networks of different data sets.
-        FileNotFoundError, WeightsError: there is no such network.
+        ValueError: no pairs, or networks for different data sets.
+        FileNotFoundError, WeightsError: a network does not exist.
     """
     names = list(dict.fromkeys(name for pair in options.pairs for name in pair))
     if not names:
@@ -99,19 +98,19 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def about(subject: Subject, row: Evaluation) -> dict[str, Any]:
-    """Accuracy with its interval, and mean cost, of a network."""
+    """Accuracy of a network with its interval, and its mean cost."""
     flops = subject.whole_flops * row.compute_flops.mean().item()
     interval = list(row.accuracy_ci95)
     return {"accuracy": row.accuracy, "accuracy_ci95": interval, "mega_flops": 1e-6 * flops}
 
 
 def difference(rows: Mapping[str, Evaluation], one: str, other: str) -> dict[str, Any]:
-    """Accuracy of the first above the second, and the half width of its 95 % interval over images."""
+    """Accuracy of the first network minus the second's, with its 95 % interval over images."""
     return {"network": one, "over": other, **accuracy_difference(rows[one].correct, rows[other].correct)}
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The pairs as Markdown: percent, MFLOPs per image, points."""
+    """The pairs as Markdown: accuracies in percent, MFLOPs per image, differences in points."""
 
     def both(name: str) -> list[str]:
         network = found["networks"][name]

@@ -77,20 +77,20 @@ CORES = Schedule(
 # for the longer tuning: at 0.2 the networks forgot more than the teacher gave back in as few epochs.
 GPU = replace(
     CORES,
-    batch_size=512,
-    routes=4,
+    backbone={"backbone": 70},
     lr=0.4,
     gated_lr=0.2,
-    gate_lr=1e-2,
-    entropy=0.002,
-    backbone={"backbone": 70},
     sp={"warmup": 200, "sp": 100},
     hrl={"hrl": 500, "tune": 300},
-    distilled={"tune": 530},
     eval_every=150,
+    distilled={"tune": 530},
     taught_eval_every=265,
     runs=((0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (0.8, 1.0)),
     taught=((0.4, 1.0), (0.8, 1.0)),
+    batch_size=512,
+    routes=4,
+    gate_lr=1e-2,
+    entropy=0.002,
 )
 # ResNet-74 grows out of the shipped ResNet-38, and two networks teach it from the first step on.
 GROWN = replace(

@@ -204,17 +204,5 @@ class StochasticDepth:
         return _constant(state, math.inf if survives else -math.inf), None
 
 
-class Replay:
-    """Repeats given routes [B, N]."""
-
-    def __init__(self, routes: Tensor) -> None:
-        self.routes = routes
-
-    def __call__(self, mdp: DecisionProcess, state: Any, hidden: None) -> tuple[Tensor, None]:
-        """+∞ where the route executes, else -∞, [B]."""
-        execute = self.routes[:, state.t].bool()
-        return torch.where(execute, math.inf, -math.inf), None
-
-
 def _constant(state: Any, value: float) -> Tensor:
     return torch.full((state.y.shape[0],), value, device=state.y.device)

@@ -1,4 +1,4 @@
-"""Intervals of means and proportions, over seeds or images, and rank correlations with their intervals."""
+"""95 % intervals of means, proportions and rank correlations, over seeds or images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from scipy.special import ndtri, stdtrit  # quantiles without scipy.stats, whose
 
 
 def mean_interval(values: Sequence[float] | NDArray[Any]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval (Student's t); the half width of a single value is nan.
+    """Mean and half width of its 95 % interval (Student's t); with one value the half width is nan.
+
+    Raises:
+        ValueError: no values.
 
     >>> mean, half = mean_interval([1.0, 2.0, 3.0])
     >>> print(f"{mean:.0f} ± {half:.2f}")
@@ -31,14 +34,14 @@ def mean_interval(values: Sequence[float] | NDArray[Any]) -> tuple[float, float]
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
 
-    Unlike the normal approximation it has a width where everything succeeds, and stays within 0 … 1.
+    Unlike the normal approximation it has a width when everything succeeds, and it stays within 0 … 1.
 
     Args:
-        successes: how many of n, such as right answers. A mean over seeds need not be whole.
-        n: how many there are, such as images.
+        successes: number of successes, such as right answers; not a whole number if it is a mean over seeds.
+        n: number of trials, such as images.
 
     Returns:
-        (low, high), as shares of n.
+        The ends (low, high), as shares of n.
 
     Raises:
         ValueError: n below 1, or successes outside 0 … n.
@@ -48,7 +51,7 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     94.0% – 100.0%
     """
     if n < 1:
-        raise ValueError(f"a proportion of {n}; expected at least 1")
+        raise ValueError(f"a proportion of {n} trials; expected at least 1")
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}; expected 0 … {n}")
     share, z = successes / n, float(ndtri(0.975))
@@ -61,28 +64,28 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
 
 
 def half_width(interval: Sequence[float]) -> float:
-    """Half of what lies between the ends (low, high) of an interval."""
+    """Half of the distance between the ends (low, high) of an interval."""
     low, high = interval
     return (high - low) / 2
 
 
 def accuracy_difference(one: ArrayLike, other: ArrayLike) -> dict[str, float]:
-    """Of two policies on the same images: `accuracy`, the first one's above the second's, and its `ci95`.
+    """Difference in accuracy between two policies on the same images, as `accuracy` and half width `ci95`.
 
-    Paired: of most images both are right, or both wrong, so the half width of the 95 % interval is smaller
+    The 95 % interval is paired: both policies are right, or both wrong, on most images, so it is narrower
     than that of either accuracy.
 
     Args:
-        one, other: whether each image is right, [M] bool, or the chance of it.
+        one, other: whether each image is classified correctly, [M] bool, or the probability of it.
     """
     gain, half = mean_interval(np.asarray(one, dtype=float) - np.asarray(other, dtype=float))
     return {"accuracy": gain, "ci95": half}
 
 
 def magnitudes(factors: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
-    """The factors, those with both signs by their size and under the name `|name|`.
+    """The factors, with factors of both signs replaced by their absolute value under the name `|name|`.
 
-    A rotation or a shear is difficult at both ends, which no rank correlation with the signed value sees.
+    A rotation or a shear is difficult at both ends, which a rank correlation with the signed value misses.
     """
     found = {}
     for name, values in factors.items():
@@ -95,17 +98,17 @@ def magnitudes(factors: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
 def rank_correlations(
     factors: Mapping[str, ArrayLike], skipped: ArrayLike, seed: int = 0, resamples: int = 1000
 ) -> dict[str, tuple[float, float, float]]:
-    """Spearman's rank correlation of each factor with the skipped blocks, and its interval over images.
+    """Spearman's rank correlation of each factor with the number of skipped blocks, and its interval.
 
     Args:
         factors: difficulty factors [M] by name, on the CPU; see `magnitudes` for signed ones.
-        skipped: skipped blocks of each image [M].
-        seed: of the bootstrap, whose resamples of images are the same for every factor.
-        resamples: how many; those in which a column is constant have no correlation and are left out.
+        skipped: number of skipped blocks of each image [M].
+        seed: random seed of the bootstrap over images; its resamples are the same for every factor.
+        resamples: number of resamples; those in which a column is constant are left out.
 
     Returns:
-        name → (rho, low, high): the 95 % percentile interval; nan where the factor or the skipped blocks
-        are constant.
+        name → (rho, low, high) with the 95 % percentile interval; nan if the factor or the number of skipped
+        blocks is constant.
     """
     columns = np.column_stack([np.asarray(skipped), *map(np.asarray, factors.values())]).astype(float)
     names, m = list(factors), len(columns)
@@ -125,10 +128,10 @@ def rank_correlations(
 
 
 def _correlations_of_first(columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rank correlations of column 0 of [M, 1 + F] with each other one, [F]; nan for a constant column."""
+    """Rank correlations of column 0 of [M, 1 + F] with the others, [F]; nan for a constant column."""
     from scipy.stats import rankdata
 
-    ranks = rankdata(columns, axis=0)  # ties take the mean of their ranks
+    ranks = rankdata(columns, axis=0)  # ties get the mean of their ranks
     ranks -= ranks.mean(axis=0)
     scale = np.sqrt((ranks**2).sum(axis=0))
     with np.errstate(invalid="ignore"):

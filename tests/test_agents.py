@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import toy_net, two_colours
+from toys import Replay, toy_net, two_colours
 
 from agents import evaluate as play
 from agents import hybrid_reinforce, pretrain
@@ -28,7 +28,7 @@ from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.folding import for_inference
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, RandomSkip, Replay
+from skipnet_rl.policies import AlwaysExecute, RandomSkip
 from skipnet_rl.problem import load_network
 from skipnet_rl.randomness import step_generator
 from skipnet_rl.resnet import ResNet

@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 from test_mdp import batch, lively_net
-from toys import spoken, two_colours, written
+from toys import Replay, spoken, two_colours, written
 
 from skipnet_rl.belief import Threshold, margin
 from skipnet_rl.chain import Chain, ChainMDP
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.member import Member
-from skipnet_rl.policies import AlwaysExecute, FixedRoute, RandomSkip, Replay
+from skipnet_rl.policies import AlwaysExecute, FixedRoute, RandomSkip
 from skipnet_rl.process import select
 from skipnet_rl.rollout import rollout
 

@@ -9,13 +9,13 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_chain import lively_chain
 from test_vector_env import first, first_types, layout, random_actions
+from toys import Replay
 
 from envs.sb3 import SB3VecEnv
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.checkpoint import save_weights
-from skipnet_rl.policies import Replay
 from skipnet_rl.recording import record, replayed
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout

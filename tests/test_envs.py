@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from torch.nn import functional as F
+from toys import Replay
 
 import envs
 from envs import factory
@@ -25,7 +26,6 @@ from skipnet_rl import resnet
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.flops import block_costs
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import Replay
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 

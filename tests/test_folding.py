@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from toys import Replay
 
 from skipnet_rl.blocks import Bottleneck
 from skipnet_rl.folding import fold_batchnorm, for_inference
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import Replay
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from toys import Replay
 
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP, State
@@ -13,7 +14,6 @@ from skipnet_rl.policies import (
     Biased,
     Exploring,
     RandomSkip,
-    Replay,
     StochasticDepth,
     ValueBaseline,
     policy_macs,

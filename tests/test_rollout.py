@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from toys import Replay
 
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute, RandomSkip, Replay
+from skipnet_rl.policies import AlwaysExecute, RandomSkip
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, choose, rewards_to_go, rollout
 

@@ -11,11 +11,11 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from packaging.version import Version
+from toys import Replay
 
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import Replay
 from skipnet_rl.rollout import rewards_to_go, rollout
 
 N = 8  # decisions of the tiny network
