@@ -9,7 +9,7 @@ import pytest
 import torch
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
-from toys import load_first
+from toys import load_first, slow
 
 from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, static
 from agents.common import setting
@@ -92,11 +92,8 @@ def test_a_learners_run_folder(name, tmp_path, pictures):
     assert list(run.glob("events.out.tfevents*"))
 
 
-# the test of interrupted runs below compares two runs of one seed, too
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Gumbel", "BlockDrop")]
-
-
-@pytest.mark.parametrize("name", ["PPO", "DQN", *SLOW])
+# the test of resumed runs below compares two runs of one seed, too
+@pytest.mark.parametrize("name", ["PPO", slow("DQN"), slow("Gumbel"), slow("BlockDrop")])
 def test_same_seed_gives_the_same_results(name, tmp_path):
     module, flags = LEARNERS[name]
     runs = [
@@ -113,7 +110,7 @@ def test_same_seed_gives_the_same_results(name, tmp_path):
     assert first["loss"] != other["loss"] or name in ("PPO", "DQN")  # frozen: alike where both execute all
 
 
-@pytest.mark.parametrize("name", ["REINFORCE", "Gumbel", "BlockDrop"])
+@pytest.mark.parametrize("name", ["REINFORCE", "Gumbel", slow("BlockDrop")])
 def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
     module, flags = LEARNERS[name]
     whole = module.train(module.Args(**SMALL, **flags, run_dir=tmp_path / "a"))
@@ -206,7 +203,7 @@ def test_bad_flags_end_in_one_line_and_code_2(module, flags, message, tmp_path, 
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", ["PPO", "RecurrentPPO", "DQN"])
+@pytest.mark.parametrize("name", ["PPO", slow("RecurrentPPO"), "DQN"])
 def test_stable_baselines_resumes_from_its_weights(name, tmp_path, monkeypatch):
     """Weights, optimizer and count of episodes are kept; the rollout or replay memory starts empty."""
     module, flags = LEARNERS[name]
@@ -244,7 +241,7 @@ def test_stable_baselines_resumes_from_its_weights(name, tmp_path, monkeypatch):
     assert [line["step"] for line in lines(tmp_path / "run")] == [32, 64, 96, 128]
 
 
-@pytest.mark.parametrize("name", ["PPO", "A2C", "DQN"])
+@pytest.mark.parametrize("name", ["PPO", slow("A2C"), slow("DQN")])
 def test_the_last_checkpoint_holds_the_last_update(name, tmp_path):
     """Resuming a finished run changes nothing."""
     module, flags = LEARNERS[name]

@@ -258,8 +258,8 @@ def wrong_broadcast(monkeypatch) -> None:
 class Attached(RoutingMDP):
     """Pays a reward that still hangs on the network."""
 
-    def reward(self, state: State, action: Tensor, next_state: State) -> Tensor:
-        paid = super().reward(state, action, next_state)
+    def reward(self, state: State, action: Tensor, next_state: State, loss: Tensor | None = None) -> Tensor:
+        paid = super().reward(state, action, next_state, loss)
         return paid - self.loss(next_state) + self.loss(next_state).detach() if paid.min() < -0.3 else paid
 
 

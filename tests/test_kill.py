@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import forked
-from toys import load_first
+from toys import load_first, slow
 
 from agents import hybrid_reinforce
 from agents.common import setting
@@ -103,7 +103,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "place",  # the others are interrupted writes, too
-    [pytest.param(place, marks=() if place in QUICK else pytest.mark.slow) for place in PLACES],
+    [place if place in QUICK else slow(place) for place in PLACES],
 )
 def test_kills_leave_no_trace(uninterrupted, tmp_path, place, record_property):
     expected, calls = uninterrupted
@@ -118,7 +118,7 @@ def test_kills_leave_no_trace(uninterrupted, tmp_path, place, record_property):
     record_property("kills", KILLS)
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["state.safetensors", slow("state.json")])
 def test_the_checkpoint_before_a_damaged_one(uninterrupted, tmp_path, file):
     expected, _ = uninterrupted
     folder = tmp_path / "run"

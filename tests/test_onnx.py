@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from toys import slow
 
 from agents import export
 from agents.common.cli import main_with_named_errors
@@ -51,7 +52,7 @@ def undecided(name: str, shortcut: str) -> tuple[RoutingMDP, nn.Module]:
         ("rnn", "projection", False),
         ("ff1", "pool", True),
         ("ff2", "pad", False),
-        pytest.param("rnn", "projection", True, marks=pytest.mark.slow),
+        slow("rnn", "projection", True),
     ],
 )
 def test_routes_and_logits_are_those_of_pytorch(gate, shortcut, batched, tmp_path):
@@ -82,7 +83,7 @@ class Glance(nn.Module):
         return hidden[:, state.t], hidden
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [False, slow(True)])
 def test_a_policy_that_looks_at_the_image_first(batched, tmp_path):
     mdp, _ = undecided("rnn", "projection")
     images, policy = load_images("rendered-digits", "test").first(100), Glance(mdp)
@@ -96,7 +97,7 @@ def test_a_policy_that_looks_at_the_image_first(batched, tmp_path):
     assert found.logits < 1e-5
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [slow(False), True])
 def test_a_fixed_route(batched, tmp_path):
     mdp, _ = undecided("rnn", "projection")
     images, policy = load_images("rendered-digits", "test").first(20), FixedRoute(torch.tensor([0, 1]))
@@ -121,7 +122,7 @@ def test_differences_are_detected(tmp_path):
     assert compare_with_torch(tmp_path / "model.onnx", mdp, policy, images).same_routes < 20
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [False, slow(True)])
 def test_a_skipped_block_does_not_run(batched, tmp_path):
     mdp, gate = undecided("ff1", "projection")
     images, _ = load_images("rendered-digits", "test").first(1).batch(torch.arange(1))
@@ -232,7 +233,7 @@ def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
         "no data": ([other, "--out", out, "--data-dir", place / "none"], "is missing"),
         "no network": ([place / "none.safetensors", "--out", out], "no weights file"),
         "a plain network": (["resnet20-cifar10", "--out", out], "expected a gated network"),
-        "no safetensors": ([place / "file", "--out", out], "not a readable safetensors file"),
+        "no safetensors": ([place / "file", "--out", out], "is not a readable file of weights"),
         "a folder": ([checkpoint, "--out", place], "there is a folder of that name"),
         "in a file": (
             [checkpoint, "--out", place / "file" / "model.onnx"],

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from skipnet_rl.chain import Chain
@@ -30,6 +31,11 @@ class Replay:
         """+∞ where the route executes, else -∞, [B]."""
         execute = self.routes[:, state.t].bool()
         return torch.where(execute, math.inf, -math.inf), None
+
+
+def slow(*values):
+    """A set of parameters that only `make slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def load_first(count: int) -> Callable[..., ImageSet]:
