@@ -161,7 +161,7 @@ class DecisionProcess(ABC):
         At the end of the episode the one-hot part is zero.
         """
         features = self.features(state)
-        observation = features.new_zeros(len(features), self.observation_size)
+        observation = features.new_zeros(features.shape[0], self.observation_size)
         observation[:, : features.shape[1]] = features
         if not self.terminal(state):
             observation[:, self.feature_width + state.t] = 1

@@ -1,4 +1,4 @@
-"""A network and its policy as an ONNX model whose skipped blocks do not run. Needs the extra `export`."""
+"""Networks and chains with their policies as ONNX models whose skipped blocks do not run (extra `export`)."""
 
 from skipnet_rl.onnx.agreement import Agreement, compare_with_torch
 from skipnet_rl.onnx.model import check_installed, export_onnx, export_plain, onnx_session

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 
 from skipnet_rl.data import Images
-from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.onnx.model import onnx_session
 from skipnet_rl.policies import Policy
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.rollout import rollout
 
 BATCH_SIZE = 64
@@ -34,7 +34,7 @@ class Agreement(NamedTuple):
 
 def compare_with_torch(
     path: Path,
-    mdp: RoutingMDP,
+    mdp: DecisionProcess,
     policy: Policy,
     images: Images,
     progress: Callable[[int, int], object] | None = None,

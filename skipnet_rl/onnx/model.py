@@ -1,37 +1,49 @@
-"""Write a network and its policy as an ONNX model whose skipped blocks do not run.
+"""Write a network or a chain of networks and its policy as an ONNX model whose skipped blocks do not run.
 
 The model takes `images` [B, 3, H, W], float32 and normalised, and gives `logits` [B, K] and `route` [B, N]
 bool. For one image, B = 1, each block is an `If`, of which onnxruntime runs only the branch taken. A batched
-model takes any B; it gathers the images that execute a block, runs it and scatters them.
+model takes any B; it gathers the images that execute a block, runs it and scatters them. A block of a chain
+is a whole network, and its logits are log-probabilities.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from skipnet_rl.chain import ChainMDP
 from skipnet_rl.files import whole_file
 from skipnet_rl.folding import fold_batchnorm
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.onnx.chains import BatchedChain, OneImageChain
 from skipnet_rl.onnx.graphs import BatchedEpisode, OneImageEpisode
 from skipnet_rl.policies import Policy
+from skipnet_rl.process import DecisionProcess
 
 OPSET = 20
 EXTRA = ("onnx", "onnxruntime", "onnxscript")
+EPISODES: dict[type, tuple[Any, Any]] = {  # by the decision process: for one image, and for any number
+    RoutingMDP: (OneImageEpisode, BatchedEpisode),
+    ChainMDP: (OneImageChain, BatchedChain),
+}
 
 
 def export_onnx(
-    mdp: RoutingMDP, policy: Policy, path: Path, batched: bool = False, about: Mapping[str, Any] | None = None
+    mdp: DecisionProcess,
+    policy: Policy,
+    path: Path,
+    batched: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a network and its policy as an ONNX model; a block runs where the log-odds are positive.
+    """Write a network or a chain as an ONNX model; a block runs where the policy's log-odds are positive.
 
     Args:
-        mdp: the decision process; batch norms of its network are folded.
+        mdp: the decision process; batch norms of its networks are folded.
         policy: a policy that `torch.export` can trace.
         path: the file to write.
         batched: write a model for any number of images, instead of one at a time.
@@ -41,7 +53,8 @@ def export_onnx(
         ModuleNotFoundError: the packages of the extra `export` are not installed.
     """
     onnx = _import_onnx()
-    graph = BatchedEpisode(mdp, policy) if batched else OneImageEpisode(mdp, policy)
+    one_image, any_number = EPISODES[type(mdp)]
+    graph = (any_number if batched else one_image)(mdp, policy)
     size, count = mdp.net.image_size, 2 if batched else 1
     shapes = {"images": {0: torch.export.Dim("images")}} if batched else None
     images = torch.zeros(count, 3, size, size, device="cpu")
@@ -103,16 +116,21 @@ def _move_weights_into_branches(graph: Any) -> None:
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     users: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(graph)
-        for attribute in node.attribute:
-            for name in {name for inner in attribute.g.node for name in inner.input}:
-                users.setdefault(name, []).append(attribute.g)
+    for place in _graphs(graph):
+        for name in {name for node in place.node for name in node.input}:
+            users.setdefault(name, []).append(place)
     for name, places in users.items():
         if name in weights and len(places) == 1 and places[0] is not graph:
             places[0].initializer.append(weights[name])
             graph.initializer.remove(weights[name])
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """A graph, its branches, and theirs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from _graphs(attribute.g)
 
 
 def check_installed() -> None:
