@@ -189,13 +189,13 @@ def rows_of(
     rows = []
     for budget, threshold in thresholds[pair].items():
         correct, row = defer(first, second, threshold)
-        _, chosen = defer(*(on_val[name] for name in pair), threshold)
+        _, chosen = defer(on_val[pair[0]], on_val[pair[1]], threshold)
         over = {RANDOM: at_random(first, second, row["deferred"])}
         over |= {name: alone.correct for name, alone in on_test.items()}
         for other in others:
             if budget in thresholds[other]:
-                rival = (on_test[name] for name in other)
-                over[f"from {other[0]}"] = defer(*rival, thresholds[other][budget])[0]
+                rival, _ = defer(on_test[other[0]], on_test[other[1]], thresholds[other][budget])
+                over[f"from {other[0]}"] = rival
         affordable = [
             name for name, alone in on_test.items() if 1e-6 * alone.flops.mean().item() <= row["mega_flops"]
         ]
@@ -214,18 +214,8 @@ def rows_of(
     return rows
 
 
-COLUMNS = (
-    "first",
-    "MFLOPs",
-    "FLOPs",
-    "deferred",
-    "validation",
-    "accuracy",
-    "over random deferral",
-    "over the second alone",
-    "over the best alone",
-    "which is",
-)
+COLUMNS = ["first", "MFLOPs", "FLOPs", "deferred", "validation", "accuracy"]
+COLUMNS += ["over random deferral", "over the second alone", "over the best alone", "which is"]
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -234,18 +224,12 @@ def table(found: Mapping[str, Any]) -> str:
     In percent of its FLOPs with every block executed and of the images; differences in points on the same
     images; ± 95 % over the images.
     """
-    seconds = dict.fromkeys(each["second"] for each in found["cascades"])
+    by_second: dict[str, list[Mapping[str, Any]]] = {}
+    for each in found["cascades"]:
+        by_second.setdefault(each["second"], []).append(each)
     return "\n".join(
-        markdown(
-            COLUMNS,
-            [
-                cells(each, row)
-                for each in found["cascades"]
-                if each["second"] == second
-                for row in each["rows"]
-            ],
-        )
-        for second in seconds
+        markdown(COLUMNS, [cells(each, row) for each in some for row in each["rows"]])
+        for some in by_second.values()
     )
 
 

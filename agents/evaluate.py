@@ -18,37 +18,32 @@ is the network that the run began with.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
-from agents.common.finished import FinishedRun, restore_model
+from agents.common.controls import EXCHANGED, MOST_FREQUENT, at_the_ends, exchanged, gain_lines, gains
+from agents.common.subjects import Subject, restore
 from agents.common.tables import print_table
-from envs.ids import depth_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
-from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
-from skipnet_rl.errors import WeightsError, unknown_name
+from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
-from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.normalisation import check_statistics, normalised, stated, warn_of_others
+from skipnet_rl.normalisation import check_statistics
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
-from skipnet_rl.progress import image_progress, load_images, progress_bar
+from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.runs import provenance
-from skipnet_rl.statistics import accuracy_difference, magnitudes
+from skipnet_rl.statistics import magnitudes
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import open_weights
 
 MODES = ("greedy", "sample")
-EXCHANGED, MOST_FREQUENT = "routes exchanged", "most frequent route"  # the controls' rows
 
 
 @dataclass(frozen=True)
@@ -103,95 +98,6 @@ class Args:
         return sorted(set(self.biases))
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A policy to evaluate: its name, what it is for, itself, and where its results go."""
-
-    name: str
-    about: Mapping[str, Any]
-    mdp: RoutingMDP
-    policy: Policy
-    images: Images
-    out: Path | None
-
-    @property
-    def whole_flops(self) -> float:
-        """FLOPs of its network with every block executed, for one image."""
-        return 2 * self.mdp.macs.total
-
-    def on(self, device: torch.device) -> Subject:
-        """The same on a device, the images in the network's size."""
-        for part in (self.mdp.net, self.policy):
-            if isinstance(part, nn.Module):
-                part.to(device)
-        return replace(self, images=self.images.sized(self.mdp.net.image_size).to(device))
-
-
-def restore(path: Path, args: Args) -> Subject:
-    """Put a policy together from a run folder, a file of weights, a shipped name or a .zip.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
-    """
-    split = args.split or ("val" if args.biases or args.controls else "test")
-    path = Path(path)
-    if path.is_dir():
-        return restore_run(path, split, args)
-    if path.suffix == ".zip":
-        return restore_zip(path, split, args)
-    depth = depth_of(args.env) if str(path) == "torchvision" else None
-    opened = open_weights(str(path), depth=depth)
-    header = opened.header
-    dataset = header.get("dataset") if args.dataset == "auto" else args.dataset
-    if dataset is None:
-        more = (
-            f"; its run's folder, {path.parent}, may know it" if (path.parent / "args.json").is_file() else ""
-        )
-        raise WeightsError(f"{path} does not name its data set; give one: --dataset cifar10{more}")
-    if header.get("learned_on") == "calibration" and split == "val" and not args.split:
-        split = "selection"
-    images = load(dataset, split, args, path, stated(header))
-    if len(images.classes) != header["num_classes"]:
-        raise WeightsError(
-            f"{path} does not fit: it has {header['num_classes']} classes, {dataset} {len(images.classes)}"
-        )
-    plain = isinstance(opened.policy, AlwaysExecute)
-    alpha = header.get("alpha", 0.0) if args.alpha is None else args.alpha
-    mdp = opened.mdp(alpha)
-    name = "all blocks" if plain else path.stem if path.is_file() else str(path)
-    about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
-    return Subject(name, about, mdp, opened.policy, images, args.out)
-
-
-def restore_run(path: Path, split: str, args: Args) -> Subject:
-    """The policy of a finished run, on images that it did not learn on."""
-    run = FinishedRun.read(path)
-    if split == "val" and not args.split and run.on_calibration_images:
-        split = "selection"
-    images = load(run.result["dataset"], split, args, path, run.statistics)
-    mdp, policy = run.restore(len(images.classes), args.stage)
-    about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
-    name = args.stage.upper() if args.stage else run.policy_name
-    return Subject(name, about, mdp, policy, images, args.out or path)
-
-
-def restore_zip(path: Path, split: str, args: Args) -> Subject:
-    """A stable-baselines3 model, if its origin is vouched for."""
-    if args.trust_sb3 is None:
-        raise ValueError(
-            f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
-            "it, name its algorithm: --trust-sb3 ppo"
-        )
-    dataset = resolve_dataset(args.dataset, args.data_dir)[0]
-    images = load(dataset, split, args, args.weights)
-    alpha = 1.0 if args.alpha is None else args.alpha
-    mdp, policy = restore_model(
-        path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
-    )
-    about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
-    return Subject(path.stem, about, mdp, policy, images, args.out)
-
-
 def of_one_data_set(names: Sequence[str], data_dir: Path | None) -> tuple[dict[str, Subject], str]:
     """Shipped networks by name, or run folders, with their test images; and the data set's name.
 
@@ -205,19 +111,6 @@ def of_one_data_set(names: Sequence[str], data_dir: Path | None) -> tuple[dict[s
     if len(set(datasets.values())) > 1:
         raise ValueError(f"networks of different data sets: {datasets}")
     return subjects, datasets[names[0]]
-
-
-def load(
-    dataset: str, split: str, args: Args, weights: str | Path, theirs: tuple[Any, Any] | None = None
-) -> Images:
-    """A split, normalised as the flags say, else as the policy learned: with `theirs`."""
-    images = load_images(dataset, split, args.data_dir)
-    if theirs is None:
-        return normalised(images, args.mean, args.std, (weights,))
-    learned = normalised(images, *theirs)
-    images = normalised(learned, args.mean, args.std)
-    warn_of_others(weights, learned.statistics, images.statistics)
-    return images
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
@@ -256,17 +149,6 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     return found
 
 
-def at_the_ends(rows: Mapping[str, Evaluation]) -> list[str]:
-    """What to know about biases that ask for more, or for less, than there is."""
-    notes = []
-    for name, done in rows.items():
-        if name.startswith("bias") and done.routes.all():
-            notes.append(f"{name} executes every block of every image; a larger one cannot spend more")
-        elif name.startswith("bias") and not done.routes.any():
-            notes.append(f"{name} skips every block of every image; a smaller one cannot spend less")
-    return notes
-
-
 def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
     """The whole network, and the policy: at every bias, or once and then its controls."""
     mdp, policy, images = subject.mdp, subject.policy, subject.images
@@ -292,35 +174,6 @@ def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
         add(EXCHANGED, policy, "greedy", exchanged(own, args.seed))
         add(MOST_FREQUENT, AlwaysExecute(), "greedy", most_frequent(own).expand_as(own))  # needs no gates
     return rows
-
-
-def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """What the policy's accuracy is above each control's on the same images.
-
-    Both differ by no more than the images whose route another one took the place of, `"changed"`.
-    """
-    own, found = rows[name], {}
-    for control in (EXCHANGED, MOST_FREQUENT):
-        other = rows[control]
-        gain = accuracy_difference(own.correct, other.correct)
-        changed = (own.routes != other.routes).any(dim=1).double().mean().item()
-        found[control] = {**gain, "changed": changed}
-    return found
-
-
-def gain_lines(name: str, found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The `gains` as text."""
-    return [
-        f"{name} over {control}: {100 * gain['accuracy']:+.2f} ± {100 * gain['ci95']:.2f} points of "
-        f"accuracy; {gain['changed']:.0%} of the images have another route there"
-        for control, gain in found.items()
-    ]
-
-
-def exchanged(routes: Tensor, seed: int) -> Tensor:
-    """The routes [M, N] dealt out anew: as many of each; an image may come by one like its own."""
-    draws = step_generator(seed, 0, "cpu", Stream.EXCHANGE)
-    return routes[torch.randperm(len(routes), generator=draws, device="cpu")]
 
 
 def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str, Evaluation]) -> str:

@@ -46,7 +46,7 @@ from skipnet_rl.errors import WeightsError
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.evaluate import evaluate, most_frequent
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import Exploring, Policy, ValueBaseline
+from skipnet_rl.policies import Exploring, FixedRoute, Policy, ValueBaseline
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
@@ -265,8 +265,11 @@ def start_gate(gate: StoredPolicy, setting: Setting[Args], args: Args) -> None:
             raise WeightsError(
                 f"{args.gate_weights} does not fit: its {key} is {opened.header[key]}, this run's {wanted}"
             )
+    if not isinstance(opened.policy, nn.Module):
+        raise WeightsError(f"{args.gate_weights} has no gates that choose a route; expected a gated network")
     mdp, chooser = opened.mdp(), opened.policy.to(setting.device)
     mdp.net.to(setting.device)
+    assert isinstance(gate, FixedRoute)
     chosen = evaluate(mdp, chooser, setting.val, precision=setting.precision)
     gate.route.copy_(most_frequent(chosen.routes))
 

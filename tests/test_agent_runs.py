@@ -17,6 +17,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.sb3 import preset, training_env
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
+from skipnet_rl.stored import read_header
 
 SMALL = {
     "env": "SkipResNet20-v0",
@@ -127,6 +128,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
         module.train(args)
     monkeypatch.setattr(Run, "save", save)
     assert module.train(dataclasses.replace(args, resume=True))["policies"] == whole["policies"]
+    kinds = {"BlockDrop": "blockdrop", "REINFORCE": "rnn", "Gumbel": "rnn"}
+    header = read_header(tmp_path / "a" / "policy.safetensors")
+    assert header["kind"] == kinds.get(name, "sb3") and header["depth"] == 20 and header["alpha"]
     weights = [(tmp_path / folder / "policy.safetensors").read_bytes() for folder in "ab"]
     assert weights[0] == weights[1]
     assert [line["step"] for line in lines(tmp_path / "b")] == [2, 4]

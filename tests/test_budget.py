@@ -12,11 +12,11 @@ from toys import load_first
 
 from agents import evaluate as evaluation
 from agents import hybrid_reinforce, ppo
-from agents.common import setting
+from agents.common import setting, subjects
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.evaluate import load_records
+from skipnet_rl.evaluate import evaluate, load_records
 from skipnet_rl.stored import read_header
 from skipnet_rl.weights import open_weights
 
@@ -62,7 +62,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def play(monkeypatch):
     """agents.evaluate on 64 images of a split."""
-    monkeypatch.setattr(evaluation, "load_images", load_first(64))
+    monkeypatch.setattr(subjects, "load_images", load_first(64))
 
     def run(*paths, **flags):
         args = evaluation.Args(paths=tuple(paths), precision="fp32", **flags)
@@ -187,6 +187,22 @@ def test_a_shipped_network_by_its_name(play, tmp_path):
     assert json.loads((tmp_path / "evaluation-test-greedy.json").read_text())["dataset"] == "rendered-digits"
     with pytest.raises(WeightsError, match="no weights file resnet21-rendered-digits.st"):
         play("resnet21-rendered-digits.st")
+
+
+def test_the_file_of_a_frozen_networks_policy_opens_without_stable_baselines3(model):
+    """It names the network that the policy learned over; what it plays is what the run measured."""
+    opened = open_weights(model / "policy.safetensors")
+    header = opened.header
+    assert (header["kind"], header["network"]) == ("sb3", "resnet20-rendered-digits")
+    assert (header["dataset"], header["learned_on"]) == ("rendered-digits", "calibration")
+    assert header["after"] == ["resnet20-rendered-digits"] and header["command"].startswith(
+        "python -m agents"
+    )
+    images = load_first(64)("rendered-digits", "test")
+    row = evaluate(opened.mdp(), opened.policy, images).summary("PPO")
+    assert {key: row[key] for key in ("accuracy", "loss", "compute_flops", "policy_flops")} == (
+        {key: last_row(model)[key] for key in ("accuracy", "loss", "compute_flops", "policy_flops")}
+    )
 
 
 def test_a_shipped_network_keeps_its_name():

@@ -10,7 +10,7 @@ import torch
 from toys import load_first
 
 from agents import cascade
-from agents import evaluate as agents_evaluate
+from agents.common import subjects
 from agents.evaluate import Subject
 from scripts import results
 from skipnet_rl.data import load_images
@@ -35,7 +35,7 @@ COST = results.mega_flops(20) / results.mega_flops(110)
 @pytest.fixture
 def few_images(monkeypatch):
     """Fifty images of each split."""
-    for module in (cascade, agents_evaluate):
+    for module in (cascade, subjects):
         monkeypatch.setattr(module, "load_images", load_first(50))
 
 

@@ -11,7 +11,7 @@ from toys import load_first
 
 import envs  # noqa: F401
 from agents import evaluate, hybrid_reinforce, pretrain
-from agents.common import setting
+from agents.common import setting, subjects
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
 from skipnet_rl.checkpoint import save_weights
@@ -123,7 +123,7 @@ def run(monkeypatch, module, function, *flags: str) -> None:
 @pytest.mark.filterwarnings("ignore:no shipped weights")
 def test_a_run_keeps_its_statistics(tmp_path, monkeypatch, few_images):
     """Training, headers, resuming and evaluation use the same statistics."""
-    monkeypatch.setattr(evaluate, "load_images", load_first(32))
+    monkeypatch.setattr(subjects, "load_images", load_first(32))
     numbers = ["--mean", *map(str, MEAN), "--std", *map(str, STD)]
     first, second = tmp_path / "first", tmp_path / "second"
     short = ["--dataset", "rendered-digits", "--batch-size", "16", "--device", "cpu", "--precision", "fp32"]

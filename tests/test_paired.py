@@ -9,6 +9,7 @@ import torch
 from toys import load_first
 
 from agents import evaluate as agent
+from agents.common import subjects
 from scripts import paired
 from skipnet_rl.evaluate import evaluate
 
@@ -16,7 +17,7 @@ NAMES = ("resnet110-rendered-digits-hrl", "resnet20-rendered-digits")
 
 
 def test_a_pair_is_compared_image_by_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(agent, "load_images", load_first(100))
+    monkeypatch.setattr(subjects, "load_images", load_first(100))
     found = paired.main(paired.Options(pairs=(NAMES, NAMES[::-1]), out=tmp_path))
     alone = {}
     for name in NAMES:
@@ -58,6 +59,6 @@ def test_refused(pairs, message, tmp_path):
 
 
 def test_data_sets_do_not_mix(tmp_path, monkeypatch):
-    monkeypatch.setattr(agent, "load_images", lambda *given: load_first(100)("rendered-digits", "test"))
+    monkeypatch.setattr(subjects, "load_images", lambda *given: load_first(100)("rendered-digits", "test"))
     with pytest.raises(ValueError, match="networks of different data sets"):
         paired.main(paired.Options(pairs=(("resnet20-rendered-digits", "resnet20-cifar10"),), out=tmp_path))

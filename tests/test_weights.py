@@ -11,12 +11,17 @@ from safetensors import safe_open
 
 from skipnet_rl import catalogue
 from skipnet_rl.catalogue import START
-from skipnet_rl.checkpoint import parts_of, save_weights
+from skipnet_rl.checkpoint import load_weights, parts_of, save_weights
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.gates import GATES
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policy_networks import PolicyNetwork
 from skipnet_rl.problem import load_network
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import without_places
 from skipnet_rl.stored import find_file
+from skipnet_rl.weights import new_policy, open_weights
 
 
 def auto_file(depth: int, dataset: str, shortcut: str):
@@ -149,3 +154,65 @@ def test_untrained_network_is_the_same_each_time_and_moves_no_seed():
     assert torch.equal(torch.rand(3), expected)
     second = load_network(None, 8, 10, "cifar10")
     assert torch.equal(first.blocks[1].conv1.weight, second.blocks[1].conv1.weight)
+
+
+def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError) as error:
+        open_weights("resnet38-cifar10-distiled")
+    message = str(error.value)
+    assert message.endswith("did you mean the shipped resnet38-cifar10-distilled?")
+    assert str(tmp_path / "resnet38-cifar10-distiled") in message
+    with pytest.raises(WeightsError, match="is a folder$"):
+        open_weights(tmp_path)
+
+
+def policies(net: ResNet) -> dict[str, torch.nn.Module]:
+    """A policy of each kind that stands in a file beside its network."""
+    gates = {f"gate {kind}": new_policy(kind, net) for kind in (*GATES, "fixed")}
+    return {**gates, "policy blockdrop": PolicyNetwork(len(net.blocks) - 1, image_size=net.image_size)}
+
+
+@pytest.mark.parametrize("name", ["gate rnn", "gate ff1", "gate ff2", "gate fixed", "policy blockdrop"])
+@pytest.mark.parametrize("header", [True, False], ids=["with a header", "as older files are"])
+def test_a_file_says_what_it_is(tiny_net, tiny_images, tmp_path, name, header):
+    place, kind = name.split()
+    policy = policies(tiny_net)[name]
+    about = {"kind": kind, "depth": 20, "shortcut": "projection", "alpha": 0.5, "policy_depth": 8}
+    whole = torch.nn.ModuleDict({"net": tiny_net, place: policy})
+    save_weights(tmp_path / "w.safetensors", whole, about if header else {})
+    load_weights(tmp_path / "w.safetensors", whole)  # rounded
+    opened = open_weights(tmp_path / "w.safetensors")
+    assert (opened.header["kind"], opened.header["depth"], opened.header["num_classes"]) == (kind, 20, 10)
+    assert opened.mdp().alpha == (0.5 if header else 1.0)
+    played = evaluate(opened.mdp(), opened.policy, tiny_images)
+    expected = evaluate(RoutingMDP(tiny_net), policy.eval(), tiny_images)
+    assert torch.equal(played.routes, expected.routes) and torch.equal(played.loss, expected.loss)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"kind": "rrn"}, "unknown kind 'rrn'; did you mean 'rnn'"),
+        ({"kind": 5}, "its header has kind 5"),
+        ({"depth": "20"}, "its header has depth '20'"),
+        ({"depth": 110}, "its header says ResNet-110, and it holds a ResNet-8 of 10 classes"),
+        ({"kind": "rnn"}, "layer .* is missing in it"),
+        ({"kind": "sb3"}, "holds a policy without a network"),
+        ({"shortcut": "pad"}, "it has a layer blocks.1.shortcut"),
+    ],
+)
+def test_a_header_that_is_not_true(tmp_path, about, message):
+    save_weights(tmp_path / "w.safetensors", ResNet(8), about)
+    with pytest.raises(WeightsError, match=message):
+        open_weights(tmp_path / "w.safetensors")
+
+
+def test_a_depth_that_no_id_has(tmp_path):
+    """The layers of a ResNet-18, as torchvision's: they say which network it is."""
+    plan = Architecture(224, (64, 128, 256, 512), (2, 2, 2, 2), large_stem=True)
+    net = ResNet(plan, 5).eval()
+    torch.save(net.state_dict(), tmp_path / "resnet18.pth")
+    opened = open_weights(tmp_path / "resnet18.pth")
+    assert opened.header["depth"] == 18 and opened.network.architecture == plan
+    assert torch.equal(opened.network.fc.weight, net.fc.weight)

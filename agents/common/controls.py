@@ -1,0 +1,54 @@
+"""Controls of a policy that chooses by the image: its routes dealt out anew, and its most frequent route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from skipnet_rl.evaluate import Evaluation
+from skipnet_rl.randomness import Stream, step_generator
+from skipnet_rl.statistics import accuracy_difference
+
+EXCHANGED, MOST_FREQUENT = "routes exchanged", "most frequent route"  # names of their rows
+
+
+def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """What the policy's accuracy is above each control's on the same images.
+
+    Both differ by no more than the images whose route another one took the place of, `"changed"`.
+    """
+    own, found = rows[name], {}
+    for control in (EXCHANGED, MOST_FREQUENT):
+        other = rows[control]
+        gain = accuracy_difference(own.correct, other.correct)
+        changed = (own.routes != other.routes).any(dim=1).double().mean().item()
+        found[control] = {**gain, "changed": changed}
+    return found
+
+
+def gain_lines(name: str, found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The `gains` as text."""
+    return [
+        f"{name} over {control}: {100 * gain['accuracy']:+.2f} ± {100 * gain['ci95']:.2f} points of "
+        f"accuracy; {gain['changed']:.0%} of the images have another route there"
+        for control, gain in found.items()
+    ]
+
+
+def exchanged(routes: Tensor, seed: int) -> Tensor:
+    """The routes [M, N] dealt out anew: as many of each; an image may come by one like its own."""
+    draws = step_generator(seed, 0, "cpu", Stream.EXCHANGE)
+    return routes[torch.randperm(len(routes), generator=draws, device="cpu")]
+
+
+def at_the_ends(rows: Mapping[str, Evaluation]) -> list[str]:
+    """What to know about biases that ask for more, or for less, than there is."""
+    notes = []
+    for name, done in rows.items():
+        if name.startswith("bias") and done.routes.all():
+            notes.append(f"{name} executes every block of every image; a larger one cannot spend more")
+        elif name.startswith("bias") and not done.routes.any():
+            notes.append(f"{name} skips every block of every image; a smaller one cannot spend less")
+    return notes

@@ -1,0 +1,126 @@
+"""What is evaluated: a policy, its network and its images, from a name, a file, a run folder or a .zip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from agents.common.finished import FinishedRun, restore_model
+from envs.ids import depth_of
+from skipnet_rl.data import Images, resolve_dataset
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.normalisation import normalised, stated, warn_of_others
+from skipnet_rl.policies import AlwaysExecute, Policy
+from skipnet_rl.progress import load_images
+from skipnet_rl.weights import open_weights
+
+if TYPE_CHECKING:
+    from agents.evaluate import Args
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A policy to evaluate: its name, what it is for, itself, and where its results go."""
+
+    name: str
+    about: Mapping[str, Any]
+    mdp: RoutingMDP
+    policy: Policy
+    images: Images
+    out: Path | None
+
+    @property
+    def whole_flops(self) -> float:
+        """FLOPs of its network with every block executed, for one image."""
+        return 2 * self.mdp.macs.total
+
+    def on(self, device: torch.device) -> Subject:
+        """The same on a device, the images in the network's size."""
+        for part in (self.mdp.net, self.policy):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return replace(self, images=self.images.sized(self.mdp.net.image_size).to(device))
+
+
+def restore(path: Path, args: Args) -> Subject:
+    """Put a policy together from a run folder, a file of weights, a shipped name or a .zip.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
+    """
+    split = args.split or ("val" if args.biases or args.controls else "test")
+    path = Path(path)
+    if path.is_dir():
+        return restore_run(path, split, args)
+    if path.suffix == ".zip":
+        return restore_zip(path, split, args)
+    depth = depth_of(args.env) if str(path) == "torchvision" else None
+    opened = open_weights(str(path), depth=depth)
+    header = opened.header
+    dataset = header.get("dataset") if args.dataset == "auto" else args.dataset
+    if dataset is None:
+        more = (
+            f"; its run's folder, {path.parent}, may know it" if (path.parent / "args.json").is_file() else ""
+        )
+        raise WeightsError(f"{path} does not name its data set; give one: --dataset cifar10{more}")
+    if header.get("learned_on") == "calibration" and split == "val" and not args.split:
+        split = "selection"
+    images = load(dataset, split, args, path, stated(header))
+    if len(images.classes) != header["num_classes"]:
+        raise WeightsError(
+            f"{path} does not fit: it has {header['num_classes']} classes, {dataset} {len(images.classes)}"
+        )
+    plain = isinstance(opened.policy, AlwaysExecute)
+    alpha = header.get("alpha", 0.0) if args.alpha is None else args.alpha
+    mdp = opened.mdp(alpha)
+    name = "all blocks" if plain else path.stem if path.is_file() else str(path)
+    about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
+    return Subject(name, about, mdp, opened.policy, images, args.out)
+
+
+def restore_run(path: Path, split: str, args: Args) -> Subject:
+    """The policy of a finished run, on images that it did not learn on."""
+    run = FinishedRun.read(path)
+    if split == "val" and not args.split and run.on_calibration_images:
+        split = "selection"
+    images = load(run.result["dataset"], split, args, path, run.statistics)
+    mdp, policy = run.restore(len(images.classes), args.stage)
+    about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
+    name = args.stage.upper() if args.stage else run.policy_name
+    return Subject(name, about, mdp, policy, images, args.out or path)
+
+
+def restore_zip(path: Path, split: str, args: Args) -> Subject:
+    """A stable-baselines3 model, if its origin is vouched for."""
+    if args.trust_sb3 is None:
+        raise ValueError(
+            f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
+            "it, name its algorithm: --trust-sb3 ppo"
+        )
+    dataset = resolve_dataset(args.dataset, args.data_dir)[0]
+    images = load(dataset, split, args, args.weights)
+    alpha = 1.0 if args.alpha is None else args.alpha
+    mdp, policy = restore_model(
+        path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
+    )
+    about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
+    return Subject(path.stem, about, mdp, policy, images, args.out)
+
+
+def load(
+    dataset: str, split: str, args: Args, weights: str | Path, theirs: tuple[Any, Any] | None = None
+) -> Images:
+    """A split, normalised as the flags say, else as the policy learned: with `theirs`."""
+    images = load_images(dataset, split, args.data_dir)
+    if theirs is None:
+        return normalised(images, args.mean, args.std, (weights,))
+    learned = normalised(images, *theirs)
+    images = normalised(learned, args.mean, args.std)
+    warn_of_others(weights, learned.statistics, images.statistics)
+    return images
