@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ import tyro
 import benchmarks.ablation
 import benchmarks.gate_costs
 from agents import cascade
-from agents.common.tables import points
+from agents.common.tables import comparison, points
 from benchmarks import information, latency, measure, scaling, soak, throughput, training
 from envs import factory
 from envs.skipnet import SkipNetEnv
@@ -162,6 +163,16 @@ def test_gate_costs():
     assert stated["ff2"]["110"]["of_block"] == pytest.approx(12.5, abs=0.1)  # the paper's figure
     assert stated["ff1"]["38"]["of_block"] == pytest.approx(15.6, abs=0.1)  # the paper says 19
     assert stated["rnn"]["110"]["of_block"] == pytest.approx(0.025, abs=0.001)  # the paper says 0.04
+
+
+def test_the_comparison_of_policies_is_that_of_its_file():
+    found = json.loads((DOCS / "policies-cifar10" / "comparison.json").read_text())
+    rows = [
+        {key: math.nan if value is None else value for key, value in row.items()} for row in found["policies"]
+    ]
+    rows = [{**row, "beats_random": None} if row.get("beats_random") is math.nan else row for row in rows]
+    text = (DOCS / "policies-cifar10" / "comparison.md").read_text()
+    assert comparison(found["title"], rows) == text
 
 
 def test_the_page_of_policies_shows_rows_of_the_comparison():
