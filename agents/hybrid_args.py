@@ -21,6 +21,8 @@ class Args(CommonArgs):
     data set, the depth, the device and the network that the run starts from"""
     alpha: Method[float] = 2.0
     """weight of the compute saving against the loss"""
+    cost: Method[Literal["blocks", "flops"]] = "blocks"
+    """unit of the compute saving: 1 for each skipped block, or its FLOPs"""
     gate: Method[Literal["rnn", "ff1", "ff2", "fixed"]] = "rnn"
     """kind of gate: one LSTM shared by all blocks (rnn), or a small convolutional network per block; or, with
     --stage tune, fixed: for all images the route that the network of --gate-weights takes most often on the

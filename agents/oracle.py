@@ -42,6 +42,11 @@ class Args(CommonArgs):
     precision: Run[Literal["auto", "bf16", "fp32"]] = "fp32"
     """floating-point format; a choice among many routes also chooses rounding errors, and bf16's are large"""
 
+    @property
+    def takes_chains(self) -> bool:
+        """Nothing is trained."""
+        return True
+
 
 class Best:
     """The cheapest right route of each image so far."""

@@ -13,20 +13,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_routes
 from agents.common.flags import CommonArgs, Method, Run, Schedule
 from agents.common.loop import learn
 from agents.common.setting import Setting
+from skipnet_rl.belief import BeliefGate
+from skipnet_rl.chain import ChainMDP
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast, cpu_by_default
 from skipnet_rl.estimators import advantages, score_function_loss
 from skipnet_rl.gates import make_gate
-from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 
@@ -58,6 +60,11 @@ class Args(CommonArgs):
         return True
 
     @property
+    def takes_chains(self) -> bool:
+        """Over a chain a gate on the belief takes the place of `--gate`."""
+        return True
+
+    @property
     def images_per_step(self) -> int:
         """Each has several routes."""
         return self.batch_size // self.routes
@@ -73,11 +80,13 @@ class Args(CommonArgs):
 class Learner:
     """Gate and optimizer over a frozen network."""
 
-    def __init__(self, args: Args, mdp: RoutingMDP, precision: str) -> None:
+    def __init__(self, args: Args, mdp: DecisionProcess, precision: str) -> None:
         torch.manual_seed(args.seed)
         self.mdp, self.precision = mdp, precision
         mdp.net.requires_grad_(False).eval()
-        self.gate = make_gate(args.gate, mdp.net).to(next(mdp.net.parameters()).device)
+        self.kind = "belief" if isinstance(mdp, ChainMDP) else args.gate
+        gate = BeliefGate(mdp) if self.kind == "belief" else make_gate(args.gate, mdp.net)
+        self.gate = gate.to(mdp.device)
         self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
         self.optimizer = torch.optim.Adam(self.gate.parameters(), args.lr)
 
@@ -96,8 +105,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
     device = data.device
     index = training_index(step, args.images_per_step, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
-    images = images.repeat_interleave(args.routes, 0).contiguous(memory_format=torch.channels_last)
-    labels = labels.repeat_interleave(args.routes)
+    images, labels = repeated(images, args.routes), labels.repeat_interleave(args.routes)
     learner.gate.train()
     draws = step_generator(args.seed, step, device, Stream.ROUTES)
     with autocast(learner.precision, device):
@@ -110,11 +118,17 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
     return episode
 
 
+def repeated(images: Tensor, routes: int) -> Tensor:
+    """Each of the images [B, …] several times, side by side; pixels in channels-last memory."""
+    images = images.repeat_interleave(routes, 0)
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
 @cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
     setting = Setting.of(args)
-    setting.look()
+    setting.introduce()
     learner = Learner(args, setting.mdp(), setting.precision)
     run = setting.start_run("reinforce", args.resume)
     wall_time = learn(
@@ -127,7 +141,7 @@ def train(args: Args) -> dict[str, Any]:
         resume=args.resume,
     )
     weights = run.folder / "policy.safetensors"
-    save_weights(weights, learner.model, setting.header(args.gate, "reinforce"))
+    save_weights(weights, learner.model, setting.header(learner.kind, "reinforce"))
     load_weights(weights, learner.model)  # what the file does is reported
     learned = setting.evaluate(learner.mdp, learner.gate, name="REINFORCE")
     rows = {**setting.references(learned.rate), "REINFORCE": learned}

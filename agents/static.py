@@ -6,6 +6,9 @@
     random                  each block of each image with the same probability, at several rates
     greedy                  one fixed set of blocks for all images; starting from all, the block whose loss
                             costs the least return on validation images is dropped, again and again
+    thresholds              of a chain: the next network is asked where the answer so far is not sure, see
+                            skipnet_rl.thresholds; the one row here that looks at the image, and the baseline
+                            of every policy that learns to
     last first              the blocks dropped from the end on, the order in which stochastic depth
                             (Huang et al. 2016, arXiv 1603.09382) drops most often
 
@@ -16,7 +19,8 @@ that network.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,12 +30,15 @@ from torch import Tensor
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import CommonArgs, Method, Run
 from agents.common.setting import Setting
+from skipnet_rl.chain import Chain
 from skipnet_rl.data import Images
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.evaluate import Evaluation, evaluate
-from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import FixedRoute, RandomSkip
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import progress_bar
+from skipnet_rl.recording import Records
+from skipnet_rl.thresholds import Tuned, tune
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,21 @@ class Args(CommonArgs):
 
     rates: Method[tuple[float, ...]] = (0.9, 0.8, 0.7, 0.6, 0.5)
     """p(execute) of the random policies"""
+    budgets: Method[tuple[float, ...]] = ()
+    """of a chain: mean FLOPs per image over those of the last network, for each of which thresholds are tuned
+    on the validation images (default: six between its first network and all of them)"""
     points: Method[int] = 8
     """number of sizes, evenly spread, at which a fixed set is evaluated on the test set"""
     eval_images: Run[int] = 1_000
     """validation images on which the greedy choice is made"""
 
+    @property
+    def takes_chains(self) -> bool:
+        """Nothing is trained."""
+        return True
 
-def greedy_order(mdp: RoutingMDP, images: Images, precision: str = "fp32") -> list[int]:
+
+def greedy_order(mdp: DecisionProcess, images: Images, precision: str = "fp32") -> list[int]:
     """The decisions in the order in which they are best given up, N of them.
 
     N (N + 1) / 2 passes over the images, less the last one, which is no choice.
@@ -66,11 +81,20 @@ def greedy_order(mdp: RoutingMDP, images: Images, precision: str = "fp32") -> li
     return order
 
 
-def without(mdp: RoutingMDP, dropped: list[int]) -> Tensor:
+def without(mdp: DecisionProcess, dropped: list[int]) -> Tensor:
     """The route [N] that executes all but some blocks."""
     route = torch.ones(mdp.num_decisions, dtype=torch.bool, device="cpu")
     route[dropped] = False
     return route
+
+
+def tuned_thresholds(setting: Setting[Args], budgets: Sequence[float]) -> list[Tuned]:
+    """Thresholds and mixing weights for each budget, chosen on the validation images."""
+    records, whole = setting.val, setting.mdp().whole_macs
+    assert isinstance(records, Records)
+    least, most = (records.answers[:, :count, -1].sum(dim=1).mean().item() / whole for count in (1, None))
+    budgets = budgets or [least + share * (most - least) for share in (0.03, 0.06, 0.1, 0.2, 0.35, 0.6)]
+    return tune(records, whole, budgets)
 
 
 @cpu_by_default()
@@ -94,7 +118,13 @@ def evaluate_all(args: Args) -> dict[str, Any]:
         rows[name] = setting.evaluate(mdp, FixedRoute(route).to(setting.device), name=name)
     for name, policy in at_random.items():
         rows[name] = setting.evaluate(mdp, policy, "sample", name=name)
-    return setting.finish(run, "static", rows, wall_time, {"all blocks": None}, greedy_order=chosen)
+    tuned = tuned_thresholds(setting, args.budgets) if isinstance(setting.net, Chain) else []
+    for each in tuned:
+        name = f"thresholds, budget {100 * each.budget:.3g}%"
+        at_its_mix = setting.problem.mdp(setting.net.mixed(each.mix))
+        rows[name] = setting.evaluate(at_its_mix, each.policy().to(setting.device), name=name)
+    more = {"greedy_order": chosen, "thresholds": [asdict(each) for each in tuned]}
+    return setting.finish(run, "static", rows, wall_time, {"all blocks": None}, **more)
 
 
 if __name__ == "__main__":

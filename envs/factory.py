@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from envs.ids import depth_of
+from envs.ids import depth_of, is_chain
 from envs.skipnet import SkipNetEnv
 from envs.specs import plain
 from envs.vector import SkipNetVectorEnv
@@ -60,7 +60,7 @@ def problem_of(id: str, **kwargs: Any) -> Problem:
         ValueError: the id of another kind of environment.
     """
     own = gym.spec(id).kwargs
-    if "networks" in own:
+    if is_chain(id):
         return ChainProblem(**{**own, **kwargs})
     depth_of(id)
     return Problem(**{**own, **kwargs})

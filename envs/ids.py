@@ -33,6 +33,15 @@ def depth_of(id: str) -> int:
     return depth
 
 
+def is_chain(id: str) -> bool:
+    """Whether a registered id names a chain of networks.
+
+    Raises:
+        gymnasium.error.Error: no such id.
+    """
+    return "networks" in gym.spec(id).kwargs
+
+
 THIRD = "resnet38-cifar10-hrl-1.0-gain6-ensemble"  # ResNet-38, executes a third of its blocks
 CHAINS: dict[str, list[int | str]] = {  # 38g is a ResNet-38 with gates
     "14x38": [14, 38],

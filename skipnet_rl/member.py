@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,21 @@ class Member(nn.Module):
         net: the network.
         policy: greedy within the chain (default: every block).
         name: for tables and pictures (default: of its depth).
+        temperature: what the logits are divided by (Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern
+            Neural Networks", ICML 2017). The class of an answer stays the same, and what it is worth to
+            correct it does not depend on how overconfident a network is.
+
+    Raises:
+        ValueError: a temperature that is not a positive number.
     """
 
-    def __init__(self, net: ResNet, policy: Policy | None = None, name: str = "") -> None:
+    def __init__(
+        self, net: ResNet, policy: Policy | None = None, name: str = "", temperature: float = 1.0
+    ) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature!r}; expected a positive number, such as 2.0")
         super().__init__()
+        self.temperature = temperature
         self.net, self.policy = net, AlwaysExecute() if policy is None else policy
         self.mdp = RoutingMDP(net)
         self.name = name or f"ResNet-{net.depth}"
@@ -44,7 +56,7 @@ class Member(nn.Module):
         nobody = torch.zeros(len(images), dtype=torch.int64, device=images.device)  # an answer has no label
         episode = rollout(self.mdp, self.policy, images, nobody)
         macs = self.mdp.macs.of_routes(episode.actions.detach() > 0.5, policy_macs(self.policy))
-        return Answer(episode.logits.double().log_softmax(dim=1), macs)
+        return Answer((episode.logits.double() / self.temperature).log_softmax(dim=1), macs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,6 +81,6 @@ class Member(nn.Module):
         policy = copy.deepcopy(self.policy)
         if isinstance(policy, nn.Module):
             policy.eval().requires_grad_(False)
-        member = Member(for_inference(self.net, precision), policy, self.name)
+        member = Member(for_inference(self.net, precision), policy, self.name, self.temperature)
         member.mdp.macs = self.mdp.macs  # counted once for all copies
         return member

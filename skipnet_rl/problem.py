@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, load_images, resolve_dataset
@@ -20,6 +20,8 @@ from skipnet_rl.normalisation import check_statistics, normalised
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.stored import weights_name
 from skipnet_rl.weights import open_weights, untrained
+
+Cost = Literal["blocks", "flops"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,13 @@ class Problem:
     weights: str | Path | None = "auto"
     shortcut: str = "projection"
     alpha: float | None = None
-    cost: str | None = None
+    cost: Cost | None = None
     device: Any = "auto"
     precision: str = "fp32"
     why: tuple[str, str] = ("", "")
 
     @property
-    def payment(self) -> tuple[float, str]:
+    def payment(self) -> tuple[float, Cost]:
         """Alpha and cost, as given or as usual."""
         return ALPHA if self.alpha is None else self.alpha, self.cost or "blocks"
 

@@ -199,6 +199,16 @@ def test_evaluation_counts_what_each_image_took(tiny_net, tiny_images):
     assert done.compute_flops.unique().numel() > 2  # the first network's own routes differ
 
 
+def test_temperature_divides_the_logits():
+    net, (images, _) = lively_net(8), batch()
+    with torch.no_grad():
+        expected = (net(images) / 2.5).log_softmax(dim=1)
+        for member in (Member(net, temperature=2.5), Member(net, temperature=2.5).for_inference()):
+            torch.testing.assert_close(member(images).log_probs, expected)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        Member(net, temperature=0)
+
+
 def test_training_mode_and_the_original_stay_as_they_are():
     chain = lively_chain()
     chain.train()

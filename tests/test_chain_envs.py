@@ -122,9 +122,16 @@ DIGITS = [20, "resnet20-rendered-digits"]
 def test_networks_of_ones_own(tmp_path):
     path = tmp_path / "mine.safetensors"
     save_weights(path, ResNet(14), {"kind": "plain", "depth": 14, "shortcut": "projection"})
-    env = gym.make("SkipChain-v0", networks=["resnet20-rendered-digits", str(path)], mix=[0.1], **QUICK)
+    env = gym.make(
+        "SkipChain-v0",
+        networks=["resnet20-rendered-digits", str(path)],
+        mix=[0.1],
+        temperature=[1, 2],
+        **QUICK,
+    )
     chain = env.unwrapped.lockstep.mdp.net
     assert [member.depth for member in chain.members] == [20, 14] and chain.mix.tolist() == [0.1]
+    assert [member.temperature for member in chain.members] == [1, 2]
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))
     for one in (env, again):
         one.reset(seed=3)
@@ -163,6 +170,8 @@ def test_a_network_of_another_data_set_is_warned_of():
         ({"networks": [20, "resnet20-rendered-digit"]}, "did you mean the shipped resnet20-rendered-digits"),
         ({"networks": DIGITS, "mix": 2}, "mix is 2"),
         ({"networks": DIGITS, "mix": [0.5, 0.5]}, "expected 1 weight"),
+        ({"networks": DIGITS, "temperature": -1}, "temperature is -1"),
+        ({"networks": DIGITS, "temperature": [1, 2, 3]}, "one number, or 2 of them"),
         ({"networks": DIGITS, "cost": "flop"}, "did you mean 'flops'"),
         ({"networks": DIGITS, "alpha": -1}, "alpha is -1"),
         ({"networks": DIGITS, "weights": "x.pt"}, "named in networks"),

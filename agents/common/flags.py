@@ -23,7 +23,6 @@ import tyro
 from agents.common.flag_rules import check_choices, check_numbers
 from envs.ids import depth_of
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.mdp import ALPHA
 
 T = TypeVar("T")
 ArgsT = TypeVar("ArgsT")
@@ -70,10 +69,11 @@ class CommonArgs:
     name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's, or none"""
     shortcut: Data[Literal["projection", "pad", "pool"]] = "projection"
     """kind of shortcut where a block changes the shape"""
-    alpha: Method[float] = ALPHA
-    """weight of the compute saving against the loss"""
-    cost: Method[Literal["blocks", "flops"]] = "blocks"
-    """unit of the compute saving: 1 for each skipped block, or its FLOPs"""
+    alpha: Method[float | None] = None
+    """weight of the compute saving against the loss (default: 1; of a chain 0.05 per decision)"""
+    cost: Method[Literal["blocks", "flops"] | None] = None
+    """unit of the compute saving: 1 for each skipped block, or its FLOPs (default: blocks; of a chain,
+    flops)"""
     eval_images: Run[int] = 500
     """validation images in each evaluation during training"""
     test_images: Run[int | None] = None
@@ -102,6 +102,11 @@ class CommonArgs:
     @property
     def frozen(self) -> bool:
         """Whether the network stays as it is, and a policy over it is learned."""
+        return False
+
+    @property
+    def takes_chains(self) -> bool:
+        """Whether the environment may be a chain of networks, which then stay as they are."""
         return False
 
     @property

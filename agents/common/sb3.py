@@ -36,7 +36,6 @@ from skipnet_rl import runs
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.files import whole_file
-from skipnet_rl.folding import for_inference
 from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.progress import progress_bar
 
@@ -63,6 +62,11 @@ class SB3Args(CommonArgs):
     @property
     def frozen(self) -> bool:
         """The network stays as it is."""
+        return True
+
+    @property
+    def takes_chains(self) -> bool:
+        """A policy over observations does not mind what they are of."""
         return True
 
 
@@ -159,7 +163,7 @@ class Progress(BaseCallback):
 
 def training_env(setting: Setting, num_envs: int) -> VecEnv:
     """The native vector environment over the frozen backbone, augmented training images."""
-    mdp = setting.problem.mdp(for_inference(setting.net, setting.precision))
+    mdp = setting.mdp().for_inference(setting.precision)
     return VecMonitor(SB3VecEnv(SkipNetVectorEnv(mdp, setting.train, num_envs, augment=True)))
 
 
@@ -186,7 +190,7 @@ def train_sb3(
         make_model: from the environment and the numbers.
     """
     setting = Setting.of(args)
-    setting.look()
+    setting.introduce()
     numbers = preset(args, presets)
     mdp = setting.mdp()
     env = training_env(setting, numbers["num_envs"])

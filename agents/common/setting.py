@@ -11,19 +11,23 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from agents.common.chains import chain_header, look_at_chain, recorded
 from agents.common.flags import CommonArgs
 from agents.common.tables import print_table
 from envs.factory import problem_of
+from envs.ids import is_chain
 from skipnet_rl import catalogue
+from skipnet_rl.chain import Chain
+from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
-from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.plots import write_plots
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.problem import Problem
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.randomness import Stream, step_generator
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.recording import replayed
 from skipnet_rl.runs import Run, run_folder, without_places
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
@@ -60,8 +64,8 @@ class Setting(Generic[ArgsT]):
     val: Images = field(repr=False)
     test: Images = field(repr=False)
     split_images: int
-    net: ResNet = field(repr=False)
-    plain: ResNet = field(repr=False)
+    net: Any = field(repr=False)
+    plain: Any = field(repr=False)
     plain_name: str | None
 
     @property
@@ -90,11 +94,16 @@ class Setting(Generic[ArgsT]):
         """
         args.check()
         given = {each.name: getattr(args, each.name) for each in fields(Problem) if each.name in vars(args)}
+        if is_chain(args.env) and not args.takes_chains:
+            raise ValueError(
+                f"--env {args.env} is a chain of networks, and this agent works within one; choose an id "
+                "such as SkipResNet110-v0"
+            )
         problem = problem_of(args.env, **given).resolve(catalogue.START if args.frozen else ("plain",))
         say(f"dataset: {problem.why[0]}")
         splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
         train, val, test = (
-            problem.images(split, load_images, () if number else (problem.weights, *args.networks))
+            problem.images(split, load_images, () if number else (*problem.sources, *args.networks))
             for number, split in enumerate(splits)  # a mismatch is said once
         )
         dataset = problem.dataset
@@ -104,23 +113,27 @@ class Setting(Generic[ArgsT]):
                 f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)} "
                 f"in its {train.split} split"
             )
-        args = replace(args, weights=str(problem.weights))
+        alpha, cost = problem.payment
+        args = replace(args, weights=str(problem.weights), alpha=alpha, cost=cost)
         say(f"weights: {problem.why[1]}")
-        net = plain = problem.network(len(train.classes))
-        plain_name = _plain_beside(args, dataset)
+        net: Any = problem.network(len(train.classes))
+        plain = net
+        plain_name, split_images, test = _plain_beside(args, dataset), len(test), test.first(read)
         if plain_name:
             plain = problem.network(len(train.classes), plain_name)
-        return cls(
-            args, problem, train, val, test.first(read), len(test), net, plain, plain_name,
-        )  # fmt: skip
+        if isinstance(net, Chain):  # nobody trains its networks here: they are asked once about each image
+            train = recorded(net, train, problem.precision) if args.frozen else train
+            val, test = (recorded(net, images, problem.precision) for images in (val, test))
+            net = plain = replayed(net)
+        return cls(args, problem, train, val, test, split_images, net, plain, plain_name)
 
-    def mdp(self) -> RoutingMDP:
+    def mdp(self) -> Any:
         """The decision process over a network of its own, as it was loaded."""
         return self.problem.mdp(copy.deepcopy(self.net))
 
     def evaluate(
         self,
-        mdp: RoutingMDP,
+        mdp: DecisionProcess,
         policy: Policy,
         mode: str = "greedy",
         images: Images | None = None,
@@ -138,6 +151,14 @@ class Setting(Generic[ArgsT]):
                 mdp, policy, images, mode=mode, generator=draws, precision=self.precision, progress=show
             )
 
+    def introduce(self) -> None:
+        """Print what a policy over the frozen network, or over the networks of a chain, has to work with."""
+        if not isinstance(self.net, Chain):
+            self.look()
+            return
+        for line in look_at_chain(self.net, self.val):
+            say(line)
+
     def look(self) -> Tolerance:
         """Measure what skips cost the network before anything is trained; printed in one line."""
         found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision)
@@ -149,12 +170,12 @@ class Setting(Generic[ArgsT]):
             )
         return found
 
-    def validate(self, mdp: RoutingMDP, policy: Policy, mode: str = "greedy") -> dict[str, Any]:
+    def validate(self, mdp: DecisionProcess, policy: Policy, mode: str = "greedy") -> dict[str, Any]:
         """The summary on the first validation images, on the way."""
         return self.evaluate(mdp, policy, mode, self.val.first(self.args.eval_images)).summary("")
 
     def references(
-        self, rate: float, trained: RoutingMDP | None = None, name: str = ""
+        self, rate: float, trained: DecisionProcess | None = None, name: str = ""
     ) -> dict[str, Evaluation]:
         """The rows to compare with: the whole network, and random skipping at a rate of execution.
 
@@ -185,8 +206,11 @@ class Setting(Generic[ArgsT]):
             **more: what else rebuilding the policy takes.
         """
         args = self.args
+        about: dict[str, Any] = {"kind": kind, "depth": self.net.depth, "shortcut": args.shortcut}
+        if isinstance(self.problem, ChainProblem):
+            about = chain_header(self.problem, kind)
         return {
-            "kind": kind, "depth": self.net.depth, "shortcut": args.shortcut, "dataset": self.dataset,
+            **about, "dataset": self.dataset,
             "num_classes": self.net.num_classes, "mean": self.train.mean, "std": self.train.std,
             "alpha": args.alpha, "cost": args.cost, **more, "learned_on": self.train.split,
             "command": without_places(command(agent), run_dir=False), "after": after(args.networks),
@@ -265,6 +289,8 @@ def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def _plain_beside(args: CommonArgs, dataset: str) -> str | None:
     """Name of the best shipped network without gates, where the run starts from a shipped one with gates."""
+    if is_chain(args.env):
+        return None
     entry = catalogue.find(args.weights)
     plain = catalogue.find_auto(args.depth, dataset, args.shortcut)
     return plain["name"] if entry and entry["kind"] != "plain" and plain else None

@@ -1,0 +1,46 @@
+"""What agents do with a chain: nobody trains its networks here, so they are asked once about each image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from skipnet_rl.chain import Chain, ChainMDP
+from skipnet_rl.chain_problem import ChainProblem
+from skipnet_rl.data import Images
+from skipnet_rl.progress import image_progress
+from skipnet_rl.recording import Records, record
+
+
+def recorded(chain: Chain, images: Images, precision: str) -> Records:
+    """A chain's answers to a split, computed with a bar."""
+    with image_progress(f"chain on {images.split} images") as show:
+        return record(chain, images, precision=precision, progress=show)
+
+
+def look_at_chain(chain: Chain, images: Images) -> list[str]:
+    """A line for each network of a chain: its accuracy on recorded images, and its cost."""
+    mdp = ChainMDP(chain)
+    records, labels = images.batch(torch.arange(len(images), device=images.device))
+    lines = []
+    for number, name in enumerate(chain.names):
+        answer = mdp.member(number)(records)
+        right = (answer.log_probs.argmax(dim=1) == labels).double().mean().item()
+        share = answer.macs.mean().item() / mdp.whole_macs
+        lines.append(
+            f"network {number + 1}: {name}, {100 * right:.2f} % of {len(images)} {images.split} images at "
+            f"{100 * share:.1f} % of the FLOPs"
+        )
+    return lines
+
+
+def chain_header(problem: ChainProblem, policy: str) -> dict[str, Any]:
+    """What a file of a policy, of kind `policy`, says of the chain that it is for."""
+    return {
+        "kind": "chain",
+        "policy": policy,
+        "networks": list(problem.networks),
+        "mix": problem.mix,
+        "temperature": problem.temperature,
+    }
