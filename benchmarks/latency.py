@@ -75,7 +75,7 @@ def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]]
     opened = open_weights(CHECKPOINT)
     mdp, gate = opened.mdp(), opened.policy
     image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1, device="cpu"))
-    gates = {rate: at_rate(mdp, gate, image, rate) for rate in RATES}  # type: ignore[arg-type]
+    gates = {rate: at_rate(mdp, gate, image, rate) for rate in RATES}
     counts = {f"{rate:.0%}": executed(mdp, biased, image) for rate, biased in gates.items()}
     folded, feed = RoutingMDP(for_inference(mdp.net)), {"images": image.contiguous().numpy()}
     shallower = {f"ResNet-{depth}": ResNet(depth).eval() for depth in SHALLOWER}

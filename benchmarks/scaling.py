@@ -64,9 +64,9 @@ def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[
             precision=options.precision,
         )
     env.reset(seed=0)
-    steps = env.unwrapped.lockstep.mdp.num_decisions  # type: ignore[attr-defined]
+    steps = env.unwrapped.lockstep.mdp.num_decisions
     draws = torch.rand(steps, count, generator=torch.Generator("cpu").manual_seed(0), device="cpu") < rate
-    actions = draws.to(env.unwrapped.lockstep.device)  # type: ignore[attr-defined]
+    actions = draws.to(env.unwrapped.lockstep.device)
 
     def play() -> None:
         for action in actions:
@@ -110,7 +110,7 @@ def memory_of(task: str, data_dir: Path | None) -> dict[str, float]:
         data = load_images(dataset, "train", data_dir)
         for step in range(2):
             train_step(learner, data, step, "sp", args)  # every block is executed and kept for the gradient
-    return {"imports": before, "peak": resident(), "dataset": dataset}  # type: ignore[dict-item]
+    return {"imports": before, "peak": resident(), "dataset": dataset}
 
 
 def memory(options: Options) -> dict[str, dict[str, float]]:

@@ -71,7 +71,7 @@ def environment(options: Options) -> dict[str, float]:
     """Play episodes of SkipResNet20-v0 at random."""
     env = gym.make_vec("SkipResNet20-v0", options.num_envs, dataset=DATASET, device=options.device)
     env.reset(seed=0)
-    decisions = env.unwrapped.lockstep.mdp.num_decisions  # type: ignore[attr-defined]
+    decisions = env.unwrapped.lockstep.mdp.num_decisions
 
     def episode() -> None:
         for _ in range(decisions):

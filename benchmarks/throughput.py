@@ -84,7 +84,7 @@ def masked(mdp: RoutingMDP, images: Tensor, labels: Tensor, actions: Tensor) -> 
 def candidates(options: Options, device: torch.device) -> dict[str, Callable[[], Any]]:
     """The candidates, each a call that plays one episode of every sub-environment."""
     on_device, on_host = make(options, device, array="torch"), make(options, device)
-    lockstep = on_device.lockstep  # type: ignore[attr-defined]
+    lockstep = on_device.lockstep
     mdp, data = lockstep.mdp, lockstep.images
     net, count, steps = mdp.net, options.num_envs, mdp.num_decisions
     images, labels = data.batch(torch.arange(count, device=device) % len(data))

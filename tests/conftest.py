@@ -65,9 +65,9 @@ def tiny_net() -> ResNet:
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.weight, 0.5, 1.0)
                 torch.nn.init.uniform_(module.bias, -0.2, 0.2)
-                module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
-                module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
-    return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+                module.running_mean.uniform_(-0.2, 0.2)
+                module.running_var.uniform_(0.5, 2.0)
+    return net.to(memory_format=torch.channels_last).eval()
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ def lively(plan: int | Architecture, shortcut: str) -> ResNet:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
             nn.init.uniform_(module.bias, -0.2, 0.2)
-            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2.0)
     return net.eval()
 
 
@@ -74,7 +74,7 @@ def test_gates_fold_too():
     norm = nn.BatchNorm2d(4)
     layers = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, bias=False), norm, nn.ReLU()).eval()
     nn.init.uniform_(norm.weight, 0.5, 1.0)
-    norm.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+    norm.running_var.uniform_(0.5, 2.0)
     x = torch.randn(2, 3, 8, 8)
     folded = fold_batchnorm(layers)
     assert isinstance(folded[2], nn.Identity)

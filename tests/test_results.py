@@ -53,24 +53,48 @@ def finished(tmp_path_factory):
                 "eval_images": 16,
                 "precision": "fp32",
             }
-            hybrid_reinforce.train(hybrid_reinforce.Args(
-                **shared, stage="sp", weights=str(place / "backbone" / "weights.safetensors"),
-                run_dir=place / "sp",
-            ))  # fmt: skip
+            hybrid_reinforce.train(
+                hybrid_reinforce.Args(
+                    **shared,
+                    stage="sp",
+                    weights=str(place / "backbone" / "weights.safetensors"),
+                    run_dir=place / "sp",
+                )
+            )
             for alpha in (3.0, 0.5):
-                hybrid_reinforce.train(hybrid_reinforce.Args(
-                    **shared, stage="hrl", weights=sp, gate_weights=sp, alpha=alpha,
-                    run_dir=place / f"hrl-{alpha}",
-                ))  # fmt: skip
-            hybrid_reinforce.train(hybrid_reinforce.Args(
-                **shared, stage="hrl", weights=sp, gate_gain=6.0, alpha=0.5, run_dir=place / "hrl-0.5-gain6",
-            ))  # fmt: skip
+                hybrid_reinforce.train(
+                    hybrid_reinforce.Args(
+                        **shared,
+                        stage="hrl",
+                        weights=sp,
+                        gate_weights=sp,
+                        alpha=alpha,
+                        run_dir=place / f"hrl-{alpha}",
+                    )
+                )
+            hybrid_reinforce.train(
+                hybrid_reinforce.Args(
+                    **shared,
+                    stage="hrl",
+                    weights=sp,
+                    gate_gain=6.0,
+                    alpha=0.5,
+                    run_dir=place / "hrl-0.5-gain6",
+                )
+            )
             routed = str(place / "hrl-0.5-gain6" / "hrl.safetensors")
-            hybrid_reinforce.train(hybrid_reinforce.Args(
-                **shared, stage="tune", weights=routed, gate_weights=routed, alpha=0.5, distillation=0.9,
-                teacher=(str(place / "backbone" / "weights.safetensors"),),
-                run_dir=place / "hrl-0.5-gain6-distilled",
-            ))  # fmt: skip
+            hybrid_reinforce.train(
+                hybrid_reinforce.Args(
+                    **shared,
+                    stage="tune",
+                    weights=routed,
+                    gate_weights=routed,
+                    alpha=0.5,
+                    distillation=0.9,
+                    teacher=(str(place / "backbone" / "weights.safetensors"),),
+                    run_dir=place / "hrl-0.5-gain6-distilled",
+                )
+            )
     return folder
 
 
@@ -85,9 +109,13 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     results.add("resnet20", folders, tmp_path)
     rows = results.read(tmp_path)
     assert [(row["name"], row["gate"], row["alpha"], row["distillation"], row["n"]) for row in rows] == [
-        ("all blocks", None, None, 0, 2), ("SP", "rnn", None, 0, 2), ("HRL", "rnn", 0.5, 0, 2),
-        ("HRL", "rnn, gain 6", 0.5, 0, 2), ("HRL", "rnn, gain 6", 0.5, 0.9, 2), ("HRL", "rnn", 3.0, 0, 2),
-    ]  # fmt: skip
+        ("all blocks", None, None, 0, 2),
+        ("SP", "rnn", None, 0, 2),
+        ("HRL", "rnn", 0.5, 0, 2),
+        ("HRL", "rnn, gain 6", 0.5, 0, 2),
+        ("HRL", "rnn, gain 6", 0.5, 0.9, 2),
+        ("HRL", "rnn", 3.0, 0, 2),
+    ]
     assert len(rows[4]["command"]) == 4
     runs = [FinishedRun.read(finished / f"resnet20-{seed}" / "hrl-3.0") for seed in (0, 1)]
     accuracies = [run.result["policies"][-1]["accuracy"] for run in runs]

@@ -133,9 +133,12 @@ class FinishedRun:
         """
         try:
             opened = open_weights(
-                self.weights(stage), depth=self.depth, shortcut=self._shortcut, num_classes=num_classes,
+                self.weights(stage),
+                depth=self.depth,
+                shortcut=self._shortcut,
+                num_classes=num_classes,
                 network=self._start,
-            )  # fmt: skip
+            )
             return self.mdp(opened.network), opened.policy
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder}/args.json or result.json is damaged: {error!r}") from error
