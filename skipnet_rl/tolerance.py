@@ -23,7 +23,8 @@ from skipnet_rl.randomness import Stream, step_generator
 
 RATE = 0.9  # execution rate: one block in ten is skipped
 LIMIT = 0.05  # largest loss of accuracy at that rate with which training of gates works
-SHARE = 0.3  # share of the blocks that preparation teaches the network to do without
+ALLOWANCE = 0.7  # nats: cost of absence, summed, of the blocks that preparation teaches the network to miss
+MOST = 0.5  # share of the blocks that preparation leaves out, at most
 SKIPPED = 0.1  # execution rate of these blocks after preparation: rare, but still tried
 
 
@@ -111,23 +112,29 @@ def _run_on(mdp: RoutingMDP, state: State, execute: Tensor) -> State:
     return state
 
 
-def falling_rates(costs: Tensor, progress: float, share: float = SHARE) -> Tensor:
-    """Execution rates that teach a network to do without its least important blocks: [N] → [N], float32.
+def falling_rates(costs: Tensor, progress: float, allowance: float = ALLOWANCE) -> Tensor:
+    """Rates of execution that teach a network to do without its cheapest blocks: [N] → [N], float32.
 
-    During training the rates of the `share` of blocks whose absence costs least fall from 1 to `SKIPPED`. The
-    others always run: tolerance for the routes to come is cheap, for every route it is expensive.
+    As training proceeds, the rates of the cheapest blocks fall from 1 to `SKIPPED`: as many as together cost
+    no more than the allowance, at least one, at most `MOST` of them. So an easy data set, on which blocks are
+    cheap, loses more of them. The others always run: tolerance for the routes to come is cheap, for any
+    route it is dear.
 
     Args:
-        costs: see `absence_costs`; only their order matters.
-        progress: 0 (every block runs) to 1.
-        share: share of the blocks.
+        costs: cost of each block's absence in nats, see `absence_costs`.
+        progress: from 0, where everything is executed, to 1.
+        allowance: nats, ≥ 0.
 
     Raises:
-        ValueError: `progress` or `share` outside 0 … 1.
+        ValueError: a progress outside 0 … 1, or a negative allowance.
     """
-    for name, value in (("progress", progress), ("share", share)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value!r}; expected a number between 0 and 1")
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress is {progress!r}; expected a number between 0 and 1")
+    if not allowance >= 0:
+        raise ValueError(f"allowance is {allowance!r}; expected a number of nats, 0 or more")
+    order = costs.argsort()
+    affordable = int((costs[order].cumsum(0) <= allowance).sum())
+    count = max(1, min(affordable, int(MOST * len(costs))))
     rates = torch.ones(len(costs), device="cpu")
-    rates[costs.argsort()[: round(share * len(costs))]] = SKIPPED
+    rates[order[:count]] = SKIPPED
     return 1 - progress * (1 - rates)

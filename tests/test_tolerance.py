@@ -66,16 +66,31 @@ def test_prepared(whole, skipping, prepared):
     assert Tolerance(100, whole, skipping).prepared == prepared
 
 
-def test_falling_rates_lower_the_cheapest_blocks_alone():
-    costs = torch.tensor([0.5, 0.1, 2.0, 0.2])
-    assert falling_rates(costs, 0.0, 0.5).tolist() == [1, 1, 1, 1]
-    assert falling_rates(costs, 1.0, 0.5).tolist() == pytest.approx([1, SKIPPED, 1, SKIPPED])
-    assert falling_rates(costs, 0.5, 0.25).tolist() == pytest.approx([1, (1 + SKIPPED) / 2, 1, 1])
-
-
 @pytest.mark.parametrize(
-    "progress, share", [(-0.1, 0.5), (1.1, 0.5), (0.5, -1), (0.5, 2), (float("nan"), 0.5)]
+    "allowance, left_out",
+    [(0.0, [1]), (0.29, [1]), (0.31, [1, 3]), (0.8, [1, 3]), (9.0, [1, 3])],  # half of them at most
 )
-def test_invalid_falling_rates(progress, share):
+def test_falling_rates_lower_the_cheapest_blocks_alone(allowance, left_out):
+    costs = torch.tensor([0.5, 0.1, 2.0, 0.2], dtype=torch.float64)
+    assert falling_rates(costs, 0.0, allowance).tolist() == [1, 1, 1, 1]
+    halfway, end = falling_rates(costs, 0.5, allowance), falling_rates(costs, 1.0, allowance)
+    for block in range(4):
+        assert end[block] == pytest.approx(SKIPPED if block in left_out else 1)
+        assert halfway[block] == pytest.approx((1 + SKIPPED) / 2 if block in left_out else 1)
+
+
+def test_a_block_that_helps_by_its_absence_is_left_out_first():
+    costs = torch.tensor([0.6, -0.2, 0.3, 5.0, 5.0, 5.0])
+    assert (falling_rates(costs, 1.0, 0.71) < 1).tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])
+def test_invalid_progress(progress):
     with pytest.raises(ValueError, match="expected a number between 0 and 1"):
-        falling_rates(torch.ones(3), progress, share)
+        falling_rates(torch.ones(3), progress)
+
+
+@pytest.mark.parametrize("allowance", [-0.1, float("nan")])
+def test_invalid_allowance(allowance):
+    with pytest.raises(ValueError, match="expected a number of nats"):
+        falling_rates(torch.ones(3), 0.5, allowance)
