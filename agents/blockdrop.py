@@ -18,22 +18,21 @@ Its reward is not the environment's; the table's `return` is the environment's, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
-from agents.common.estimate import print_estimate
-from agents.common.flags import CommonArgs, Method, Run, Schedule
-from agents.common.loop import learn
-from agents.common.preparation import Preparation, look
+from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.keeper import KeepLast
+from agents.common.preparation import Preparation
+from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from skipnet_rl.batchnorm import recalibrate
-from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.device import autocast, cpu_by_default
+from skipnet_rl.device import autocast
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.policy_networks import PolicyNetwork
@@ -42,7 +41,7 @@ from skipnet_rl.rollout import Trajectory, rollout
 
 
 @dataclass(frozen=True)
-class Args(CommonArgs):
+class Args(TrainingArgs):
     """Train a policy network that drops blocks, all at once."""
 
     policy_depth: Method[int] = 8
@@ -58,21 +57,10 @@ class Args(CommonArgs):
     """training steps with a frozen backbone; over the first half of them the blocks are added"""
     joint: Schedule[int] = 200
     """training steps of backbone and policy network together"""
-    batch_size: Schedule[int] = 128
-    """images per step"""
     lr: Schedule[float] = 1e-3
     """Adam's learning rate for the policy network"""
     joint_lr: Schedule[float] = 3e-4
     """Adam's learning rate for the backbone in the joint stage, falling linearly to zero"""
-    eval_every: Run[int] = 100
-    """steps between evaluations on validation images"""
-    resume: Run[bool] = False
-    """continuation from the checkpoint in --run-dir, where there is one"""
-
-    @property
-    def images_per_step(self) -> int:
-        """One episode each."""
-        return self.batch_size
 
     def check(self) -> None:
         """Raise a ValueError for a number that makes no sense."""
@@ -187,41 +175,21 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
-@cpu_by_default()
+def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+    """The learner with a new policy network."""
+    return Learner(setting.args, setting.mdp(), setting.precision, Preparation(setting, costs))
+
+
+def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
+    """The last weights."""
+    args = setting.args
+    header = setting.header("blockdrop", "blockdrop", policy_depth=args.policy_depth)
+    return KeepLast(setting, learner, folder, row="BlockDrop", header=header, trained=("warmup", "joint"))
+
+
 def train(args: Args) -> dict[str, Any]:
     """Both stages, then the test set once; returns result.json's content."""
-    setting, tolerance, costs = look(Setting.of(args))
-    args = setting.args
-    learner = Learner(args, setting.mdp(), setting.precision, Preparation(setting, costs))
-    run = setting.start_run("blockdrop", args.resume)
-    looks = len(args.plan()) // args.eval_every * args.eval_images
-    print_estimate(setting, tolerance, len(args.plan()), args.batch_size, looks)
-
-    def end_stage(stage: str) -> None:
-        if stage != "curriculum":
-            recalibrate(
-                learner.mdp, learner.policy, setting.train, precision=setting.precision, seed=args.seed
-            )
-
-    wall_time = learn(
-        run,
-        args.plan(),
-        learner,
-        train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
-        validate=lambda *_: setting.validate(learner.mdp, learner.policy),
-        end_stage=end_stage,
-        eval_every=args.eval_every,
-        resume=args.resume,
-    )
-    weights = run.folder / "policy.safetensors"
-    save_weights(
-        weights, learner.model, setting.header("blockdrop", "blockdrop", policy_depth=args.policy_depth)
-    )
-    load_weights(weights, learner.model)  # what the file does is reported
-    learned = setting.evaluate(learner.mdp, learner.policy, name="BlockDrop")
-    rows = {**setting.references(learned.rate, learner.mdp, "BlockDrop"), "BlockDrop": learned}
-    files = dict.fromkeys(("random, BlockDrop weights", "BlockDrop"), weights.name)
-    return setting.finish(run, "blockdrop", rows, wall_time, files)
+    return run_agent(args, "blockdrop", start, keep, train_step)
 
 
 if __name__ == "__main__":

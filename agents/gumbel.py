@@ -17,22 +17,21 @@ Its gates are a small network on each block's pooled feature; here they are thos
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
-from agents.common.estimate import print_estimate
-from agents.common.flags import CommonArgs, Method, Run, Schedule
-from agents.common.loop import learn
-from agents.common.preparation import Preparation, look
+from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.keeper import KeepLast
+from agents.common.preparation import Preparation
+from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from skipnet_rl.batchnorm import recalibrate
-from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.device import autocast, cpu_by_default
+from skipnet_rl.device import autocast
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.randomness import Stream, step_generator
@@ -42,7 +41,7 @@ TOLERANCE = 0.05  # of the rate of execution; further off the target is missed
 
 
 @dataclass(frozen=True)
-class Args(CommonArgs):
+class Args(TrainingArgs):
     """Train gates and backbone together through relaxed draws."""
 
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
@@ -57,27 +56,20 @@ class Args(CommonArgs):
     """steps of preparation, taken only where skips cost the network too much"""
     iterations: Schedule[int] = 500
     """training steps"""
-    batch_size: Schedule[int] = 128
-    """images per step"""
     lr: Schedule[float] = 1e-3
     """Adam's learning rate for the backbone, falling linearly to zero"""
     gate_lr: Schedule[float] = 1e-2
     """Adam's learning rate for the gates, falling linearly to zero"""
-    eval_every: Run[int] = 100
-    """steps between evaluations on validation images"""
-    resume: Run[bool] = False
-    """continuation from the checkpoint in --run-dir, where there is one"""
-
-    @property
-    def images_per_step(self) -> int:
-        """One episode each."""
-        return self.batch_size
 
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         super().check()
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
+
+    def plan(self) -> list[str]:
+        """The stage of each training step."""
+        return ["warmup"] * self.warmup_iterations + ["train"] * self.iterations
 
 
 class Learner:
@@ -95,6 +87,11 @@ class Learner:
             {"params": self.gate.parameters(), "base_lr": args.gate_lr},
         ]
         self.optimizer = torch.optim.Adam(groups)
+
+    @property
+    def policy(self) -> nn.Module:
+        """What is evaluated: the gates."""
+        return self.gate
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -140,38 +137,22 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
-@cpu_by_default()
+def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+    """The learner with new gates."""
+    return Learner(setting.args, setting.mdp(), setting.precision, Preparation(setting, costs))
+
+
+def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
+    """The last weights; a note says where they miss the target."""
+    return KeepLast(
+        setting, learner, folder, row="Gumbel", header=setting.header(setting.args.gate, "gumbel"),
+        trained=("warmup", "train"), notes=lambda rate: missed_target(setting.args, rate),
+    )  # fmt: skip
+
+
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
-    setting, tolerance, costs = look(Setting.of(args))
-    args = setting.args
-    learner = Learner(args, setting.mdp(), setting.precision, Preparation(setting, costs))
-    run = setting.start_run("gumbel", args.resume)
-    steps = ["warmup"] * args.warmup_iterations + ["train"] * args.iterations
-    looks = len(steps) // args.eval_every * args.eval_images
-    print_estimate(setting, tolerance, len(steps), args.batch_size, looks)
-
-    def end_stage(stage: str) -> None:
-        recalibrate(learner.mdp, learner.gate, setting.train, precision=setting.precision, seed=args.seed)
-
-    wall_time = learn(
-        run,
-        steps,
-        learner,
-        train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
-        validate=lambda *_: setting.validate(learner.mdp, learner.gate),
-        end_stage=end_stage,
-        eval_every=args.eval_every,
-        resume=args.resume,
-    )
-    weights = run.folder / "policy.safetensors"
-    save_weights(weights, learner.model, setting.header(args.gate, "gumbel"))
-    load_weights(weights, learner.model)  # what the file does is reported
-    learned = setting.evaluate(learner.mdp, learner.gate, name="Gumbel")
-    rows = {**setting.references(learned.rate, learner.mdp, "Gumbel"), "Gumbel": learned}
-    files = dict.fromkeys(("random, Gumbel weights", "Gumbel"), weights.name)
-    notes = missed_target(args, learned.rate)
-    return setting.finish(run, "gumbel", rows, wall_time, files, notes=notes)
+    return run_agent(args, "gumbel", start, keep, train_step)
 
 
 def missed_target(args: Args, rate: float) -> list[str]:

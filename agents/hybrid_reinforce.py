@@ -8,58 +8,168 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
     HRL   min E_x E_g [ L(ŷ, y) - α/N Σ_i (1 - g_i) C_i ]
           ∇ = E[∇L] - E Σ_i ∇log p(g_i|x) r_i ,   r_i = -[L - α/N Σ_{j≥i} (1 - g_j) C_j]
 
-Where this differs from the paper: r_i is compared with the other routes of the same image (leave-one-out
-baseline); a network that does not bear skips is prepared for them first; in HRL's last steps the backbone
-alone trains, on the thresholded routes that it will be given at test time; --stage tune gives it more of
-these, --distillation teachers, and --gate fixed one route for all images. What is kept is the best by the
-return on validation images, not the last. For the paper's training: --preset paper. Its warning example, HRL
-from nothing: --stage hrl, and --weights none where the backbone is to be untrained too.
+Differences from the paper: r_i is compared with the other routes of the same image (leave-one-out baseline);
+a network that loses too much accuracy under skips is prepared for them first; in HRL's last steps the
+backbone alone trains, on the thresholded routes of test time (`agents.finetune` goes on with these); the best
+weights by the return on validation images are kept, not the last. The paper's own training: --preset paper.
+Its warning example, HRL without SP: --sp-iterations 0, and --weights none for an untrained backbone.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.common.cli import main_with_named_errors
-from agents.common.distillation import Teacher, distilled, load_teachers
-from agents.common.estimate import print_estimate
-from agents.common.keeper import FILES, Keeper
-from agents.common.loop import learn
-from agents.common.optimizers import OPTIMIZERS, resume
-from agents.common.preparation import check_trained, look, prepared_episode
+from agents.common.distillation import Teacher, check_teachers, distilled, teachers_of
+from agents.common.flag_rules import check_routes
+from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.keeper import KeepBest
+from agents.common.learner import GatedLearner
+from agents.common.optimizers import OPTIMIZERS, falling
+from agents.common.preparation import prepared_episode
 from agents.common.presets import describe, situation_of, values_of
+from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.hybrid_args import Args
-from skipnet_rl.checkpoint import fill, load_weights
+from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.device import autocast, cpu_by_default, resolve_precision
-from skipnet_rl.errors import WeightsError
+from skipnet_rl.device import autocast, resolve_precision
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
-from skipnet_rl.evaluate import evaluate, most_frequent
-from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import Exploring, FixedRoute, Policy, ValueBaseline
+from skipnet_rl.policies import Exploring, Policy, ValueBaseline
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import FIXED, StoredPolicy, new_policy, open_weights
+from skipnet_rl.weights import new_policy, open_weights
+
+Preset = Literal[
+    "auto", "quick", "longer", "plain", "gated", "paper", "cores-sp", "cores", "cores-gain6", "gpu-sp", "gpu"
+]
 
 
-class Learner:
-    """Backbone, gate and optimizer of one run; the teachers are others, or the backbone as it came.
+@dataclass(frozen=True)
+class Args(TrainingArgs):
+    """Learn which blocks to run, image by image."""
 
-    Attributes:
+    alpha: Method[float] = 2.0
+    """weight of the compute saving against the loss"""
+    cost: Method[Literal["blocks", "flops"]] = "blocks"
+    """unit of the compute saving: 1 for each skipped block, or its FLOPs"""
+    gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
+    """kind of gate: one LSTM shared by all blocks (rnn), or a small convolutional network per block"""
+    gate_weights: Method[str | None] = None
+    """trained gates to start from: a file of a gated network, or the name of a shipped one (default: new
+    gates, near "execute")"""
+    teacher: Method[tuple[str, ...]] = ()
+    """networks whose predictions the backbone is also to match: files, names of shipped ones, or auto
+    (default: none, or in a preset with distillation the network that the run starts from)"""
+    preset: Schedule[Preset] = "auto"
+    """row of agents/common/presets.py that sets the other flags' defaults; auto: the one that fits data set,
+    depth, device and weights"""
+    sp_iterations: Schedule[int] = 4
+    """steps of supervised pre-training (SP)"""
+    iterations: Schedule[int] = 56
+    """steps of hybrid REINFORCE (HRL)"""
+    tune_iterations: Schedule[int] = 32
+    """steps that end HRL: the backbone alone, on the gates' thresholded routes"""
+    batch_size: Schedule[int] = 96
+    """episodes per step"""
+    routes: Schedule[int] = 4
+    """sampled routes per image in HRL"""
+    lr: Schedule[float] = 6e-4
+    """learning rate of the backbone"""
+    gate_lr: Schedule[float] = 1.5e-2
+    """Adam's learning rate for the gates"""
+    # The rest is set by presets, or in Python.
+    shortcut: Literal["projection", "pad", "pool"] = "projection"  # where a block changes the shape
+    mean: tuple[float, float, float] | None = None  # of the images' pixels; None: the data set's own
+    std: tuple[float, float, float] | None = None
+    warmup_iterations: int = 0  # steps of preparation, taken only where skips cost the network too much
+    relaxation: Literal["straight-through", "soft"] = "straight-through"  # what a gate is in SP
+    gate_gain: float = 1.0  # factor of new gates' initial weights; at 1 they are all but blind to the image
+    baseline: Literal["none", "batch-mean", "leave-one-out", "value"] = "leave-one-out"
+    exploration: float = 0.0  # least probability of either action while sampling
+    entropy: float = 0.0  # weight of the gates' entropy, a bonus
+    policy_weight: float = 1.0  # of the score-function term against the cross-entropy
+    distillation: float = 0.0  # share of the teacher in the backbone's loss
+    optimizer: Literal["adam", "sgd"] = "adam"  # of the backbone
+    sp_lr: float | None = None  # the backbone's learning rate in SP; None: `lr`
+    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"  # of learning rates, see `decay`
+    bn: Literal["train", "frozen", "recalibrate"] = "recalibrate"  # statistics of the batch, the running
+    # ones, or of the batch with the running ones estimated anew after each stage
+    bn_images: int = 500  # training images for that estimate, in whole batches of 250
+    eval_every: int = 40
+    eval_images: int = 500
+
+    @property
+    def images_per_step(self) -> int:
+        """One for each episode; fewer where every step samples several routes of each image."""
+        return self.batch_size // (self.routes if set(self.plan()) == {"hrl"} else 1)
+
+    @property
+    def images_per_validation(self) -> int:
+        """Validation images, and those that the batch norms are settled on."""
+        return self.eval_images + self.bn_images
+
+    @property
+    def networks(self) -> tuple[str | None, ...]:
+        """Weights that it starts from, and the teachers'."""
+        return (self.weights, self.gate_weights, *self.teacher)
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        super().check()
+        check_routes(self.batch_size, self.routes, self.baseline)
+        check_teachers(self.teacher, self.distillation, self.weights)
+        if self.gate_weights and self.warmup_iterations:
+            raise ValueError("a preparation trains new gates; give it no --gate-weights")
+        if self.gate_weights and self.gate_gain != 1:
+            raise ValueError("a gain is of new gates; give it no --gate-weights")
+        if set(self.plan()) <= {"warmup"}:
+            raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
+
+    def plan(self) -> list[str]:
+        """The stage of each training step."""
+        closing = self.tune_iterations if self.iterations else 0
+        steps = {"warmup": self.warmup_iterations, "sp": self.sp_iterations, "hrl": self.iterations}
+        return [stage for stage, count in {**steps, "tune": closing}.items() for _ in range(count)]
+
+    def decay(self, step: int) -> float:
+        """Factor of the learning rates at a step of the plan.
+
+        Constant; linear to zero in HRL and again in the closing steps; cosine to zero in SP, and again over
+        HRL and closing steps together; or step (the paper): divided by ten at half and three quarters of SP.
+        """
+        plan = self.plan()
+        stage = plan[step]
+        if self.schedule == "step":
+            done = (step - plan.index(stage)) / plan.count(stage)
+            return 1.0 if stage != "sp" or done < 0.5 else 0.1 if done < 0.75 else 0.01
+        if stage == "warmup" or (self.schedule, stage) == ("linear", "sp"):
+            return 1.0
+        span = ("hrl", "tune") if self.schedule == "cosine" and stage != "sp" else (stage,)
+        begin = min(plan.index(part) for part in span if part in plan)
+        length = sum(map(plan.count, span))
+        return falling(self.schedule, (begin + length - step) / length)
+
+
+class Learner(GatedLearner):
+    """Backbone, gates, a learned baseline if any, and teachers: others, or the backbone as it came.
+
+    Args:
+        args: the flags.
+        net: the backbone.
+        device: where they are trained.
+        teachers: for the distillation (default: a copy of the backbone).
         costs: of each block's absence [N], which a preparation needs, see `preparation.look`.
-        best: summary of what is kept so far, on validation images; with its step, 0 for the start.
     """
 
     def __init__(
@@ -67,69 +177,32 @@ class Learner:
         costs: Tensor | None = None,
     ) -> None:  # fmt: skip
         torch.manual_seed(args.seed)
-        self.gate = gate = new_policy(args.gate, net, args.gate_gain)
-        self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
-        self.mdp = mdp = RoutingMDP(net, args.alpha, args.cost)
-        self.critic = ValueBaseline(mdp).to(device) if args.baseline == "value" else None
+        gate = new_policy(args.gate, net, args.gate_gain)
+        super().__init__(net, gate, args.alpha, args.cost, device, resolve_precision(args.precision, device))
+        self.critic = ValueBaseline(self.mdp).to(device) if args.baseline == "value" else None
         self.policies: dict[str, tuple[Policy, str]] = {
             "sp": (gate, args.relaxation),
             "hrl": (Exploring(gate, args.exploration), "sample"),
             "tune": (gate, "greedy"),  # a threshold has no gradient: the gates stay
         }
-        self.precision = resolve_precision(args.precision, device)
         self.teacher = Teacher(teachers or [net], self.precision) if args.distillation else None
         gates = [*gate.parameters(), *(self.critic.parameters() if self.critic else [])]
-        self.optimizers = {"net": OPTIMIZERS[args.optimizer](net, args.lr)}
-        if gates:  # a fixed route has none
-            self.optimizers["gate"] = torch.optim.Adam(gates, args.gate_lr)
-        self.rates = {"net": args.lr, "gate": args.gate_lr}
-        self.sp_lr = args.lr if args.sp_lr is None else args.sp_lr
+        self.optimizers = {
+            "net": OPTIMIZERS[args.optimizer](net, args.lr), "gate": torch.optim.Adam(gates, args.gate_lr)
+        }  # fmt: skip
         self.costs = costs
-        self.best: dict[str, Any] = {}
-
-    def descend(self, loss: Tensor, decay: float = 1.0, stage: str = "") -> None:
-        """One step down a loss, at a share of the stage's learning rates."""
-        for name, optimizer in self.optimizers.items():
-            rate = self.sp_lr if (name, stage) == ("net", "sp") else self.rates[name]
-            for group in optimizer.param_groups:
-                group["lr"] = decay * rate
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-
-    def snapshot(self) -> Learner:
-        """The same with a copy of network and gate, to be looked at."""
-        found = copy.copy(self)
-        found.model, net, found.gate = copy.deepcopy((self.model, self.mdp.net, self.gate))
-        _ = self.mdp.macs  # counted once for all copies: half a second for a ResNet-110
-        found.mdp = copy.copy(self.mdp)
-        found.mdp.net = net
-        return found
-
-    def predictions(self, images: Tensor) -> Tensor | None:
-        """The teacher's logits [B, K], or None without one."""
-        return None if self.teacher is None else self.teacher(images)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """What a checkpoint holds."""
         critic = self.critic.state_dict() if self.critic else {}
-        return {
-            "model": self.model.state_dict(),
-            "critic": critic,
-            "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
-            "costs": self.costs,
-            "best": self.best,
-        }
+        return {**super().state_dict(), "critic": critic, "costs": self.costs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.model.load_state_dict(state["model"])
+        """Continue from a checkpoint."""
+        super().load_state_dict(state)
         if self.critic:
             self.critic.load_state_dict(state["critic"])
-        for name, optimizer in self.optimizers.items():
-            resume(optimizer, state["optimizers"][name])
-        self.costs, self.best = state["costs"], state["best"]
+        self.costs = state["costs"]
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
@@ -162,9 +235,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     routes = args.routes if stage == "hrl" else 1
     index = training_index(step, args.batch_size // routes, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
-    targets = learner.predictions(images)
-    if targets is not None:
-        targets = targets.repeat_interleave(routes, 0)
+    targets = None if learner.teacher is None else learner.teacher(images).repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)
     learner.mdp.net.train(args.bn != "frozen")
@@ -183,100 +254,37 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
             critic = learner.critic if stage == "hrl" else None
             episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
             loss = (hrl_loss if stage == "hrl" else backbone_loss)(episode, args, targets)
-    learner.descend(loss, args.decay(step), stage)
+    net_lr = args.lr if stage != "sp" or args.sp_lr is None else args.sp_lr
+    decay = args.decay(step)
+    learner.descend(loss, {"net": decay * net_lr, "gate": decay * args.gate_lr})
     return episode
 
 
-@cpu_by_default()
-def train(args: Args) -> dict[str, Any]:
-    """The stages asked for, then the test set once; returns result.json's content."""
-    setting = Setting.of(args)
-    check_trained(setting)
-    args = setting.args
-    learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting))
-    if args.gate_weights:
-        start_gate(learner.gate, setting, args)
-    setting, tolerance, learner.costs = look(
-        setting
-    )  # takes seconds: what is to be refused is refused before
+def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+    """The learner with the gates of `--gate-weights`, or new ones."""
     args = setting.args
     say(f"preset: {describe(args)}")
-    run = setting.start_run("hybrid-reinforce", args.resume)
-    keeper = Keeper(setting, learner, run.folder)
-    validations = len(args.plan()) // args.eval_every + len(set(args.plan()))
-    print_estimate(
-        setting, tolerance, len(args.plan()), args.batch_size,
-        validations * (args.eval_images + args.bn_images),
-    )  # fmt: skip
-    wall_time = learn(
-        run,
-        args.plan(),
-        learner,
-        train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
-        validate=keeper.validate,
-        end_stage=keeper.end_stage,
-        begin=keeper.begin,
-        eval_every=args.eval_every,
-        resume=args.resume,
-    )
-    rows, files = {}, {}
-    for file in dict.fromkeys(FILES[stage] for stage in args.plan() if stage in FILES):
-        name = file.split(".")[0].upper()
-        load_weights(run.folder / file, learner.model)  # what the file does is reported
-        rows[name] = setting.evaluate(learner.mdp, learner.gate, name=name)
-        files[name] = file
-    last = list(rows)[-1]
-    files[f"random, {last} weights"] = files[last]
-    references = setting.references(rows[last].rate, learner.mdp, last)
-    return setting.finish(
-        run, "hybrid_reinforce", {**references, **rows}, wall_time, files,
-        notes=keeper.notes(tolerance), kept=learner.best,
-    )  # fmt: skip
+    learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting), costs)
+    if args.gate_weights:
+        opened = open_weights(args.gate_weights).policy
+        fill(learner.gate, opened.state_dict() if isinstance(opened, nn.Module) else {}, args.gate_weights)
+    return learner
 
 
-def teachers_of(setting: Setting[Args]) -> list[ResNet]:
-    """The networks of `--teacher`, or else the plain network that the run is compared with."""
+def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepBest:
+    """The best weights, the start included where it has trained gates."""
     args = setting.args
-    if not args.distillation:
-        return []
-    if not args.teacher:
-        return [setting.plain]
-    classes = len(setting.train.classes)
-    return load_teachers(args.teacher, args.depth, classes, setting.dataset, args.shortcut, setting.device)
+    return KeepBest(setting, learner, folder, "hybrid_reinforce", args.gate, args.gate_weights is not None)
 
 
-def start_gate(gate: StoredPolicy, setting: Setting[Args], args: Args) -> None:
-    """Fill it from --gate-weights: with weights, or with the most frequent route of that network, as it was.
-
-    The route is found before the run has a folder, and again where it is resumed.
-
-    Raises:
-        WeightsError: the file is missing, or of something else.
-    """
-    assert args.gate_weights, "there is nothing to start from"
-    classes = len(setting.val.classes) if args.gate == FIXED else None
-    opened = open_weights(args.gate_weights, num_classes=classes)
-    if args.gate != FIXED:
-        gates = opened.policy.state_dict() if isinstance(opened.policy, nn.Module) else {}
-        fill(gate, gates, args.gate_weights)
-        return
-    for key, wanted in (("depth", args.depth), ("dataset", setting.dataset)):
-        if opened.header.get(key, wanted) != wanted:
-            raise WeightsError(
-                f"{args.gate_weights} does not fit: its {key} is {opened.header[key]}, this run's {wanted}"
-            )
-    if not isinstance(opened.policy, nn.Module):
-        raise WeightsError(f"{args.gate_weights} has no gates that choose a route; expected a gated network")
-    mdp, chooser = opened.mdp(), opened.policy.to(setting.device)
-    mdp.net.to(setting.device)
-    assert isinstance(gate, FixedRoute)
-    chosen = evaluate(mdp, chooser, setting.val, precision=setting.precision)
-    gate.route.copy_(most_frequent(chosen.routes))
+def train(args: Args) -> dict[str, Any]:
+    """All stages, then the test set once; returns result.json's content."""
+    return run_agent(args, "hybrid_reinforce", start, keep, train_step)
 
 
-def arguments() -> Args:
-    """The flags' defaults for the command line that is there: those of its preset."""
-    return replace(Args(), **values_of(situation_of(sys.argv[1:])))
+def arguments(words: Sequence[str] | None = None) -> Args:
+    """The flags' defaults on a command line: those of its preset."""
+    return replace(Args(), **values_of(situation_of(list(sys.argv[1:] if words is None else words))))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ stands beside PPO, A2C and DQN, which see the same frozen network.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_routes
-from agents.common.flags import CommonArgs, Method, Run, Schedule
-from agents.common.loop import learn
+from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.keeper import KeepLast
+from agents.common.runner import run_agent
 from agents.common.setting import Setting
 from skipnet_rl.belief import BeliefGate
 from skipnet_rl.chain import ChainMDP
-from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.device import autocast, cpu_by_default
+from skipnet_rl.device import autocast
 from skipnet_rl.estimators import advantages, score_function_loss
 from skipnet_rl.gates import make_gate
 from skipnet_rl.process import DecisionProcess
@@ -34,7 +35,7 @@ from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 
 
 @dataclass(frozen=True)
-class Args(CommonArgs):
+class Args(TrainingArgs):
     """Train gates on a frozen backbone."""
 
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
@@ -49,10 +50,6 @@ class Args(CommonArgs):
     """episodes per step"""
     lr: Schedule[float] = 1e-2
     """Adam's learning rate"""
-    eval_every: Run[int] = 100
-    """steps between evaluations on validation images"""
-    resume: Run[bool] = False
-    """continuation from the checkpoint in --run-dir, where there is one"""
 
     @property
     def frozen(self) -> bool:
@@ -76,6 +73,10 @@ class Args(CommonArgs):
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
 
+    def plan(self) -> list[str]:
+        """The stage of each training step."""
+        return ["train"] * self.iterations
+
 
 class Learner:
     """Gate and optimizer over a frozen network."""
@@ -90,6 +91,11 @@ class Learner:
         self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
         self.optimizer = torch.optim.Adam(self.gate.parameters(), args.lr)
 
+    @property
+    def policy(self) -> nn.Module:
+        """What is evaluated: the gates."""
+        return self.gate
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {"gate": self.gate.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -100,7 +106,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def train_step(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
+def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """Sample routes, weigh their log-probabilities."""
     device = data.device
     index = training_index(step, args.images_per_step, len(data), args.seed).to(device)
@@ -124,28 +130,21 @@ def repeated(images: Tensor, routes: int) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
-@cpu_by_default()
+def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+    """The learner with new gates."""
+    return Learner(setting.args, setting.mdp(), setting.precision)
+
+
+def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
+    """The last weights."""
+    return KeepLast(
+        setting, learner, folder, row="REINFORCE", header=setting.header(learner.kind, "reinforce")
+    )
+
+
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
-    setting = Setting.of(args)
-    setting.introduce()
-    learner = Learner(args, setting.mdp(), setting.precision)
-    run = setting.start_run("reinforce", args.resume)
-    wall_time = learn(
-        run,
-        ["train"] * args.iterations,
-        learner,
-        train_step=lambda step, _: train_step(learner, setting.train, step, args),
-        validate=lambda *_: setting.validate(learner.mdp, learner.gate),
-        eval_every=args.eval_every,
-        resume=args.resume,
-    )
-    weights = run.folder / "policy.safetensors"
-    save_weights(weights, learner.model, setting.header(learner.kind, "reinforce"))
-    load_weights(weights, learner.model)  # what the file does is reported
-    learned = setting.evaluate(learner.mdp, learner.gate, name="REINFORCE")
-    rows = {**setting.references(learned.rate), "REINFORCE": learned}
-    return setting.finish(run, "reinforce", rows, wall_time, {"REINFORCE": weights.name})
+    return run_agent(args, "reinforce", start, keep, train_step)
 
 
 if __name__ == "__main__":

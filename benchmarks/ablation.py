@@ -41,8 +41,8 @@ SHARED: dict[str, Any] = {"batch_size": 128, "lr": 3e-4, "gate_lr": 1e-2, "bn_im
 VARIANTS: dict[str, dict[str, Any]] = {
     "reference": {},
     "no warm-up": {"warmup": False},
-    "HRL without SP": {"stage": "hrl"},
-    "SP alone": {"stage": "sp"},
+    "HRL without SP": {"sp": 0.0},
+    "SP alone": {"sp": 1.0},
     "soft SP": {"relaxation": "soft"},
     "plain REINFORCE": {"baseline": "none", "routes": 1},
     "batch-mean baseline": {"baseline": "batch-mean", "routes": 1},
@@ -78,8 +78,8 @@ class Options:
 
 def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
     """The agent's arguments; with both stages a sixth of the steps is SP."""
-    change = {key: value for key, value in variant.items() if key != "warmup"}
-    sp = {"sp": options.steps, "hrl": 0, "sp+hrl": options.steps // 6}[change.get("stage", "sp+hrl")]
+    change = {key: value for key, value in variant.items() if key not in ("warmup", "sp")}
+    sp = int(options.steps * variant.get("sp", 1 / 6))
     steps = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
     return Args(
         env="SkipResNet20-v0", dataset=options.dataset, alpha=options.alpha, seed=seed,

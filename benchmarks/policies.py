@@ -16,10 +16,6 @@ from agents import compare
 from agents.common.cli import main_with_named_errors
 from scripts import jobs
 
-HRL = (
-    "--iterations 500 --tune-iterations 150 --sp-iterations 20 --batch-size 128 --lr 3e-4 --gate-lr 0.01 "
-    "--bn-images 4000 --preset quick"
-)
 SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (  # agent, flags, whether the seed changes anything
     ("static", (), False),
     ("oracle", (), False),
@@ -30,7 +26,7 @@ SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (  # agent, flags, whethe
     ("reinforce", (), True),
     ("gumbel", (), True),
     ("blockdrop", (), True),
-    ("hybrid_reinforce", tuple(HRL.split()), True),
+    ("hybrid_reinforce", ("--preset", "longer"), True),
 )
 
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from agents import cascade
 from agents.common.cli import main_with_named_errors
+from agents.common.distillation import SHARE
 from agents.common.entries import Entry, flags, random_at_rate
 from agents.common.finished import FinishedRun
 from agents.common.tables import markdown, renew
@@ -33,6 +34,7 @@ from skipnet_rl.data import load_images
 from skipnet_rl.files import write_text
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.statistics import half_width, wilson_interval
+from skipnet_rl.stored import read_header
 from skipnet_rl.terminal import say
 
 TEST_IMAGES = 10_000  # images of CIFAR-10 behind every row, also behind older ones that do not say so
@@ -65,7 +67,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
         data_dir: folder of the data set, for the picture of its images.
     """
     seeds = [_seeds(folder) for folder in folders]
-    sp, *hrl = [runs for runs in seeds if runs[0].agent == "hybrid_reinforce"]
+    sp, *hrl = [runs for runs in seeds if runs[0].agent in ("hybrid_reinforce", "finetune")]
     hrl.sort(key=lambda runs: (runs[0].result["alpha"], _title(runs[0])))
     hybrid = [_entry(runs, "HRL") for runs in hrl]
     entries = [_entry(_by_backbone(sp), "all blocks"), _entry(sp, "SP"), *hybrid]
@@ -94,21 +96,29 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
 
 def _title(run: FinishedRun) -> str:
     """Name of an HRL run among those of its row."""
-    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(run.args.get('distillation'))}"
+    return f"α = {run.result['alpha']:g}{_gain(run)}{_distilled(_distillation(run))}"
 
 
 def _gain(run: FinishedRun) -> str:
     """Gain of the gates' initial weights, in the run that these gates began in."""
-    if origin := run_of(run.args.get("gate_weights")):
+    if origin := run_of(run.args.get("weights" if run.agent == "finetune" else "gate_weights")):
         return _gain(origin)
     gain = run.args.get("gate_gain", 1)
     return "" if gain == 1 else f", gain {gain:g}"
 
 
+def _distillation(run: FinishedRun) -> float:
+    """The teachers' share of the loss; only hybrid REINFORCE has a teacher that is not named."""
+    alone = run.agent != "hybrid_reinforce" and not run.args.get("teacher")
+    return 0.0 if alone else run.args.get("distillation", 0.0)
+
+
 def _share_of_teacher(command: str) -> float:
     """The value of `--distillation` in a command."""
     words = shlex.split(command.replace("=", " "))
-    return float(words[words.index("--distillation") + 1]) if "--distillation" in words else 0.0
+    if "--distillation" in words:
+        return float(words[words.index("--distillation") + 1])
+    return SHARE if "--teacher" in words else 0.0
 
 
 def _distilled(share: float | None) -> str:
@@ -156,11 +166,11 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     plain = entry.name == "all blocks"
     origin = lineage_before(first) if plain else lineage(first)
     made_by = origin.commands[-1] if origin.commands else ""  # nothing did an untrained network
-    share = _share_of_teacher(made_by) if plain else first.args.get("distillation", 0.0)
+    share = _share_of_teacher(made_by) if plain else _distillation(first)
     found = entry.summary()
     return {
         **found, "row": name, "depth": first.depth,
-        "gate": None if plain else first.args["gate"] + _gain(first),
+        "gate": None if plain else read_header(first.weights())["kind"] + _gain(first),
         "alpha": found["alpha"] if entry.name == "HRL" else None, "distillation": share,
         "mega_flops": mega_flops(first.depth) * found["compute_flops"], "command": origin.commands,
         "wall_time_s": origin.seconds, "machine": origin.machine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -134,5 +135,5 @@ def _place(word: str, known: Mapping[str, Mapping[str, Any]]) -> str:
     entry = known.get(word)
     if entry is None or "file" in entry:
         return word
-    gated = "sp" if "--stage sp" in entry["command"] else "hrl"
+    gated = "sp" if re.search(r"--preset \S+-sp\b", entry["command"]) else "hrl"
     return f"runs/{word}/{'weights' if 'agents.pretrain' in entry['command'] else gated}.safetensors"

@@ -8,9 +8,10 @@ with the plain network as the teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from agents.common.presets import PRESETS
 from scripts.jobs import Job
 
 
@@ -19,94 +20,72 @@ class Schedule:
     """Lengths and hyperparameters of a row's commands.
 
     Attributes:
+        preset: rows of agents/common/presets.py for SP (with `-sp`) and HRL.
         backbone: epochs of the backbone, then of its warm restarts, by the names of their folders.
-        sp, hrl, distilled: training steps of each stage; `distilled` is the longer tuning.
-        batch_size: images per step of the backbone, episodes per step with gates.
-        routes: routes per image in HRL.
+        batch_size: images per step of the backbone, and in the longer tuning.
         lr: peak learning rate of SGD for the backbone alone; half of it in warm restarts.
-        gated_lr: the same with gates.
-        taught_lr: the same in the longer tuning.
-        gate_lr: Adam's learning rate for the gates.
-        entropy: weight of the gates' entropy in HRL; smaller in a deeper network, where a skip pays less.
-        eval_every: steps between validations, and between checkpoints.
-        taught_eval_every: the same in the longer tuning.
+        distilled: training steps of the longer tuning, `agents.finetune`.
+        eval_every: steps between validations in it.
         runs: alpha of each HRL run and gain of its gates' initial weights; with gain 1 the gates are those of
             SP, otherwise new ones.
         taught: the runs that are tuned further, with the plain network as the teacher.
+        changes: steps and learning rates with gates that differ from the preset's.
         teachers: shipped networks that teach in every step before that, if any.
     """
 
+    preset: str
     backbone: dict[str, float]
-    sp: dict[str, int]
-    hrl: dict[str, int]
-    distilled: dict[str, int]
     batch_size: int
-    routes: int
     lr: float
-    gated_lr: float
-    taught_lr: float
-    gate_lr: float
-    entropy: float
+    distilled: int
     eval_every: int
-    taught_eval_every: int
     runs: tuple[tuple[float, float], ...]
     taught: tuple[tuple[float, float], ...]
+    changes: dict[str, float] = field(default_factory=dict)
     teachers: tuple[str, ...] = ()
 
 
 # ResNet-38: 2 CPU cores finish it in a night. The run at half of the FLOPs is tuned further, and the one of
 # the two at a third whose routes vary.
 CORES = Schedule(
+    preset="cores",
     backbone={"backbone": 40, "restart": 15},
-    sp={"warmup": 600, "sp": 300},
-    hrl={"hrl": 1500, "tune": 2500},
-    distilled={"tune": 12_000},
     batch_size=128,
-    routes=2,
     lr=0.1,
-    gated_lr=0.05,
-    taught_lr=0.05,
-    gate_lr=5e-3,
-    entropy=0.02,
+    distilled=12_000,
     eval_every=250,
-    taught_eval_every=250,
     runs=((0.5, 1.0), (1.0, 1.0), (1.0, 6.0)),
     taught=((0.5, 1.0), (1.0, 6.0)),
 )
 # Deeper networks: batches that fill a GPU, SGD's rates scaled alike (Goyal et al. 2017, arXiv 1706.02677) but
 # for the longer tuning: at 0.2 the networks forgot more than the teacher gave back in as few epochs.
-GPU = replace(
-    CORES,
+GPU = Schedule(
+    preset="gpu",
     backbone={"backbone": 70},
+    batch_size=512,
     lr=0.4,
-    gated_lr=0.2,
-    sp={"warmup": 200, "sp": 100},
-    hrl={"hrl": 500, "tune": 300},
-    eval_every=150,
-    distilled={"tune": 530},
-    taught_eval_every=265,
+    distilled=530,
+    eval_every=265,
     runs=((0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (0.8, 1.0)),
     taught=((0.4, 1.0), (0.8, 1.0)),
-    batch_size=512,
-    routes=4,
-    gate_lr=1e-2,
-    entropy=0.002,
 )
 # ResNet-74 grows out of the shipped ResNet-38, and two networks teach it from the first step on.
 GROWN = replace(
     GPU,
     backbone={"grown": 14},
-    hrl={"hrl": 500, "tune": 850},
-    distilled={},
     lr=0.05,
-    gated_lr=0.05,
-    taught_eval_every=150,
     runs=((0.5, 1.0), (1.0, 1.0)),
     taught=(),
+    changes={"lr": 0.05, "tune_iterations": 850},
     teachers=("resnet110-cifar10", "resnet38-cifar10-distilled"),
 )
 # ResNet-152 starts from what two teachers have taught already, and its steps cost twice as much.
-LARGE = replace(GROWN, backbone={"grown": 8}, hrl={"hrl": 250, "tune": 450}, runs=((0.5, 1.0),))
+LARGE = replace(
+    GROWN,
+    backbone={"grown": 8},
+    runs=((0.5, 1.0),),
+    changes={"lr": 0.05, "iterations": 250, "tune_iterations": 450},
+)
 
 
 @dataclass(frozen=True)
@@ -131,17 +110,7 @@ ROWS = {
     "resnet152-ff2": Row(152, "ff2", LARGE, "resnet110-cifar10-distilled"),
 }
 SHIPPED = {38: "resnet38-cifar10", 74: "resnet74-cifar10-distilled", 110: "resnet110-cifar10"}  # backbones
-DISTILLATION = "0.9"  # weight of the teachers in the loss
-GATED = (  # flags of every command with gates
-    *("--preset", "quick", "--optimizer", "sgd", "--schedule", "cosine"),
-    *("--bn-images", "4000", "--eval-images", "1000"),
-)
-FLAGS = {  # of the lengths
-    "warmup": "warmup-iterations",
-    "sp": "sp-iterations",
-    "hrl": "iterations",
-    "tune": "tune-iterations",
-}
+STEPS = ("sp_iterations", "iterations", "tune_iterations")
 
 
 @dataclass(frozen=True)
@@ -151,7 +120,8 @@ class Options:
     rows: tuple[str, ...] = tuple(ROWS)
     """names of the rows, in this order"""
     length: float = 1.0
-    """factor of every training's length; at 1 two CPU cores do a ResNet-38, and a GPU the deeper ones"""
+    """factor of every training's length but a preparation's; at 1 two CPU cores do a ResNet-38, and a GPU the
+    deeper ones"""
     jobs: int = 1
     """commands at a time; the small kernels of a single one hardly fill a GPU"""
     shipped_backbone: bool = False
@@ -179,44 +149,45 @@ def chain(name: str, options: Options) -> list[Job]:
     row = ROWS[name]
     schedule = row.schedule
     folder = options.runs / f"resnet{row.depth}-{options.seed}"
-    taught = teaching(schedule.teachers)
+    taught, env = teaching(schedule.teachers), f"SkipResNet{row.depth}-v0"
 
-    def gated(
-        title: str, alpha: float, stage: str, length: dict[str, int], *start: str, **changes: float
-    ) -> Job:
-        lengths = {part: max(1, round(steps * options.length)) for part, steps in length.items()}
-        values = {
-            "env": f"SkipResNet{row.depth}-v0",
-            "gate": row.gate,
-            "alpha": alpha,
-            "stage": stage,
-            **{FLAGS[part]: steps for part, steps in lengths.items()},
-            "batch-size": schedule.batch_size,
-            "routes": schedule.routes,
-            "lr": f"{changes.get('lr', schedule.gated_lr):g}",
-            "gate-lr": f"{schedule.gate_lr:g}",
-            "entropy": f"{schedule.entropy:g}",
-            "eval-every": changes.get("eval_every", schedule.eval_every),
+    def gated(title: str, preset: str, alpha: float, *start: str) -> Job:
+        usual = PRESETS[preset]
+        values = {name: value for name, value in schedule.changes.items() if usual.get(name)}
+        values |= {
+            name: max(1, round(options.length * values.get(name, usual[name])))
+            for name in STEPS
+            if usual.get(name)
         }
-        flags = (text for flag, value in values.items() for text in (f"--{flag}", str(value)))
-        teachers = () if stage == "tune" else taught
-        place = folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
-        return job("hybrid_reinforce", options, place, *GATED, *flags, *start, *teachers)
+        changed = (
+            text
+            for name, value in values.items()
+            if value != usual[name]
+            for text in (f"--{name.replace('_', '-')}", f"{value:g}")
+        )
+        gate = () if row.gate == "rnn" else ("--gate", row.gate)
+        flags = ("--preset", preset, "--env", env, *gate, "--alpha", str(alpha), *start, *taught, *changed)
+        return job("hybrid_reinforce", options, place(title), *flags)
+
+    def place(title: str) -> Path:
+        return folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
 
     shipped = SHIPPED.get(row.depth) if options.shipped_backbone else None
     jobs, backbone = ([], shipped) if shipped else pretraining(row, folder, options)
-    jobs.append(gated("sp", schedule.runs[0][0], "sp", schedule.sp, "--weights", backbone))
+    jobs.append(gated("sp", f"{schedule.preset}-sp", schedule.runs[0][0], "--weights", backbone))
     supervised = str(jobs[-1].folder / "sp.safetensors")
     for alpha, gain in schedule.runs:
-        title, gates = f"hrl-{alpha}", ("--gate-weights", supervised)
+        title, preset, gates = f"hrl-{alpha}", schedule.preset, ("--gate-weights", supervised)
         if gain != 1:
-            title, gates = f"{title}-gain{gain:g}", ("--gate-gain", f"{gain:g}")
-        jobs.append(gated(title, alpha, "hrl", schedule.hrl, "--weights", supervised, *gates))
+            title, preset, gates = f"{title}-gain{gain:g}", f"{preset}-gain{gain:g}", ()
+        jobs.append(gated(title, preset, alpha, "--weights", supervised, *gates))
         if (alpha, gain) in schedule.taught:
             routed = str(jobs[-1].folder / "hrl.safetensors")
-            start = ("--weights", routed, "--gate-weights", routed, *teaching([backbone]))
-            changes = {"lr": schedule.taught_lr, "eval_every": schedule.taught_eval_every}
-            jobs.append(gated(f"{title}-distilled", alpha, "tune", schedule.distilled, *start, **changes))
+            length = max(1, round(options.length * schedule.distilled))
+            flags = ("--env", env, "--alpha", str(alpha), "--weights", routed, *teaching([backbone]))
+            flags += ("--iterations", str(length), "--batch-size", str(schedule.batch_size))
+            flags += ("--eval-every", str(schedule.eval_every))
+            jobs.append(job("finetune", options, place(f"{title}-distilled"), *flags))
     return jobs
 
 
@@ -237,8 +208,8 @@ def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Job], st
 
 
 def teaching(teachers: Sequence[str]) -> tuple[str, ...]:
-    """The flags of distillation."""
-    return ("--teacher", *teachers, "--distillation", DISTILLATION) if teachers else ()
+    """The flag of the teachers."""
+    return ("--teacher", *teachers) if teachers else ()
 
 
 def job(agent: str, options: Options, folder: Path, *flags: str) -> Job:

@@ -29,6 +29,7 @@ from skipnet_rl.catalogue import FOLDER, PLAIN, find_auto, index, sha256_of
 from skipnet_rl.checkpoint import part_name, parts_of, read_tensors, write_json
 from skipnet_rl.files import whole_file
 from skipnet_rl.runs import without_places
+from skipnet_rl.stored import read_header
 from skipnet_rl.terminal import say
 
 LARGEST = 4 * 2**20  # bytes of a file; larger networks are shipped in parts
@@ -152,7 +153,7 @@ def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]
     """The file, and what the index says of it."""
     check_whole(run)
     args, result = run.args, run.result
-    gated = result["agent"] == "hybrid_reinforce"
+    gated = result["agent"] in ("hybrid_reinforce", "finetune")
     if not gated and result["agent"] != "pretrain":
         raise ValueError(f"{run.folder} is of agents.{result['agent']}, whose policies are not shipped")
     stage = stage or (run.policy_name.lower() if gated else "backbone")
@@ -162,8 +163,8 @@ def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]
         raise ValueError(f"{run.folder} has no row {wanted!r}; leave --stage out for its last one")
     source = run.folder / (f"{stage}.safetensors" if gated else "weights.safetensors")
     about = {
-        "kind": args["gate"] if gated else "plain", "depth": run.depth, "dataset": result["dataset"],
-        "shortcut": args["shortcut"], "stage": stage,
+        "kind": read_header(source)["kind"] if gated else "plain", "depth": run.depth,
+        "dataset": result["dataset"], "shortcut": args["shortcut"], "stage": stage,
     }  # fmt: skip
     if gated:
         about["alpha"] = result["alpha"]

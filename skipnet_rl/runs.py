@@ -38,19 +38,19 @@ class Run:
     Args:
         folder: the folder; created if missing. Of several processes that start a run in it, one succeeds.
         args: the resolved arguments, a dataclass.
-        resume: continue from the folder's checkpoint.
+        resume: continue the folder's run, where it holds one.
 
     Raises:
         FileExistsError: the folder holds a run and `resume` is False.
-        FileNotFoundError: `resume` is True and the folder holds no run.
         ValueError: `resume` is True and an argument that shapes the result differs from before.
     """
 
     def __init__(self, folder: Path, args: Any, resume: bool = False) -> None:
         self.folder = folder
         self.checkpoint_folder = folder / "checkpoint"
-        if resume:
-            check_same(_stored_arguments(folder), as_stored(args))
+        stored = folder / "args.json"
+        if resume and stored.exists():
+            check_same(json.loads(stored.read_text(encoding="utf-8")), as_stored(args))
         else:
             self._claim(args)
         self._writer: SummaryWriter | None = None  # opened with the first point, when the step is known
@@ -135,13 +135,6 @@ def run_folder(run_dir: Path | None, name: str, agent: str, seed: int, resume: b
         raise FileNotFoundError("nothing to resume: name the folder of the run")
     moment = time.strftime("%Y%m%d-%H%M%S")
     return new_folder(Path("runs") / as_name(f"{name}-{agent}-{seed}-{moment}"))
-
-
-def _stored_arguments(folder: Path) -> dict[str, Any]:
-    path = folder / "args.json"
-    if not path.exists():
-        raise FileNotFoundError(f"nothing to resume in {folder}: it has no args.json")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def without_places(command: Sequence[str], run_dir: bool = True) -> str:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from toys import load_first
 
-from agents import pretrain
 from agents.common import setting
 from skipnet_rl.data import ImageSet
 from skipnet_rl.plots import write_plots
@@ -36,8 +35,7 @@ def pictures(monkeypatch) -> None:
 @pytest.fixture
 def few_images(monkeypatch) -> None:
     """The agents see 32 images of each split instead of thousands."""
-    for module in (setting, pretrain):
-        monkeypatch.setattr(module, "load_images", load_first(32))
+    monkeypatch.setattr(setting, "load_images", load_first(32))
 
 
 @pytest.fixture

@@ -14,11 +14,16 @@ import torch
 from toys import Replay, toy_net, two_colours
 
 from agents import evaluate as play
-from agents import hybrid_reinforce, pretrain
-from agents.common import keeper
+from agents import finetune, hybrid_reinforce, pretrain
+from agents.common import keeper, setting
+from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, load_teachers
 from agents.common.finished import FinishedRun
+from agents.common.flags import headings, parse
+from agents.common.keeper import KeepBest
+from agents.common.optimizers import falling
 from agents.common.setting import Setting
+from skipnet_rl import problem
 from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import read_tensors, save_weights
 from skipnet_rl.data import ImageSet, load_images
@@ -75,6 +80,15 @@ def small_args(tmp_path, **flags) -> hybrid_reinforce.Args:
     return hybrid_reinforce.Args(**{**small, **flags})
 
 
+def tuning_args(tmp_path, **flags) -> finetune.Args:
+    small = {
+        "env": "SkipResNet20-v0", "dataset": "rendered-digits", "iterations": 1, "batch_size": 8,
+        "eval_every": 2, "eval_images": 16, "bn_images": 250, "precision": "fp32",
+        "run_dir": tmp_path / "run",
+    }  # fmt: skip
+    return finetune.Args(**{**small, **flags})
+
+
 def test_how_many_test_images_end_a_run(tmp_path):
     """Half of the rendered digits', which keeps the main job short; all where they are asked for."""
     args = small_args(tmp_path)
@@ -126,19 +140,20 @@ def test_a_run_leaves_the_promised_files(tmp_path, few_images, pictures, capsys)
 
 def test_a_run_that_skips_says_nothing_of_it(tmp_path, few_images, capsys):
     """Gates that a large alpha has driven to skip."""
-    result = hybrid_reinforce.train(small_args(tmp_path, alpha=500.0, gate_lr=1.0, stage="hrl"))
+    result = hybrid_reinforce.train(small_args(tmp_path, alpha=500.0, gate_lr=1.0, sp_iterations=0))
     assert result["policies"][-1]["compute_blocks"] < 1
     assert "nothing is saved" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [
-    {}, {"gate": "ff2", "baseline": "value", "warmup_iterations": 1},
-    {"gate": "fixed", "stage": "tune", "tune_iterations": 6},
+    {}, {"gate": "ff2", "baseline": "value", "warmup_iterations": 1}, {"fixed_route": True},
 ])  # fmt: skip
 def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monkeypatch, flags):
-    if flags.get("gate") == "fixed":
-        flags = {**flags, "gate_weights": str(gated_file(tmp_path))}
-    whole = hybrid_reinforce.train(small_args(tmp_path / "a", **flags))
+    agent, made = hybrid_reinforce, small_args
+    if "fixed_route" in flags:
+        agent, made = finetune, tuning_args
+        flags = {**flags, "weights": str(gated_file(tmp_path)), "iterations": 6}
+    whole = agent.train(made(tmp_path / "a", **flags))
     save = Run.save
 
     def interrupted(self, state):
@@ -147,11 +162,11 @@ def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monk
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "save", interrupted)
-    args = small_args(tmp_path / "b", **flags)
+    args = made(tmp_path / "b", **flags)
     with pytest.raises(KeyboardInterrupt):
-        hybrid_reinforce.train(args)
+        agent.train(args)
     monkeypatch.setattr(Run, "save", save)
-    resumed = hybrid_reinforce.train(dataclasses.replace(args, resume=True))
+    resumed = agent.train(dataclasses.replace(args, resume=True))
     assert resumed["policies"] == whole["policies"]
 
     def weights(place):
@@ -162,7 +177,7 @@ def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monk
     drop = "train/images_per_s"
     first, second = ([{k: v for k, v in json.loads(x).items() if k != drop} for x in file] for file in lines)
     assert first == second
-    other = hybrid_reinforce.train(small_args(tmp_path / "c", seed=1, **flags))
+    other = agent.train(made(tmp_path / "c", seed=1, **flags))
     assert other["policies"][-1]["loss"] != whole["policies"][-1]["loss"]
 
 
@@ -211,7 +226,7 @@ def test_distillation_follows_the_network_that_the_run_started_from():
     args = hybrid_reinforce.Args(distillation=0.25, routes=2, batch_size=8, precision="fp32", lr=0.1)
     learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"))
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
-    targets = learner.predictions(images)
+    targets = learner.teacher(images)
     torch.testing.assert_close(targets, net(images).detach(), rtol=1e-4, atol=1e-5)
     episode = rollout(learner.mdp, RandomSkip(0.5), images, labels, "sample")
     p, q = (torch.softmax(logits.double() / 4, dim=1) for logits in (targets, episode.logits))
@@ -221,11 +236,11 @@ def test_distillation_follows_the_network_that_the_run_started_from():
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     hybrid_reinforce.train_step(learner, two_colours(32), 0, "hrl", args)
     assert moved(before, net)
-    assert torch.equal(learner.predictions(images), targets)
+    assert torch.equal(learner.teacher(images), targets)
     plain = dataclasses.replace(args, distillation=0.0)
-    assert hybrid_reinforce.Learner(plain, net, torch.device("cpu")).predictions(images) is None
+    assert hybrid_reinforce.Learner(plain, net, torch.device("cpu")).teacher is None
     other = ResNet(8).eval()
-    taught = hybrid_reinforce.Learner(args, net, torch.device("cpu"), [other]).predictions(images)
+    taught = hybrid_reinforce.Learner(args, net, torch.device("cpu"), [other]).teacher(images)
     torch.testing.assert_close(taught, other(images).detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -294,15 +309,13 @@ def test_learning_rates_fall_in_hrl_and_in_its_tuning():
     assert [args.decay(step) for step in range(9)] == [1, 1, 1, 1, 0.75, 0.5, 0.25, 1, 0.5]
     constant = dataclasses.replace(args, schedule="constant")
     assert {constant.decay(step) for step in range(9)} == {1.0}
-    tuned = dataclasses.replace(
-        args, stage="tune", gate_weights="some", warmup_iterations=0, schedule="cosine"
-    )
-    assert [tuned.decay(step) for step in range(2)] == pytest.approx([1, 0.5])
+    assert [falling(name, 0.25) for name in ("constant", "linear")] == [1, 0.25]
+    assert [falling("cosine", left) for left in (1, 0.5, 0)] == pytest.approx([1, 0.5, 0])
     cosine = dataclasses.replace(args, schedule="cosine")
     of_two, of_six = [1, 0.5], [0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
     assert [cosine.decay(step) for step in range(9)] == pytest.approx([1, *of_two, *of_six])
-    assert dataclasses.replace(args, stage="hrl").plan() == ["warmup"] + ["hrl"] * 4 + ["tune"] * 2
-    assert dataclasses.replace(args, stage="sp").plan() == ["warmup", "sp", "sp"]
+    assert dataclasses.replace(args, sp_iterations=0).plan() == ["warmup"] + ["hrl"] * 4 + ["tune"] * 2
+    assert dataclasses.replace(args, iterations=0).plan() == ["warmup", "sp", "sp"]
 
 
 def test_sgd_moves_the_backbone_and_adam_the_gates():
@@ -318,19 +331,17 @@ def test_sgd_moves_the_backbone_and_adam_the_gates():
     assert (head.detach() - before[2]).abs().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_tuning_alone_keeps_the_gates_and_follows_the_teacher(tmp_path, few_images, monkeypatch):
-    """From the files of one run: the backbone moves, the gates do not; a deeper teacher, other weights."""
-    hybrid_reinforce.train(small_args(tmp_path, stage="hrl"))
+def test_finetuning_keeps_the_gates_and_follows_the_teacher(tmp_path, few_images, monkeypatch):
+    """From the file of a run: the backbone moves, the gates do not; a deeper teacher, other weights."""
+    hybrid_reinforce.train(small_args(tmp_path, sp_iterations=0))
     file = tmp_path / "run" / "hrl.safetensors"
-    start = {"weights": str(file), "gate_weights": str(file), "stage": "tune", "schedule": "cosine"}
     stored, ends = read_tensors(file), {}
     others = ("resnet110-rendered-digits", "resnet20-rendered-digits")
+    monkeypatch.setattr(KeepBest, "begin", lambda self: None)  # nor is the start kept
     for teacher, named in ((None, ()), ("one", others[:1]), ("two", others)):
         place = tmp_path / str(teacher)
-        args = small_args(place, **start, distillation=0.9, teacher=named)
-        assert args.plan() == ["tune"]
-        monkeypatch.setattr(hybrid_reinforce.Keeper, "begin", lambda self: None)  # nor is the start kept
-        result = hybrid_reinforce.train(args)
+        args = tuning_args(place, weights=str(file), teacher=named)
+        result = finetune.train(args)
         assert [row["name"] for row in result["policies"]][-2:] == ["random, HRL weights", "HRL"]
         ends[teacher] = read_tensors(place / "run" / "hrl.safetensors")
         for name, value in ends[teacher].items():
@@ -339,9 +350,28 @@ def test_tuning_alone_keeps_the_gates_and_follows_the_teacher(tmp_path, few_imag
     for one, other in ((None, "one"), ("one", "two"), (None, "two")):
         assert not torch.equal(ends[one]["net.fc.weight"], ends[other]["net.fc.weight"])
     again = dataclasses.replace(args, resume=True)  # the stored teachers are a list
-    assert hybrid_reinforce.train(again)["policies"] == result["policies"]
+    assert finetune.train(again)["policies"] == result["policies"]
     with pytest.raises(ValueError, match="cannot resume with teacher"):
-        hybrid_reinforce.train(dataclasses.replace(again, teacher=others[:1]))
+        finetune.train(dataclasses.replace(again, teacher=others[:1]))
+
+
+def test_finetuning_is_the_closing_steps_of_hybrid_reinforce(tmp_path, few_images):
+    """The same step, to the bit: from one network at the same step and learning rate."""
+    file = gated_file(tmp_path)
+    common = {"batch_size": 8, "lr": 0.01, "optimizer": "sgd", "seed": 3, "precision": "fp32"}
+    place = Setting.of(tuning_args(tmp_path, weights=str(file), iterations=6, **common))
+    tuner = finetune.start(place, None)
+    closing = hybrid_reinforce.Args(
+        env="SkipResNet20-v0", sp_iterations=0, iterations=4, tune_iterations=6, schedule="cosine", **common
+    )
+    learner = hybrid_reinforce.Learner(closing, place.mdp().net, place.device)
+    learner.gate.load_state_dict(tuner.gate.state_dict())
+    args = dataclasses.replace(place.args, iterations=closing.iterations + closing.tune_iterations)
+    for step in (4, 5):
+        finetune.train_step(tuner, place.train, step, "tune", args)
+        hybrid_reinforce.train_step(learner, place.train, step, "tune", closing)
+    found, expected = tuner.model.state_dict(), learner.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_fixed_route_is_tuned_in_the_place_of_the_gates_it_came_from(tmp_path, few_images):
@@ -352,30 +382,47 @@ def test_a_fixed_route_is_tuned_in_the_place_of_the_gates_it_came_from(tmp_path,
     chosen = evaluate(mdp, gate, load_images("rendered-digits", "val").first(64)).routes.tolist()
     counts = Counter(map(tuple, chosen))
     assert len(counts) > 1
-    start = {"weights": "none", "gate_weights": str(file), "stage": "tune", "gate": "fixed"}
-    result = hybrid_reinforce.train(small_args(tmp_path / "fixed", **start))
+    result = finetune.train(tuning_args(tmp_path / "fixed", weights=str(file), fixed_route=True))
     row, folder = result["policies"][-1], tmp_path / "fixed" / "run"
     assert counts[tuple(map(bool, row["execution_rate"]))] == max(counts.values())
     assert row["unique_routes"] == 1 and row["policy_flops"] == 0
     with pytest.raises(ValueError, match="need a policy that chooses blocks"):
         play.main(play.Args(paths=(folder,), controls=True))
-    again = dict(start, weights=str(folder / "hrl.safetensors"), gate_weights=str(folder / "hrl.safetensors"))
-    kept = hybrid_reinforce.train(small_args(tmp_path / "again", **again))["policies"][-1]
-    assert kept["execution_rate"] == row["execution_rate"]
-    for network, policy in (
-        (opened.mdp(), opened.policy),
-        FinishedRun.read(folder).restore(10),
-    ):
+    again = tuning_args(tmp_path / "again", weights=str(folder / "hrl.safetensors"))
+    assert finetune.train(again)["policies"][-1]["execution_rate"] == row["execution_rate"]
+    opened = open_weights(folder / "hrl.safetensors")
+    for network, policy in ((opened.mdp(), opened.policy), FinishedRun.read(folder).restore(10)):
         test = load_images("rendered-digits", "test").first(result["n_images"])
         assert evaluate(network, policy, test).summary("HRL")["loss"] == pytest.approx(row["loss"])
-    deeper = {**start, "gate_weights": str(gated_file(tmp_path / "run", 110))}
-    with pytest.raises(WeightsError, match="its depth is 110, this run's 20"):
-        hybrid_reinforce.train(small_args(tmp_path / "misfit", **deeper))
+    deeper = str(gated_file(tmp_path / "run", 110))
+    with pytest.raises(WeightsError, match="ResNet-110"):
+        finetune.train(tuning_args(tmp_path / "misfit", weights=deeper))
+
+
+@pytest.mark.parametrize("flags, message", [
+    ([], "--weights is auto; expected a network with gates"),
+    (["--weights", "resnet20-rendered-digits", "--env", "SkipResNet20-v0"], "has no gates"),
+    (["--weights", "resnet110-rendered-digits-hrl", "--iterations", "0"], "--iterations is 0"),
+    (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
+])  # fmt: skip
+def test_finetuning_refuses(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["finetune", *flags, "--run-dir", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as stop:
+        main_with_named_errors(finetune.Args, finetune.train, defaults=finetune.arguments)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and message in error[-1] and error[-1].startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_finetuning_knows_what_the_file_knows(tmp_path):
+    """Depth, data set, alpha: without another flag."""
+    args = parse(finetune.Args, [], finetune.arguments(["--weights", str(gated_file(tmp_path))]))
+    assert (args.env, args.dataset, args.alpha) == ("SkipResNet20-v0", "rendered-digits", 1.0)
 
 
 def test_gates_to_start_from(tmp_path, few_images):
     """HRL of no effect, from the file of another run, is that run's policy again."""
-    args = small_args(tmp_path, stage="hrl")
+    args = small_args(tmp_path, sp_iterations=0)
     first = hybrid_reinforce.train(args)
     file = str(tmp_path / "run" / "hrl.safetensors")
     still = {
@@ -429,8 +476,8 @@ def test_shipped_cifar10_weights_reproduce_the_table(entry, cifar10_folder):
 
 def test_pretrain_learns_and_writes_its_weights(tmp_path, monkeypatch):
     data = two_colours(256)
-    monkeypatch.setattr(pretrain, "load_images", lambda name, split, *rest: data)
-    monkeypatch.setattr(pretrain, "resolve_dataset", lambda *rest: ("colours", "colours"))
+    monkeypatch.setattr(setting, "load_images", lambda name, split, *rest: data)
+    monkeypatch.setattr(problem, "resolve_dataset", lambda *rest: ("colours", "colours"))
     args = pretrain.Args(
         depth=8, epochs=4, batch_size=32, survival=0.8, precision="fp32", run_dir=tmp_path / "run"
     )
@@ -461,12 +508,17 @@ def test_pretraining_follows_a_teacher_of_another_depth(survival):
     """By hand: the teacher sees the batch that the student sees, and its share is T² KL at T = 4."""
     torch.manual_seed(0)
     student, teacher = ResNet(14), ResNet(8).eval()
-    mdp, data = RoutingMDP(student), two_colours(32)
-    args = pretrain.Args(batch_size=8, survival=survival, distillation=1.0, precision="fp32")
+    data = two_colours(32)
+    args = pretrain.Args(
+        batch_size=8, survival=survival, distillation=1.0, teacher=("one",), precision="fp32"
+    )
     seen = []
     teacher.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     student.fc.register_forward_hook(lambda module, inputs, output: seen.append((None, output)))
-    loss = pretrain.train_step(mdp, data, 3, args, "fp32", teacher)
+    watched = Teacher([teacher], "fp32")
+    watched.nets[0] = teacher  # not its copy, which nobody watches
+    learner = pretrain.Learner(args, student, "fp32", watched)
+    loss = pretrain.play(learner, data, 3, args).loss
     (images, targets), (_, logits) = seen[0], seen[-1]
     index = training_index(3, 8, len(data), args.seed)
     expected, _ = data.training_batch(index, step_generator(args.seed, 3, torch.device("cpu")))
@@ -482,8 +534,8 @@ def test_pretraining_follows_a_teacher_of_another_depth(survival):
 def test_a_teacher_is_named_by_its_weights(tmp_path, monkeypatch):
     """A student taught by a trained network alone learns what the labels would have taught."""
     data = two_colours(256)
-    monkeypatch.setattr(pretrain, "load_images", lambda name, split, *rest: data)
-    monkeypatch.setattr(pretrain, "resolve_dataset", lambda *rest: ("colours", "colours"))
+    monkeypatch.setattr(setting, "load_images", lambda name, split, *rest: data)
+    monkeypatch.setattr(problem, "resolve_dataset", lambda *rest: ("colours", "colours"))
     common = {"depth": 8, "epochs": 4, "batch_size": 32, "precision": "fp32"}
     pretrain.train(pretrain.Args(**{**common, "depth": 14}, run_dir=tmp_path / "teacher"))
     taught = {"distillation": 1.0, "teacher": (str(tmp_path / "teacher" / "weights.safetensors"),)}
@@ -500,7 +552,7 @@ def test_a_teacher_is_named_by_its_weights(tmp_path, monkeypatch):
     ("flags", "message"),
     [
         ({"distillation": 0.5}, "needs a --teacher"),
-        ({"teacher": ("auto",)}, "no say without --distillation"),
+        ({"distillation": 0.0, "teacher": ("auto",)}, "no share of the loss"),
         ({"distillation": 1.5, "teacher": ("auto",)}, "expected a share between 0 and 1"),
         ({"distillation": 0.5, "teacher": ("auto", "none")}, "untrained network"),
         (
@@ -540,7 +592,7 @@ def test_a_plan_without_a_step_is_refused(tmp_path, few_images, flags):
 def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "args.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="--resume"):
+    with pytest.raises(FileExistsError, match="resume it, or choose another folder"):
         pretrain.train(
             pretrain.Args(depth=8, dataset="rendered-digits", batch_size=32, run_dir=tmp_path / "run")
         )
@@ -553,41 +605,19 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--env", "SkipResNet111-v0"], "SkipResNet111"),
         (["--dataset", "cifar11"], "did you mean 'cifar10'"),
         (["--gate", "rrn"], "did you mean 'rnn'"),
-        (["--gate", "fixd"], "did you mean 'fixed'"),
-        (["--shortcut", "projektion"], "did you mean 'projection'"),
-        (["--stage", "hlr"], "did you mean 'hrl'"),
         (["--alpha", "-1"], "--alpha is -1.0; expected 0 or more"),
         (["--alpha", "nan"], "--alpha is nan; expected a finite number"),
         (["--batch-size", "10"], "not a multiple of --routes 4"),
-        (["--routes", "1"], "--baseline leave-one-out needs --routes 2"),
-        (["--baseline", "batchmean"], "did you mean 'batch-mean'"),
-        (["--relaxation", "softt"], "did you mean 'soft'"),
-        (["--bn", "freeze"], "did you mean 'frozen'"),
-        (["--optimizer", "sdg"], "did you mean 'sgd'"),
-        (["--gate-weights", "hrl.safetensors", "--gate-gain", "6"], "--gate-gain is of new gates"),
-        (["--stage", "tune"], "--stage tune trains no gates"),
-        (["--gate", "fixed"], "--gate fixed has nothing to learn; it goes with --stage tune"),
-        (["--stage", "tune", "--gate-weights", "a", "--tune-iterations", "0"], "raise --tune-iterations"),
-        (["--stage", "hrl", "--warmup-iterations", "1", "--iterations", "0"], "raise --iterations or"),
-        (["--teacher", "none", "--distillation", "0.5"], "an untrained network cannot teach"),
-        (["--weights", "none", "--distillation", "0.5"], "an untrained network cannot teach"),
-        (["--env", "SkipResNet56-v0", "--distillation", "0.5"], "no ResNet-56 on rendered-digits is shipped"),
-        (["--distillation", "2"], "--distillation is 2.0; expected a share between 0 and 1"),
+        (["--routes", "1"], "baseline leave-one-out needs --routes 2"),
+        (["--sp-iterations", "0", "--iterations", "0"], "raise --iterations or"),
+        (["--teacher", "none"], "an untrained network cannot teach"),
         (["--batch-size", "0"], "--batch-size is 0; expected more than 0"),
         (["--batch-size", "1000000"], "--batch-size asks for 1000000 images a step"),
-        (["--eval-every", "0"], "--eval-every is 0"),
-        (["--eval-images", "-3"], "--eval-images is -3"),
         (["--test-images", "0"], "--test-images is 0; expected more than 0"),
         (["--sp-iterations", "-5"], "--sp-iterations is -5; expected 0 or more"),
         (["--lr", "nan"], "--lr is nan; expected a finite number"),
-        (["--teacher", "resnet110-rendered-digits"], "--teacher has no say without --distillation"),
-        (
-            ["--teacher", "/nowhere.safetensors", "--distillation", "0.5"],
-            "no weights file /nowhere.safetensors",
-        ),
-        (["--gate-gain", "0"], "--gate-gain is 0.0; expected more than 0"),
+        (["--teacher", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
         (["--gate-weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
-        (["--exploration", "0.6"], "exploration floor is 0.6"),
         (["--preset", "quik"], "unknown preset 'quik'"),
         (["--weights", "torchvision"], "torchvision has no weights for a ResNet-110"),
         (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
@@ -598,21 +628,45 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
 def test_bad_flags_end_in_one_line_and_code_2(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hybrid_reinforce", *flags, "--run-dir", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as stop:
-        from agents.common.cli import main_with_named_errors
-
-        main_with_named_errors(hybrid_reinforce.Args, hybrid_reinforce.train)
+        main_with_named_errors(
+            hybrid_reinforce.Args, hybrid_reinforce.train, defaults=hybrid_reinforce.arguments
+        )
     error = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2
     assert message in error[-1] and error[-1].startswith("error: ")
     assert not (tmp_path / "run").exists()
 
 
-def test_help_names_the_flags_and_does_not_wait_for_what_it_does_not_need():
+@pytest.mark.parametrize("flags, message", [
+    ({"shortcut": "projektion"}, "did you mean 'projection'"),
+    ({"baseline": "batchmean"}, "did you mean 'batch-mean'"),
+    ({"relaxation": "softt"}, "did you mean 'soft'"),
+    ({"bn": "freeze"}, "did you mean 'frozen'"),
+    ({"optimizer": "sdg"}, "did you mean 'sgd'"),
+    ({"gate_weights": "hrl.safetensors", "gate_gain": 6.0}, "a gain is of new gates"),
+    ({"gate_weights": "hrl.safetensors", "warmup_iterations": 1}, "a preparation trains new gates"),
+    ({"weights": "none", "distillation": 0.5}, "an untrained network cannot teach"),
+    ({"distillation": 2.0}, "--distillation is 2.0; expected a share between 0 and 1"),
+    ({"teacher": ("resnet110-rendered-digits",)}, "the teachers have no share of the loss"),
+    ({"eval_every": 0}, "--eval-every is 0"),
+    ({"eval_images": -3}, "--eval-images is -3"),
+    ({"gate_gain": 0.0}, "--gate-gain is 0.0; expected more than 0"),
+    ({"exploration": 0.6}, "exploration floor is 0.6"),
+    ({"env": "SkipResNet56-v0", "distillation": 0.5}, "no ResNet-56 on rendered-digits is shipped"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:no shipped weights")
+def test_what_presets_set_is_checked_too(flags, message, tmp_path, few_images):
+    with pytest.raises(ValueError, match=message):
+        hybrid_reinforce.train(small_args(tmp_path, **{"env": "SkipResNet20-v0", **flags}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_at_most_25_flags_under_four_headings_and_does_not_wait_for_what_it_does_not_need():
     command = [sys.executable, "-X", "importtime", "-m", "agents.hybrid_reinforce", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert " torch\n" in done.stderr  # an imported module's name ends its line
     assert " torchvision\n" not in done.stderr and " scipy.stats\n" not in done.stderr
-    shown = done.stdout
-    for flag in ("--env", "--stage", "--alpha", "--gate", "--iterations", "--batch-size", "--lr", "--dataset",
-                 "--data-dir", "--device", "--seed", "--run-dir", "--resume"):  # fmt: skip
-        assert flag in shown
+    shown, flags = done.stdout, headings(hybrid_reinforce.Args)
+    assert len(flags) <= 25 and all(f"--{name.replace('_', '-')} " in shown for name in flags)
+    assert all(f"─ {heading} options ─" in shown for heading in ("data", "method", "schedule", "run"))
+    assert "{rnn,ff1,ff2}" in shown and "[default: " not in shown

@@ -56,7 +56,7 @@ def test_reinforce_learns_the_toy(toy):
     args = reinforce.Args(batch_size=64, lr=0.05)
     learner = reinforce.Learner(args, mdp, "fp32")
     for step in range(100):
-        reinforce.train_step(learner, records, step, args)
+        reinforce.train_step(learner, records, step, "train", args)
     assert greedy(mdp, learner.gate, records).actions[:, 0].bool().tolist() == best.tolist()
 
 

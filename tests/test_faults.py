@@ -17,8 +17,7 @@ from agents.common.cli import main_with_named_errors
 ROOT = Path(__file__).parent.parent
 FLAGS = [
     "--env", "SkipResNet20-v0", "--dataset", "rendered-digits", "--sp-iterations", "1", "--iterations", "2",
-    "--tune-iterations", "0", "--batch-size", "16", "--eval-every", "1", "--eval-images", "16",
-    "--precision", "fp32",
+    "--tune-iterations", "0", "--batch-size", "16", "--precision", "fp32",
 ]  # fmt: skip
 
 

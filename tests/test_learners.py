@@ -97,7 +97,7 @@ def test_reinforce_learns_the_toy(data, mdp):
     weights = {name: value.clone() for name, value in mdp.net.state_dict().items()}
     before = sampled_return(mdp, learner.gate, data)
     for step in range(60):
-        reinforce.train_step(learner, data, step, args)
+        reinforce.train_step(learner, data, step, "train", args)
     assert greedy(mdp, learner.gate, data).actions.mean(dim=0).tolist() == BEST
     assert sampled_return(mdp, learner.gate, data) > before + 0.02
     assert all(torch.equal(weights[name], value) for name, value in mdp.net.state_dict().items())

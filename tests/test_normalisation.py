@@ -10,7 +10,7 @@ import torch
 from toys import load_first
 
 import envs  # noqa: F401
-from agents import evaluate, hybrid_reinforce, pretrain
+from agents import evaluate, hybrid_reinforce, pretrain, static
 from agents.common import setting, subjects
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
@@ -117,7 +117,7 @@ def test_torchvisions_weights_were_trained_with_imagenets(tiny_images):
 
 def run(monkeypatch, module, function, *flags: str) -> None:
     monkeypatch.setattr(sys, "argv", ["command", *flags])
-    main_with_named_errors(module.Args, function)
+    main_with_named_errors(module.Args, function, defaults=getattr(module, "arguments", None))
 
 
 @pytest.mark.filterwarnings("ignore:no shipped weights")
@@ -133,11 +133,9 @@ def test_a_run_keeps_its_statistics(tmp_path, monkeypatch, few_images):
     about = read_header(weights)
     assert stated(about) == (MEAN, STD) and (about["depth"], about["dataset"]) == (14, "rendered-digits")
     gated = ["--env", "SkipResNet14-v0", "--weights", str(weights), "--iterations", "1",
-             "--sp-iterations", "1", "--tune-iterations", "0", "--bn", "train", *short]  # fmt: skip
+             "--sp-iterations", "1", "--tune-iterations", "0", "--preset", "quick", *short]  # fmt: skip
     train = hybrid_reinforce.train
-    assert not said(
-        lambda: run(monkeypatch, hybrid_reinforce, train, *gated, *numbers, "--run-dir", str(second))
-    )
+    assert not said(lambda: run(monkeypatch, hybrid_reinforce, train, *gated, "--run-dir", str(second)))
     assert stated(read_header(second / "hrl.safetensors")) == (MEAN, STD)
     for path in (first, second, second / "hrl.safetensors"):
         args = evaluate.Args((path,), device="cpu")
@@ -157,7 +155,7 @@ def test_a_run_keeps_its_statistics(tmp_path, monkeypatch, few_images):
     "flags", [["--mean", "125", "123", "114"], ["--std", "0", "0.1", "0.1"], ["--mean", "nan", "0", "0"]]
 )
 def test_invalid_flags(flags, monkeypatch, capsys):
-    for module in (pretrain, hybrid_reinforce):
+    for module in (pretrain, static):
         with pytest.raises(SystemExit) as stop:
-            run(monkeypatch, module, module.train, *flags)
+            run(monkeypatch, module, getattr(module, "train", None) or static.evaluate_all, *flags)
         assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: ")

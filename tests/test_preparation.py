@@ -10,6 +10,7 @@ from toys import toy_net, two_colours
 
 from agents import gumbel, hybrid_reinforce
 from agents.common import setting
+from agents.common.keeper import KeepBest
 from agents.common.preparation import TRIED, look, shortcomings
 from agents.common.setting import Setting
 from skipnet_rl.checkpoint import read_tensors
@@ -83,8 +84,8 @@ def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):
         return {**found, "return": seen[-1][0]}
 
     monkeypatch.setattr(Setting, "validate", validate)
-    args = small_args(tmp_path, stage="hrl", iterations=5, tune_iterations=0, eval_every=1, lr=0.05)
-    monkeypatch.setattr(hybrid_reinforce.Keeper, "notes", lambda self, tolerance: [])
+    args = small_args(tmp_path, sp_iterations=0, iterations=5, tune_iterations=0, eval_every=1, lr=0.05)
+    monkeypatch.setattr(KeepBest, "notes", lambda self, tolerance: [])
     result = hybrid_reinforce.train(args)
     assert result["kept"]["step"] == 3 and result["kept"]["return"] == 0.9
     kept = read_tensors(tmp_path / "run" / "hrl.safetensors")["net.fc.weight"]
@@ -94,7 +95,9 @@ def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):
 def test_the_start_is_kept_if_nothing_is_better(tmp_path, few_images):
     """With learning rates that destroy the network."""
     start = gated_file(tmp_path)
-    args = small_args(tmp_path, weights=str(start), gate_weights=str(start), stage="hrl", lr=1.0, gate_lr=1.0)
+    args = small_args(
+        tmp_path, weights=str(start), gate_weights=str(start), sp_iterations=0, lr=1.0, gate_lr=1.0
+    )
     result = hybrid_reinforce.train(args)
     assert result["kept"]["step"] == 0 and "nothing better was found" in result["notes"][-1]
     before, after = read_tensors(start), read_tensors(tmp_path / "run" / "hrl.safetensors")

@@ -1,25 +1,27 @@
 """Defaults that follow from a few given flags."""
 
-import dataclasses
 import json
 import shlex
+from typing import get_args
 
 import pytest
-import tyro
 from test_agents import gated_file
 
 from agents.common import presets
+from agents.common.flags import parse
 from agents.common.presets import PRESETS, STEPS, describe, situation_of, values_of
-from agents.hybrid_args import Args
+from agents.hybrid_reinforce import Args, Preset, arguments
 from skipnet_rl.catalogue import index
+from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.errors import unknown_name
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import as_stored
 
 
 def parsed(line: str) -> Args:
     """Arguments that `agents.hybrid_reinforce` reads from a command line."""
     words = shlex.split(line)
-    return tyro.cli(Args, args=words, default=dataclasses.replace(Args(), **values_of(situation_of(words))))
+    return parse(Args, words, arguments(words))
 
 
 @pytest.mark.parametrize("line, preset, weights", [
@@ -30,8 +32,8 @@ def parsed(line: str) -> Args:
     ("--dataset cifar10 --preset plain", "plain", "auto"),
     ("--dataset cifar10 --weights resnet110-cifar10", "plain", "resnet110-cifar10"),
     ("--dataset cifar10 --gate ff1", "plain", "auto"),
-    ("--dataset cifar10 --shortcut pad", "plain", "auto"),
-    ("--dataset cifar10 --stage sp", "plain", "auto"),
+    ("--dataset cifar10 --sp-iterations 9", "plain", "auto"),
+    ("--dataset cifar10 --iterations 0", "plain", "auto"),
     ("--env SkipResNet20-v0 --dataset cifar100", "plain", "auto"),
     ("--dataset rendered-digits --env SkipResNet20-v0", "plain", "auto"),
     ("--env SkipResNet38-v0 --dataset cifar10 --gate-weights resnet38-cifar10-ff2-hrl-0.5", "gated",
@@ -42,7 +44,7 @@ def test_auto_takes_what_fits(line, preset, weights):
     assert (args.preset, args.weights) == (preset, weights)
     if preset == "gated":
         alphas = {entry["name"]: entry.get("alpha") for entry in index()}
-        assert args.gate_weights == weights and args.stage == "hrl"
+        assert args.gate_weights == weights and args.sp_iterations == 0
         assert args.alpha == alphas[weights] or "--alpha" in line
     args.check()
 
@@ -54,8 +56,8 @@ def test_given_gates_continue_at_their_alpha(tmp_path):
 
 
 @pytest.mark.parametrize("line", [
-    "--dataset cifar10 --stage sp", "--dataset rendered-digits --stage sp --preset quick",
-    "--dataset cifar100 --env SkipResNet20-v0 --stage sp",
+    "--dataset cifar10 --iterations 0", "--dataset rendered-digits --iterations 0 --preset quick",
+    "--dataset cifar100 --env SkipResNet20-v0 --iterations 0",
 ])  # fmt: skip
 def test_sp_alone_trains(line):
     assert set(parsed(line).plan()) >= {"sp"}
@@ -79,6 +81,27 @@ def test_a_run_that_is_resumed_keeps_its_preset(tmp_path):
     args = parsed(f"--dataset cifar10 --resume --run-dir {tmp_path}")
     assert (args.preset, args.alpha, args.batch_size) == ("plain", 0.7, 512)
     assert as_stored(args)["iterations"] == stored["iterations"]
+
+
+def test_a_teacher_has_a_share_of_the_loss():
+    for line in (
+        "--dataset rendered-digits --teacher auto",
+        "--dataset cifar10 --preset plain --teacher a b",
+    ):
+        assert parsed(line).distillation == 0.9
+        parsed(line).check()
+    assert parsed("--dataset rendered-digits").distillation == 0
+
+
+def test_every_row_is_a_choice():
+    assert get_args(Preset) == ("auto", *PRESETS)
+
+
+def test_a_file_knows_how_it_was_trained(tmp_path):
+    about = {"kind": "plain", "shortcut": "pad", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    save_weights(tmp_path / "mine.safetensors", ResNet(8, 10, "pad"), about)
+    args = parsed(f"--dataset rendered-digits --weights {tmp_path / 'mine.safetensors'}")
+    assert (args.shortcut, args.mean, args.std) == ("pad", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 def test_flags_override_presets():
@@ -120,7 +143,7 @@ def test_the_papers_preset():
 def test_every_preset_is_valid(preset):
     args = parsed(f"--env SkipResNet38-v0 --dataset cifar10 --preset {preset}")
     args.check()
-    assert describe(args).startswith(f"{preset} ({presets.WHY[preset]}")
+    assert describe(args).startswith(f"{preset} ({presets.WHY.get(preset, 'flags as given')}")
 
 
 def test_an_unknown_preset_is_refused():

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from agents import hybrid_reinforce, pretrain
+from agents import finetune, hybrid_reinforce, pretrain
 from agents.common import setting
 from agents.common.finished import FinishedRun
 from scripts import results, ship
@@ -28,8 +28,7 @@ def finished(tmp_path_factory):
     """A row of two alphas with two seeds, a few steps each."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        for agent in (setting, pretrain):
-            patch.setattr(agent, "load_images", few)
+        patch.setattr(setting, "load_images", few)
         for seed in (0, 1):
             place = folder / f"resnet20-{seed}"
             backbone = pretrain.Args(
@@ -46,55 +45,29 @@ def finished(tmp_path_factory):
                 "env": "SkipResNet20-v0",
                 "dataset": "rendered-digits",
                 "seed": seed,
-                "sp_iterations": 1,
-                "iterations": 2,
-                "tune_iterations": 1,
                 "batch_size": 8,
                 "eval_images": 16,
                 "precision": "fp32",
             }
-            hybrid_reinforce.train(
-                hybrid_reinforce.Args(
-                    **shared,
-                    stage="sp",
-                    weights=str(place / "backbone" / "weights.safetensors"),
-                    run_dir=place / "sp",
-                )
-            )
+            hybrid = {**shared, "sp_iterations": 0, "iterations": 2, "tune_iterations": 1}
+            hybrid_reinforce.train(hybrid_reinforce.Args(
+                **{**hybrid, "sp_iterations": 1, "iterations": 0},
+                weights=str(place / "backbone" / "weights.safetensors"), run_dir=place / "sp",
+            ))  # fmt: skip
             for alpha in (3.0, 0.5):
-                hybrid_reinforce.train(
-                    hybrid_reinforce.Args(
-                        **shared,
-                        stage="hrl",
-                        weights=sp,
-                        gate_weights=sp,
-                        alpha=alpha,
-                        run_dir=place / f"hrl-{alpha}",
-                    )
-                )
-            hybrid_reinforce.train(
-                hybrid_reinforce.Args(
-                    **shared,
-                    stage="hrl",
-                    weights=sp,
-                    gate_gain=6.0,
-                    alpha=0.5,
-                    run_dir=place / "hrl-0.5-gain6",
-                )
-            )
+                hybrid_reinforce.train(hybrid_reinforce.Args(
+                    **hybrid, weights=sp, gate_weights=sp, alpha=alpha,
+                    run_dir=place / f"hrl-{alpha}",
+                ))  # fmt: skip
+            hybrid_reinforce.train(hybrid_reinforce.Args(
+                **hybrid, weights=sp, gate_gain=6.0, alpha=0.5, run_dir=place / "hrl-0.5-gain6",
+            ))  # fmt: skip
             routed = str(place / "hrl-0.5-gain6" / "hrl.safetensors")
-            hybrid_reinforce.train(
-                hybrid_reinforce.Args(
-                    **shared,
-                    stage="tune",
-                    weights=routed,
-                    gate_weights=routed,
-                    alpha=0.5,
-                    distillation=0.9,
-                    teacher=(str(place / "backbone" / "weights.safetensors"),),
-                    run_dir=place / "hrl-0.5-gain6-distilled",
-                )
-            )
+            finetune.train(finetune.Args(
+                **shared, iterations=1, weights=routed, alpha=0.5,
+                teacher=(str(place / "backbone" / "weights.safetensors"),),
+                run_dir=place / "hrl-0.5-gain6-distilled",
+            ))  # fmt: skip
     return folder
 
 

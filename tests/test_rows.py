@@ -1,15 +1,16 @@
 """The rows of the study: commands that their agents accept, and that made the listed networks."""
 
 import dataclasses
-import importlib
 import re
 import shlex
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import tyro
+from commands import parsed
 
+from agents import finetune, hybrid_reinforce
+from agents.common.presets import PRESETS
 from scripts import results, rows
 
 # names of the folders, by schedule
@@ -28,15 +29,14 @@ RATES = {  # of the plain network, with gates
     "grown": (0.05, 0.05),
     "large": (0.05, 0.05),
 }
+STEPS = {  # of SP and of HRL, at half of the length
+    "cores": ({"warmup": 600, "sp": 150}, {"hrl": 750, "tune": 1_250}),
+    "gpu": ({"warmup": 200, "sp": 50}, {"hrl": 250, "tune": 150}),
+    "grown": ({"warmup": 200, "sp": 50}, {"hrl": 250, "tune": 425}),
+    "large": ({"warmup": 200, "sp": 50}, {"hrl": 125, "tune": 225}),
+}
 ORIGINS = {"grown": "resnet38-cifar10-distilled", "large": "resnet110-cifar10-distilled"}
 TEACHERS = ("resnet110-cifar10", "resnet38-cifar10-distilled")
-
-
-def parsed(line):
-    """A command line, `python -m agents.…`, as its agent reads it."""
-    python, dash_m, module, *flags = line
-    assert (python, dash_m) == ("python", "-m")
-    return tyro.cli(importlib.import_module(module).Args, args=flags)
 
 
 @pytest.mark.parametrize("row", rows.ROWS)
@@ -49,10 +49,10 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     gated = [f"{prefix}{title}" for title in GATED[kind]]
     assert [job.folder.name for job in jobs] == [*PLAIN[kind], *gated]
     for number, job in enumerate(jobs):
-        args = parsed(job.line)
+        args, title = parsed(job.line), job.folder.name.removeprefix(prefix)
         assert args.lr == (
             RATES[kind][0] if number == 0
-            else 0.05 if getattr(args, "stage", "") == "tune"
+            else 0.05 if job.command[0] == "agents.finetune"
             else RATES[kind][1]
         )  # fmt: skip
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == job.folder
@@ -65,14 +65,14 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
         before = jobs[:number]
         assert needed == {other.folder for other in before if job.needs([other])}
         assert bool(needed) == bool(number) and not job.needs(jobs[number:])
+        args.check()
+        if job.command[0] == "agents.finetune":
+            assert args.plan() == ["tune"] * round(schedule.distilled / 2)
+            assert args.eval_every == schedule.eval_every
         if job.command[0] == "agents.hybrid_reinforce":
-            args.check()
-            taught = args.stage == "tune"
-            assert args.eval_every == (schedule.taught_eval_every if taught else schedule.eval_every)
-            assert (args.gate_lr, args.entropy) == (schedule.gate_lr, schedule.entropy)
-            stages = {"sp": schedule.sp, "hrl": schedule.hrl, "tune": schedule.distilled}[args.stage]
-            lengths = {stage: max(1, round(steps / 2)) for stage, steps in stages.items()}
-            assert args.gate == gate and dict(Counter(args.plan())) == lengths
+            assert args.gate == gate and args.eval_every == PRESETS[schedule.preset]["eval_every"]
+            expected = STEPS[kind][0] if title == "sp" else STEPS[kind][1]
+            assert dict(Counter(args.plan())) == expected
 
 
 @pytest.mark.parametrize("row", rows.ROWS)
@@ -82,20 +82,20 @@ def test_what_each_command_goes_on_from(tmp_path, row):
     plain = [job for job in jobs if job.command[0] == "agents.pretrain"]
     assert [parsed(job.line).epochs for job in plain] == EPOCHS[kind]
     first = parsed(plain[0].line)
-    assert first.weights == ORIGINS.get(kind)
+    assert first.weights == ORIGINS.get(kind, "none")
     sp, *hrl = (parsed(job.line) for job in jobs[len(plain) :])
     assert sp.plan()[0] == "warmup" and sp.plan()[-1] == "sp"
     assert sp.weights == str(plain[-1].folder / "weights.safetensors")
-    runs = [args for args in hrl if args.stage == "hrl"]
+    runs = [args for args in hrl if isinstance(args, hybrid_reinforce.Args)]
     assert [(args.alpha, args.gate_gain) for args in runs] == list(schedule.runs)
     for args in runs:
         assert args.weights == str(sp.run_dir / "sp.safetensors")
         assert args.gate_weights == (args.weights if args.gate_gain == 1 else None)
-    taught = [args for args in hrl if args.stage == "tune"]
+    taught = [args for args in hrl if isinstance(args, finetune.Args)]
     assert len(taught) == len(schedule.taught) == len(hrl) - len(runs)
     for args, (alpha, gain) in zip(taught, schedule.taught, strict=True):
         start = next(run for run in runs if (run.alpha, run.gate_gain) == (alpha, gain))
-        assert args.weights == args.gate_weights == str(start.run_dir / "hrl.safetensors")
+        assert args.weights == str(start.run_dir / "hrl.safetensors")
         assert args.teacher == (sp.weights,) and args.distillation == 0.9
 
 

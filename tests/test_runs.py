@@ -58,10 +58,12 @@ def test_older_runs_had_one_teacher_or_none(before, now):
         check_same(before, {**now, "teacher": ["other"]})
 
 
-def test_nothing_to_resume(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        Run(tmp_path / "new", Args(), resume=True)
-    assert not (tmp_path / "new").exists()
+def test_resume_starts_anew_where_there_is_nothing_to_continue(tmp_path):
+    """A job that may be restarted at any time has the flag from the start on."""
+    run = Run(tmp_path / "new", Args(), resume=True)
+    assert run.load() is None and json.loads((tmp_path / "new" / "args.json").read_text())["alpha"] == 0.1
+    with pytest.raises(ValueError, match="cannot resume with alpha"):
+        Run(tmp_path / "new", Args(alpha=0.5), resume=True)
 
 
 def test_metrics_are_one_line_each(tmp_path):

@@ -7,6 +7,7 @@ distributions, which is the mean of their logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,11 @@ from skipnet_rl.folding import for_inference
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.weights import open_weights
 
+if TYPE_CHECKING:
+    from agents.common.setting import Setting
+
 TEMPERATURE = 4.0
+SHARE = 0.9  # of the teachers in the loss, where they are named and nothing else is said
 
 
 class Teacher(nn.Module):
@@ -67,9 +72,18 @@ def check_teachers(teachers: Sequence[str], share: float, start: str | None = No
         start: `--weights`, the teacher where none is named.
     """
     if teachers and not share:
-        raise ValueError("--teacher has no say without --distillation")
+        raise ValueError("the teachers have no share of the loss; give them one, or name none: --teacher")
     if share and ("none" in teachers if teachers else start == "none"):
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
+
+
+def teachers_of(setting: Setting[Any]) -> list[ResNet]:
+    """The networks of `--teacher`; where there is none, the plain network that the run is compared with."""
+    args = setting.args
+    if not args.teacher:
+        return [setting.plain]
+    classes = len(setting.train.classes)
+    return load_teachers(args.teacher, args.depth, classes, setting.dataset, args.shortcut, setting.device)
 
 
 def load_teachers(

@@ -8,6 +8,7 @@ import time
 import torch
 from torch.nn import functional as F
 
+from agents.common.flags import TrainingArgs
 from agents.common.setting import Setting
 from skipnet_rl.device import autocast
 from skipnet_rl.terminal import say
@@ -33,16 +34,17 @@ def seconds_of_training(setting: Setting) -> float:
     return taken / len(labels)
 
 
-def print_estimate(setting: Setting, looked: Tolerance, steps: int, episodes: int, on_the_way: int) -> None:
+def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance) -> None:
     """One line: minutes of training and of evaluation.
 
     Args:
         setting: what is learned on.
         looked: has the time that an image takes in an evaluation.
-        steps, episodes: training steps, and episodes in each.
-        on_the_way: images that are looked at between the steps, and to settle batch norms.
     """
-    train = PART * seconds_of_training(setting) * steps * episodes
+    args, plan = setting.args, setting.args.plan()
+    validations = len(plan) // args.eval_every + len(set(plan))
+    on_the_way = validations * args.images_per_validation
+    train = PART * seconds_of_training(setting) * len(plan) * args.batch_size
     rows = 1 + 3 * PART  # the whole network, random skipping on both networks, the policy
     evaluation = looked.seconds_per_image * (rows * len(setting.test) + PART * on_the_way)
     say(

@@ -42,7 +42,7 @@ def check_routes(batch_size: int, routes: int, baseline: str) -> None:
     if batch_size % routes:
         raise ValueError(f"--batch-size {batch_size} is not a multiple of --routes {routes}")
     if baseline == "leave-one-out" and routes == 1:
-        raise ValueError("--baseline leave-one-out needs --routes 2 or more; for one: --baseline none")
+        raise ValueError("baseline leave-one-out needs --routes 2 or more; for one route: baseline none")
 
 
 def _expected(name: str, value: Any) -> str | None:

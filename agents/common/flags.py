@@ -110,6 +110,11 @@ class CommonArgs:
         return False
 
     @property
+    def first_look(self) -> bool:
+        """Whether a data set for a first look is by default tested on its first images alone."""
+        return True
+
+    @property
     def networks(self) -> tuple[str | None, ...]:
         """Weights of every network that is to see the images."""
         return (self.weights,)
@@ -118,6 +123,32 @@ class CommonArgs:
         """Raise a ValueError for a name or number that makes no sense."""
         check_choices(self)
         check_numbers(self)
+
+
+@dataclass(frozen=True)
+class TrainingArgs(CommonArgs):
+    """Flags of every agent that trains step by step."""
+
+    batch_size: Schedule[int] = 128
+    """episodes per step"""
+    eval_every: Run[int] = 100
+    """steps between evaluations on validation images"""
+    resume: Run[bool] = False
+    """continuation from the checkpoint in --run-dir, where there is one"""
+
+    @property
+    def images_per_step(self) -> int:
+        """One for each episode."""
+        return self.batch_size
+
+    @property
+    def images_per_validation(self) -> int:
+        """Images that a validation plays."""
+        return self.eval_images
+
+    def plan(self) -> list[str]:
+        """The stage of each training step."""
+        raise NotImplementedError
 
 
 def headings(args_type: type) -> dict[str, Heading]:

@@ -1,59 +1,164 @@
-"""What a run of hybrid REINFORCE keeps: the best weights on validation images, its start included."""
+"""What a run keeps of its training: the last weights, or the best ones on validation images."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from torch import nn
+
+from agents.common.learner import GatedLearner
+from agents.common.loop import Stateful
 from agents.common.preparation import shortcomings
 from agents.common.setting import Setting
-from agents.hybrid_args import Args
 from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.tolerance import Tolerance
 
-if TYPE_CHECKING:
-    from agents.hybrid_reinforce import Learner
-
-KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")  # of what is kept, in result.json
-FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after which stage
+KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")  # of the best, in result.json
+FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after each stage
 ADVICE = (
-    "To this network a skipped block costs more than alpha/N pays: raise --alpha, or train longer "
-    "(--iterations, --tune-iterations)",
-    "Lower --alpha, or train longer (--iterations, --tune-iterations)",
+    "To this network a skipped block costs more than alpha/N pays: raise --alpha, or train longer",
+    "Lower --alpha, or train longer",
 )
 
 
-class Keeper:
-    """Validates a run on the way, and keeps the weights whose return on validation images is best.
+class Learner(Stateful, Protocol):
+    """What an agent trains."""
+
+    @property
+    def mdp(self) -> Any:
+        """The decision process over the backbone."""
+        ...
+
+    @property
+    def policy(self) -> Policy:
+        """What is evaluated on it."""
+        ...
+
+    @property
+    def model(self) -> nn.Module:
+        """What a weights file holds."""
+        ...
+
+
+class Keeper(Protocol):
+    """Validates a run during training, and decides what it ends with."""
+
+    def begin(self) -> None:
+        """Called before the first step."""
+        ...
+
+    def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
+        """Summary on validation images after `done` steps; `ended` is whether the stage has ended."""
+        ...
+
+    def end_stage(self, stage: str) -> None:
+        """Called after the last step of a stage, before it is validated."""
+        ...
+
+    def files(self) -> dict[str, str]:
+        """Row of the table → file of weights in the run's folder, the policy that the run is about last."""
+        ...
+
+    def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
+        """Further fields of result.json, the notes among them.
+
+        Args:
+            tolerance: how the network coped with skips before training; None of a frozen one.
+            rate: rate of execution of the last row.
+        """
+        ...
+
+
+class KeepLast:
+    """Keeps what training ends with.
 
     Args:
         setting: what the run learns on.
         learner: what is validated.
         folder: the run's.
+        row: name of the policy in the table.
+        header: of the file.
+        trained: the stages in which the backbone is trained; its batch norms are settled after each.
+        notes: what to say of a rate of execution.
     """
 
-    def __init__(self, setting: Setting[Args], learner: Learner, folder: Path) -> None:
+    FILE = "policy.safetensors"
+
+    def __init__(
+        self,
+        setting: Setting,
+        learner: Learner,
+        folder: Path,
+        *,
+        row: str,
+        header: dict[str, Any],
+        trained: Collection[str] = (),
+        notes: Callable[[float], list[str]] = lambda rate: [],
+    ) -> None:
         self.setting, self.learner, self.folder = setting, learner, folder
-        self.args = setting.args
+        self.row, self.header, self.trained, self.notes = row, header, trained, notes
 
     def begin(self) -> None:
-        """Keep the start, where it has gates already, until something better is found."""
-        if self.args.gate_weights and {"hrl", "tune"} & set(self.args.plan()):
-            self.validate(0, "hrl", ended=True)  # as it is: its batch norms are settled
+        """Nothing is kept of the start."""
 
     def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
-        """Summary on validation images, batch norms settled as they will be at the end; keeps the best.
+        """Summary on validation images."""
+        return self.setting.validate(self.learner.mdp, self.learner.policy)
 
-        Args:
-            done: steps so far.
-            stage: which they ended in; what SP comes to has a file of its own.
-            ended: whether it is over, and its batch norms are settled.
-        """
+    def end_stage(self, stage: str) -> None:
+        """Settle the batch norms of a backbone that was trained."""
+        setting, learner = self.setting, self.learner
+        if stage in self.trained:
+            recalibrate(
+                learner.mdp,
+                learner.policy,
+                setting.train,
+                precision=setting.precision,
+                seed=setting.args.seed,
+            )
+
+    def files(self) -> dict[str, str]:
+        """Write the weights."""
+        save_weights(self.folder / self.FILE, self.learner.model, self.header)
+        return {self.row: self.FILE}
+
+    def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
+        """The notes."""
+        return {"notes": self.notes(rate)}
+
+
+class KeepBest:
+    """Keeps the weights of gated networks whose return on validation images is best, after each stage.
+
+    Args:
+        setting: what the run learns on; its `args` have `bn`, `bn_images` and `plan`.
+        learner: what is validated.
+        folder: the run's.
+        agent, gate: the module's name and the kind of gates, for the header of the files.
+        trained: whether the gates are trained already, so that the start is kept until something is better.
+    """
+
+    def __init__(
+        self, setting: Setting, learner: GatedLearner, folder: Path, agent: str, gate: str, trained: bool
+    ) -> None:
+        self.setting, self.learner, self.folder = setting, learner, folder
+        self.args: Any = setting.args
+        self.agent, self.gate, self.trained = agent, gate, trained
+
+    def begin(self) -> None:
+        """Keep the start, as it is: its batch norms are settled."""
+        if self.trained and {"hrl", "tune"} & set(self.args.plan()):
+            self.validate(0, "hrl", ended=True)
+
+    def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
+        """Summary on validation images, batch norms settled as they will be at the end; keeps the best."""
         learner = self.learner
         if not ended:
             learner = learner.snapshot()
@@ -70,14 +175,23 @@ class Keeper:
         if stage == "sp":
             self.save(stage, self.learner)
 
-    def save(self, stage: str, learner: Learner) -> None:
+    def save(self, stage: str, learner: GatedLearner) -> None:
         """Write a stage's file of weights."""
         file = FILES[stage]
-        about = {"stage": file.split(".")[0], **self.setting.header(self.args.gate, "hybrid_reinforce")}
-        save_weights(self.folder / file, learner.model, about)
+        header = {"stage": file.split(".")[0], **self.setting.header(self.gate, self.agent)}
+        save_weights(self.folder / file, learner.model, header)
+
+    def files(self) -> dict[str, str]:
+        """The files written, one for SP and one for what follows it."""
+        files = dict.fromkeys(FILES[stage] for stage in self.args.plan() if stage in FILES)
+        return {file.split(".")[0].upper(): file for file in files}
+
+    def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
+        """The notes, see `shortcomings`, and the summary of the best."""
+        return {"notes": self.notes(tolerance) if tolerance else [], "kept": self.learner.best}
 
     def notes(self, tolerance: Tolerance) -> list[str]:
-        """What the run has to say of its end, see `shortcomings`."""
+        """What to say of the best."""
         best, setting = self.learner.best, self.setting
         if not best:
             return []
@@ -89,10 +203,15 @@ class Keeper:
         return found + start * (best["step"] == 0)
 
 
-def settle(learner: Learner, data: Images, stage: str, args: Args) -> None:
-    """Estimate the batch norms' statistics for the routes to come, where `--bn` asks for it."""
+def settle(learner: GatedLearner, data: Images, stage: str, args: Any) -> None:
+    """Estimate the batch norms' statistics for the routes to come, where `args.bn` asks for it."""
     if args.bn == "recalibrate":
         recalibrate(
-            learner.mdp, learner.gate, data, batches=math.ceil(args.bn_images / BATCH_SIZE),
-            precision=learner.precision, seed=args.seed, policy_too=stage != "tune",
-        )  # fmt: skip
+            learner.mdp,
+            learner.gate,
+            data,
+            batches=math.ceil(args.bn_images / BATCH_SIZE),
+            precision=learner.precision,
+            seed=args.seed,
+            policy_too=stage != "tune",
+        )

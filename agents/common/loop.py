@@ -6,11 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
+
 from agents.common.setting import val_metrics
 from agents.common.watch import Watch, check_finite
 from skipnet_rl.progress import progress_bar
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.runs import Run
+
+SHOWN = 0.1  # seconds between updates of the bar's numbers
 
 
 class Stateful(Protocol):
@@ -60,7 +64,7 @@ def learn(
         learner.load_state_dict(state["learner"])
     else:
         begin()
-    begun, episodes = time.perf_counter(), 0
+    begun, episodes, shown, val = time.perf_counter(), 0, 0.0, None
     watch = Watch()
     with progress_bar(total=len(plan), initial=first, unit="step") as bar:
         for step in range(first, len(plan)):
@@ -68,16 +72,21 @@ def learn(
             episode = train_step(step, stage)
             watch.step(done, stage, episode)
             episodes += len(episode.labels)
-            metrics = step_metrics(episode, episodes / (time.perf_counter() - begun))
-            bar.set_description(stage.upper(), refresh=False)
-            bar.set_postfix_str(progress(metrics), refresh=False)
-            bar.update()
             ends_stage = done == len(plan) or plan[done] != stage
+            validates, now = ends_stage or done % eval_every == 0, time.perf_counter()
+            if validates or now - shown > SHOWN:  # not at each step: a GPU is waited for
+                metrics, shown = step_metrics(episode, episodes / (now - begun)), now
+                bar.set_postfix_str(progress(metrics, val), refresh=False)
+            bar.set_description(stage.upper(), refresh=False)
+            bar.update()
             if ends_stage:
                 check_finite(learner.state_dict(), done, stage)  # before it writes weights
                 end_stage(stage)
-            if ends_stage or done % eval_every == 0:
-                run.log(done, stage, **metrics, **val_metrics(validate(done, stage, ends_stage)))
+            if validates:
+                found = val_metrics(validate(done, stage, ends_stage))
+                run.log(done, stage, **metrics, **found)
+                val = found["val/accuracy"]
+                bar.set_postfix_str(progress(metrics, val), refresh=False)
                 elapsed = state["elapsed"] + time.perf_counter() - begun
                 learned = learner.state_dict()
                 check_finite(learned, done, stage)
@@ -88,19 +97,21 @@ def learn(
 def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
     """What the progress bar and TensorBoard show of a training step, whatever the agent."""
     executed = episode.actions.detach()
-    return {
-        "train/loss": episode.loss.mean().item(),
-        "train/accuracy": episode.correct.float().mean().item(),
-        "train/return": episode.returns.mean().item(),
-        "train/executed": executed.mean().item(),
-        "train/least_executed": executed.mean(dim=0).min().item(),  # what a batch norm saw least of
-        "train/images_per_s": speed,
+    means = {
+        "train/loss": episode.loss.detach().mean(),
+        "train/accuracy": episode.correct.float().mean(),
+        "train/return": episode.returns.mean(),
+        "train/executed": executed.mean(),
+        "train/least_executed": executed.mean(dim=0).min(),  # what a batch norm saw least of
     }
+    values = torch.stack(list(means.values())).tolist()  # the device is waited for once
+    return {**dict(zip(means, values, strict=True)), "train/images_per_s": speed}
 
 
-def progress(metrics: dict[str, float]) -> str:
-    """The progress bar's line."""
+def progress(metrics: dict[str, float], val: float | None = None) -> str:
+    """The progress bar's line; `val` is the accuracy of the last validation."""
     return (
         f"loss {metrics['train/loss']:.3f}, acc {metrics['train/accuracy']:.1%}, "
-        f"blocks {metrics['train/executed']:.1%}, {metrics['train/images_per_s']:.0f} img/s"
+        + ("" if val is None else f"val {val:.1%}, ")
+        + f"blocks {metrics['train/executed']:.1%}, {metrics['train/images_per_s']:.0f} img/s"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,18 @@ def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         for name, moment in moments.items():
             if isinstance(moment, torch.Tensor) and moment.shape == weight.shape:
                 moments[name] = torch.empty_like(weight).copy_(moment)
+
+
+def falling(schedule: str, left: float) -> float:
+    """Factor of a learning rate that falls to zero, unless the schedule is `"constant"`.
+
+    Args:
+        schedule: `"constant"`, `"linear"` or `"cosine"`.
+        left: share of the steps to come, from 1 down to 0.
+    """
+    if schedule == "constant":
+        return 1.0
+    return left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, float], torch.optim.Optimizer]] = {"adam": adam, "sgd": sgd}

@@ -40,20 +40,26 @@ def check_trained(setting: Setting) -> None:
         )
 
 
-def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance, Tensor | None]:
+def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor | None]:
     """Look at a run's network before it is trained, and drop a preparation that it does not need.
 
     Args:
-        setting: of an agent with the flag `warmup_iterations`.
+        setting: of any agent; `warmup_iterations` is the flag of those that can prepare a network.
 
     Returns:
-        The setting, without steps of preparation where the network bears skips; how it bears them; the cost
-        of each block's absence [N], or None where nothing is to be prepared. A run that is resumed keeps
-        to what it decided at first.
+        The setting, without steps of preparation where skips cost the network little; what they cost it, or
+        None for a network that stays as it is; the cost of each block's absence [N], or None where nothing is
+        to be prepared. A run that is resumed
+        keeps to what it decided at first.
     """
     args = setting.args
+    if args.frozen:
+        setting.introduce()
+        return setting, None, None
     check_trained(setting)
     tolerance = setting.look()
+    if not hasattr(args, "warmup_iterations"):
+        return setting, tolerance, None
     before = args.run_dir and args.run_dir / "args.json"
     if before and before.is_file() and args.resume:
         steps = json.loads(before.read_text(encoding="utf-8")).get("warmup_iterations", 0)

@@ -13,32 +13,44 @@ from typing import Any
 
 import tyro
 
+from agents.common.distillation import SHARE
 from envs.ids import depth_of
-from skipnet_rl.catalogue import find_auto
+from skipnet_rl import catalogue
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.device import pick_device
 from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.flops import network_macs
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.stored import header_of
-from skipnet_rl.weights import FIXED
 
+SGD: dict[str, Any] = {"optimizer": "sgd", "schedule": "cosine", "eval_images": 1_000}
+CORES = {
+    **SGD, "batch_size": 128, "routes": 2, "lr": 0.05, "gate_lr": 5e-3, "entropy": 0.02, "bn_images": 4_000,
+    "eval_every": 250,
+}  # fmt: skip
+GPU = {
+    **SGD, "batch_size": 512, "routes": 4, "lr": 0.2, "gate_lr": 1e-2, "entropy": 0.002, "bn_images": 4_000,
+    "eval_every": 150,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     # the defaults of `Args`: a first look at rendered-digits, whose networks are shipped trained with skips
     "quick": {},
+    # the same for longer, as in the comparison of policies
+    "longer": {
+        "sp_iterations": 20, "iterations": 500, "tune_iterations": 150, "batch_size": 128, "lr": 3e-4,
+        "gate_lr": 1e-2, "bn_images": 4_000,
+    },
     # from a network that executes every block: it is its own teacher, and is prepared for skips where they
     # cost it too much. Steps are a ResNet-20's on a CPU, see `STEPS`.
     "plain": {
-        "alpha": 0.8, "warmup_iterations": 250, "sp_iterations": 0, "iterations": 150, "tune_iterations": 600,
-        "batch_size": 128, "routes": 2, "optimizer": "sgd", "lr": 0.02, "gate_lr": 1.5e-2,
-        "schedule": "cosine", "distillation": 0.9, "eval_every": 100, "eval_images": 1_000,
-        "bn_images": 1_000,
+        **SGD, "alpha": 0.8, "warmup_iterations": 250, "sp_iterations": 0, "iterations": 150,
+        "tune_iterations": 600, "batch_size": 128, "routes": 2, "lr": 0.02, "gate_lr": 1.5e-2,
+        "distillation": 0.9, "eval_every": 100, "bn_images": 1_000,
     },
     # from a shipped network with gates: both are trained already, so the steps are few and small
     "gated": {
-        "stage": "hrl", "iterations": 120, "tune_iterations": 240, "batch_size": 128, "routes": 2,
-        "optimizer": "sgd", "lr": 2e-3, "gate_lr": 1e-3, "schedule": "cosine", "distillation": 0.9,
-        "eval_every": 100, "eval_images": 1_000, "bn_images": 1_000,
+        **SGD, "sp_iterations": 0, "iterations": 120, "tune_iterations": 240, "batch_size": 128, "routes": 2,
+        "lr": 2e-3, "gate_lr": 1e-3, "distillation": 0.9, "eval_every": 100, "bn_images": 1_000,
     },
     # Wang et al. 2018, section 4, and the defaults that its authors publish for CIFAR: SP for 64,000 steps at
     # 0.1, divided by ten at half and three quarters of them, HRL for 10,000 at 1e-4, one route per image, no
@@ -49,7 +61,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sp_lr": 0.1, "lr": 1e-4, "gate_lr": 1e-4, "schedule": "step", "eval_every": 1_000,
         "bn_images": 4_000,
     },
+    # the shipped networks for CIFAR-10, SP and HRL as two runs: a ResNet-38 on two CPU cores in a night
+    "cores-sp": {**CORES, "warmup_iterations": 600, "sp_iterations": 300, "iterations": 0},
+    "cores": {**CORES, "sp_iterations": 0, "iterations": 1_500, "tune_iterations": 2_500},
+    # new gates that tell images apart from the first step on
+    "cores-gain6": {
+        **CORES, "sp_iterations": 0, "iterations": 1_500, "tune_iterations": 2_500, "gate_gain": 6.0
+    },
+    # deeper ones: batches that fill a GPU, with a rate as much larger (Goyal et al. 2017, arXiv 1706.02677)
+    "gpu-sp": {**GPU, "warmup_iterations": 200, "sp_iterations": 100, "iterations": 0},
+    "gpu": {**GPU, "sp_iterations": 0, "iterations": 500, "tune_iterations": 300},
 }  # fmt: skip
+WHY = {
+    "quick": "a first look, in minutes on two cores",
+    "plain": "gates are learned from nothing",
+    "gated": "goes on from trained gates; --preset plain learns them from nothing",
+    "paper": "the paper's schedule",
+}
 TOGETHER = 64  # pixels: of larger images a GPU's memory takes no larger batches
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
@@ -59,17 +87,18 @@ GPU_STEPS, GPU_BATCH = 4, 4  # times as many and as large on a GPU, whose learni
 
 @dataclass(frozen=True)
 class Situation:
-    """The flags that a preset follows from."""
+    """The flags that a preset follows from; None where they are not given."""
 
     preset: str = "auto"
     env: str = "SkipResNet110-v0"
     dataset: str = "auto"
     data_dir: Path | None = None
     weights: str = "auto"
-    shortcut: str = "projection"
     gate: str = "rnn"
     gate_weights: str | None = None
-    stage: str | None = None
+    teacher: tuple[str, ...] = ()
+    sp_iterations: int | None = None
+    iterations: int | None = None
     alpha: float | None = None
     device: str = "auto"
     resume: bool = False
@@ -108,24 +137,45 @@ def values_of(situation: Situation) -> dict[str, Any]:
     values = PRESETS[name] | gates
     if name in ("plain", "gated"):
         values |= _scaled(values, depth, situation.device)
-    if situation.stage == "sp" and values.get("sp_iterations") == 0:
+    if situation.iterations == 0 and values.get("sp_iterations") == 0:
         values["sp_iterations"] = values["iterations"]
     if situation.weights == "none":  # there is nothing to prepare, and nobody to learn from
         values |= {"warmup_iterations": 0, "distillation": 0.0}
-    return {**values, "preset": name}
+    if situation.teacher:
+        values["distillation"] = values.get("distillation") or SHARE
+    about = trained_as(situation.weights)
+    images: dict[str, Any] = {key: about[key] for key in ("shortcut", "mean", "std") if key in about}
+    return {**values, **images, "preset": name}
+
+
+def trained_as(weights: str) -> dict[str, Any]:
+    """The flags that a weights file knows: id, data set, alpha, cost, shortcut, the pixels' mean and std.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    if weights in ("auto", "none", "torchvision"):
+        return {}
+    header = header_of(weights)
+    known = ["dataset", "alpha", "cost", "shortcut"]
+    if not catalogue.find(weights):  # a shipped network has the data set's own
+        known += ["mean", "std"]
+    found = {name: header[name] for name in known if header.get(name) is not None}
+    found |= {name: tuple(found[name]) for name in ("mean", "std") if name in found}
+    return found | ({"env": f"SkipResNet{header['depth']}-v0"} if "depth" in header else {})
 
 
 def _gates(situation: Situation, depth: int, dataset: str) -> dict[str, Any]:
     """The flags of a network with gates to go on from: one that is named, or a shipped one; none: nothing."""
     given, weights = situation.gate_weights, situation.weights
-    if given and situation.gate != FIXED:
-        alpha = header_of(given).get("alpha")
+    if given:
+        alpha = trained_as(given).get("alpha")
         if alpha is None:
             raise WeightsError(f"{given} does not name its alpha; expected a gated network")
         return {"weights": given if weights == "auto" else weights, "alpha": alpha}
-    if (weights, given, situation.stage) != ("auto", None, None):
+    if weights != "auto" or situation.sp_iterations or situation.iterations == 0:
         return {}
-    start = find_auto(depth, dataset, situation.shortcut, (situation.gate,), situation.alpha)
+    start = catalogue.find_auto(depth, dataset, "projection", (situation.gate,), situation.alpha)
     return {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]} if start else {}
 
 
@@ -138,8 +188,9 @@ def _stored(situation: Situation) -> dict[str, Any] | None:
     if not (situation.resume and place and place.is_file()):
         return None
     args = json.loads(place.read_text(encoding="utf-8"))
-    names = {"preset", "weights", "gate_weights", "alpha"}.union(*PRESETS.values())
-    return {name: args[name] for name in names & args.keys()}
+    names = {"preset", "weights", "gate_weights", "alpha", "shortcut", "mean", "std"}.union(*PRESETS.values())
+    found = {name: args[name] for name in names & args.keys()}
+    return found | {name: tuple(found[name]) for name in ("mean", "std") if found.get(name)}
 
 
 def _scaled(values: dict[str, Any], depth: int, device: str) -> dict[str, Any]:
@@ -147,40 +198,24 @@ def _scaled(values: dict[str, Any], depth: int, device: str) -> dict[str, Any]:
     cost = network_macs(ResNet(depth)).total / network_macs(ResNet(20)).total
     gpu = pick_device(device).type == "cuda"
     factor = (GPU_STEPS if gpu else 1) / cost
-    scaled = {
-        key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS
-    }  # fmt: skip
+    scaled = {key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS}
     if gpu and Architecture.of_depth(depth).image_size <= TOGETHER:
         larger = GPU_BATCH * values["batch_size"]
         scaled |= {"batch_size": larger, "lr": GPU_BATCH**0.5 * values["lr"]}
     return scaled
 
 
-WHY = {
-    "quick": "a first look, in minutes on two cores",
-    "plain": "gates are learned from nothing",
-    "gated": "goes on from trained gates; --preset plain learns them from nothing",
-    "paper": "the paper's schedule",
-}
+QUIET = {
+    "preset", "debug", "run_dir", "resume", "data_dir", "download", "device", "precision", "dataset", "env",
+}  # fmt: skip
 
 
 def describe(args: Any) -> str:
     """One line: the preset and why, and what the flags of a run came to, whoever set them."""
-    quiet = {
-        "preset",
-        "debug",
-        "run_dir",
-        "resume",
-        "data_dir",
-        "download",
-        "device",
-        "precision",
-        "dataset",
-        "env",
-    }
     told = {
-        field.name: getattr(args, field.name) for field in fields(args)
-        if field.name not in quiet and getattr(args, field.name) != field.default
-    }  # fmt: skip
+        field.name: getattr(args, field.name)
+        for field in fields(args)
+        if field.name not in QUIET and getattr(args, field.name) != field.default
+    }
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
     return f"{args.preset} ({WHY.get(args.preset, 'flags as given')})" + (f": {settings}" if settings else "")

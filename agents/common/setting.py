@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -84,10 +84,16 @@ class Setting(Generic[ArgsT]):
         return self.problem.precision
 
     @classmethod
-    def of(cls, args: ArgsT) -> Setting[ArgsT]:
+    def of(
+        cls, args: ArgsT, new_network: Callable[[ArgsT, Problem, int], Any] | None = None
+    ) -> Setting[ArgsT]:
         """Check the flags, load what they name; the first lines printed say which data, which weights, why.
 
         Nothing is written, so that a command that is refused leaves no run folder in the way of the next.
+
+        Args:
+            args: the flags.
+            new_network: makes the network for K classes, instead of loading that of `--weights`.
 
         Raises:
             ValueError: flags that make no sense, also with this data set.
@@ -99,7 +105,8 @@ class Setting(Generic[ArgsT]):
                 f"--env {args.env} is a chain of networks, and this agent works within one; choose an id "
                 "such as SkipResNet110-v0"
             )
-        problem = problem_of(args.env, **given).resolve(catalogue.START if args.frozen else ("plain",))
+        problem = Problem(**given) if "depth" in given else problem_of(args.env, **given)
+        problem = problem.resolve(catalogue.START if args.frozen else ("plain",))
         say(f"dataset: {problem.why[0]}")
         splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
         train, val, test = (
@@ -107,20 +114,24 @@ class Setting(Generic[ArgsT]):
             for number, split in enumerate(splits)  # a mismatch is said once
         )
         dataset = problem.dataset
-        read = args.test_images or TEST_IMAGES.get(dataset) or len(test)
+        read = args.test_images or (args.first_look and TEST_IMAGES.get(dataset)) or len(test)
         if args.images_per_step > len(train):
             raise ValueError(
                 f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)} "
                 f"in its {train.split} split"
             )
+        classes = len(train.classes)
         alpha, cost = problem.payment
         args = replace(args, weights=str(problem.weights), alpha=alpha, cost=cost)
+        if new_network is not None:
+            made = new_network(args, problem, classes)
+            return cls(args, problem, train, val, test.first(read), len(test), made, made, None)
         say(f"weights: {problem.why[1]}")
-        net: Any = problem.network(len(train.classes))
+        net: Any = problem.network(classes)
         plain = net
         plain_name, split_images, test = _plain_beside(args, dataset), len(test), test.first(read)
         if plain_name:
-            plain = problem.network(len(train.classes), plain_name)
+            plain = problem.network(classes, plain_name)
         if isinstance(net, Chain):  # nobody trains its networks here: they are asked once about each image
             train = recorded(net, train, problem.precision) if args.frozen else train
             val, test = (recorded(net, images, problem.precision) for images in (val, test))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.terminal import say
 
-GREEDY_STAGES = ("sp", "warmup", "tune")  # whose routes do not come from drawing by the gates
+GREEDY_STAGES = ("pretrain", "sp", "warmup", "tune")  # whose routes do not come from drawing by the gates
 
 
 class DivergenceError(ValueError):
@@ -41,8 +42,10 @@ class Watch:
         Raises:
             DivergenceError: a number that is none.
         """
-        check_loss(episode.loss.detach().mean().item(), done, stage)
-        if episode.gate_logits.isnan().any():
+        seen = torch.stack([episode.loss.detach().mean(), episode.gate_logits.isnan().any()])
+        loss, undefined = seen.tolist()  # the device is waited for once
+        check_loss(loss, done, stage)
+        if undefined:
             raise DivergenceError(_diverged("a gate's log-odds are nan", done, stage))
         if stage in GREEDY_STAGES:
             self.alike, self.unvisited = 0, []

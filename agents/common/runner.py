@@ -1,0 +1,74 @@
+"""A run from its flags to its table, the same for every agent that trains step by step.
+
+The setting, a look at the network, the preparation it needs, training, the rows of the table, the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from agents.common.estimate import print_estimate
+from agents.common.flags import TrainingArgs
+from agents.common.keeper import Keeper, Learner
+from agents.common.loop import learn
+from agents.common.preparation import look
+from agents.common.setting import Setting
+from skipnet_rl.checkpoint import load_weights
+from skipnet_rl.data import Images
+from skipnet_rl.device import cpu_by_default
+from skipnet_rl.rollout import Trajectory
+
+LearnerT = TypeVar("LearnerT", bound=Learner)
+
+
+@cpu_by_default()
+def run_agent(
+    args: TrainingArgs,
+    agent: str,
+    make_learner: Callable[[Setting[Any], Tensor | None], LearnerT],
+    make_keeper: Callable[[Setting[Any], LearnerT, Path], Keeper],
+    train_step: Callable[[LearnerT, Images, int, str, Any], Trajectory],
+) -> dict[str, Any]:
+    """Train, then evaluate on the test set once and write the run folder; returns result.json's content.
+
+    Args:
+        args: the flags.
+        agent: the module's name.
+        make_learner: from the setting, and the cost of each block's absence [N] where the network is to be
+            prepared for skips.
+        make_keeper: from the setting, the learner and the run's folder.
+        train_step: from the learner, the images, the number of the step, its stage and the flags: trains, and
+            returns the step's episodes.
+    """
+    setting, tolerance, costs = look(Setting.of(args))
+    args = setting.args
+    learner = make_learner(setting, costs)
+    run = setting.start_run(agent.replace("_", "-"), args.resume)
+    keeper = make_keeper(setting, learner, run.folder)
+    if tolerance is not None:
+        print_estimate(setting, tolerance)
+    wall_time = learn(
+        run,
+        args.plan(),
+        learner,
+        train_step=lambda step, stage: train_step(learner, setting.train, step, stage, args),
+        validate=keeper.validate,
+        end_stage=keeper.end_stage,
+        begin=keeper.begin,
+        eval_every=args.eval_every,
+        resume=args.resume,
+    )
+    files, rows = keeper.files(), {}
+    for name, file in files.items():
+        load_weights(run.folder / file, learner.model)  # what the file does is reported
+        rows[name] = setting.evaluate(learner.mdp, learner.policy, name=name)
+    last = list(rows)[-1]
+    rate = rows[last].rate
+    references = setting.references(rate, *(() if args.frozen else (learner.mdp, last)))
+    files[f"random, {last} weights"] = files[last]
+    about = keeper.about(tolerance, rate)
+    return setting.finish(run, agent, {**references, **rows}, wall_time, files, **about)

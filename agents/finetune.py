@@ -1,0 +1,165 @@
+"""Long training of a gated network's backbone on the routes that its gates choose at test time.
+
+    python -m agents.finetune --weights resnet110-rendered-digits-hrl --teacher resnet110-rendered-digits
+    python -m agents.finetune --weights runs/…/hrl.safetensors --fixed-route
+
+The steps that end `agents.hybrid_reinforce`, on their own, and more of them. A threshold has no gradient, so
+the gates stay as they are and the backbone learns the routes that they take, from the labels and, with
+`--teacher`, from the predictions of trained networks. With `--fixed-route` all images take one route, the one
+that the gates choose most often on the validation images: the control of what choosing by the image is worth.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from agents.common.cli import main_with_named_errors
+from agents.common.distillation import SHARE, Teacher, check_teachers, distilled, teachers_of
+from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.keeper import KeepBest
+from agents.common.learner import GatedLearner
+from agents.common.optimizers import OPTIMIZERS, falling
+from agents.common.presets import situation_of, trained_as
+from agents.common.runner import run_agent
+from agents.common.setting import Setting
+from skipnet_rl.data import Images
+from skipnet_rl.data.imageset import training_index
+from skipnet_rl.device import autocast
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.evaluate import evaluate, most_frequent
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.randomness import step_generator
+from skipnet_rl.rollout import Trajectory, rollout
+from skipnet_rl.weights import FIXED, Opened, new_policy, open_weights
+
+
+@dataclass(frozen=True)
+class Args(TrainingArgs):
+    """Train a gated network's backbone on the routes that its gates choose."""
+
+    fixed_route: Method[bool] = False
+    """one route for all images, the most frequent one"""
+    teacher: Method[tuple[str, ...]] = ()
+    """networks whose predictions the backbone is also to match: files, names of shipped ones, or auto"""
+    distillation: Method[float] = SHARE
+    """share of the teachers in the loss, where there are any"""
+    iterations: Schedule[int] = 600
+    """training steps"""
+    optimizer: Schedule[Literal["adam", "sgd"]] = "sgd"
+    """optimizer of the backbone; sgd: Nesterov's, with the momentum and weight decay of agents.pretrain"""
+    lr: Schedule[float] = 0.05
+    """learning rate of the backbone"""
+    schedule: Schedule[Literal["constant", "linear", "cosine"]] = "cosine"
+    """course of the learning rate, to zero unless constant"""
+    bn: Literal["train", "frozen", "recalibrate"] = "recalibrate"  # see `hybrid_reinforce.Args`
+    bn_images: int = 4_000
+    eval_images: int = 1_000
+
+    @property
+    def images_per_validation(self) -> int:
+        """Validation images, and those that the batch norms are settled on."""
+        return self.eval_images + self.bn_images
+
+    @property
+    def networks(self) -> tuple[str | None, ...]:
+        """Weights that it starts from, and the teachers'."""
+        return (self.weights, *self.teacher)
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        super().check()
+        if self.weights in ("auto", "none", "torchvision"):
+            raise ValueError(
+                f"--weights is {self.weights}; expected a network with gates, a file or a shipped one's name"
+            )
+        if self.iterations < 1:
+            raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
+        check_teachers(self.teacher, self.share)
+
+    @property
+    def share(self) -> float:
+        """The teachers' share of the loss."""
+        return self.distillation if self.teacher else 0.0
+
+    def plan(self) -> list[str]:
+        """The stage of each training step."""
+        return ["tune"] * self.iterations
+
+
+class Learner(GatedLearner):
+    """Backbone and its optimizer; the gates, or the route, stay as they are."""
+
+    def __init__(self, setting: Setting[Args], opened: Opened) -> None:
+        args = setting.args
+        gate: Any = opened.policy
+        kind = opened.header["kind"]
+        if args.fixed_route:
+            gate, kind = new_policy(FIXED, setting.net), FIXED
+            gate.route.copy_(frequent_route(setting, opened))
+        alpha, cost = setting.problem.payment
+        super().__init__(setting.mdp().net, gate, alpha, cost, setting.device, setting.precision)
+        self.kind = kind
+        self.teacher = Teacher(teachers_of(setting), self.precision) if args.share else None
+        self.optimizers = {"net": OPTIMIZERS[args.optimizer](self.mdp.net, args.lr)}
+
+
+def frequent_route(setting: Setting[Args], opened: Opened) -> Tensor:
+    """The route [N] that the gates choose most often on the validation images."""
+    mdp, gate = opened.mdp(), opened.policy
+    mdp.net.to(setting.device)
+    chosen = evaluate(mdp, gate.to(setting.device), setting.val, precision=setting.precision)  # type: ignore[attr-defined]
+    return most_frequent(chosen.routes)
+
+
+def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
+    """One step of the backbone on thresholded routes."""
+    device = data.device
+    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
+    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    targets = None if learner.teacher is None else learner.teacher(images)
+    images = images.contiguous(memory_format=torch.channels_last)
+    learner.mdp.net.train(args.bn != "frozen")
+    learner.gate.eval()
+    with autocast(learner.precision, device):
+        episode = rollout(learner.mdp, learner.gate, images, labels)
+        loss = distilled(episode.loss, episode.logits, targets, args.share).mean()
+    left = (args.iterations - step) / args.iterations
+    learner.descend(loss, {"net": falling(args.schedule, left) * args.lr})
+    return episode
+
+
+def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+    """The learner over the network of `--weights`."""
+    args = setting.args
+    opened = open_weights(
+        args.weights, depth=args.depth, shortcut=args.shortcut, num_classes=len(setting.train.classes)
+    )
+    if isinstance(opened.policy, AlwaysExecute):
+        raise WeightsError(f"{args.weights} has no gates, whose routes it could be trained on")
+    return Learner(setting, opened)
+
+
+def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepBest:
+    """The best weights, the start included."""
+    return KeepBest(setting, learner, folder, "finetune", learner.kind, trained=True)
+
+
+def train(args: Args) -> dict[str, Any]:
+    """All steps, then the test set once; returns result.json's content."""
+    return run_agent(args, "finetune", start, keep, train_step)
+
+
+def arguments(words: Sequence[str] | None = None) -> Args:
+    """The flags' defaults on a command line: alpha, cost and images as the network was trained with."""
+    return replace(Args(), **trained_as(situation_of(list(sys.argv[1:] if words is None else words)).weights))
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, train, defaults=arguments)

@@ -1,0 +1,22 @@
+"""Command lines as their modules read them."""
+
+import importlib
+import shlex
+
+import pytest
+
+from agents.common import presets
+from agents.common.flags import parse
+
+
+def parsed(line):
+    """`python -m NAME …`, text or words, as NAME reads it; a network that is not here has no header."""
+    python, dash_m, name, *words = shlex.split(line) if isinstance(line, str) else line
+    assert (python, dash_m) == ("python", "-m")
+    module = importlib.import_module(name)
+    options = getattr(module, "Args", None) or module.Options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "header_of", lambda weights: {"alpha": 1.0} if "cifar10" in weights else {})
+        patch.setattr(presets, "resolve_dataset", lambda name, folder: (name.replace("auto", "cifar10"), ""))
+        default = module.arguments(words) if hasattr(module, "arguments") else None
+        return parse(options, words, default)
