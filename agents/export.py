@@ -1,8 +1,9 @@
-"""Export a gated network as an ONNX model whose skipped blocks do not run.
+"""Export a gated network or a chain as an ONNX model whose skipped blocks do not run.
 
     pip install -e ".[export]"
     python -m agents.export resnet110-rendered-digits-hrl --out model.onnx
     python -m agents.export runs/…/hrl.safetensors --out model.onnx --batched
+    python -m agents.export chain14x38x110-cifar10 --data-dir data --out chain.onnx
 
 Inputs and outputs of the model: see `skipnet_rl.onnx.model`. Images are normalised: pixels in 0 … 1, minus
 `mean` and divided by `std`, both in the model's metadata.
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from agents.common.cli import main_with_named_errors
+from skipnet_rl.belief import Threshold
 from skipnet_rl.checkpoint import parts_of
 from skipnet_rl.data import Images
 from skipnet_rl.data.places import data_folder
@@ -38,10 +40,10 @@ LOGITS_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Args:
-    """Export a gated network as an ONNX model and check it against PyTorch."""
+    """Export a gated network or a chain as an ONNX model and check it against PyTorch."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """weights file of a gated network, or the name of a shipped one"""
+    """weights file of a gated network or a chain, or the name of a shipped one"""
     out: Path
     """file to write"""
     batched: bool = False
@@ -74,8 +76,8 @@ def main(args: Args) -> Agreement | None:
         raise ValueError(f"{args.out} is the network itself; give the model another name")
     opened = open_weights(args.checkpoint)
     mdp, gate, about = opened.mdp(), opened.policy, opened.header
-    if not isinstance(gate, StoredPolicy):
-        raise WeightsError(f"{args.checkpoint} is of kind {about['kind']}; expected a gated network")
+    if not isinstance(gate, StoredPolicy | Threshold):
+        raise WeightsError(f"{args.checkpoint} is of kind {about['kind']}; expected gates or a chain")
     images = _test_images(about, mdp, args) if args.check else None
     with whole_file(args.out) as beside:
         export_onnx(mdp, gate, beside, args.batched, about)

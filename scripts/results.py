@@ -192,7 +192,8 @@ def with_interval(row: Mapping[str, Any], n: int) -> dict[str, Any]:
 def networks(out: Path) -> list[dict[str, Any]]:
     """The index of the shipped networks, then not_shipped.json with the others, if it is there."""
     path = out / "not_shipped.json"
-    return index() + (_content(path) if path.is_file() else [])
+    single = [entry for entry in index() if entry["kind"] != "chain"]
+    return single + (_content(path) if path.is_file() else [])
 
 
 def _content(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,12 @@ FIELDS: dict[str, Any] = {  # of a header, and their types
     "alpha": (int, float),
     "cost": str,
     "policy_depth": int,
+    "networks": list,
+    "mix": list,
+    "thresholds": list,
+    "by": str,
 }
+OWN, CHAIN = ".safetensors", ".json"  # files of this project: a network, and a chain, which is a header alone
 POLICY = "policy."  # before the tensors of BlockDrop's policy network
 MARKS = {  # tensors that only files of one kind have; the first match counts
     "gate.route": "fixed",
@@ -64,10 +70,11 @@ def read_weights(weights: Weights, depth: int | None = None) -> Stored:
         tensors, source = torchvision_weights(depth), "torchvision's model"
     else:
         path = find_file(weights)
-        source = str(path)
-        own = path.suffix == ".safetensors"
-        tensors = read_tensors(path) if own else read_state_dict(path)
-        header = read_header(path) if own else {}
+        source, header = str(path), header_of(path)
+        if path.suffix == CHAIN:
+            tensors = {}
+        else:
+            tensors = read_tensors(path) if path.suffix == OWN else read_state_dict(path)
     return Stored(tensors, {**recognise(tensors), **header}, source)
 
 
@@ -78,7 +85,7 @@ def header_of(weights: str | os.PathLike[str]) -> dict[str, Any]:
         WeightsError: there is no such file, or it is damaged.
     """
     path = find_file(weights)
-    return read_header(path) if path.suffix == ".safetensors" else {}
+    return read_header(path) if path.suffix in (OWN, CHAIN) else {}
 
 
 def find_file(weights: str | os.PathLike[str]) -> Path:
@@ -125,12 +132,22 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file is missing or damaged.
     """
-    header = read_about(path)
+    header = _read_json(path) if path.suffix == CHAIN else read_about(path)
     if "gate" in header:  # as it was called before there were other kinds
         header.setdefault("kind", header.pop("gate"))
     for name, wanted in FIELDS.items():
         if name in header and not isinstance(header[name], wanted):
             raise WeightsError(f"{path} is damaged: its header has {name} {header[name]!r}")
+    return header
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path} is damaged: it holds {type(header).__name__}, expected an object")
     return header
 
 

@@ -5,17 +5,22 @@ A file is safetensors in half precision (`checkpoint.save_weights`), in one part
 `num_classes`, `mean` and `std` of the images' normalisation; for a policy the `alpha` and `cost` that it was
 trained for; the `command` that made it, and the networks that this command started from, `after`. Files of
 other projects and of earlier versions lack some of it: what their tensors show is read off them.
+
+A chain has no tensors, its file is the header alone, see `chain_file`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from skipnet_rl.chain import Chain, ChainMDP
+from skipnet_rl.chain_file import open_chain
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import WeightsError, one_line, unknown_name
@@ -35,18 +40,20 @@ class Opened(NamedTuple):
     """A network that was opened.
 
     Attributes:
-        network: in evaluation mode, on the CPU, in channels-last memory.
+        network: in evaluation mode, on the CPU, in channels-last memory; of the kind `"chain"` a `Chain`.
         policy: what chooses its blocks; `AlwaysExecute` for a plain network.
         header: what the file says of itself, see the module, and what its tensors show.
     """
 
-    network: ResNet
+    network: Any
     policy: Policy
     header: Header
 
-    def mdp(self, alpha: float | None = None, cost: str | None = None) -> RoutingMDP:
+    def mdp(self, alpha: float | None = None, cost: str | None = None) -> Any:
         """The decision process over the network (default: at the alpha and cost that it was trained for)."""
         alpha = self.header.get("alpha", ALPHA) if alpha is None else alpha
+        if isinstance(self.network, Chain):
+            return ChainMDP(self.network, alpha, cost or self.header.get("cost", "flops"))
         return RoutingMDP(self.network, alpha, cost or self.header.get("cost", "blocks"))
 
 
@@ -139,11 +146,18 @@ def _open_sb3(stored: Stored, expected: Expected) -> Opened:
     return _opened(stored, net, ObservationPolicy.of_sb3(stored.tensors, len(net.blocks) - 1))
 
 
+def _open_chain(stored: Stored, expected: Expected) -> Opened:
+    if expected.depth is not None:
+        raise WeightsError(f"{stored.source} is a chain of networks; expected one ResNet-{expected.depth}")
+    return Opened(*open_chain(stored, partial(open_weights, num_classes=expected.num_classes)))
+
+
 KINDS: dict[str, Callable[[Stored, Expected], Opened]] = {
     "plain": _open_plain,
     **dict.fromkeys((*GATES, FIXED), _open_gated),
     "blockdrop": _open_blockdrop,
     "sb3": _open_sb3,
+    "chain": _open_chain,
 }
 
 

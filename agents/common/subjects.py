@@ -80,7 +80,8 @@ def restore(path: Path, args: Args) -> Subject:
     alpha = header.get("alpha", 0.0) if args.alpha is None else args.alpha
     mdp = opened.mdp(alpha)
     name = "all blocks" if plain else path.stem if path.is_file() else str(path)
-    about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
+    env = "SkipChain-v0" if header["kind"] == "chain" else f"SkipResNet{mdp.net.depth}-v0"
+    about = {"env": env, "dataset": dataset, "alpha": mdp.alpha}
     return Subject(name, about, mdp, opened.policy, images, args.out)
 
 
