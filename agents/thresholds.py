@@ -1,0 +1,231 @@
+"""Chains of networks with tuned thresholds, beside what they have to beat.
+
+    python -m agents.thresholds --data-dir data --out docs/results-cifar10
+    python -m agents.thresholds --chains SkipChain14x38-v0 resnet20-cifar10,38 --budgets 0.3 0.5
+
+The first network sees every image; the next one is asked where the margin of the answer so far is small, and
+its answer is mixed in (`skipnet_rl.chain`). For each budget, thresholds and mixing weights are chosen on the
+validation images (`skipnet_rl.thresholds`); the test images are read once, at the end. Nothing is learned.
+
+Each row is compared, image by image, with every network alone, of which `single` is the best that costs no
+more; with its own routes dealt out to the images at random; and with the best route, the same for all images,
+that costs no more. What is best is told by the validation images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from agents.common.chains import recorded
+from agents.common.cli import main_with_named_errors
+from agents.common.tables import markdown, points, publish
+from envs.ids import CHAINS
+from skipnet_rl.chain import Chain, ChainMDP
+from skipnet_rl.chain_problem import ChainProblem
+from skipnet_rl.controls import every_route
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.progress import load_images
+from skipnet_rl.recording import Records, replayed
+from skipnet_rl.statistics import accuracy_difference, half_width
+from skipnet_rl.thresholds import Tuned, tune
+
+FILE = "chains.json"
+BESIDE = (
+    "resnet38-cifar10-hrl-0.5-ensemble",
+    "resnet74-cifar10-hrl-0.5",
+    "resnet110-cifar10-hrl-0.8-ensemble",
+)
+DEFAULT = tuple(f"SkipChain{name}-v0" for name in CHAINS if name)
+AT_RANDOM, ONE_ROUTE = "its routes at random", "one route for all"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Tune chains for budgets on validation images; evaluate them on the test images."""
+
+    chains: tuple[str, ...] = DEFAULT
+    """registered ids, or names, paths or depths of networks with commas between them"""
+    beside: tuple[str, ...] | None = None
+    """other networks to compare them with (default: beside the default chains, shipped ones; else none)"""
+    budgets: tuple[float, ...] = (0.2, 0.26, 0.36, 0.46)
+    """mean FLOPs per image over those of the chain's last network; one below its first network is left out"""
+    dataset: str = "cifar10"
+    """data set"""
+    data_dir: Path | None = None
+    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    out: Path = Path("runs/results/table")
+    """folder of chains.json"""
+    device: str = "auto"
+    """cpu, cuda, or auto"""
+    debug: bool = False
+    """traceback of an error"""
+
+
+def networks_of(chain: str) -> list[int | str]:
+    """The networks of a registered id, or those that are listed."""
+    name = chain.removeprefix("SkipChain").removesuffix("-v0")
+    if chain.startswith("SkipChain") and name in CHAINS:
+        return CHAINS[name]
+    return [int(word) if word.isdecimal() else word for word in chain.split(",")]
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Tune and evaluate every chain; returns what was written.
+
+    Raises:
+        ValueError: no chains, or one that is none.
+        WeightsError: there is no such network.
+    """
+    if not options.chains:
+        raise ValueError("no chains given; name one, such as SkipChain14x38-v0")
+    given = options.beside if options.beside is not None else BESIDE * (options.chains == DEFAULT)
+    beside = networks_of(",".join(given)) if given else []
+    chains = {name: networks_of(name) for name in options.chains}
+    wanted = list(dict.fromkeys([*chain.from_iterable(chains.values()), *beside]))
+    problem = ChainProblem(
+        networks=wanted, dataset=options.dataset, data_dir=options.data_dir, device=options.device
+    ).resolve()
+    images = {split: problem.images(split, load_images) for split in ("val", "test")}
+    names = [str(name) for name in dict.fromkeys(problem.networks)]  # each network is asked once
+    place = {network: names.index(str(name)) for network, name in zip(wanted, problem.networks, strict=True)}
+    everything = replace(problem, networks=tuple(dict.fromkeys(problem.networks))).network(
+        len(images["val"].classes)
+    )
+    records = {split: recorded(everything, each, "fp32") for split, each in images.items()}
+    alone = {name: Alone.of(number, **records, name=name) for number, name in enumerate(names)}
+    rows = [
+        row
+        for name, networks in chains.items()
+        for row in rows_of(
+            name, [place[each] for each in networks], everything, records, alone, options.budgets
+        )
+    ]
+    found = {
+        "dataset": problem.dataset,
+        "n_images": len(images["test"]),
+        "precision": "fp32",
+        "networks": {name: each.summary() for name, each in alone.items()},
+        "rows": rows,
+    }
+    return publish("agents.thresholds", options.out / FILE, found, table(found))
+
+
+class Alone(NamedTuple):
+    """A network alone: its name, MACs per test image, accuracy on validation images, right test images."""
+
+    name: str
+    macs: float
+    val_accuracy: float
+    correct: Tensor
+
+    @classmethod
+    def of(cls, number: int, name: str, val: Records, test: Records) -> Alone:
+        """Of network `number` of some records."""
+        known, right = (each.answers[:, number, :-1].argmax(dim=1) == each.labels for each in (val, test))
+        return cls(name, test.answers[:, number, -1].mean().item(), known.double().mean().item(), right)
+
+    def summary(self) -> dict[str, float]:
+        """Its entry in the file."""
+        accuracy = self.correct.double().mean().item()
+        return {"mega_flops": 2e-6 * self.macs, "accuracy": accuracy, "val_accuracy": self.val_accuracy}
+
+
+def rows_of(
+    name: str,
+    places: Sequence[int],
+    everything: Chain,
+    records: Mapping[str, Records],
+    alone: Mapping[str, Alone],
+    budgets: Sequence[float],
+) -> list[dict[str, Any]]:
+    """A chain at each budget that its first network does not exceed."""
+    val, test = (
+        Records(records[split].source, records[split].answers[:, places]) for split in ("val", "test")
+    )
+    asked = replayed(Chain([everything.members[place] for place in places]))
+    whole = ChainMDP(asked).whole_macs
+    least = val.answers[:, 0, -1].mean().item() / whole
+    affordable = [budget for budget in sorted(budgets) if budget > least]
+    if not affordable:
+        return []
+    return [
+        {
+            "chain": name,
+            "networks": [list(alone)[place] for place in places],
+            **row(asked, tuned, val, test, alone),
+        }
+        for tuned in tune(val, whole, affordable)
+    ]
+
+
+def row(
+    asked: Chain, tuned: Tuned, val: Records, test: Records, alone: Mapping[str, Alone]
+) -> dict[str, Any]:
+    """What a choice of thresholds and weights does on the test images, and what it is compared with."""
+    mdp = ChainMDP(asked.mixed(tuned.mix))
+    done = evaluate(mdp, tuned.policy(), test)
+    cost = done.compute_flops.mean().item()
+    chosen, routes = every_route(mdp, val), every_route(mdp, test)
+    fixed = max(routes.fixed(cost).tolist(), key=lambda r: chosen.correct[r].double().mean().item())
+    single = max(
+        (each for each in alone.values() if each.macs <= cost * mdp.whole_macs),
+        key=lambda each: each.val_accuracy,
+    )
+    rivals = {AT_RANDOM: routes.dealt_out(done.routes), ONE_ROUTE: routes.correct[fixed]}
+    rivals |= {name: each.correct for name, each in alone.items()}
+    return {
+        "budget": tuned.budget,
+        "mix": tuned.mix,
+        "thresholds": tuned.thresholds,
+        "asked": done.routes.double().mean(dim=0).tolist(),
+        "compute_flops": cost,
+        "mega_flops": 2e-6 * cost * mdp.whole_macs,
+        "accuracy": done.accuracy,
+        "accuracy_ci95": list(done.accuracy_ci95),
+        "val_accuracy": tuned.accuracy,
+        "one_route": routes.routes[fixed].int().tolist(),
+        "single": single.name,
+        "over": {name: accuracy_difference(done.correct, rival) for name, rival in rivals.items()},
+    }
+
+
+COLUMNS = (
+    "chain",
+    "MFLOPs",
+    "asked",
+    "validation",
+    "accuracy",
+    "over its routes at random",
+    "over one route for all",
+    "over the best alone",
+    "which is",
+)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The rows in Markdown: in percent of the images, differences in points on the same images."""
+    return markdown(COLUMNS, [cells(each) for each in found["rows"]])
+
+
+def cells(each: Mapping[str, Any]) -> list[str]:
+    """A row as the table's text."""
+    over = [each["over"][name] for name in (AT_RANDOM, ONE_ROUTE, each["single"])]
+    return [
+        each["chain"].removesuffix("-v0"),
+        f"{each['mega_flops']:.1f}",
+        ", ".join(f"{100 * share:.1f}" for share in each["asked"]),
+        f"{100 * each['val_accuracy']:.2f}",
+        points(each["accuracy"], half_width(each["accuracy_ci95"])),
+        *(points(difference["accuracy"], difference["ci95"], "+") for difference in over),
+        each["single"],
+    ]
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Options, main)
