@@ -6,13 +6,12 @@ import pytest
 import torch
 from test_chain import every_route as routes_of
 from test_thresholds import MACS, noisy
-from toys import load_first, toy_chain
+from toys import Replay, load_first, toy_chain
 
 from agents import thresholds
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.controls import every_route
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.policies import Replay
 from skipnet_rl.thresholds import tune
 
 
