@@ -18,7 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from agents import cascade
+from agents import cascade, thresholds
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import SHARE
 from agents.common.entries import Entry, flags, random_at_rate
@@ -250,7 +250,7 @@ def main(options: Options) -> None:
     """Make the table and the picture, and the page if asked for."""
     draw(options.out)
     if options.page:
-        found = (_content(options.out / name) for name in (paired.FILE, cascade.FILE))
+        found = (_content(options.out / name) for name in (paired.FILE, cascade.FILE, thresholds.FILE))
         for name, text in results_page.parts(networks(options.out), *found).items():
             renew(options.page, name, text)
         say(f"wrote {options.page}")

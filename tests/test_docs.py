@@ -15,7 +15,7 @@ from commands import parsed
 
 import benchmarks.ablation
 import benchmarks.gate_costs
-from agents import cascade
+from agents import cascade, thresholds
 from agents.common.tables import comparison, points
 from benchmarks import information, latency, measure, scaling, soak, throughput, training
 from envs import factory
@@ -187,7 +187,7 @@ NETWORKS = results.networks(DOCS / "results-cifar10")
 
 def test_the_page_of_results_is_that_of_its_files():
     """Made again by `python -m scripts.results --page docs/results.md`."""
-    files = (DOCS / "results-cifar10" / script.FILE for script in (paired, cascade))
+    files = (DOCS / "results-cifar10" / script.FILE for script in (paired, cascade, thresholds))
     text = (DOCS / "results.md").read_text()
     for name, part in results_page.parts(NETWORKS, *(json.loads(file.read_text()) for file in files)).items():
         assert f"<!-- {name} -->\n{part}<!-- end of {name} -->" in text, name
