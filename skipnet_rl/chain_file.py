@@ -17,29 +17,28 @@ from skipnet_rl.checkpoint import write_json
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.member import Member
 from skipnet_rl.stored import CHAIN, Stored
-from skipnet_rl.thresholds import Tuned
 
 NEEDED = ("networks", "mix", "thresholds")
 BEYOND = 1e9  # in the place of infinity, which JSON lacks; no answer is as sure
 
 
-def save_chain(path: Path, networks: list[str], tuned: Tuned, about: Mapping[str, Any]) -> None:
+def save_chain(path: Path, row: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write a chain with the thresholds and weights that were tuned for a budget.
 
     Args:
         path: a name that ends in `.json`.
-        networks: names or paths, in the order in which they are asked.
-        tuned: see `thresholds.tune`.
-        about: more of the header: `dataset`, `depth`, `num_classes`, `command`, …
+        row: `networks` (names or paths, in the order in which they are asked), `mix` and `thresholds`, and
+            where they are known `by` and `budget`.
+        about: more of the header: `dataset`, `depth`, `command`, …
 
     Raises:
         ValueError: a path with another ending.
     """
     if path.suffix != CHAIN:
         raise ValueError(f"the file of a chain is {path}; expected a name that ends in {CHAIN}")
-    thresholds = [min(max(each, -BEYOND), BEYOND) for each in tuned.thresholds]
-    own = {"mix": list(tuned.mix), "thresholds": thresholds, "by": tuned.by}
-    write_json(path, {"kind": "chain", **about, "networks": networks, **own, "budget": tuned.budget})
+    own = {key: row[key] for key in ("networks", "mix", "thresholds", "by", "budget") if key in row}
+    own["thresholds"] = [min(max(each, -BEYOND), BEYOND) for each in row["thresholds"]]
+    write_json(path, {"kind": "chain", **about, **own})
 
 
 def open_chain(stored: Stored, open_network: Callable[[str], Any]) -> tuple[Chain, Threshold, dict[str, Any]]:

@@ -18,7 +18,6 @@ from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.thresholds import Tuned
 from skipnet_rl.weights import open_weights
 
 GATED = "resnet110-rendered-digits-hrl"
@@ -42,8 +41,8 @@ def file(networks, tmp_path):
     images, _ = load_images("rendered-digits", "test").first(60).batch(torch.arange(60))
     with torch.no_grad():
         threshold = margin(first(images).double().log_softmax(dim=1)).median().item() + 1e-3  # next to none
-    tuned = Tuned(0.9, (0.3,), (threshold,), "margin", 0.5, 1e6)
-    save_chain(tmp_path / "chain.json", networks, tuned, {"dataset": "rendered-digits"})
+    row = {"networks": networks, "mix": [0.3], "thresholds": [threshold], "by": "margin", "budget": 0.9}
+    save_chain(tmp_path / "chain.json", {**row, "accuracy": 0.5}, {"dataset": "rendered-digits"})
     return tmp_path / "chain.json"
 
 
@@ -58,7 +57,7 @@ def test_a_file_holds_the_chain(file, networks):
         10,
         0.9,
     )
-    assert header["networks"] == networks
+    assert header["networks"] == networks and "accuracy" not in header
     mdp = opened.mdp()
     assert isinstance(mdp, ChainMDP) and opened.mdp(alpha=0.2).alpha == 0.2
     images = load_images("rendered-digits", "test").first(60)
@@ -121,7 +120,7 @@ def test_a_chain_is_no_single_network(file):
 
 @pytest.mark.parametrize("threshold, asked", [(torch.inf, 1), (-torch.inf, 0)])
 def test_thresholds_without_bounds(threshold, asked, networks, tmp_path):
-    save_chain(tmp_path / "chain.json", networks, Tuned(1, (0.3,), (threshold,), "margin", 1, 1), {})
+    save_chain(tmp_path / "chain.json", {"networks": networks, "mix": [0.3], "thresholds": [threshold]}, {})
     opened = open_weights(tmp_path / "chain.json")
     assert (
         evaluate(opened.mdp(), opened.policy, load_images("rendered-digits", "test").first(20)).rate == asked
@@ -130,7 +129,7 @@ def test_thresholds_without_bounds(threshold, asked, networks, tmp_path):
 
 def test_the_name_of_a_file_ends_in_json(networks, tmp_path):
     with pytest.raises(ValueError, match="expected a name that ends in .json"):
-        save_chain(tmp_path / "chain.txt", networks, Tuned(1, (0.3,), (1.0,), "margin", 1, 1), {})
+        save_chain(tmp_path / "chain.txt", {"networks": networks, "mix": [0.3], "thresholds": [1.0]}, {})
 
 
 @pytest.mark.parametrize(

@@ -1,59 +1,46 @@
-"""Shipped chains are tuned on the validation images and judged on the test images."""
+"""Shipped chains are rows of what agents.thresholds found."""
 
 import json
+from pathlib import Path
 
 import pytest
-import torch
 
 from scripts import ship_chains
-from skipnet_rl.data import ImageSet
-from skipnet_rl.recording import Records
+from skipnet_rl.catalogue import FOLDER, find
 from skipnet_rl.weights import open_weights
 
-
-def answers(second: float, generator: torch.Generator) -> torch.Tensor:
-    """Records [200, 4, 11] of a first network that is right where it is sure, and of three better ones."""
-    found = torch.full((200, 4, 11), 1.0)
-    labels = torch.arange(200) % 10
-    sure = torch.rand(200, generator=generator) < 0.7
-    for number in range(4):
-        right = sure | (torch.rand(200, generator=generator) < (second if number else 0.1))
-        said = torch.where(right, labels, (labels + 1) % 10)
-        logits = torch.zeros(200, 10)
-        logits[torch.arange(200), said] = torch.where(sure, 5.0, 1.0)
-        found[:, number, :10], found[:, number, 10] = logits.log_softmax(dim=1), [1, 2, 3, 20][number] * 1e7
-    return found.double()
+RESULTS = Path(__file__).parent.parent / ship_chains.Options().results
 
 
-def test_thresholds_are_of_validation_images_and_figures_of_test_images(tmp_path, monkeypatch):
-    generator, split_seconds = torch.Generator().manual_seed(0), {"val": 0.9, "test": 0.5}
-    pixels, labels = torch.zeros(200, 3, 32, 32, dtype=torch.uint8), torch.arange(200) % 10
-
-    def load(dataset, split, data_dir):
-        names = tuple(map(str, range(10)))
-        return ImageSet(dataset, split, pixels, labels, names, (0.5,) * 3, (0.5,) * 3, flip=False)
-
-    def record(chain, images, progress):
-        assert len(chain.members) == 4
-        return Records(images, answers(split_seconds[images.split], generator))
-
-    for name, value in {"load_images": load, "record": record, "FOLDER": tmp_path}.items():
-        monkeypatch.setattr(ship_chains, name, value)
-    monkeypatch.setattr(ship_chains, "index", lambda: [{"name": "other"}, {"name": "chain38gx38-cifar10"}])
-    entries = ship_chains.main(ship_chains.Options())
-    stored = json.loads((tmp_path / "index.json").read_text())
-    assert stored == [{"name": "other"}, *json.loads(json.dumps(entries))]
+def test_they_are_written_from_the_rows(tmp_path, monkeypatch):
+    """And are those of the package."""
+    old = [{"name": "other"}, {"name": "chain14x38x110-cifar10"}]
+    monkeypatch.setattr(ship_chains, "FOLDER", tmp_path)
+    monkeypatch.setattr(ship_chains, "index", lambda: old)
+    entries = ship_chains.main(ship_chains.Options(RESULTS))
+    assert json.loads((tmp_path / "index.json").read_text()) == [{"name": "other"}, *entries]
+    found = json.loads(RESULTS.read_text())
     for entry in entries:
-        assert entry["val_accuracy"] > entry["test_accuracy"] > 0.6
-        assert open_weights(tmp_path / entry["file"]).header["budget"] == entry["budget"]
+        name = entry["name"]
+        assert find(name) == entry
+        assert (tmp_path / entry["file"]).read_bytes() == (FOLDER / entry["file"]).read_bytes()
+        row, opened = ship_chains.row_of(name, found), open_weights(name)
+        assert opened.policy.thresholds.tolist() == row["thresholds"]
+        assert opened.network.mix.tolist() == row["mix"]
+        assert entry["test_accuracy"] == row["accuracy"] and entry["after"] == row["networks"]
 
 
-def test_a_chain_sees_its_own_networks_alone():
-    source = torch.rand(3, 4, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    images = ImageSet(
-        "x", "val", torch.zeros(3, 3, 8, 8), torch.zeros(3), ("a",), (0.5,) * 3, (0.5,) * 3, flip=False
-    )
-    part = ship_chains.part_of(Records(images, source), (ship_chains.SMALL, ship_chains.LARGE))
-    assert torch.equal(part.answers, source[:, [0, 3]])
-    with pytest.raises(ValueError, match="not in"):
-        ship_chains.part_of(Records(images, source), ("resnet8",))
+def test_a_row_that_is_missing_is_an_error(tmp_path):
+    found = json.loads(RESULTS.read_text())
+    found["rows"] = [row for row in found["rows"] if row["budget"] != 0.2]
+    (tmp_path / "chains.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="no row of SkipChain14x38x110-v0 at budget 0.2"):
+        ship_chains.main(ship_chains.Options(tmp_path / "chains.json"))
+
+
+def test_networks_that_are_not_shipped_are_refused():
+    found = json.loads(RESULTS.read_text())
+    for row in found["rows"]:
+        row["networks"] = ["resnet14-cifar10-distilled", "resnet8-mine"]
+    with pytest.raises(ValueError, match="resnet8-mine is no shipped network"):
+        ship_chains.entry_of("chain14x38x110-cifar10", found)

@@ -1,0 +1,149 @@
+"""Milliseconds that a chain of networks takes for one image, beside the plain networks.
+
+    python -m benchmarks.chains --data-dir data
+
+Each test image goes through every candidate in onnxruntime before the next one does, so that other work on
+the machine affects all of them alike; read the times as ratios to the plain ResNet-110. A chain is one model,
+with an `If` for each network but the first, and thresholds that were chosen on the validation images.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from agents.common.tables import markdown
+from benchmarks import measure
+from skipnet_rl import catalogue
+from skipnet_rl.data import Images, load_images
+from skipnet_rl.onnx import export_onnx, export_plain, onnx_session
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.progress import progress_bar
+from skipnet_rl.weights import open_weights
+
+REFERENCE = "resnet110-cifar10"
+NETWORKS = (
+    REFERENCE,
+    "resnet38-cifar10-distilled",
+    "resnet14-cifar10-distilled",
+    "chain14x38x110-cifar10",
+    "chain38gx38x110-cifar10",
+    "chain38gx38-cifar10",
+)
+THREADS = (1, 2)
+WARM_UP = 20  # images that do not count
+AIM = 0.40  # of the reference's mean, at no lower accuracy
+
+
+@dataclass(frozen=True)
+class Options(measure.Options):
+    """Time chains on single images."""
+
+    device: str = "cpu"
+    """cpu"""
+    data_dir: Path | None = None
+    """folder of CIFAR-10 (default: $SKIPNET_DATA, else ./data)"""
+    images: int = 1000
+    """number of test images, each of which takes one turn"""
+
+
+def export(name: str, path: Path) -> None:
+    """Write a shipped network or chain as an ONNX model for one image."""
+    opened = open_weights(name)
+    if isinstance(opened.policy, AlwaysExecute):
+        export_plain(opened.mdp(), path)
+    else:
+        export_onnx(opened.mdp(), opened.policy, path)
+
+
+def turns(models: Mapping[str, Path], threads: int, images: Images) -> dict[str, dict[str, float]]:
+    """Seconds of each model per image: mean, median and 95th percentile; and how many answers are right.
+
+    Args:
+        models: paths by name.
+        threads: of onnxruntime.
+        images: each takes its turn; the first `WARM_UP` take another one before that.
+    """
+    sessions = {name: onnx_session(path, threads) for name, path in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    right = dict.fromkeys(models, 0)
+    order = [*range(min(WARM_UP, len(images))), *range(len(images))]
+    pixels, labels = images.batch(images.labels.new_tensor(range(len(images))))
+    feeds = pixels.contiguous().numpy()
+    for turn, number in enumerate(progress_bar(order, desc=f"{threads} threads", unit="image")):
+        for name, session in sessions.items():
+            begun = time.perf_counter()
+            logits, *_ = session.run(None, {"images": feeds[number : number + 1]})
+            if turn >= len(order) - len(images):
+                seconds[name].append(time.perf_counter() - begun)
+                right[name] += int(logits.argmax() == labels[number])
+    return {
+        name: {
+            "mean": float(np.mean(found)),
+            "median": float(np.median(found)),
+            "p95": float(np.percentile(found, 95)),
+            "right": right[name] / len(images),
+        }
+        for name, found in seconds.items()
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The result as Markdown: a table for each number of threads."""
+    columns = ["accuracy", "mean, ms", "of ResNet-110", "median", "95th percentile"]
+    tables = []
+    for threads, timings in found["threads"].items():
+        rows = []
+        for name, accuracy in found["accuracy"].items():
+            mean, middle, high = (1e3 * timings[name][key] for key in ("mean", "median", "p95"))
+            share = timings[name]["mean"] / timings[REFERENCE]["mean"]
+            cells = [f"{mean:.2f}", f"{share:.2f}", f"{middle:.2f}", f"{high:.2f}"]
+            rows.append([name, f"{100 * accuracy:.2f} %", *cells])
+        head = f"one image, {threads} CPU thread{'s' * (threads != '1')}"
+        tables.append(markdown([head, *columns], rows, numbers=True))
+    return "\n".join([*tables, f"{_reached(found)}\n"])
+
+
+def _reached(found: Mapping[str, Any]) -> str:
+    """The fastest chain that is as accurate as the reference, beside the aim."""
+    accuracy, (timings, *_) = found["accuracy"], found["threads"].values()
+    able = [name for name in accuracy if name.startswith("chain") and accuracy[name] >= accuracy[REFERENCE]]
+    name = min(able, key=lambda name: timings[name]["mean"])
+    share = timings[name]["mean"] / timings[REFERENCE]["mean"]
+    return (
+        f"Aim and reached: a mean of {AIM:.2f} of ResNet-110's at no lower accuracy, one thread: {share:.2f} "
+        f"({name}). Load of the machine meanwhile: {found['load']:.1f}."
+    )
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure and publish."""
+    if options.start().type != "cpu":
+        raise SystemExit("error: single images are timed on the CPU; leave --device out")
+    images = load_images("cifar10", "test", options.data_dir).first(options.images)
+    entries = {entry["name"]: entry for entry in catalogue.index()}
+    with tempfile.TemporaryDirectory() as folder:
+        models = {name: Path(folder) / f"{name}.onnx" for name in NETWORKS}
+        for name, path in progress_bar(models.items(), desc="export", unit="model"):
+            export(name, path)
+        timings = {str(threads): turns(models, threads, images) for threads in THREADS}
+    found = {
+        "images": len(images),
+        "accuracy": {name: entries[name]["test_accuracy"] for name in NETWORKS},
+        "threads": timings,
+        "load": os.getloadavg()[0],
+    }
+    measure.publish("chains", found, table(found), options)
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
