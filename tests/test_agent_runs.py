@@ -222,7 +222,8 @@ def test_stable_baselines_resumes_from_its_weights(name, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "save", interrupted)
         module.train(args)
-    saved = Run(tmp_path / "run", dataclasses.replace(args, resume=True), resume=True).load()
+    settled = dataclasses.replace(args, resume=True, alpha=1.0, cost="blocks")  # as a run writes them
+    saved = Run(tmp_path / "run", settled, resume=True).load()
     assert saved["done"] == 64 and saved["timesteps"] == 64 * 8
     started = {}
 
