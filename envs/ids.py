@@ -23,8 +23,10 @@ def depth_of(id: str) -> int:
 
     Raises:
         gymnasium.error.Error: no such id.
-        ValueError: the id of an environment of another project.
+        ValueError: the id of a chain, or of an environment of another project.
     """
+    if is_chain(id):
+        raise ValueError(f"{id} is a chain of networks; expected an id of one network, as SkipResNet110-v0")
     depth = gym.spec(id).kwargs.get("depth")
     if not isinstance(depth, int):
         raise ValueError(

@@ -11,6 +11,7 @@ from test_chain import lively_chain
 from test_vector_env import first, first_types, layout, random_actions
 from toys import Replay
 
+from envs.ids import depth_of
 from envs.sb3 import SB3VecEnv
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
@@ -117,6 +118,11 @@ def test_picture(mdp, tiny_images):
 
 QUICK = {"dataset": "rendered-digits", "split": "test", "device": "cpu"}
 DIGITS = [20, "resnet20-rendered-digits"]
+
+
+def test_a_chain_has_no_one_depth():
+    with pytest.raises(ValueError, match="SkipChain14x110-v0 is a chain of networks"):
+        depth_of("SkipChain14x110-v0")
 
 
 def test_networks_of_ones_own(tmp_path):
