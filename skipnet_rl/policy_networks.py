@@ -106,7 +106,7 @@ class ObservationPolicy(nn.Module):
             raise ValueError(
                 f"the policy takes observations of length {self.width}; this network has {expected}"
             )
-        with autocast("fp32", state.x.device):
+        with autocast("fp32", state.y.device):
             return self.decide(mdp.observation(state)[:, : self.width], hidden)
 
     def decide(self, observation: Tensor, hidden: Memory | None) -> tuple[Tensor, Memory | None]:

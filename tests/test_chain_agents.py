@@ -6,13 +6,15 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import VecMonitor
 from test_learners import MODELS, NoOpinion
-from toys import greedy, toy_chain
+from toys import greedy, load_first, toy_chain
 
 from agents import gumbel, oracle, ppo, reinforce, static
+from agents.common.finished import FinishedRun
 from agents.common.sb3_policies import ModelPolicy
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.chain import ChainMDP
+from skipnet_rl.evaluate import evaluate
 from skipnet_rl.rollout import rollout
 from skipnet_rl.thresholds import tune
 
@@ -86,6 +88,13 @@ def test_a_run(agent, few_images, tmp_path):
     rows = {row["name"]: row for row in result["policies"]}
     # ResNet-14 and ResNet-38, both executed: the first adds 0.32 to what the second costs
     assert rows["all blocks"]["compute_flops"] == pytest.approx(1.32, abs=0.01)
+    if agent in (reinforce, ppo):
+        mdp, policy = FinishedRun.read(tmp_path / "run").restore(10)
+        test = load_first(32)("rendered-digits", "test")
+        done = evaluate(mdp, policy, test, precision=result["precision"]).summary("")
+        row = result["policies"][-1]
+        assert done["loss"] == pytest.approx(row["loss"], rel=1e-4)
+        assert done["compute_flops"] == pytest.approx(row["compute_flops"])
     if agent is static:
         assert [each["budget"] for each in result["thresholds"]] == [0.6, 1.0]
         low, high = (rows[f"thresholds, budget {budget}%"]["compute_flops"] for budget in (60, 100))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.common.chains import restore_chain
 from agents.common.sb3_policies import load_model
-from envs.ids import depth_of
+from envs.ids import depth_of, is_chain
 from skipnet_rl import catalogue
 from skipnet_rl.catalogue import START
 from skipnet_rl.errors import WeightsError
@@ -120,7 +121,7 @@ class FinishedRun:
             )
         return found
 
-    def restore(self, num_classes: int, stage: str | None = None) -> tuple[RoutingMDP, Policy]:
+    def restore(self, num_classes: int, stage: str | None = None) -> tuple[Any, Policy]:
         """Decision process and policy, in evaluation mode on the CPU.
 
         Args:
@@ -132,6 +133,8 @@ class FinishedRun:
             ValueError: args.json or result.json lacks what made it.
         """
         try:
+            if is_chain(self.result["env"]):
+                return restore_chain(self.weights(stage))
             opened = open_weights(
                 self.weights(stage),
                 depth=self.depth,
