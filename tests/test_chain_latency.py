@@ -24,11 +24,11 @@ def test_every_image_takes_its_turn_in_every_model(monkeypatch):
     monkeypatch.setattr(chains, "onnx_session", lambda path, threads: Session(path, calls))
     monkeypatch.setattr(chains, "WARM_UP", 2)
     images = load_images("rendered-digits", "test").first(5)
-    found = chains.turns({"a": "a", "b": "b"}, 1, images)
-    assert [name for name, _ in calls] == ["a", "b"] * 7  # two images to warm up, then five
+    found = chains.turns({"a": "a", "b": "b"}, 1, images, 2)
+    assert [name for name, _ in calls] == ["a", "b"] * 12  # two images to warm up, then five, twice
     shown = [total for name, total in calls if name == "a"]
     assert shown == [total for name, total in calls if name == "b"]
-    assert len(set(shown[2:])) == 5 and shown[:2] == shown[2:4]
+    assert len(set(shown)) == 5 and shown[:2] == shown[2:4] and shown[2:7] == shown[7:]
     for each in found.values():
         assert 0 < each["median"] <= each["p95"] and each["mean"] > 0
         assert each["right"] == pytest.approx((images.labels == 0).double().mean().item())

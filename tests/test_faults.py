@@ -96,7 +96,7 @@ def test_nothing_read_can_execute_code():
             if name.startswith("ALGORITHMS["):
                 places.append(path.relative_to(ROOT).as_posix())
     assert places == ["agents/common/sb3_policies.py"]
-    assert "trust_sb3 is None" in (ROOT / "agents" / "evaluate.py").read_text()
+    assert "trust_sb3 is None" in (ROOT / "agents" / "common" / "subjects.py").read_text()
 
 
 def test_files_of_the_index_stay_in_their_folder():
