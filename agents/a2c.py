@@ -8,6 +8,7 @@ most rollouts would not see the loss at the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method
-from agents.common.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
+from agents.common.sb3 import SB3Args, episode_length, preset_arguments, start_near_execute, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
     # one update per rollout, so smaller rollouts than PPO's; γ = λ = 1
@@ -30,7 +31,7 @@ class Args(SB3Args):
     """Train A2C on a frozen backbone."""
 
     entropy: Method[float | None] = None
-    """weight of the entropy bonus (default: the preset of the id)"""
+    """weight of the entropy bonus"""
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> A2C:
@@ -57,5 +58,10 @@ def train(args: Args) -> dict[str, Any]:
     return train_sb3(args, "a2c", "A2C", PRESETS, lambda env, numbers: make_model(env, args, numbers))
 
 
+def arguments(words: Sequence[str] | None = None) -> Args:
+    """The flags' defaults on a command line."""
+    return preset_arguments(Args, PRESETS, words)
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, train)
+    main_with_named_errors(Args, train, defaults=arguments)

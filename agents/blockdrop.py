@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepLast
+from agents.common.outcome import weights_header
 from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
@@ -183,7 +184,7 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
     """The last weights."""
     args = setting.args
-    header = setting.header("blockdrop", "blockdrop", policy_depth=args.policy_depth)
+    header = weights_header(setting, "blockdrop", "blockdrop", policy_depth=args.policy_depth)
     return KeepLast(setting, learner, folder, row="BlockDrop", header=header, trained=("warmup", "joint"))
 
 

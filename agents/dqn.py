@@ -8,6 +8,7 @@ reaches the first decision through N bootstrapped values, which makes deep netwo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method, Schedule
-from agents.common.sb3 import SB3Args, episode_length, train_sb3
+from agents.common.sb3 import SB3Args, episode_length, preset_arguments, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
     # two updates per step of the batch of environments; ε falls from 1 to 0.05 over a third of the steps
@@ -30,9 +31,9 @@ class Args(SB3Args):
     """Train DQN on a frozen backbone."""
 
     buffer: Method[int | None] = None
-    """transitions in the replay memory (default: the preset of the id)"""
+    """transitions in the replay memory"""
     updates: Schedule[int | None] = None
-    """gradient steps per step of all environments (default: the preset of the id)"""
+    """gradient steps per step of all environments"""
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:
@@ -61,5 +62,10 @@ def train(args: Args) -> dict[str, Any]:
     return train_sb3(args, "dqn", "DQN", PRESETS, lambda env, numbers: make_model(env, args, numbers))
 
 
+def arguments(words: Sequence[str] | None = None) -> Args:
+    """The flags' defaults on a command line."""
+    return preset_arguments(Args, PRESETS, words)
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, train)
+    main_with_named_errors(Args, train, defaults=arguments)

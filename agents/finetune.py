@@ -11,7 +11,6 @@ that the gates choose most often on the validation images: the control of what c
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +20,14 @@ import torch
 from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
-from agents.common.distillation import SHARE, Teacher, check_teachers, distilled, teachers_of
+from agents.common.distillation import TaughtArgs, Teacher, distilled, teachers_of
 from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, falling
-from agents.common.presets import situation_of, trained_as
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
+from agents.common.situation import situation_of, trained_as
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast
@@ -41,15 +40,11 @@ from skipnet_rl.weights import FIXED, Opened, new_policy, open_weights
 
 
 @dataclass(frozen=True)
-class Args(TrainingArgs):
+class Args(TaughtArgs, TrainingArgs):
     """Train a gated network's backbone on the routes that its gates choose."""
 
     fixed_route: Method[bool] = False
     """one route for all images, the most frequent one"""
-    teacher: Method[tuple[str, ...]] = ()
-    """networks whose predictions the backbone is also to match: files, names of shipped ones, or auto"""
-    distillation: Method[float] = SHARE
-    """share of the teachers in the loss, where there are any"""
     iterations: Schedule[int] = 600
     """training steps"""
     optimizer: Schedule[Literal["adam", "sgd"]] = "sgd"
@@ -62,16 +57,6 @@ class Args(TrainingArgs):
     bn_images: int = 4_000
     eval_images: int = 1_000
 
-    @property
-    def images_per_validation(self) -> int:
-        """Validation images, and those that the batch norms are settled on."""
-        return self.eval_images + self.bn_images
-
-    @property
-    def networks(self) -> tuple[str | None, ...]:
-        """Weights that it starts from, and the teachers'."""
-        return (self.weights, *self.teacher)
-
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         super().check()
@@ -81,12 +66,6 @@ class Args(TrainingArgs):
             )
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
-        check_teachers(self.teacher, self.share)
-
-    @property
-    def share(self) -> float:
-        """The teachers' share of the loss."""
-        return self.distillation if self.teacher else 0.0
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -158,7 +137,7 @@ def train(args: Args) -> dict[str, Any]:
 
 def arguments(words: Sequence[str] | None = None) -> Args:
     """The flags' defaults on a command line: alpha, cost and images as the network was trained with."""
-    return replace(Args(), **trained_as(situation_of(list(sys.argv[1:] if words is None else words)).weights))
+    return replace(Args(), **trained_as(situation_of(words).weights))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepLast
+from agents.common.outcome import weights_header
 from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
@@ -145,9 +146,14 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
     """The last weights; a note says where they miss the target."""
     return KeepLast(
-        setting, learner, folder, row="Gumbel", header=setting.header(setting.args.gate, "gumbel"),
-        trained=("warmup", "train"), notes=lambda rate: missed_target(setting.args, rate),
-    )  # fmt: skip
+        setting,
+        learner,
+        folder,
+        row="Gumbel",
+        header=weights_header(setting, setting.args.gate, "gumbel"),
+        trained=("warmup", "train"),
+        notes=lambda rate: missed_target(setting.args, rate),
+    )
 
 
 def train(args: Args) -> dict[str, Any]:

@@ -17,7 +17,6 @@ Its warning example, HRL without SP: --sp-iterations 0, and --weights none for a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +32,12 @@ from agents.common.flag_rules import check_routes
 from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
-from agents.common.optimizers import OPTIMIZERS, falling
+from agents.common.optimizers import OPTIMIZERS, staged
 from agents.common.preparation import prepared_episode
-from agents.common.presets import describe, situation_of, values_of
+from agents.common.presets import Preset
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
+from agents.common.situation import describe, situation_of, values_of
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
@@ -49,10 +49,6 @@ from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.terminal import say
 from skipnet_rl.weights import new_policy, open_weights
-
-Preset = Literal[
-    "auto", "quick", "longer", "plain", "gated", "paper", "cores-sp", "cores", "cores-gain6", "gpu-sp", "gpu"
-]
 
 
 @dataclass(frozen=True)
@@ -102,9 +98,9 @@ class Args(TrainingArgs):
     distillation: float = 0.0  # share of the teacher in the backbone's loss
     optimizer: Literal["adam", "sgd"] = "adam"  # of the backbone
     sp_lr: float | None = None  # the backbone's learning rate in SP; None: `lr`
-    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"  # of learning rates, see `decay`
-    bn: Literal["train", "frozen", "recalibrate"] = "recalibrate"  # statistics of the batch, the running
-    # ones, or of the batch with the running ones estimated anew after each stage
+    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"  # of the rates, see `staged`
+    # batch norm: the batch's statistics, the running ones, or the batch's with an estimate after each stage
+    bn: Literal["train", "frozen", "recalibrate"] = "recalibrate"
     bn_images: int = 500  # training images for that estimate, in whole batches of 250
     eval_every: int = 40
     eval_images: int = 500
@@ -113,11 +109,6 @@ class Args(TrainingArgs):
     def images_per_step(self) -> int:
         """One for each episode; fewer where every step samples several routes of each image."""
         return self.batch_size // (self.routes if set(self.plan()) == {"hrl"} else 1)
-
-    @property
-    def images_per_validation(self) -> int:
-        """Validation images, and those that the batch norms are settled on."""
-        return self.eval_images + self.bn_images
 
     @property
     def networks(self) -> tuple[str | None, ...]:
@@ -142,40 +133,21 @@ class Args(TrainingArgs):
         steps = {"warmup": self.warmup_iterations, "sp": self.sp_iterations, "hrl": self.iterations}
         return [stage for stage, count in {**steps, "tune": closing}.items() for _ in range(count)]
 
-    def decay(self, step: int) -> float:
-        """Factor of the learning rates at a step of the plan.
-
-        Constant; linear to zero in HRL and again in the closing steps; cosine to zero in SP, and again over
-        HRL and closing steps together; or step (the paper): divided by ten at half and three quarters of SP.
-        """
-        plan = self.plan()
-        stage = plan[step]
-        if self.schedule == "step":
-            done = (step - plan.index(stage)) / plan.count(stage)
-            return 1.0 if stage != "sp" or done < 0.5 else 0.1 if done < 0.75 else 0.01
-        if stage == "warmup" or (self.schedule, stage) == ("linear", "sp"):
-            return 1.0
-        span = ("hrl", "tune") if self.schedule == "cosine" and stage != "sp" else (stage,)
-        begin = min(plan.index(part) for part in span if part in plan)
-        length = sum(map(plan.count, span))
-        return falling(self.schedule, (begin + length - step) / length)
-
 
 class Learner(GatedLearner):
-    """Backbone, gates, a learned baseline if any, and teachers: others, or the backbone as it came.
+    """Backbone, gates, a learned baseline if any, and teachers (default: a copy of the backbone).
 
-    Args:
-        args: the flags.
-        net: the backbone.
-        device: where they are trained.
-        teachers: for the distillation (default: a copy of the backbone).
-        costs: of each block's absence [N], which a preparation needs, see `preparation.look`.
+    `costs` holds the cost of each block's absence [N], for a preparation, see `preparation.look`.
     """
 
     def __init__(
-        self, args: Args, net: ResNet, device: torch.device, teachers: Sequence[ResNet] = (),
+        self,
+        args: Args,
+        net: ResNet,
+        device: torch.device,
+        teachers: Sequence[ResNet] = (),
         costs: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         torch.manual_seed(args.seed)
         gate = new_policy(args.gate, net, args.gate_gain)
         super().__init__(net, gate, args.alpha, args.cost, device, resolve_precision(args.precision, device))
@@ -188,8 +160,9 @@ class Learner(GatedLearner):
         self.teacher = Teacher(teachers or [net], self.precision) if args.distillation else None
         gates = [*gate.parameters(), *(self.critic.parameters() if self.critic else [])]
         self.optimizers = {
-            "net": OPTIMIZERS[args.optimizer](net, args.lr), "gate": torch.optim.Adam(gates, args.gate_lr)
-        }  # fmt: skip
+            "net": OPTIMIZERS[args.optimizer](net, args.lr),
+            "gate": torch.optim.Adam(gates, args.gate_lr),
+        }
         self.costs = costs
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,13 +179,7 @@ class Learner(GatedLearner):
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
-    """The cross-entropy, mixed with distillation; in SP its gradient reaches the gates, too.
-
-    Args:
-        episode: of B images.
-        args: the flags.
-        targets: the teacher's logits [B, K], or None for the labels alone.
-    """
+    """The cross-entropy, mixed with that of the teacher's logits [B, K]; in SP it also trains the gates."""
     return distilled(episode.loss, episode.logits, targets, args.distillation).mean()
 
 
@@ -255,7 +222,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
             episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
             loss = (hrl_loss if stage == "hrl" else backbone_loss)(episode, args, targets)
     net_lr = args.lr if stage != "sp" or args.sp_lr is None else args.sp_lr
-    decay = args.decay(step)
+    decay = staged(args.schedule, args.plan(), step)
     learner.descend(loss, {"net": decay * net_lr, "gate": decay * args.gate_lr})
     return episode
 
@@ -284,7 +251,7 @@ def train(args: Args) -> dict[str, Any]:
 
 def arguments(words: Sequence[str] | None = None) -> Args:
     """The flags' defaults on a command line: those of its preset."""
-    return replace(Args(), **values_of(situation_of(list(sys.argv[1:] if words is None else words))))
+    return replace(Args(), **values_of(situation_of(words)))
 
 
 if __name__ == "__main__":

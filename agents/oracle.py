@@ -19,6 +19,7 @@ from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import CommonArgs, Method, Run
+from agents.common.outcome import finish
 from agents.common.setting import Setting
 from skipnet_rl.device import autocast, cpu_by_default
 from skipnet_rl.evaluate import evaluate
@@ -141,7 +142,7 @@ def find_routes(args: Args) -> dict[str, Any]:
             mdp, AlwaysExecute(), setting.test, routes=routes, precision=setting.precision, progress=show
         )
     rows = {**setting.references(bound.rate), "oracle (bound)": bound}
-    return setting.finish(run, "oracle", rows, wall_time, exact=exact)
+    return finish(setting, run, "oracle", rows, wall_time, exact=exact)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ whole episode of each environment, so that none is cut and no value has to stand
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method, Schedule
-from agents.common.sb3 import SB3Args, episode_length, start_near_execute, train_sb3
+from agents.common.sb3 import SB3Args, episode_length, preset_arguments, start_near_execute, train_sb3
 
 PRESETS: dict[str, dict[str, Any]] = {
     # the whole rollout in four minibatches; γ = λ = 1, since all that counts comes at the end
@@ -42,11 +43,11 @@ class Args(SB3Args):
     recurrent: Method[bool] = False
     """LSTM instead of the first hidden layers: RecurrentPPO"""
     epochs: Schedule[int | None] = None
-    """passes over each rollout (default: the preset of the id)"""
+    """passes over each rollout"""
     minibatches: Schedule[int | None] = None
-    """minibatches in each pass (default: the preset of the id)"""
+    """minibatches in each pass"""
     entropy: Method[float | None] = None
-    """weight of the entropy bonus (default: the preset of the id)"""
+    """weight of the entropy bonus"""
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> BaseAlgorithm:
@@ -83,5 +84,10 @@ def train(args: Args) -> dict[str, Any]:
     return train_sb3(args, "ppo", name, PRESETS, lambda env, numbers: make_model(env, args, numbers))
 
 
+def arguments(words: Sequence[str] | None = None) -> Args:
+    """The flags' defaults on a command line."""
+    return preset_arguments(Args, PRESETS, words)
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, train)
+    main_with_named_errors(Args, train, defaults=arguments)

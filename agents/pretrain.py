@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,12 +19,12 @@ import torch
 from torch.nn import functional as F
 
 from agents.common.cli import main_with_named_errors
-from agents.common.distillation import SHARE, Teacher, check_teachers, distilled, teachers_of
-from agents.common.flags import CommonArgs, Data, Method, Run, Schedule
+from agents.common.distillation import SHARE, TaughtArgs, Teacher, distilled, teachers_of
+from agents.common.flags import Data, Method, Run, Schedule
 from agents.common.loop import learn
 from agents.common.optimizers import sgd
-from agents.common.setting import Setting, after
-from skipnet_rl import catalogue
+from agents.common.outcome import finish, weights_header
+from agents.common.setting import Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
@@ -41,7 +40,6 @@ from skipnet_rl.progress import image_progress
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rollout
-from skipnet_rl.runs import without_places
 from skipnet_rl.terminal import say
 from skipnet_rl.weights import open_weights
 
@@ -50,7 +48,7 @@ ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is 
 
 
 @dataclass(frozen=True)
-class Args(CommonArgs):
+class Args(TaughtArgs):
     """Train a ResNet with every block executed."""
 
     depth: Data[int] = 110
@@ -63,10 +61,6 @@ class Args(CommonArgs):
     """start of each block as its shortcut (Goyal et al. 2017, arXiv 1706.02677); deep networks need it"""
     survival: Method[float] = 1.0
     """stochastic depth: survival probability of the last block, falling linearly from 1 at the first"""
-    teacher: Method[tuple[str, ...]] = ()
-    """networks whose predictions the network is also to match: files, names of shipped ones, or auto"""
-    distillation: Method[float] = SHARE
-    """share of the teachers in the loss, where there are any"""
     epochs: Schedule[float | None] = None
     """passes over the training split (default: 30, and on few images as many as 1,500 steps take)"""
     batch_size: Schedule[int] = 128
@@ -105,17 +99,11 @@ class Args(CommonArgs):
         """The teachers; the network itself is checked by its name."""
         return self.teacher
 
-    @property
-    def share(self) -> float:
-        """The teachers' share of the loss."""
-        return self.distillation if self.teacher else 0.0
-
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         super().check()
         if self.distillation not in (0, SHARE) and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
-        check_teachers(self.teacher, self.share)
 
     def steps(self, images: int) -> int:
         """Number of training steps; a ValueError where that is none."""
@@ -141,7 +129,7 @@ def new_network(args: Args, problem: Problem, num_classes: int) -> ResNet:
     torch.manual_seed(args.seed)
     net = ResNet(args.depth, num_classes, args.shortcut)
     if args.weights != "none":
-        start = start_of(args, problem.dataset, num_classes)
+        start = start_of(args, problem, num_classes)
         if start.depth < net.depth:
             say(f"weights: a ResNet-{start.depth}, which grows to a ResNet-{net.depth}")
         grow(start, net)
@@ -151,15 +139,13 @@ def new_network(args: Args, problem: Problem, num_classes: int) -> ResNet:
     return net.to(problem.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def start_of(args: Args, dataset: str, num_classes: int) -> ResNet:
+def start_of(args: Args, problem: Problem, num_classes: int) -> ResNet:
     """The network of `--weights`, of any depth; its classifier is new where the number of classes differs."""
-    weights = args.weights
-    if weights == "auto":
-        entry = catalogue.find_auto(args.depth, dataset, args.shortcut)
-        if entry is None:
-            raise WeightsError(f"no ResNet-{args.depth} on {dataset} is shipped to start from; name a file")
-        weights = entry["name"]
-    assert weights is not None, "the network is new"
+    weights = str(problem.weights)
+    if weights == "auto":  # none fits
+        raise WeightsError(
+            f"no ResNet-{args.depth} on {problem.dataset} is shipped to start from; name a file"
+        )
     depth = args.depth if weights == "torchvision" else None
     return open_weights(
         weights, depth=depth, shortcut=args.shortcut, num_classes=num_classes, new_classifier=True, seed=None
@@ -251,19 +237,13 @@ def train(args: Args) -> dict[str, Any]:
     )
     if args.survival < 1:  # the statistics are those of networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
-    command = ["python", "-m", "agents.pretrain", *sys.argv[1:]]
-    about = {
-        "kind": "plain", "depth": args.depth, "shortcut": args.shortcut, "dataset": setting.dataset,
-        "num_classes": len(data.classes), "mean": data.mean, "std": data.std,
-        "command": without_places(command), "after": after([args.weights, *args.teacher]),
-    }  # fmt: skip
     file = run.folder / "weights.safetensors"
-    save_weights(file, net, about)
+    save_weights(file, net, weights_header(setting, "plain", "pretrain"))
     load_weights(file, net)  # report what the file does, rounding included
     with image_progress("test images") as show:
         final = evaluate(RoutingMDP(net), AlwaysExecute(), setting.test, progress=show)
     weights = {"all blocks": file.name}
-    return setting.finish(run, "pretrain", {"all blocks": final}, wall_time, weights, precision="fp32")
+    return finish(setting, run, "pretrain", {"all blocks": final}, wall_time, weights, precision="fp32")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_routes
 from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepLast
+from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
 from skipnet_rl.belief import BeliefGate
@@ -138,7 +139,7 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
     """The last weights."""
     return KeepLast(
-        setting, learner, folder, row="REINFORCE", header=setting.header(learner.kind, "reinforce")
+        setting, learner, folder, row="REINFORCE", header=weights_header(setting, learner.kind, "reinforce")
     )
 
 

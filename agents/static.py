@@ -29,6 +29,7 @@ from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import CommonArgs, Method, Run
+from agents.common.outcome import finish
 from agents.common.setting import Setting
 from skipnet_rl.chain import Chain
 from skipnet_rl.data import Images
@@ -124,7 +125,7 @@ def evaluate_all(args: Args) -> dict[str, Any]:
         at_its_mix = setting.problem.mdp(setting.net.mixed(each.mix))
         rows[name] = setting.evaluate(at_its_mix, each.policy().to(setting.device), name=name)
     more = {"greedy_order": chosen, "thresholds": [asdict(each) for each in tuned]}
-    return setting.finish(run, "static", rows, wall_time, {"all blocks": None}, **more)
+    return finish(setting, run, "static", rows, wall_time, {"all blocks": None}, **more)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,14 @@ def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
     sp = int(options.steps * variant.get("sp", 1 / 6))
     steps = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
     return Args(
-        env="SkipResNet20-v0", dataset=options.dataset, alpha=options.alpha, seed=seed,
-        **SHARED, **steps, **change,
-    )  # fmt: skip
+        env="SkipResNet20-v0",
+        dataset=options.dataset,
+        alpha=options.alpha,
+        seed=seed,
+        **SHARED,
+        **steps,
+        **change,
+    )
 
 
 def train(args: Args, net: ResNet, data: Images) -> Learner:

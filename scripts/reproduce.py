@@ -15,7 +15,7 @@ import sys
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_numbers
-from scripts import jobs, results
+from scripts import collect, jobs
 from scripts.rows import ROWS, Options, chain
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import unknown_name
@@ -36,7 +36,7 @@ def main(options: Options) -> None:
             say("\n".join(f"{job.folder}: {'done' if job.done() else ' '.join(job.line)}" for job in row))
             continue
         jobs.run(row, options.jobs)
-        results.add(name, [job.folder for job in row], options.out, options.data_dir)
+        collect.add(name, [job.folder for job in row], options.out, options.data_dir)
 
 
 if __name__ == "__main__":

@@ -163,9 +163,12 @@ def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]
         raise ValueError(f"{run.folder} has no row {wanted!r}; leave --stage out for its last one")
     source = run.folder / (f"{stage}.safetensors" if gated else "weights.safetensors")
     about = {
-        "kind": read_header(source)["kind"] if gated else "plain", "depth": run.depth,
-        "dataset": result["dataset"], "shortcut": args["shortcut"], "stage": stage,
-    }  # fmt: skip
+        "kind": read_header(source)["kind"] if gated else "plain",
+        "depth": run.depth,
+        "dataset": result["dataset"],
+        "shortcut": args["shortcut"],
+        "stage": stage,
+    }
     if gated:
         about["alpha"] = result["alpha"]
         about["compute_flops"] = round(row["compute_flops"], 5)
@@ -173,10 +176,14 @@ def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]
     command = [names.get(word, word) for word in shlex.split(result["command"])]
     return source, {
         **about,
-        "test_accuracy": row["accuracy"], "test_images": result["n_images"], "seed": result["seed"],
-        "command": without_places(command), "wall_time_s": round(origin.seconds),
-        "machine": origin.machine, "after": list(names.values()),
-    }  # fmt: skip
+        "test_accuracy": row["accuracy"],
+        "test_images": result["n_images"],
+        "seed": result["seed"],
+        "command": without_places(command),
+        "wall_time_s": round(origin.seconds),
+        "machine": origin.machine,
+        "after": list(names.values()),
+    }
 
 
 def copy_in(source: Path, name: str) -> Path:

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from agents.common import presets
+from agents.common import situation
 from agents.common.flags import parse
 
 
@@ -16,7 +16,9 @@ def parsed(line):
     module = importlib.import_module(name)
     options = getattr(module, "Args", None) or module.Options
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presets, "header_of", lambda weights: {"alpha": 1.0} if "cifar10" in weights else {})
-        patch.setattr(presets, "resolve_dataset", lambda name, folder: (name.replace("auto", "cifar10"), ""))
+        patch.setattr(situation, "header_of", lambda weights: {"alpha": 1.0} if "cifar10" in weights else {})
+        patch.setattr(
+            situation, "resolve_dataset", lambda name, folder: (name.replace("auto", "cifar10"), "")
+        )
         default = module.arguments(words) if hasattr(module, "arguments") else None
         return parse(options, words, default)

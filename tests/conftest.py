@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import load_first
 
-from agents.common import setting
+from agents.common import outcome, setting
 from skipnet_rl.data import ImageSet
 from skipnet_rl.plots import write_plots
 from skipnet_rl.resnet import ResNet
@@ -22,14 +22,14 @@ SHARED = Path(__file__).parent.parent.parent / "shared"  # files too large for t
 def runs_without_pictures():
     """Disable pictures of runs, a third of the time of a short one, unless a test asks for `pictures`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setting, "write_plots", lambda *args: None)
+        patch.setattr(outcome, "write_plots", lambda *args: None)
         yield
 
 
 @pytest.fixture
 def pictures(monkeypatch) -> None:
     """Runs draw their pictures."""
-    monkeypatch.setattr(setting, "write_plots", write_plots)
+    monkeypatch.setattr(outcome, "write_plots", write_plots)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from agents.common.distillation import Teacher, load_teachers
 from agents.common.finished import FinishedRun
 from agents.common.flags import headings, parse
 from agents.common.keeper import KeepBest
-from agents.common.optimizers import falling
+from agents.common.optimizers import falling, staged
 from agents.common.setting import Setting
 from skipnet_rl import problem
 from skipnet_rl.catalogue import index
@@ -306,14 +306,26 @@ def test_gates_are_those_of_test_time_in_the_tuning():
 def test_learning_rates_fall_in_hrl_and_in_its_tuning():
     args = hybrid_reinforce.Args(warmup_iterations=1, sp_iterations=2, iterations=4, tune_iterations=2)
     assert args.plan() == ["warmup", "sp", "sp", "hrl", "hrl", "hrl", "hrl", "tune", "tune"]
-    assert [args.decay(step) for step in range(9)] == [1, 1, 1, 1, 0.75, 0.5, 0.25, 1, 0.5]
+    assert [staged(args.schedule, args.plan(), step) for step in range(9)] == [
+        1,
+        1,
+        1,
+        1,
+        0.75,
+        0.5,
+        0.25,
+        1,
+        0.5,
+    ]
     constant = dataclasses.replace(args, schedule="constant")
-    assert {constant.decay(step) for step in range(9)} == {1.0}
+    assert {staged(constant.schedule, constant.plan(), step) for step in range(9)} == {1.0}
     assert [falling(name, 0.25) for name in ("constant", "linear")] == [1, 0.25]
     assert [falling("cosine", left) for left in (1, 0.5, 0)] == pytest.approx([1, 0.5, 0])
     cosine = dataclasses.replace(args, schedule="cosine")
     of_two, of_six = [1, 0.5], [0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
-    assert [cosine.decay(step) for step in range(9)] == pytest.approx([1, *of_two, *of_six])
+    assert [staged(cosine.schedule, cosine.plan(), step) for step in range(9)] == pytest.approx(
+        [1, *of_two, *of_six]
+    )
     assert dataclasses.replace(args, sp_iterations=0).plan() == ["warmup"] + ["hrl"] * 4 + ["tune"] * 2
     assert dataclasses.replace(args, iterations=0).plan() == ["warmup", "sp", "sp"]
 

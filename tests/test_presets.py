@@ -7,10 +7,12 @@ from typing import get_args
 import pytest
 from test_agents import gated_file
 
-from agents.common import presets
+from agents.common import situation
 from agents.common.flags import parse
-from agents.common.presets import PRESETS, STEPS, describe, situation_of, values_of
-from agents.hybrid_reinforce import Args, Preset, arguments
+from agents.common.optimizers import staged
+from agents.common.presets import PRESETS, WHY, Preset
+from agents.common.situation import STEPS, describe, situation_of, values_of
+from agents.hybrid_reinforce import Args, arguments
 from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.errors import unknown_name
@@ -118,24 +120,25 @@ def test_steps_take_as_long_on_a_deeper_network():
     assert [getattr(small, name) for name in STEPS] == [PRESETS["plain"][name] for name in STEPS]
     for name in STEPS:
         steps = getattr(small, name)
-        expected = max(presets.FEWEST, steps / 6.2) if steps else 0
+        expected = max(situation.FEWEST, steps / 6.2) if steps else 0
         assert getattr(large, name) == pytest.approx(expected, abs=1)
 
 
 def test_a_gpu_takes_more_and_larger_steps(monkeypatch):
-    monkeypatch.setattr(presets, "pick_device", lambda name: type("Device", (), {"type": "cuda"}))
+    monkeypatch.setattr(situation, "pick_device", lambda name: type("Device", (), {"type": "cuda"}))
     args = parsed("--env SkipResNet20-v0 --dataset cifar100")
     plain = PRESETS["plain"]
-    assert args.iterations == presets.GPU_STEPS * plain["iterations"]
-    assert args.batch_size == presets.GPU_BATCH * plain["batch_size"] and args.lr == 2 * plain["lr"]
+    assert args.iterations == situation.GPU_STEPS * plain["iterations"]
+    assert args.batch_size == situation.GPU_BATCH * plain["batch_size"] and args.lr == 2 * plain["lr"]
 
 
 def test_the_papers_preset():
     args = parsed("--dataset cifar10 --preset paper")
     assert (args.policy_weight, args.alpha, args.routes, args.baseline) == (0.01, 0.1, 1, "none")
-    rates = {step: (args.sp_lr or 0) * args.decay(step) for step in (0, 31_999, 32_000, 48_000, 63_999)}
-    assert list(rates.values()) == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
-    assert args.plan()[64_000:] == ["hrl"] * 10_000 and args.decay(73_999) == 1.0
+    plan = args.plan()
+    rates = [0.1 * staged(args.schedule, plan, step) for step in (0, 31_999, 32_000, 48_000, 63_999)]
+    assert args.sp_lr == 0.1 and rates == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
+    assert plan[64_000:] == ["hrl"] * 10_000 and staged(args.schedule, plan, 73_999) == 1.0
     args.check()
 
 
@@ -143,7 +146,7 @@ def test_the_papers_preset():
 def test_every_preset_is_valid(preset):
     args = parsed(f"--env SkipResNet38-v0 --dataset cifar10 --preset {preset}")
     args.check()
-    assert describe(args).startswith(f"{preset} ({presets.WHY.get(preset, 'flags as given')}")
+    assert describe(args).startswith(f"{preset} ({WHY.get(preset, 'flags as given')}")
 
 
 def test_an_unknown_preset_is_refused():

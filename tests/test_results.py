@@ -10,7 +10,7 @@ import torch
 from agents import finetune, hybrid_reinforce, pretrain
 from agents.common import setting
 from agents.common.finished import FinishedRun
-from scripts import results, ship
+from scripts import collect, results, ship
 from skipnet_rl import catalogue
 from skipnet_rl.checkpoint import parts_of, read_tensors
 from skipnet_rl.data import load_images
@@ -78,8 +78,8 @@ def folders(finished):
 
 
 def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "load_images", few)
-    results.add("resnet20", folders, tmp_path)
+    monkeypatch.setattr(collect, "load_images", few)
+    collect.add("resnet20", folders, tmp_path)
     rows = results.read(tmp_path)
     assert [(row["name"], row["gate"], row["alpha"], row["distillation"], row["n"]) for row in rows] == [
         ("all blocks", None, None, 0, 2),
@@ -105,7 +105,7 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     for depth, kept in ((38, rows), (20, rows[1:])):  # another gate's row of this depth has the plain network
         other = [{**row, "row": "other", "depth": depth} for row in rows]
         (tmp_path / "results.json").write_text(json.dumps({"rows": other}))
-        results.add("resnet20", folders, tmp_path)
+        collect.add("resnet20", folders, tmp_path)
         assert results.read(tmp_path) == [*other, *kept]
 
 
@@ -119,10 +119,10 @@ def with_other_flags(finished, folders, place, seed, **flags):
 
 
 def test_a_backbone_that_seeds_share_is_counted_once(finished, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "load_images", few)
+    monkeypatch.setattr(collect, "load_images", few)
     shared = FinishedRun.read(folders[1]).args["weights"]
     changed = with_other_flags(finished, folders, tmp_path, 1, weights=shared)
-    results.add("resnet20", changed, tmp_path / "out")
+    collect.add("resnet20", changed, tmp_path / "out")
     plain, *gated = results.read(tmp_path / "out")
     first = FinishedRun.read(folders[1]).result["policies"][0]
     assert (plain["n"], plain["accuracy_seeds_ci95"], plain["accuracy"]) == (1, None, first["accuracy"])
@@ -199,7 +199,7 @@ def test_a_run_tested_on_some_images_alone_is_no_result(finished, folders, tmp_p
     for content in (result, older):
         file.write_text(json.dumps(content))
         with pytest.raises(ValueError, match="was tested on some images alone, 16; raise --test-images"):
-            results.add("resnet20", changed, tmp_path / "out")
+            collect.add("resnet20", changed, tmp_path / "out")
         with pytest.raises(ValueError, match="was tested on some images alone, 16"):
             ship.main(ship.Options(changed[1], "quick"))
 
@@ -207,7 +207,7 @@ def test_a_run_tested_on_some_images_alone_is_no_result(finished, folders, tmp_p
 def test_runs_with_other_flags_are_no_seeds(finished, folders, tmp_path):
     changed = with_other_flags(finished, folders, tmp_path, 1, sp_iterations=3000)
     with pytest.raises(ValueError, match="differ in more than the seed: sp_iterations"):
-        results.add("resnet20", changed, tmp_path / "out")
+        collect.add("resnet20", changed, tmp_path / "out")
 
 
 def test_no_table_of_nothing(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents import compare
-from agents.common import setting, tables
+from agents.common import outcome, tables
 from agents.common.cli import main_with_named_errors
 from agents.common.loop import progress_bar
 from agents.hybrid_reinforce import Args
@@ -144,7 +144,7 @@ def lose(*_args, **_kwargs):
 
 @pytest.fixture
 def finish(tmp_path):
-    """`Setting.finish` of a run in `tmp_path`."""
+    """`outcome.finish` of a run in `tmp_path`."""
     args = Args(run_dir=tmp_path)
     run = Run(tmp_path, args)
     made = SimpleNamespace(
@@ -152,16 +152,17 @@ def finish(tmp_path):
         dataset="x",
         plain_name=None,
         test=range(3),
+        train=SimpleNamespace(split="train"),
         split_images=3,
         precision="fp32",
         net=SimpleNamespace(stages=[0] * 4),
     )
-    return lambda **more: setting.Setting.finish(made, run, "gumbel", rows(), 1.0, **more)
+    return lambda **more: outcome.finish(made, run, "gumbel", rows(), 1.0, **more)
 
 
 @pytest.mark.parametrize("broken", ["write_plots", "print_table", "say"])
 def test_results_are_written_before_printing(finish, tmp_path, monkeypatch, broken):
-    monkeypatch.setattr(setting, broken, lose)
+    monkeypatch.setattr(outcome, broken, lose)
     with pytest.raises(Lost):
         finish()
     assert (tmp_path / "result.json").is_file() and (tmp_path / "routes.npz").is_file()

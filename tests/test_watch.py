@@ -75,7 +75,7 @@ def test_nan_in_the_state():
         "moments": [torch.tensor([1.0, torch.nan])],
         "step": 3,
     }
-    with pytest.raises(DivergenceError, match=r"moments.0 holds a number that is none at step 9"):
+    with pytest.raises(DivergenceError, match=r"moments.0 holds a NaN or an infinity at step 9"):
         check_finite(state, 9, "hrl")
     check_finite({"counts": torch.tensor([1]), "w": torch.ones(1)}, 9, "hrl")
 

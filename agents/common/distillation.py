@@ -7,12 +7,14 @@ distributions, which is the mean of their logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.common.flags import CommonArgs, Method
 from skipnet_rl import catalogue
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.folding import for_inference
@@ -23,7 +25,32 @@ if TYPE_CHECKING:
     from agents.common.setting import Setting
 
 TEMPERATURE = 4.0
-SHARE = 0.9  # of the teachers in the loss, where they are named and nothing else is said
+SHARE = 0.9  # of the teachers in the loss, where they are named and no other share is given
+
+
+@dataclass(frozen=True)
+class TaughtArgs(CommonArgs):
+    """Flags of an agent that learns from the labels, and from teachers where some are named."""
+
+    teacher: Method[tuple[str, ...]] = ()
+    """networks whose predictions the backbone is also to match: files, names of shipped ones, or auto"""
+    distillation: Method[float] = SHARE
+    """share of the teachers in the loss, where there are any"""
+
+    @property
+    def share(self) -> float:
+        """The teachers' share of the loss."""
+        return self.distillation if self.teacher else 0.0
+
+    @property
+    def networks(self) -> tuple[str | None, ...]:
+        """Weights that the run starts from, and the teachers'."""
+        return (self.weights, *self.teacher)
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        super().check()
+        check_teachers(self.teacher, self.share)
 
 
 class Teacher(nn.Module):

@@ -1,4 +1,4 @@
-"""What the flags may be that several agents share: one rule for each name, whichever has it."""
+"""Values that flags may take: one rule for each name, whichever agent has the flag."""
 
 from __future__ import annotations
 
@@ -9,15 +9,46 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.normalisation import check_statistics
 
 POSITIVE = {
-    "batch_size", "bn_images", "buffer", "epochs", "episodes", "eval_every", "eval_images", "gate_gain",
-    "jobs", "length", "minibatches", "minutes", "num_envs", "points", "routes", "survival",
-    "test_images", "updates", "width",
-}  # fmt: skip
+    "batch_size",
+    "bn_images",
+    "buffer",
+    "epochs",
+    "episodes",
+    "eval_every",
+    "eval_images",
+    "gate_gain",
+    "jobs",
+    "length",
+    "minibatches",
+    "minutes",
+    "num_envs",
+    "points",
+    "routes",
+    "survival",
+    "test_images",
+    "updates",
+    "width",
+}
 NOT_NEGATIVE = {
-    "alpha", "curriculum", "entropy", "exhaustive", "gate_lr", "iterations", "joint", "joint_lr", "lr",
-    "momentum", "penalty", "policy_weight", "restarts", "sp_iterations", "sp_lr", "tune_iterations",
-    "warmup_iterations", "weight_decay",
-}  # fmt: skip
+    "alpha",
+    "curriculum",
+    "entropy",
+    "exhaustive",
+    "gate_lr",
+    "iterations",
+    "joint",
+    "joint_lr",
+    "lr",
+    "momentum",
+    "penalty",
+    "policy_weight",
+    "restarts",
+    "sp_iterations",
+    "sp_lr",
+    "tune_iterations",
+    "warmup_iterations",
+    "weight_decay",
+}
 SHARES = {"distillation", "survival", "target", "warmup"}
 
 
@@ -38,7 +69,7 @@ def check_numbers(args: Any) -> None:
 
 
 def check_routes(batch_size: int, routes: int, baseline: str) -> None:
-    """Raise a ValueError for episodes that are not as many of each image, or too few for the baseline."""
+    """Raise a ValueError for a batch that is not `routes` episodes per image, or too few for the baseline."""
     if batch_size % routes:
         raise ValueError(f"--batch-size {batch_size} is not a multiple of --routes {routes}")
     if baseline == "leave-one-out" and routes == 1:

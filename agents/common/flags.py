@@ -36,10 +36,10 @@ class Heading:
     line: str
 
 
-DATA = Heading("data", "What to learn on.")
-METHOD = Heading("method", "The method.")
-SCHEDULE = Heading("schedule", "The schedule.")
-RUN = Heading("run", "The run.")
+DATA = Heading("data", "Images and network.")
+METHOD = Heading("method", "Algorithm and reward.")
+SCHEDULE = Heading("schedule", "Length of training, batches and learning rates.")
+RUN = Heading("run", "Evaluation, hardware and output.")
 Data = Annotated[T, DATA]
 Method = Annotated[T, METHOD]
 Schedule = Annotated[T, SCHEDULE]
@@ -77,7 +77,7 @@ class CommonArgs:
     eval_images: Run[int] = 500
     """validation images in each evaluation during training"""
     test_images: Run[int | None] = None
-    """number of test images at the end, the first ones (default: all; of rendered-digits 2,000)"""
+    """number of test images at the end, the first ones (default: all; of rendered-digits 2000)"""
     precision: Run[Literal["auto", "bf16", "fp32"]] = "auto"
     """floating-point format; auto: bf16 where the hardware has it"""
     device: Run[str] = "auto"
@@ -143,8 +143,8 @@ class TrainingArgs(CommonArgs):
 
     @property
     def images_per_validation(self) -> int:
-        """Images that a validation plays."""
-        return self.eval_images
+        """Images that a validation plays, and those that it settles the batch norms on."""
+        return self.eval_images + getattr(self, "bn_images", 0)
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -171,9 +171,9 @@ def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: A
     """
     if not headings(args_type):  # all of its fields are flags, under one heading
         return (
-            tyro.cli(args_type, args=words)
+            tyro.cli(args_type, args=words, prog=_prog())
             if default is None
-            else tyro.cli(args_type, args=words, default=default)
+            else tyro.cli(args_type, args=words, prog=_prog(), default=default)
         )
     start = args_type() if default is None else default
     words = sys.argv[1:] if words is None else list(words)
@@ -185,10 +185,21 @@ def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: A
     }
     config = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
     found = tyro.cli(
-        form, args=words, default=form(**values), description=inspect.getdoc(args_type), config=config
+        form,
+        args=words,
+        prog=_prog(),
+        default=form(**values),
+        description=inspect.getdoc(args_type),
+        config=config,
     )
     given = {name: value for part in vars(found).values() for name, value in vars(part).items()}
     return replace(start, **given)  # type: ignore[type-var]
+
+
+def _prog() -> str | None:
+    """The command as a user types it, for the line of usage; None outside `python -m`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name}"
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import nn
 
 from agents.common.learner import GatedLearner
 from agents.common.loop import Stateful
+from agents.common.outcome import weights_header
 from agents.common.preparation import shortcomings
 from agents.common.setting import Setting
 from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
@@ -178,7 +179,7 @@ class KeepBest:
     def save(self, stage: str, learner: GatedLearner) -> None:
         """Write a stage's file of weights."""
         file = FILES[stage]
-        header = {"stage": file.split(".")[0], **self.setting.header(self.gate, self.agent)}
+        header = {"stage": file.split(".")[0], **weights_header(self.setting, self.gate, self.agent)}
         save_weights(self.folder / file, learner.model, header)
 
     def files(self) -> dict[str, str]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from agents.common.setting import val_metrics
 from agents.common.watch import Watch, check_finite
 from skipnet_rl.progress import progress_bar
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.runs import Run
 
+VAL_METRICS = ("accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes")
 SHOWN = 0.1  # seconds between updates of the bar's numbers
 
 
@@ -59,39 +59,68 @@ def learn(
         DivergenceError: a NaN or an infinity; the checkpoint before it is kept.
     """
     state = (run.load() if resume else None) or {"step": 0, "elapsed": 0.0}
-    first = state["step"]
+    first, begun, watch = state["step"], time.perf_counter(), Watch()
     if first:
         learner.load_state_dict(state["learner"])
     else:
         begin()
-    begun, episodes, shown, val = time.perf_counter(), 0, 0.0, None
-    watch = Watch()
     with progress_bar(total=len(plan), initial=first, unit="step") as bar:
+        display = Display(bar)
         for step in range(first, len(plan)):
             stage, done = plan[step], step + 1
             episode = train_step(step, stage)
             watch.step(done, stage, episode)
-            episodes += len(episode.labels)
             ends_stage = done == len(plan) or plan[done] != stage
-            validates, now = ends_stage or done % eval_every == 0, time.perf_counter()
-            if validates or now - shown > SHOWN:  # not at each step: a GPU is waited for
-                metrics, shown = step_metrics(episode, episodes / (now - begun)), now
-                bar.set_postfix_str(progress(metrics, val), refresh=False)
-            bar.set_description(stage.upper(), refresh=False)
-            bar.update()
+            validates = ends_stage or done % eval_every == 0
+            display.step(stage, episode, at_once=validates)
             if ends_stage:
                 check_finite(learner.state_dict(), done, stage)  # before it writes weights
                 end_stage(stage)
             if validates:
                 found = val_metrics(validate(done, stage, ends_stage))
-                run.log(done, stage, **metrics, **found)
-                val = found["val/accuracy"]
-                bar.set_postfix_str(progress(metrics, val), refresh=False)
+                run.log(done, stage, **display.metrics, **found)
+                display.validated(found["val/accuracy"])
                 elapsed = state["elapsed"] + time.perf_counter() - begun
                 learned = learner.state_dict()
                 check_finite(learned, done, stage)
                 run.save({"learner": learned, "step": done, "elapsed": elapsed})
     return state["elapsed"] + time.perf_counter() - begun
+
+
+class Display:
+    """The training metrics on a progress bar.
+
+    They are computed a few times a second, not at each step, because reading them waits for the GPU.
+
+    Attributes:
+        metrics: the latest ones, see `step_metrics`.
+    """
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+        self.begun, self.computed, self.episodes = time.perf_counter(), 0.0, 0
+        self.metrics: dict[str, float] = {}
+        self.val: float | None = None
+
+    def step(self, stage: str, episode: Trajectory, at_once: bool) -> None:
+        """Count a training step; `at_once` computes its metrics in any case."""
+        self.episodes += len(episode.labels)
+        now = time.perf_counter()
+        if at_once or now - self.computed > SHOWN:
+            self.metrics, self.computed = step_metrics(episode, self.episodes / (now - self.begun)), now
+            self.bar.set_postfix_str(progress(self.metrics, self.val), refresh=False)
+        self.bar.set_description(stage.upper(), refresh=False)
+        self.bar.update()
+
+    def validated(self, accuracy: float) -> None:
+        """Show the accuracy of a validation."""
+        self.val = accuracy
+        self.bar.set_postfix_str(progress(self.metrics, self.val), refresh=False)
+
+
+def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """A summary of an evaluation on validation images, under the names that every agent logs."""
+    return {f"val/{key}": summary[key] for key in VAL_METRICS}
 
 
 def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:

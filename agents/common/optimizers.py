@@ -1,9 +1,9 @@
-"""The optimizers of a backbone."""
+"""Optimizers of a backbone, and the schedules of their learning rates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,28 @@ def falling(schedule: str, left: float) -> float:
     if schedule == "constant":
         return 1.0
     return left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def staged(schedule: str, plan: Sequence[str], step: int) -> float:
+    """Factor of the learning rates of hybrid REINFORCE at a step of its plan.
+
+    Args:
+        schedule: `"constant"`; `"linear"`, to zero in HRL and again in the closing steps; `"cosine"`, to zero
+            in SP, and again over HRL and closing steps together; or `"step"` (the paper), divided by ten at
+            half and at three quarters of SP.
+        plan: the stage of each step.
+        step: from 0.
+    """
+    stage = plan[step]
+    if schedule == "step":
+        done = (step - plan.index(stage)) / plan.count(stage)
+        return 1.0 if stage != "sp" or done < 0.5 else 0.1 if done < 0.75 else 0.01
+    if stage == "warmup" or (schedule, stage) == ("linear", "sp"):
+        return 1.0
+    span = ("hrl", "tune") if schedule == "cosine" and stage != "sp" else (stage,)
+    begin = min(plan.index(part) for part in span if part in plan)
+    length = sum(map(plan.count, span))
+    return falling(schedule, (begin + length - step) / length)
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, float], torch.optim.Optimizer]] = {"adam": adam, "sgd": sgd}

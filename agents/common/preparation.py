@@ -86,9 +86,14 @@ class Preparation:
         self.teacher = None if costs is None else Teacher([setting.plain], setting.precision)
 
     def step(
-        self, mdp: RoutingMDP, policy: Policy, images: Tensor, labels: Tensor, step: int,
+        self,
+        mdp: RoutingMDP,
+        policy: Policy,
+        images: Tensor,
+        labels: Tensor,
+        step: int,
         generator: torch.Generator,
-    ) -> tuple[Trajectory, Tensor]:  # fmt: skip
+    ) -> tuple[Trajectory, Tensor]:
         """Episodes of step number `step`, and the loss, see `prepared_episode`."""
         assert self.costs is not None and self.teacher is not None, "there is no preparation"
         progress = (step + 1) / self.steps
@@ -98,9 +103,14 @@ class Preparation:
 
 
 def prepared_episode(
-    mdp: RoutingMDP, policy: Policy, images: Tensor, labels: Tensor, costs: Tensor, progress: float,
+    mdp: RoutingMDP,
+    policy: Policy,
+    images: Tensor,
+    labels: Tensor,
+    costs: Tensor,
+    progress: float,
     generator: torch.Generator,
-) -> tuple[Trajectory, Tensor]:  # fmt: skip
+) -> tuple[Trajectory, Tensor]:
     """Episodes on routes drawn at the rates of a preparation, and how far the gates are from these rates.
 
     Args:

@@ -15,6 +15,7 @@ from agents.common.estimate import print_estimate
 from agents.common.flags import TrainingArgs
 from agents.common.keeper import Keeper, Learner
 from agents.common.loop import learn
+from agents.common.outcome import finish
 from agents.common.preparation import look
 from agents.common.setting import Setting
 from skipnet_rl.checkpoint import load_weights
@@ -71,4 +72,4 @@ def run_agent(
     references = setting.references(rate, *(() if args.frozen else (learner.mdp, last)))
     files[f"random, {last} weights"] = files[last]
     about = keeper.about(tolerance, rate)
-    return setting.finish(run, agent, {**references, **rows}, wall_time, files, **about)
+    return finish(setting, run, agent, {**references, **rows}, wall_time, files, **about)

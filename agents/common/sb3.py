@@ -12,9 +12,9 @@ resumed run is therefore not the run that was interrupted, bit by bit, as it is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
 from agents.common.flags import CommonArgs, Method, Run, Schedule
-from agents.common.loop import progress
+from agents.common.loop import progress, val_metrics
+from agents.common.outcome import finish, weights_header
 from agents.common.sb3_policies import WEIGHTS, ModelPolicy
-from agents.common.setting import Setting, val_metrics
+from agents.common.setting import Setting
+from agents.common.situation import situation_of
 from agents.common.watch import check_finite
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
@@ -39,19 +41,21 @@ from skipnet_rl.files import whole_file
 from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.progress import progress_bar
 
+ArgsT = TypeVar("ArgsT", bound="SB3Args")
+
 
 @dataclass(frozen=True)
 class SB3Args(CommonArgs):
-    """Flags of every stable-baselines3 agent; None stands for the preset of the id."""
+    """Flags of every stable-baselines3 agent; None stands for the value of the environment's preset."""
 
     width: Method[int] = 64
     """width of the two hidden layers"""
     episodes: Schedule[int | None] = None
-    """images to train on, one episode each (default: the preset of the id)"""
+    """images to train on, one episode each"""
     num_envs: Schedule[int | None] = None
-    """images at once (default: the preset of the id)"""
+    """images at once"""
     lr: Schedule[float | None] = None
-    """Adam's learning rate (default: the preset of the id)"""
+    """Adam's learning rate"""
     eval_every: Run[int] = 5_000
     """episodes between evaluations on validation images"""
     eval_images: Run[int] = 1_000
@@ -71,10 +75,17 @@ class SB3Args(CommonArgs):
 
 
 def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The numbers of the id's preset, or of the default one, where no flag gives another."""
+    """The numbers of the environment's preset, or of the default one, where no flag gives another."""
     chosen = {**presets["default"], **presets.get(args.env, {})}
     given = {key: getattr(args, key, None) for key in chosen}
     return {key: value if given[key] is None else given[key] for key, value in chosen.items()}
+
+
+def preset_arguments(
+    args_type: type[ArgsT], presets: Mapping[str, Mapping[str, Any]], words: Sequence[str] | None = None
+) -> ArgsT:
+    """The flags' defaults on a command line: the numbers of the preset of its `--env`."""
+    return args_type(**{**presets["default"], **presets.get(situation_of(words).env, {})})
 
 
 def start_near_execute(model: BaseAlgorithm) -> None:
@@ -214,9 +225,11 @@ def train_sb3(
     with whole_file(run.folder / "model.zip") as beside, beside.open("wb") as file:
         model.save(file)
     save_weights(
-        run.folder / WEIGHTS, model.policy, setting.header("sb3", agent, network=setting.args.weights)
+        run.folder / WEIGHTS,
+        model.policy,
+        weights_header(setting, "sb3", agent, network=setting.args.weights),
     )
     load_weights(run.folder / WEIGHTS, model.policy)  # what the file does is reported
     learned = setting.evaluate(mdp, policy, name=name)
     rows = {**setting.references(learned.rate), name: learned}
-    return setting.finish(run, agent, rows, wall_time, preset=numbers)
+    return finish(setting, run, agent, rows, wall_time, preset=numbers)

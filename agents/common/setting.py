@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import copy
-import shlex
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from agents.common.chains import chain_header, look_at_chain, recorded
+from agents.common.chains import look_at_chain, recorded
 from agents.common.flags import CommonArgs
-from agents.common.tables import print_table
 from envs.factory import problem_of
 from envs.ids import is_chain
 from skipnet_rl import catalogue
 from skipnet_rl.chain import Chain
-from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images
-from skipnet_rl.evaluate import Evaluation, evaluate, save_evaluations
-from skipnet_rl.plots import write_plots
+from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.problem import Problem
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.recording import replayed
-from skipnet_rl.runs import Run, run_folder, without_places
+from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
 
@@ -87,7 +82,7 @@ class Setting(Generic[ArgsT]):
     def of(
         cls, args: ArgsT, new_network: Callable[[ArgsT, Problem, int], Any] | None = None
     ) -> Setting[ArgsT]:
-        """Check the flags, load what they name; the first lines printed say which data, which weights, why.
+        """Check the flags and load what they name; print which data set and which weights, and why.
 
         Nothing is written, so that a command that is refused leaves no run folder in the way of the next.
 
@@ -99,40 +94,22 @@ class Setting(Generic[ArgsT]):
             ValueError: flags that make no sense, also with this data set.
         """
         args.check()
-        given = {each.name: getattr(args, each.name) for each in fields(Problem) if each.name in vars(args)}
-        if is_chain(args.env) and not args.takes_chains:
-            raise ValueError(
-                f"--env {args.env} is a chain of networks, and this agent works within one; choose an id "
-                "such as SkipResNet110-v0"
-            )
-        problem = Problem(**given) if "depth" in given else problem_of(args.env, **given)
-        problem = problem.resolve(catalogue.START if args.frozen else ("plain",))
+        problem = named_problem(args)
         say(f"dataset: {problem.why[0]}")
-        splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
-        train, val, test = (
-            problem.images(split, load_images, () if number else (*problem.sources, *args.networks))
-            for number, split in enumerate(splits)  # a mismatch is said once
-        )
-        dataset = problem.dataset
-        read = args.test_images or (args.first_look and TEST_IMAGES.get(dataset)) or len(test)
-        if args.images_per_step > len(train):
-            raise ValueError(
-                f"--batch-size asks for {args.images_per_step} images a step; {dataset} has {len(train)} "
-                f"in its {train.split} split"
-            )
+        train, val, test = load_splits(args, problem)
+        dataset, split_images = problem.dataset, len(test)
+        test = test.first(args.test_images or (args.first_look and TEST_IMAGES.get(dataset)) or len(test))
         classes = len(train.classes)
         alpha, cost = problem.payment
         args = replace(args, weights=str(problem.weights), alpha=alpha, cost=cost)
         if new_network is not None:
             made = new_network(args, problem, classes)
-            return cls(args, problem, train, val, test.first(read), len(test), made, made, None)
+            return cls(args, problem, train, val, test, split_images, made, made, None)
         say(f"weights: {problem.why[1]}")
         net: Any = problem.network(classes)
-        plain = net
-        plain_name, split_images, test = _plain_beside(args, dataset), len(test), test.first(read)
-        if plain_name:
-            plain = problem.network(classes, plain_name)
-        if isinstance(net, Chain):  # nobody trains its networks here: they are asked once about each image
+        plain_name = _plain_beside(args, dataset)
+        plain = problem.network(classes, plain_name) if plain_name else net
+        if isinstance(net, Chain):  # its networks are not trained here: each sees every image once
             train = recorded(net, train, problem.precision) if args.frozen else train
             val, test = (recorded(net, images, problem.precision) for images in (val, test))
             net = plain = replayed(net)
@@ -208,94 +185,46 @@ class Setting(Generic[ArgsT]):
             rows[other] = self.evaluate(trained, at_rate, "sample", name=other)
         return rows
 
-    def header(self, kind: str, agent: str, **more: Any) -> dict[str, Any]:
-        """What a file of weights says of itself, see `skipnet_rl.weights`.
-
-        Args:
-            kind: one of `skipnet_rl.weights.KINDS`.
-            agent: the module's name.
-            **more: what else rebuilding the policy takes.
-        """
-        args = self.args
-        about: dict[str, Any] = {"kind": kind, "depth": self.net.depth, "shortcut": args.shortcut}
-        if isinstance(self.problem, ChainProblem):
-            about = chain_header(self.problem, kind)
-        return {
-            **about, "dataset": self.dataset,
-            "num_classes": self.net.num_classes, "mean": self.train.mean, "std": self.train.std,
-            "alpha": args.alpha, "cost": args.cost, **more, "learned_on": self.train.split,
-            "command": without_places(command(agent), run_dir=False), "after": after(args.networks),
-        }  # fmt: skip
-
     def start_run(self, agent: str, resume: bool = False) -> Run:
         """The run's folder."""
         args = self.args
         return Run(run_folder(args.run_dir, args.env, agent, args.seed, resume), args, resume)
 
-    def finish(
-        self,
-        run: Run,
-        agent: str,
-        rows: Mapping[str, Evaluation],
-        wall_time: float,
-        weights: Mapping[str, str | None] | None = None,
-        **more: Any,
-    ) -> dict[str, Any]:
-        """Write the routes, result.json and the plots, then print the table; returns result.json's content.
 
-        What was learned is on the disk before anything is drawn or printed, which can fail for reasons of
-        its own.
+def named_problem(args: CommonArgs) -> Problem:
+    """The problem that the flags name, every `auto` resolved.
 
-        Args:
-            run: the folder.
-            agent: the module's name.
-            rows: evaluations on the test set by name; the last is the policy that the run is about.
-            wall_time: seconds of training.
-            weights: of each row that was played on other weights than the run started from, the file in
-                the run's folder, or the name of a shipped network.
-            **more: further fields; `notes`, what is to be said of the run's end, is printed last.
-        """
-        files: dict[str, str | None] = {
-            **dict.fromkeys(("all blocks", "random"), self.plain_name),
-            **(weights or {}),
-        }
-        result = {
-            "env": self.args.env, "agent": agent, "dataset": self.dataset, "split": "test",
-            "n_images": len(self.test), "split_images": self.split_images,
-            "alpha": self.args.alpha, "cost": self.args.cost,
-            "seed": self.args.seed, "precision": self.precision, "wall_time_s": wall_time,
-            "command": shlex.join(command(agent)), "learned_on": self.train.split,
-            "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
-            "notes": [], **more,
-        }  # fmt: skip
-        save_evaluations(run.folder / "routes.npz", rows)
-        run.finish(result)  # pictures can be drawn again from it
-        write_plots(run, result, self.net.stages[1:])
-        print_table(result)
-        say(f"wrote {run.folder}")
-        for note in result["notes"]:
-            say(f"note: {note}")
-        return result
+    Raises:
+        ValueError: a chain, for an agent that works within one network.
+    """
+    if is_chain(args.env) and not args.takes_chains:
+        raise ValueError(
+            f"--env {args.env} is a chain of networks, and this agent works within one network; choose an "
+            "id such as SkipResNet110-v0"
+        )
+    given = {each.name: getattr(args, each.name) for each in fields(Problem) if each.name in vars(args)}
+    problem = Problem(**given) if "depth" in given else problem_of(args.env, **given)
+    return problem.resolve(catalogue.START if args.frozen else ("plain",))
 
 
-VAL_METRICS: Sequence[str] = (
-    "accuracy", "loss", "return", "compute_blocks", "compute_flops", "unique_routes",
-)  # fmt: skip
+def load_splits(args: CommonArgs, problem: Problem) -> tuple[Images, Images, Images]:
+    """Training, validation and test images, on the device.
 
-
-def command(agent: str) -> list[str]:
-    """The command line of this process, as a user would type it."""
-    return ["python", "-m", f"agents.{agent}", *sys.argv[1:]]
-
-
-def after(networks: Sequence[str | None]) -> list[str]:
-    """The networks that a run started from, each once."""
-    return list(dict.fromkeys(name for name in networks if name not in (None, "none", "auto")))
-
-
-def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """A summary under the names that every agent logs."""
-    return {f"val/{key}": summary[key] for key in VAL_METRICS}
+    Raises:
+        ValueError: fewer training images than a step takes.
+    """
+    splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
+    networks = (*problem.sources, *args.networks)
+    train, val, test = (
+        problem.images(split, load_images, () if number else networks)  # a mismatch is reported once
+        for number, split in enumerate(splits)
+    )
+    if args.images_per_step > len(train):
+        raise ValueError(
+            f"--batch-size asks for {args.images_per_step} images per step; {problem.dataset} has "
+            f"{len(train)} in its {train.split} split"
+        )
+    return train, val, test
 
 
 def _plain_beside(args: CommonArgs, dataset: str) -> str | None:

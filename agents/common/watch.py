@@ -1,4 +1,4 @@
-"""Notices training that goes wrong: numbers that are none, gates that collapse, blocks nobody runs."""
+"""Detects training that goes wrong: NaN and infinities, gates that collapse, blocks that no image runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.terminal import say
 
-GREEDY_STAGES = ("pretrain", "sp", "warmup", "tune")  # whose routes do not come from drawing by the gates
+GREEDY_STAGES = ("pretrain", "sp", "warmup", "tune")  # their routes are not sampled from the gates
 
 
 class DivergenceError(ValueError):
-    """Training brought forth a NaN or an infinity; the checkpoint before it is kept."""
+    """Training produced a NaN or an infinity; the checkpoint before it is kept."""
 
 
 class Watch:
-    """Looks at each training step.
+    """Checks each training step.
 
-    A loss or a log-odds that is NaN, or an infinite loss, ends the run. Gates that draw the same action for
-    every image and block, and a block that no image executes, over `window` steps on end, are reported
-    once each, and training goes on: both may be what the reward asks for, but the first explores no more,
-    and the second's weights and batch norm no longer train.
+    A NaN among losses or log-odds, or an infinite loss, ends the run. Two things are reported once each when
+    they last for `window` consecutive steps: gates that sample the same action for every image and block, and
+    a block that no image executes. Training continues, because the reward may ask for either; but such gates
+    no longer explore, and the weights and batch norms of such a block no longer train.
 
     Args:
         window: number of steps.
@@ -32,15 +32,15 @@ class Watch:
 
     def __init__(self, window: int = 25) -> None:
         self.window = window
-        self.alike = 0  # steps on end in which all actions were the same
-        self.unvisited: list[int] = []  # of each block, steps on end without an execution
+        self.alike = 0  # consecutive steps in which all actions were the same
+        self.unvisited: list[int] = []  # for each block, consecutive steps without an execution
         self.reported: set[str] = set()
 
     def step(self, done: int, stage: str, episode: Trajectory) -> None:
-        """Look at step number `done`, counted from one.
+        """Check step number `done`, counted from one.
 
         Raises:
-            DivergenceError: a number that is none.
+            DivergenceError: a NaN, or an infinite loss.
         """
         seen = torch.stack([episode.loss.detach().mean(), episode.gate_logits.isnan().any()])
         loss, undefined = seen.tolist()  # the device is waited for once
@@ -58,20 +58,22 @@ class Watch:
         self.alike = self.alike + 1 if rate in (0.0, 1.0) else 0
         if self.alike == self.window:
             what = "execute every block" if rate == 1 else "skip every block"
-            self._report(
-                "collapse", done, stage, f"for {self.window} steps the gates {what} of every image: nothing "
-                "else is explored. A lower learning rate of the gates or another --alpha may help",
-            )  # fmt: skip
+            message = (
+                f"for {self.window} steps the gates {what} of every image: nothing else is explored. A lower "
+                "learning rate of the gates or another --alpha may help"
+            )
+            self._report("collapse", done, stage, message)
 
     def _unvisited(self, done: int, stage: str, rates: list[float]) -> None:
         before = self.unvisited or [0] * len(rates)
         self.unvisited = [0 if rate else count + 1 for rate, count in zip(rates, before, strict=True)]
         if idle := [block + 2 for block, count in enumerate(self.unvisited) if count >= self.window]:
             names = f"block {idle[0]} is" if len(idle) == 1 else f"blocks {', '.join(map(str, idle))} are"
-            self._report(
-                "unvisited", done, stage, f"{names} executed by no image for {self.window} steps: "
-                "weights and batch norms of such blocks stay as they are",
-            )  # fmt: skip
+            message = (
+                f"{names} executed by no image for {self.window} steps: weights and batch norms of such "
+                "blocks stay as they are"
+            )
+            self._report("unvisited", done, stage, message)
 
     def _report(self, kind: str, done: int, stage: str, message: str) -> None:
         if kind not in self.reported:
@@ -86,14 +88,14 @@ def check_loss(loss: float, done: int, stage: str) -> None:
 
 
 def check_finite(state: Any, done: int, stage: str, name: str = "") -> None:
-    """Refuse a state to be saved that holds a NaN or an infinity.
+    """Check that a state to be saved holds no NaN and no infinity.
 
     Raises:
-        DivergenceError: it names the tensor.
+        DivergenceError: it holds one; the message names the tensor.
     """
     if isinstance(state, Tensor):
         if state.is_floating_point() and not state.isfinite().all():
-            raise DivergenceError(_diverged(f"{name} holds a number that is none", done, stage))
+            raise DivergenceError(_diverged(f"{name} holds a NaN or an infinity", done, stage))
     elif isinstance(state, (dict, list, tuple)):
         items = state.items() if isinstance(state, dict) else enumerate(state)
         for key, value in items:

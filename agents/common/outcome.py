@@ -1,0 +1,113 @@
+"""The end of a run: what its weights files say of themselves, result.json, the plots and the table."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from agents.common.chains import chain_header
+from agents.common.tables import print_table
+from skipnet_rl.chain_problem import ChainProblem
+from skipnet_rl.evaluate import Evaluation, save_evaluations
+from skipnet_rl.plots import write_plots
+from skipnet_rl.runs import Run, without_places
+from skipnet_rl.terminal import say
+
+if TYPE_CHECKING:
+    from agents.common.setting import Setting
+
+
+def weights_header(setting: Setting, kind: str, agent: str, **more: Any) -> dict[str, Any]:
+    """The header of a weights file, see `skipnet_rl.weights`.
+
+    Args:
+        setting: what the run learned on.
+        kind: one of `skipnet_rl.weights.KINDS`.
+        agent: the module's name.
+        **more: further values that rebuilding the policy takes.
+    """
+    args = setting.args
+    about: dict[str, Any] = {"kind": kind, "depth": setting.net.depth, "shortcut": args.shortcut}
+    if isinstance(setting.problem, ChainProblem):
+        about = chain_header(setting.problem, kind)
+    if kind != "plain":  # the others were learned for a payment, some on half of the validation images
+        about |= {"alpha": args.alpha, "cost": args.cost, "learned_on": setting.train.split}
+    return {
+        **about,
+        "dataset": setting.dataset,
+        "num_classes": setting.net.num_classes,
+        "mean": setting.train.mean,
+        "std": setting.train.std,
+        **more,
+        "command": without_places(command(agent), run_dir=False),
+        "after": networks_before(args),
+    }
+
+
+def finish(
+    setting: Setting,
+    run: Run,
+    agent: str,
+    rows: Mapping[str, Evaluation],
+    wall_time: float,
+    weights: Mapping[str, str | None] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Write the routes, result.json and the plots, then print the table; returns result.json's content.
+
+    The numbers are written before anything is drawn or printed, since drawing and printing can fail.
+
+    Args:
+        setting: what the run learned on.
+        run: its folder.
+        agent: the module's name.
+        rows: evaluations on the test set by name; the last is the policy that the run is about.
+        wall_time: seconds of training.
+        weights: for each row that was played on other weights than the run started from, the file in the
+            run's folder, or the name of a shipped network.
+        **more: further fields; the lines of `notes` are printed last.
+    """
+    args = setting.args
+    files: dict[str, str | None] = {
+        **dict.fromkeys(("all blocks", "random"), setting.plain_name),
+        **(weights or {}),
+    }
+    result = {
+        "env": args.env,
+        "agent": agent,
+        "dataset": setting.dataset,
+        "split": "test",
+        "n_images": len(setting.test),
+        "split_images": setting.split_images,
+        "alpha": args.alpha,
+        "cost": args.cost,
+        "seed": args.seed,
+        "precision": setting.precision,
+        "wall_time_s": wall_time,
+        "command": shlex.join(command(agent)),
+        "learned_on": setting.train.split,
+        "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
+        "notes": [],
+        **more,
+    }
+    save_evaluations(run.folder / "routes.npz", rows)
+    run.finish(result)  # the plots can be drawn again from it
+    write_plots(run, result, setting.net.stages[1:])
+    print_table(result)
+    say(f"wrote {run.folder}")
+    for note in result["notes"]:
+        say(f"note: {note}")
+    return result
+
+
+def command(agent: str) -> list[str]:
+    """The command line of this process, as a user would type it."""
+    return ["python", "-m", f"agents.{agent}", *sys.argv[1:]]
+
+
+def networks_before(args: Any) -> list[str]:
+    """The networks that a run started from or was taught by, each once."""
+    names = (args.weights, *args.networks)
+    return list(dict.fromkeys(name for name in names if name not in (None, "none", "auto")))

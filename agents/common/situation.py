@@ -1,0 +1,177 @@
+"""The row of `agents.common.presets` that fits what a run learns on and what it starts from.
+
+A flag that is given wins over the row. The values that a run came to are printed, and stored in args.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from agents.common.distillation import SHARE
+from agents.common.presets import PRESETS, WHY
+from envs.ids import depth_of
+from skipnet_rl import catalogue
+from skipnet_rl.data import resolve_dataset
+from skipnet_rl.device import pick_device
+from skipnet_rl.errors import WeightsError, unknown_name
+from skipnet_rl.flops import network_macs
+from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.stored import header_of
+
+TOGETHER = 64  # pixels: of larger images a GPU's memory takes no larger batches
+FIRST_LOOK = 110  # depth of the network that `quick` is made for
+STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
+FEWEST = 60  # of each of them that is not zero, whatever a network costs
+GPU_STEPS, GPU_BATCH = 4, 4  # times as many and as large on a GPU, whose learning rate doubles: √4
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The flags that a preset follows from; None where they are not given."""
+
+    preset: str = "auto"
+    env: str = "SkipResNet110-v0"
+    dataset: str = "auto"
+    data_dir: Path | None = None
+    weights: str = "auto"
+    gate: str = "rnn"
+    gate_weights: str | None = None
+    teacher: tuple[str, ...] = ()
+    sp_iterations: int | None = None
+    iterations: int | None = None
+    alpha: float | None = None
+    device: str = "auto"
+    resume: bool = False
+    run_dir: Path | None = None
+
+
+def situation_of(words: Sequence[str] | None = None) -> Situation:
+    """Read the flags that a preset follows from, from `words` or this process's command line."""
+    words = [word for word in (sys.argv[1:] if words is None else words) if word not in ("-h", "--help")]
+    situation, _ = tyro.cli(Situation, args=words, return_unknown_args=True, add_help=False)
+    return situation
+
+
+def values_of(situation: Situation) -> dict[str, Any]:
+    """The flags that a preset comes to, by name; of a run that is resumed those that it came to at first.
+
+    Raises:
+        ValueError: an unknown preset, data set or device, gates that are none, or a preset that needs some.
+    """
+    if (stored := _stored(situation)) is not None:
+        return stored
+    depth = depth_of(situation.env)
+    dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
+    given = situation.preset
+    if given not in ("auto", *PRESETS):
+        raise unknown_name("preset", given, ("auto", *PRESETS))
+    gates = _gates(situation, depth, dataset) if given in ("auto", "gated") else {}
+    if given == "gated" and not gates:
+        raise ValueError(
+            "--preset gated goes on from trained gates, and none are shipped; name some: --gate-weights"
+        )
+    name = given
+    if given == "auto":
+        first_look = dataset == "rendered-digits" and depth == FIRST_LOOK
+        name = "quick" if first_look else "gated" if gates else "plain"
+    values = PRESETS[name] | gates
+    if name in ("plain", "gated"):
+        values |= _scaled(values, depth, situation.device)
+    if situation.iterations == 0 and values.get("sp_iterations") == 0:
+        values["sp_iterations"] = values["iterations"]
+    if situation.weights == "none":  # there is nothing to prepare, and nobody to learn from
+        values |= {"warmup_iterations": 0, "distillation": 0.0}
+    if situation.teacher:
+        values["distillation"] = values.get("distillation") or SHARE
+    about = trained_as(situation.weights)
+    images: dict[str, Any] = {key: about[key] for key in ("shortcut", "mean", "std") if key in about}
+    return {**values, **images, "preset": name}
+
+
+def trained_as(weights: str) -> dict[str, Any]:
+    """The flags that a weights file knows: id, data set, alpha, cost, shortcut, the pixels' mean and std.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    if weights in ("auto", "none", "torchvision"):
+        return {}
+    header = header_of(weights)
+    known = ["dataset", "alpha", "cost", "shortcut"]
+    if not catalogue.find(weights):  # a shipped network has the data set's own
+        known += ["mean", "std"]
+    found = {name: header[name] for name in known if header.get(name) is not None}
+    found |= {name: tuple(found[name]) for name in ("mean", "std") if name in found}
+    return found | ({"env": f"SkipResNet{header['depth']}-v0"} if "depth" in header else {})
+
+
+def _gates(situation: Situation, depth: int, dataset: str) -> dict[str, Any]:
+    """The flags of a network with gates to go on from: one that is named, or a shipped one; none: nothing."""
+    given, weights = situation.gate_weights, situation.weights
+    if given:
+        alpha = trained_as(given).get("alpha")
+        if alpha is None:
+            raise WeightsError(f"{given} does not name its alpha; expected a gated network")
+        return {"weights": given if weights == "auto" else weights, "alpha": alpha}
+    if weights != "auto" or situation.sp_iterations or situation.iterations == 0:
+        return {}
+    start = catalogue.find_auto(depth, dataset, "projection", (situation.gate,), situation.alpha)
+    return {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]} if start else {}
+
+
+def _stored(situation: Situation) -> dict[str, Any] | None:
+    """The flags that a run which is resumed came to; None for another.
+
+    They would follow anew from the machine, on which a run may change.
+    """
+    place = situation.run_dir and situation.run_dir / "args.json"
+    if not (situation.resume and place and place.is_file()):
+        return None
+    args = json.loads(place.read_text(encoding="utf-8"))
+    names = {"preset", "weights", "gate_weights", "alpha", "shortcut", "mean", "std"}.union(*PRESETS.values())
+    found = {name: args[name] for name in names & args.keys()}
+    return found | {name: tuple(found[name]) for name in ("mean", "std") if found.get(name)}
+
+
+def _scaled(values: dict[str, Any], depth: int, device: str) -> dict[str, Any]:
+    """Steps that take as long whatever the network costs, and more and larger ones on a GPU."""
+    cost = network_macs(ResNet(depth)).total / network_macs(ResNet(20)).total
+    gpu = pick_device(device).type == "cuda"
+    factor = (GPU_STEPS if gpu else 1) / cost
+    scaled = {key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS}
+    if gpu and Architecture.of_depth(depth).image_size <= TOGETHER:
+        larger = GPU_BATCH * values["batch_size"]
+        scaled |= {"batch_size": larger, "lr": GPU_BATCH**0.5 * values["lr"]}
+    return scaled
+
+
+QUIET = {
+    "preset",
+    "debug",
+    "run_dir",
+    "resume",
+    "data_dir",
+    "download",
+    "device",
+    "precision",
+    "dataset",
+    "env",
+}
+
+
+def describe(args: Any) -> str:
+    """One line: the preset and why, and what the flags of a run came to, whoever set them."""
+    told = {
+        field.name: getattr(args, field.name)
+        for field in fields(args)
+        if field.name not in QUIET and getattr(args, field.name) != field.default
+    }
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+    return f"{args.preset} ({WHY.get(args.preset, 'flags as given')})" + (f": {settings}" if settings else "")

@@ -1,0 +1,145 @@
+"""A row of results.json from the run folders of one network, all seeds."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from agents.common.distillation import SHARE
+from agents.common.entries import Entry, flags, random_at_rate
+from agents.common.finished import FinishedRun
+from scripts import results
+from scripts.picture import mega_flops
+from scripts.ship import check_whole, lineage, lineage_before, run_of
+from skipnet_rl import plots
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.data import load_images
+from skipnet_rl.resnet import ResNet
+from skipnet_rl.stored import read_header
+
+STARTS = {"weights", "gate_weights", "teacher"}  # flags that name files of the same seed
+
+
+def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = None) -> None:
+    """Put a row of runs into results.json, then make the table and the pictures.
+
+    Args:
+        name: name of the row, such as `"resnet38"`.
+        folders: its run folders of one seed; those of other seeds are found beside them.
+        out: folder of results.json.
+        data_dir: folder of the data set, for the picture of its images.
+    """
+    seeds = [_seeds(folder) for folder in folders]
+    sp, *hrl = [runs for runs in seeds if runs[0].agent in ("hybrid_reinforce", "finetune")]
+    hrl.sort(key=lambda runs: (runs[0].result["alpha"], _title(runs[0])))
+    hybrid = [_entry(runs, "HRL") for runs in hrl]
+    entries = [_entry(_by_backbone(sp), "all blocks"), _entry(sp, "SP"), *hybrid]
+    stored = [row for row in results.read(out) if row["row"] != name]
+    if any((row["name"], row["depth"]) == ("all blocks", sp[0].depth) for row in stored):
+        del entries[0]  # another gate's row of this network has it
+    write_json(out / "results.json", {"schema": 1, "rows": stored + [_summary(name, e) for e in entries]})
+    for title, figure in _pictures(hybrid, data_dir).items():
+        plots.save_figure(figure, out / f"{name}-{title}.png")
+    results.draw(out)
+
+
+def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
+    """What is skipped at each alpha, and on which images by the gates with the most routes."""
+    records = {_title(entry.runs[0]): entry.runs[0].records()["HRL"] for entry in entries}
+    varied, record = max(
+        zip(entries, records.values(), strict=True), key=lambda pair: pair[0].rows[0]["unique_routes"]
+    )
+    first = varied.runs[0]
+    images = load_images(first.result["dataset"], "test", data_dir)
+    return {
+        "skipped_layers": plots.skipped_layers(records),
+        "easy_and_hard": plots.easy_and_hard(images, record, ResNet(first.depth).stages[1:]),
+    }
+
+
+def _title(run: FinishedRun) -> str:
+    """Name of an HRL run among those of its row."""
+    return f"α = {run.result['alpha']:g}{_gain(run)}{results.distilled(_distillation(run))}"
+
+
+def _gain(run: FinishedRun) -> str:
+    """Gain of the gates' initial weights, in the run that these gates began in."""
+    if origin := run_of(run.args.get("weights" if run.agent == "finetune" else "gate_weights")):
+        return _gain(origin)
+    gain = run.args.get("gate_gain", 1)
+    return "" if gain == 1 else f", gain {gain:g}"
+
+
+def _distillation(run: FinishedRun) -> float:
+    """The teachers' share of the loss; only hybrid REINFORCE has a teacher that is not named."""
+    alone = run.agent != "hybrid_reinforce" and not run.args.get("teacher")
+    return 0.0 if alone else run.args.get("distillation", 0.0)
+
+
+def _share_of_teacher(command: str) -> float:
+    """The value of `--distillation` in a command."""
+    words = shlex.split(command.replace("=", " "))
+    if "--distillation" in words:
+        return float(words[words.index("--distillation") + 1])
+    return SHARE if "--teacher" in words else 0.0
+
+
+def _seeds(folder: Path) -> list[FinishedRun]:
+    """A run and those that differ in the seed, and so in what they start from, alone.
+
+    Raises:
+        ValueError: one has other flags, or was tested on part of the images.
+    """
+    row, _, _ = folder.parent.name.rpartition("-")
+    found = folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json")
+    runs = sorted((FinishedRun.read(path.parent) for path in found), key=lambda run: run.result["seed"])
+    for run in runs:
+        check_whole(run)
+        if differing := _differing(runs[0], run):
+            raise ValueError(f"{runs[0].folder} and {run.folder} differ in more than the seed: {differing}")
+    return runs
+
+
+def _differing(one: FinishedRun, other: FinishedRun) -> str:
+    """Names of the flags in which two runs of one row differ, apart from what they start from."""
+    left, right = flags(one), flags(other)
+    names = sorted((left.keys() & right.keys()) - STARTS)  # older runs lack newer flags
+    return ", ".join(name for name in names if left[name] != right[name])
+
+
+def _by_backbone(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """The first run of each backbone; all seeds start from the same one if it is shipped."""
+    first: dict[str, FinishedRun] = {}
+    for run in runs:
+        first.setdefault(run.args["weights"], run)
+    return list(first.values())
+
+
+def _entry(runs: Sequence[FinishedRun], name: str) -> Entry:
+    rows = tuple(next(row for row in run.result["policies"] if row["name"] == name) for run in runs)
+    return Entry(name, tuple(runs), rows, random_at_rate(name, runs))
+
+
+def _summary(name: str, entry: Entry) -> dict[str, Any]:
+    first = entry.runs[0]
+    plain = entry.name == "all blocks"
+    origin = lineage_before(first) if plain else lineage(first)
+    made_by = origin.commands[-1] if origin.commands else ""  # nothing did an untrained network
+    share = _share_of_teacher(made_by) if plain else _distillation(first)
+    found = entry.summary()
+    return {
+        **found,
+        "row": name,
+        "depth": first.depth,
+        "gate": None if plain else read_header(first.weights())["kind"] + _gain(first),
+        "alpha": found["alpha"] if entry.name == "HRL" else None,
+        "distillation": share,
+        "mega_flops": mega_flops(first.depth) * found["compute_flops"],
+        "command": origin.commands,
+        "wall_time_s": origin.seconds,
+        "machine": origin.machine,
+    }
