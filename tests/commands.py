@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from agents.common import situation
-from agents.common.flags import parse
+from agents.common.parsing import parse
 
 
 def parsed(line):

@@ -19,9 +19,9 @@ from agents.common import keeper, setting
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, load_teachers
 from agents.common.finished import FinishedRun
-from agents.common.flags import headings, parse
 from agents.common.keeper import KeepBest
 from agents.common.optimizers import falling, staged
+from agents.common.parsing import headings, parse
 from agents.common.setting import Setting
 from skipnet_rl import problem
 from skipnet_rl.catalogue import index

@@ -8,8 +8,8 @@ import pytest
 from test_agents import gated_file
 
 from agents.common import situation
-from agents.common.flags import parse
 from agents.common.optimizers import staged
+from agents.common.parsing import parse
 from agents.common.presets import PRESETS, WHY, Preset
 from agents.common.situation import STEPS, describe, situation_of, values_of
 from agents.hybrid_reinforce import Args, arguments

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from gymnasium.error import Error as GymnasiumError
 
-from agents.common.flags import parse
+from agents.common.parsing import parse
 from skipnet_rl.terminal import forgiving_streams, say
 
 ArgsT = TypeVar("ArgsT")

@@ -1,31 +1,20 @@
 """Flags of the agents: one flat dataclass for the code, four headings on the command line.
 
 A field declared as `Data[…]`, `Method[…]`, `Schedule[…]` or `Run[…]` is a flag, listed in `--help` under
-that heading. Any other field is set by presets and by Python code alone. What numbers a flag takes is in
-`agents.common.flag_rules`.
+that heading. Any other field is set by presets and by Python code alone. `agents.common.flag_rules` holds
+the values that a flag takes, `agents.common.parsing` reads the command line.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, make_dataclass, replace
-from functools import cache
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from textwrap import dedent
-from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
-
-import tyro
+from typing import Annotated, Literal, TypeVar
 
 from agents.common.flag_rules import check_choices, check_numbers
 from envs.ids import depth_of
-from skipnet_rl.errors import unknown_name
 
 T = TypeVar("T")
-ArgsT = TypeVar("ArgsT")
 
 
 @dataclass(frozen=True)
@@ -149,101 +138,3 @@ class TrainingArgs(CommonArgs):
     def plan(self) -> list[str]:
         """The stage of each training step."""
         raise NotImplementedError
-
-
-def headings(args_type: type) -> dict[str, Heading]:
-    """The heading of each flag of a dataclass; its other fields are left out."""
-    hints = get_type_hints(args_type, include_extras=True)
-    found = {each.name: get_args(hints[each.name])[-1:] for each in fields(args_type)}
-    return {name: marks[0] for name, marks in found.items() if marks and isinstance(marks[0], Heading)}
-
-
-def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: ArgsT | None = None) -> ArgsT:
-    """Read a command line.
-
-    Args:
-        args_type: a dataclass whose flags are marked as in `CommonArgs`.
-        words: the command line; None for that of this process.
-        default: values of the flags that are not given, and of all fields that are no flags.
-
-    Raises:
-        ValueError: a value that is not one of a flag's choices.
-    """
-    if not headings(args_type):  # all of its fields are flags, under one heading
-        return (
-            tyro.cli(args_type, args=words, prog=_prog())
-            if default is None
-            else tyro.cli(args_type, args=words, prog=_prog(), default=default)
-        )
-    start = args_type() if default is None else default
-    words = sys.argv[1:] if words is None else list(words)
-    _check_choices(args_type, words)
-    form, parts = _form(args_type)  # type: ignore[arg-type]
-    values = {
-        name: part(**{flag.name: getattr(start, flag.name) for flag in fields(part)})
-        for name, part in parts.items()
-    }
-    config = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
-    found = tyro.cli(
-        form,
-        args=words,
-        prog=_prog(),
-        default=form(**values),
-        description=inspect.getdoc(args_type),
-        config=config,
-    )
-    given = {name: value for part in vars(found).values() for name, value in vars(part).items()}
-    return replace(start, **given)  # type: ignore[type-var]
-
-
-def _prog() -> str | None:
-    """The command as a user types it, for the line of usage; None outside `python -m`."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return None if spec is None else f"python -m {spec.name}"
-
-
-@cache
-def _form(args_type: type) -> tuple[type, dict[str, type]]:
-    """A dataclass with one nested dataclass per heading, of which tyro makes the parser and its help."""
-    hints, texts, marks = get_type_hints(args_type), _helps(args_type), headings(args_type)
-    parts = {}
-    for heading in (DATA, METHOD, SCHEDULE, RUN):
-        flags = [
-            (name, Annotated[hints[name], _flag(texts[name])]) for name in marks if marks[name] is heading
-        ]
-        if flags:
-            parts[heading.name] = make_dataclass(heading.name, flags, frozen=True)
-            parts[heading.name].__doc__ = heading.line
-    return make_dataclass(args_type.__name__, parts.items(), frozen=True), parts
-
-
-def _check_choices(args_type: type, words: Sequence[str]) -> None:
-    """Name the nearest choice in one line, which tyro's own message does not."""
-    kinds = get_type_hints(args_type)
-    for word, following in pairwise([*words, "--"]):
-        flag, _, joined = word.partition("=")
-        value, name = joined or following, flag.removeprefix("--")
-        kind = kinds.get(name.replace("-", "_")) if flag.startswith("--") else None
-        if get_origin(kind) is Literal and not value.startswith("--") and value not in get_args(kind):
-            raise unknown_name(name.replace("-", " "), value, get_args(kind))
-
-
-def _flag(text: str) -> object:
-    """A flag with a help text, which itself says what a flag is that has no value yet."""
-    return tyro.conf.arg(
-        help=text,
-        help_behavior_hint=lambda value: "" if value in ("None", "False", "") else f"(default: {value})",
-        prefix_name=False,
-    )
-
-
-def _helps(args_type: type) -> dict[str, str]:
-    """The docstring below each field, of the class and of those that it inherits from."""
-    found: dict[str, str] = {}
-    for kind in reversed(args_type.__mro__[:-1]):
-        (tree,) = ast.parse(dedent(inspect.getsource(kind))).body
-        for line, below in pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
-            if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-                text = inspect.cleandoc(ast.literal_eval(below.value))
-                found[ast.unparse(line.target)] = text.replace("\n", " ")
-    return found

@@ -1,0 +1,134 @@
+"""From a command line to a dataclass of flags, with the help that tyro makes of it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, field, fields, make_dataclass, replace
+from functools import cache
+from itertools import pairwise
+from textwrap import dedent
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from agents.common.flags import DATA, METHOD, RUN, SCHEDULE, Heading
+from skipnet_rl.errors import unknown_name
+
+ArgsT = TypeVar("ArgsT")
+UNSET = ("None", "False", "", "()")  # values that a help text does not show as a default
+
+
+def headings(args_type: type) -> dict[str, Heading]:
+    """The heading of each flag of a dataclass; its other fields are left out."""
+    hints = get_type_hints(args_type, include_extras=True)
+    found = {each.name: get_args(hints[each.name])[-1:] for each in fields(args_type)}
+    return {name: marks[0] for name, marks in found.items() if marks and isinstance(marks[0], Heading)}
+
+
+def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: ArgsT | None = None) -> ArgsT:
+    """Read a command line.
+
+    Args:
+        args_type: a dataclass whose flags are marked as in `CommonArgs`, or one without any marks, whose
+            fields are all flags, under one heading.
+        words: the command line; None for that of this process.
+        default: values of the flags that are not given, and of all fields that are not flags.
+
+    Raises:
+        ValueError: a value that is not one of a flag's choices.
+    """
+    words = sys.argv[1:] if words is None else list(words)
+    _check_choices(args_type, words)
+    if not headings(args_type):
+        flat = _flat(args_type)
+        return args_type(**vars(_read(flat, args_type, words, default and flat(**vars(default)))))
+    start = args_type() if default is None else default
+    form, parts = _form(args_type)
+    values = {
+        name: part(**{flag.name: getattr(start, flag.name) for flag in fields(part)})
+        for name, part in parts.items()
+    }
+    found = _read(form, args_type, words, form(**values))
+    given = {name: value for part in vars(found).values() for name, value in vars(part).items()}
+    return replace(start, **given)  # type: ignore[type-var]
+
+
+def _read(form: type, args_type: type, words: Sequence[str], default: Any) -> Any:
+    """Parse the words into a form, whose help begins with the docstring of `args_type`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return tyro.cli(
+        form,
+        prog=spec and f"python -m {spec.name}",  # as a user types it
+        args=words,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        description=inspect.getdoc(args_type),
+        config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+@cache
+def _form(args_type: Any) -> tuple[type, dict[str, type]]:
+    """A dataclass with one nested dataclass per heading, of which tyro makes the parser and its help."""
+    marks, flags = headings(args_type), _flags(args_type, fields(args_type))
+    parts = {}
+    for heading in (DATA, METHOD, SCHEDULE, RUN):
+        chosen = [flags[name] for name in marks if marks[name] is heading]
+        if chosen:
+            parts[heading.name] = make_dataclass(heading.name, chosen, frozen=True)
+            parts[heading.name].__doc__ = heading.line
+    return make_dataclass(args_type.__name__, parts.items(), frozen=True), parts
+
+
+@cache
+def _flat(args_type: Any) -> Any:
+    """A dataclass of the same fields, with their help texts."""
+    return make_dataclass(args_type.__name__, _flags(args_type, fields(args_type)).values(), frozen=True)
+
+
+def _flags(args_type: type, each: Iterable[Field]) -> dict[str, tuple[str, Any, Any]]:
+    """Name, annotated type and default of each field that is a flag."""
+    hints, texts = get_type_hints(args_type, include_extras=True), _helps(args_type)
+    return {
+        flag.name: (
+            flag.name,
+            Annotated[hints[flag.name], _flag(texts[flag.name])],
+            field() if flag.default is MISSING else field(default=flag.default),
+        )
+        for flag in each
+        if flag.name in texts
+    }
+
+
+def _check_choices(args_type: type, words: Sequence[str]) -> None:
+    """Name the nearest choice in one line, which tyro's own message does not."""
+    kinds = get_type_hints(args_type)
+    for word, following in pairwise([*words, "--"]):
+        flag, _, joined = word.partition("=")
+        value, name = joined or following, flag.removeprefix("--")
+        kind = kinds.get(name.replace("-", "_")) if flag.startswith("--") else None
+        if get_origin(kind) is Literal and not value.startswith("--") and value not in get_args(kind):
+            raise unknown_name(name.replace("-", " "), value, get_args(kind))
+
+
+def _flag(text: str) -> object:
+    """A flag with a help text, which itself describes the default of a flag that has no value yet."""
+    return tyro.conf.arg(
+        help=text,
+        help_behavior_hint=lambda value: "" if value in UNSET else f"(default: {value})",
+        prefix_name=False,
+    )
+
+
+def _helps(args_type: type) -> dict[str, str]:
+    """The docstring below each field, of the class and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for kind in reversed(args_type.__mro__[:-1]):
+        (tree,) = ast.parse(dedent(inspect.getsource(kind))).body
+        for line, below in pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
+            if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+                text = inspect.cleandoc(ast.literal_eval(below.value))
+                found[ast.unparse(line.target)] = text.replace("\n", " ")
+    return found
