@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
-from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.flags import Method, PreparedArgs, Schedule
 from agents.common.keeper import KeepLast
+from agents.common.learner import ModelLearner
 from agents.common.outcome import weights_header
 from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
@@ -42,7 +43,7 @@ from skipnet_rl.rollout import Trajectory, rollout
 
 
 @dataclass(frozen=True)
-class Args(TrainingArgs):
+class Args(PreparedArgs):
     """Train a policy network that drops blocks, all at once."""
 
     policy_depth: Method[int] = 8
@@ -52,8 +53,6 @@ class Args(TrainingArgs):
     bound: Method[float] = 0.95
     """largest probability of either action (α; 0.8 in the paper, with which a short curriculum learns to
     execute everything: each block is dropped at least every fifth time, whatever the others do)"""
-    warmup_iterations: Schedule[int] = 250
-    """steps of preparation, taken only where skips cost the network too much"""
     curriculum: Schedule[int] = 400
     """training steps with a frozen backbone; over the first half of them the blocks are added"""
     joint: Schedule[int] = 200
@@ -82,49 +81,21 @@ class Args(TrainingArgs):
         return min(num_decisions, 1 + (step - self.warmup_iterations) * num_decisions // growth)
 
 
-class Learner:
+class Learner(ModelLearner):
     """Backbone, policy network and optimizers of one run."""
 
     def __init__(
         self, args: Args, mdp: RoutingMDP, precision: str, preparation: Preparation | None = None
     ) -> None:
         torch.manual_seed(args.seed)
-        self.mdp, self.precision, self.preparation = mdp, precision, preparation
         policy = PolicyNetwork(mdp.num_decisions, args.policy_depth, mdp.net.image_size)
-        place = next(mdp.net.parameters()).device
-        self.policy = policy.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = nn.ModuleDict({"net": mdp.net, "policy": self.policy})
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), args.lr)
-        self.backbone_optimizer = torch.optim.Adam(mdp.net.parameters(), args.joint_lr)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
-        parts: dict[str, Any] = {
-            "model": self.model,
-            "policy": self.optimizer,
-            "backbone": self.backbone_optimizer,
+        self.policy = policy.to(mdp.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = nn.ModuleDict({"net": mdp.net, "policy": self.policy})
+        super().__init__(mdp, model, precision, preparation)
+        self.optimizers = {
+            "policy": torch.optim.Adam(self.policy.parameters(), args.lr),
+            "net": torch.optim.Adam(mdp.net.parameters(), args.joint_lr),
         }
-        costs = self.preparation and self.preparation.costs
-        return {**{name: part.state_dict() for name, part in parts.items()}, "costs": costs}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["policy"])
-        self.backbone_optimizer.load_state_dict(state["backbone"])
-        if self.preparation:
-            self.preparation.costs = state["costs"]
-
-    def descend(self, loss: Tensor, backbone_lr: float) -> None:
-        """One step of the policy network, and of the backbone where its learning rate is not zero."""
-        for group in self.backbone_optimizer.param_groups:
-            group["lr"] = backbone_lr
-        self.optimizer.zero_grad()
-        self.backbone_optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        if backbone_lr:
-            self.backbone_optimizer.step()
 
 
 def reward(routes: Tensor, correct: Tensor, penalty: float) -> Tensor:
@@ -151,7 +122,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
         mdp.net.train()
         with autocast(learner.precision, device):
             episode, loss = learner.preparation.step(mdp, learner.policy, images, labels, step, draws)
-        learner.descend(loss, args.joint_lr)
+        learner.descend(loss, {"policy": args.lr, "net": args.joint_lr})
         return episode
     mdp.net.train(stage == "joint")
     frozen = mdp.num_decisions - args.decided(step, mdp.num_decisions)  # the first blocks, executed
@@ -169,10 +140,11 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     log_probs = torch.where(sampled, p, 1 - p).log()[:, frozen:].sum(dim=1)
     loss = -(gain * log_probs).mean()
     if stage != "joint":
-        learner.descend(loss, 0.0)
+        learner.descend(loss, {"policy": args.lr})
         return episode
     done = (step - args.warmup_iterations - args.curriculum) / args.joint
-    learner.descend(loss + episode.loss.mean(), args.joint_lr * (1 - done))
+    rates = {"policy": args.lr, "net": args.joint_lr * (1 - done)}
+    learner.descend(loss + episode.loss.mean(), rates)
     return episode
 
 

@@ -133,10 +133,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
 
     Raises:
         FileNotFoundError, WeightsError: the routes or the weights are missing.
-        ValueError: a run that stores no routes.
     """
-    if run.agent == "pretrain":
-        raise ValueError(f"{run.folder} is of agents.pretrain, which stores no routes to play again")
     result, wrong = run.result, []
     images = normalised(load_images(result["dataset"], result["split"], data_dir), *run.statistics)
     images = images.first(result["n_images"])
@@ -165,7 +162,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
 
 def own_macs(run: FinishedRun, num_classes: int) -> int:
     """MACs per image of the decisions of the policy that a run learned; 0 if it learned none."""
-    if run.agent in ("static", "oracle"):
+    if not run.learned:
         return 0
     _, policy = run.restore(num_classes)
     return policy_macs(policy)

@@ -8,8 +8,8 @@ reaches the first decision through N bootstrapped values, which makes deep netwo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from stable_baselines3 import DQN
@@ -62,9 +62,7 @@ def train(args: Args) -> dict[str, Any]:
     return train_sb3(args, "dqn", "DQN", PRESETS, lambda env, numbers: make_model(env, args, numbers))
 
 
-def arguments(words: Sequence[str] | None = None) -> Args:
-    """The flags' defaults on a command line."""
-    return preset_arguments(Args, PRESETS, words)
+arguments = partial(preset_arguments, Args, PRESETS)  # the flags' defaults on a command line
 
 
 if __name__ == "__main__":

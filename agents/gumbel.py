@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
-from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.flags import Method, PreparedArgs, Schedule
 from agents.common.keeper import KeepLast
+from agents.common.learner import ModelLearner
 from agents.common.outcome import weights_header
 from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
@@ -42,7 +43,7 @@ TOLERANCE = 0.05  # of the rate of execution; further off the target is missed
 
 
 @dataclass(frozen=True)
-class Args(TrainingArgs):
+class Args(PreparedArgs):
     """Train gates and backbone together through relaxed draws."""
 
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
@@ -53,8 +54,6 @@ class Args(TrainingArgs):
     """scope of the target: each block (the paper), or the network on average"""
     penalty: Method[float] = 2.0
     """weight of missing the target (λ)"""
-    warmup_iterations: Schedule[int] = 250
-    """steps of preparation, taken only where skips cost the network too much"""
     iterations: Schedule[int] = 500
     """training steps"""
     lr: Schedule[float] = 1e-3
@@ -73,38 +72,20 @@ class Args(TrainingArgs):
         return ["warmup"] * self.warmup_iterations + ["train"] * self.iterations
 
 
-class Learner:
-    """Backbone, gate and optimizer of one run."""
+class Learner(ModelLearner):
+    """Backbone, gate and optimizers of one run."""
 
     def __init__(
         self, args: Args, mdp: RoutingMDP, precision: str, preparation: Preparation | None = None
     ) -> None:
         torch.manual_seed(args.seed)
-        self.mdp, self.precision, self.preparation = mdp, precision, preparation
-        self.gate = make_gate(args.gate, mdp.net).to(next(mdp.net.parameters()).device)
-        self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
-        groups = [
-            {"params": mdp.net.parameters(), "base_lr": args.lr},
-            {"params": self.gate.parameters(), "base_lr": args.gate_lr},
-        ]
-        self.optimizer = torch.optim.Adam(groups)
-
-    @property
-    def policy(self) -> nn.Module:
-        """What is evaluated: the gates."""
-        return self.gate
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
-        costs = self.preparation and self.preparation.costs
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "costs": costs}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.preparation:
-            self.preparation.costs = state["costs"]
+        self.policy = make_gate(args.gate, mdp.net).to(mdp.device)
+        model = nn.ModuleDict({"net": mdp.net, "gate": self.policy})
+        super().__init__(mdp, model, precision, preparation)
+        self.optimizers = {
+            "net": torch.optim.Adam(mdp.net.parameters(), args.lr),
+            "gate": torch.optim.Adam(self.policy.parameters(), args.gate_lr),
+        }
 
 
 def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Tensor:
@@ -124,17 +105,13 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     with autocast(learner.precision, device):
         if stage == "warmup":
             assert learner.preparation is not None
-            episode, loss = learner.preparation.step(learner.mdp, learner.gate, images, labels, step, draws)
+            episode, loss = learner.preparation.step(learner.mdp, learner.policy, images, labels, step, draws)
         else:
-            episode = rollout(learner.mdp, learner.gate, images, labels, "gumbel", draws)
+            episode = rollout(learner.mdp, learner.policy, images, labels, "gumbel", draws)
             missed = rate_penalty(episode.actions, args.target, args.target_of)
             loss = episode.loss.mean() + args.penalty * missed
             left -= (step - args.warmup_iterations) / args.iterations
-    for group in learner.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * left
-    learner.optimizer.zero_grad()
-    loss.backward()
-    learner.optimizer.step()
+    learner.descend(loss, {"net": left * args.lr, "gate": left * args.gate_lr})
     return episode
 
 

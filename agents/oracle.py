@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from skipnet_rl.rollout import rollout
 class Args(CommonArgs):
     """Search for the cheapest route of each test image that is right."""
 
+    takes_chains: ClassVar[bool] = True
     exhaustive: Method[int] = 10
     """largest number of decisions at which every route is tried"""
     restarts: Method[int] = 8
@@ -42,11 +43,6 @@ class Args(CommonArgs):
     """images at a time"""
     precision: Run[Literal["auto", "bf16", "fp32"]] = "fp32"
     """floating-point format; a choice among many routes also chooses rounding errors, and bf16's are large"""
-
-    @property
-    def takes_chains(self) -> bool:
-        """Nothing is trained."""
-        return True
 
 
 class Best:

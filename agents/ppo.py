@@ -9,8 +9,8 @@ whole episode of each environment, so that none is cut and no value has to stand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sb3_contrib import RecurrentPPO
@@ -84,9 +84,7 @@ def train(args: Args) -> dict[str, Any]:
     return train_sb3(args, "ppo", name, PRESETS, lambda env, numbers: make_model(env, args, numbers))
 
 
-def arguments(words: Sequence[str] | None = None) -> Args:
-    """The flags' defaults on a command line."""
-    return preset_arguments(Args, PRESETS, words)
+arguments = partial(preset_arguments, Args, PRESETS)  # the flags' defaults on a command line
 
 
 if __name__ == "__main__":

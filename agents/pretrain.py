@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn import functional as F
@@ -51,6 +51,7 @@ ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is 
 class Args(TaughtArgs):
     """Train a ResNet with every block executed."""
 
+    first_look: ClassVar[bool] = False
     depth: Data[int] = 110
     """depth, 6n + 2 (14, 20, 32, 38, …, 110, 152) for CIFAR-sized images; 34, 50, 101 for ImageNet's"""
     weights: Data[str] = "none"
@@ -88,11 +89,6 @@ class Args(TaughtArgs):
     def __post_init__(self) -> None:
         """Name the environment of this depth."""
         object.__setattr__(self, "env", f"SkipResNet{self.depth}-v0")
-
-    @property
-    def first_look(self) -> bool:
-        """The test split is read whole."""
-        return False
 
     @property
     def networks(self) -> tuple[str | None, ...]:

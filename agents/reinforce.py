@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_routes
-from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.flags import FrozenArgs, Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepLast
 from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
@@ -36,7 +36,7 @@ from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 
 
 @dataclass(frozen=True)
-class Args(TrainingArgs):
+class Args(FrozenArgs, TrainingArgs):
     """Train gates on a frozen backbone."""
 
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
@@ -51,16 +51,6 @@ class Args(TrainingArgs):
     """episodes per step"""
     lr: Schedule[float] = 1e-2
     """Adam's learning rate"""
-
-    @property
-    def frozen(self) -> bool:
-        """The network stays as it is."""
-        return True
-
-    @property
-    def takes_chains(self) -> bool:
-        """Over a chain a gate on the belief takes the place of `--gate`."""
-        return True
 
     @property
     def images_per_step(self) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from skipnet_rl.thresholds import Tuned, tune
 class Args(CommonArgs):
     """Evaluate policies that need no training."""
 
+    takes_chains: ClassVar[bool] = True
     rates: Method[tuple[float, ...]] = (0.9, 0.8, 0.7, 0.6, 0.5)
     """p(execute) of the random policies"""
     budgets: Method[tuple[float, ...]] = ()
@@ -55,11 +56,6 @@ class Args(CommonArgs):
     """number of sizes, evenly spread, at which a fixed set is evaluated on the test set"""
     eval_images: Run[int] = 1_000
     """validation images on which the greedy choice is made"""
-
-    @property
-    def takes_chains(self) -> bool:
-        """Nothing is trained."""
-        return True
 
 
 def greedy_order(mdp: DecisionProcess, images: Images, precision: str = "fp32") -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +137,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: a file is missing or damaged.
     """
-    tensors: dict[str, Tensor] = {}
-    for part in parts_of(path):
-        if not part.is_file():
-            hint = "give the path of a file, or 'auto'" if part == path else f"{path.name} needs it"
-            raise WeightsError(f"no weights file {part}; {hint}")
-        try:
-            tensors |= _read_file(part)
-        except SafetensorError as error:
-            raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
-    return tensors
+    return _merged(path, _read_file)
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -155,19 +146,30 @@ def read_about(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: a file is missing or damaged.
     """
-    about: dict[str, Any] = {}
+    return _merged(path, _stated)
+
+
+def _merged(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The entries that are read from a file, of a first part also those of the others."""
+    found: dict[str, Any] = {}
     for part in parts_of(path):
         if not part.is_file():
-            raise WeightsError(f"no weights file {part}")
+            hint = "give the path of a file, or 'auto'" if part == path else f"{path.name} needs it"
+            raise WeightsError(f"no weights file {part}; {hint}")
         try:
-            with safe_open(part, "pt") as file:
-                stated = json.loads((file.metadata() or {}).get("about", "{}"))
-                if not isinstance(stated, dict):
-                    raise ValueError("its header is no JSON object")
-                about |= stated
+            found |= read(part)
         except (SafetensorError, ValueError) as error:
             raise WeightsError(f"{part} is not a readable safetensors file: {error}") from error
-    return about
+    return found
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """What one file says of itself."""
+    with safe_open(path, "pt") as file:
+        stated = json.loads((file.metadata() or {}).get("about", "{}"))
+    if not isinstance(stated, dict):
+        raise ValueError("its header is no JSON object")
+    return stated
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -42,7 +42,7 @@ class Tolerance:
     images: int
     whole: float
     skipping: float
-    seconds_per_image: float = 0.0
+    seconds_per_image: float
 
     @property
     def prepared(self) -> bool:

@@ -233,7 +233,7 @@ def test_folders_without_a_run(tmp_path, finished):
     with pytest.raises(FileNotFoundError, match="no run in .*args.json"):
         FinishedRun.read(tmp_path)
     (tmp_path / "args.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="that came to its end"):
+    with pytest.raises(FileNotFoundError, match="no finished run in"):
         FinishedRun.read(tmp_path)
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):

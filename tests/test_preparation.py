@@ -49,7 +49,7 @@ def test_the_gates_of_a_prepared_network_know_its_rates():
 @pytest.mark.parametrize("skipping, steps", [(0.88, 0), (0.5, 3)])
 def test_a_tolerant_network_is_not_prepared(tmp_path, monkeypatch, few_images, skipping, steps):
     monkeypatch.setattr(
-        setting, "measure_tolerance", lambda mdp, images, *_: Tolerance(len(images), 0.9, skipping)
+        setting, "measure_tolerance", lambda mdp, images, *_: Tolerance(len(images), 0.9, skipping, 0.0)
     )
     args = small_args(tmp_path, warmup_iterations=3)
     found, tolerance, costs = look(Setting.of(args))

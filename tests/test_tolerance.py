@@ -63,7 +63,7 @@ def test_tolerance_of_the_toy_is_what_its_one_needed_block_costs():
     "whole, skipping, prepared", [(0.9, 0.86, True), (0.9, 0.84, False), (0.5, 0.6, True)]
 )
 def test_prepared(whole, skipping, prepared):
-    assert Tolerance(100, whole, skipping).prepared == prepared
+    assert Tolerance(100, whole, skipping, 0.0).prepared == prepared
 
 
 @pytest.mark.parametrize(

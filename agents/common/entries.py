@@ -68,7 +68,7 @@ class Entry:
         found["seeds"] = [run.result["seed"] for run in self.runs]
         found["alpha"] = self.runs[0].result["alpha"]
         found["wall_time_s"] = mean_interval([run.result["wall_time_s"] for run in self.runs])[0]
-        found["bound"] = self.runs[0].agent == "oracle" and "bound" in self.name
+        found["bound"] = "(bound)" in self.name
         found["command"] = self.runs[0].result["command"]
         if self.random:
             gains = [row["accuracy"] - other for row, other in zip(self.rows, self.random, strict=True)]
@@ -107,7 +107,7 @@ def flags(run: FinishedRun) -> dict[str, Any]:
     Those that are None or empty are left out, so a flag that a run is too old to have is as one that was
     not given.
     """
-    left_out = NOT_A_FLAG - {"eval_images"} if run.agent == "static" else NOT_A_FLAG  # its greedy choice
+    left_out = NOT_A_FLAG - {"eval_images"} if "greedy_order" in run.result else NOT_A_FLAG  # chosen on them
     return {key: value for key, value in run.args.items() if key not in left_out and value not in (None, [])}
 
 
@@ -129,7 +129,7 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     seen = set()
     for run in runs:
         for row in shown(run):
-            if row["name"] == "all blocks" and run.agent != "pretrain":  # where it starts, once for each
+            if row["name"] == "all blocks" and run.policy_name != "all blocks":  # where it starts, once each
                 network = (row.get("weights") or run.args["weights"], run.args.get("shortcut"))
                 if network in seen:
                     continue
@@ -155,20 +155,18 @@ def _check_seeds(runs: Sequence[FinishedRun]) -> None:
 
 def shown(run: FinishedRun) -> list[Mapping[str, Any]]:
     """The rows of a run that stand for themselves; random skipping at a policy's rate stands beside it."""
-    rows = run.result["policies"]
-    if run.agent == "static":
-        return rows
-    return [row for row in rows if not row["name"].startswith("random")]
+    return [row for row in run.result["policies"] if not beside_policy(row)]
+
+
+def beside_policy(row: Mapping[str, Any]) -> bool:
+    """Whether a row is random skipping at the rate of a run's policy; "random 90%" is a policy of its own."""
+    return row["name"] == "random" or row["name"].startswith("random, ")
 
 
 def random_at_rate(name: str, runs: Sequence[FinishedRun]) -> tuple[float, ...]:
     """Accuracy of random skipping at the rate of the run's own policy, on the better of the weights."""
-    if name != runs[0].policy_name or runs[0].agent in ("static", "pretrain"):
-        return ()
-    return tuple(
-        max(row["accuracy"] for row in run.result["policies"] if row["name"].startswith("random"))
-        for run in runs
-    )
+    found = [[row["accuracy"] for row in run.result["policies"] if beside_policy(row)] for run in runs]
+    return tuple(map(max, found)) if name == runs[0].policy_name and all(found) else ()
 
 
 def labels(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:

@@ -1,4 +1,4 @@
-"""Finished runs and saved policies, put together again from their files."""
+"""Finished runs and saved policies, restored from their files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ON_CALIBRATION_IMAGES = ("ppo", "a2c", "dqn", "reinforce")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder that came to its end.
+    """The folder of a run that has finished.
 
     Attributes:
-        folder: where.
+        folder: its path.
         args: args.json, see `as_now`.
         result: result.json.
     """
@@ -51,7 +51,7 @@ class FinishedRun:
         if not (folder / "args.json").is_file():
             raise FileNotFoundError(f"no run in {folder}: it has no args.json")
         if not (folder / "result.json").is_file():
-            raise FileNotFoundError(f"no run in {folder} that came to its end: it has no result.json")
+            raise FileNotFoundError(f"no finished run in {folder}: it has no result.json")
         try:
             args, result = (
                 json.loads((folder / name).read_text(encoding="utf-8"))
@@ -60,7 +60,9 @@ class FinishedRun:
         except ValueError as error:
             raise ValueError(f"{folder} holds a damaged args.json or result.json: {error}") from error
         if not (isinstance(args, dict) and isinstance(result, dict) and _is_result(result)):
-            raise ValueError(f"{folder}/result.json names no agent or no policies; was it made by one here?")
+            raise ValueError(
+                f"{folder}/result.json names no agent or no policies; expected a file that a run wrote"
+            )
         return cls(folder, as_now(args), result)
 
     @property
@@ -70,14 +72,19 @@ class FinishedRun:
 
     @property
     def depth(self) -> int:
-        """Of the network: of pretraining, which takes depths that no id has, the flag; else the id's."""
-        return self.args["depth"] if self.agent == "pretrain" else depth_of(self.result["env"])
+        """Depth of the network: the flag of pretraining, which takes depths that no id has; else the id's."""
+        return self.args["depth"] if "depth" in self.args else depth_of(self.result["env"])
 
     @property
     def on_calibration_images(self) -> bool:
         """Whether its policy learned on half of the validation images."""
         learned_on = "calibration" if self.agent in ON_CALIBRATION_IMAGES else "train"
         return self.result.get("learned_on", learned_on) == "calibration"
+
+    @property
+    def learned(self) -> bool:
+        """Whether the run left weights; static policies and the routes of a search leave none."""
+        return not {"greedy_order", "exact"} & self.result.keys()
 
     @property
     def policy_name(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from agents.common.flag_rules import check_choices, check_numbers
 from envs.ids import depth_of
@@ -37,7 +37,17 @@ Run = Annotated[T, RUN]
 
 @dataclass(frozen=True)
 class CommonArgs:
-    """Flags that every agent has."""
+    """Flags that every agent has.
+
+    Attributes:
+        frozen: whether the network stays as it is, and a policy over it is learned.
+        takes_chains: whether the environment may be a chain of networks, which then stay as they are.
+        first_look: whether a data set for a first look is by default tested on its first images alone.
+    """
+
+    frozen: ClassVar[bool] = False
+    takes_chains: ClassVar[bool] = False
+    first_look: ClassVar[bool] = True
 
     env: Data[str] = "SkipResNet110-v0"
     """registered environment id, which names the depth"""
@@ -89,21 +99,6 @@ class CommonArgs:
         return 0
 
     @property
-    def frozen(self) -> bool:
-        """Whether the network stays as it is, and a policy over it is learned."""
-        return False
-
-    @property
-    def takes_chains(self) -> bool:
-        """Whether the environment may be a chain of networks, which then stay as they are."""
-        return False
-
-    @property
-    def first_look(self) -> bool:
-        """Whether a data set for a first look is by default tested on its first images alone."""
-        return True
-
-    @property
     def networks(self) -> tuple[str | None, ...]:
         """Weights of every network that is to see the images."""
         return (self.weights,)
@@ -138,3 +133,19 @@ class TrainingArgs(CommonArgs):
     def plan(self) -> list[str]:
         """The stage of each training step."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PreparedArgs(TrainingArgs):
+    """Flags of an agent that prepares the network for skips where it must."""
+
+    warmup_iterations: Schedule[int] = 250
+    """steps of preparation, taken only where skips cost the network too much"""
+
+
+@dataclass(frozen=True)
+class FrozenArgs(CommonArgs):
+    """Flags of an agent that learns a policy over a network that stays as it is, or over a chain."""
+
+    frozen: ClassVar[bool] = True
+    takes_chains: ClassVar[bool] = True

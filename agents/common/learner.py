@@ -1,10 +1,10 @@
-"""A backbone with gates in training: weights, optimizers, and what a checkpoint holds of them."""
+"""Networks in training: weights, optimizers, and what a checkpoint holds of them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,56 @@ from agents.common.optimizers import resume
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
 
+if TYPE_CHECKING:
+    from agents.common.preparation import Preparation
 
-class GatedLearner:
-    """Backbone, gates and optimizers of one run.
+
+class ModelLearner:
+    """The networks and optimizers of one run.
+
+    Args:
+        mdp: the decision process over the backbone.
+        model: every network, under the names of a weights file.
+        precision: of the convolutions, `"bf16"` or `"fp32"`.
+        preparation: the steps that prepare the backbone for skips, if any.
+
+    Attributes:
+        optimizers: by the name of what they move.
+    """
+
+    def __init__(
+        self, mdp: Any, model: nn.ModuleDict, precision: str, preparation: Preparation | None = None
+    ) -> None:
+        self.mdp, self.model, self.precision, self.preparation = mdp, model, precision, preparation
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    def descend(self, loss: Tensor, rates: Mapping[str, float]) -> None:
+        """One step down a loss, of the optimizers whose learning rates are given."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        loss.backward()
+        for name, rate in rates.items():
+            for group in self.optimizers[name].param_groups:
+                group["lr"] = rate
+            self.optimizers[name].step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        optimizers = {name: each.state_dict() for name, each in self.optimizers.items()}
+        costs = self.preparation and self.preparation.costs
+        return {"model": self.model.state_dict(), "optimizers": optimizers, "costs": costs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        for name, optimizer in self.optimizers.items():
+            resume(optimizer, state["optimizers"][name])
+        if self.preparation:
+            self.preparation.costs = state["costs"]
+
+
+class GatedLearner(ModelLearner):
+    """Backbone, gates and optimizers of one run, of which the best weights are kept.
 
     Args:
         net: the backbone, which is trained in place.
@@ -27,18 +74,15 @@ class GatedLearner:
 
     Attributes:
         model: both, under the names `net` and `gate` of a weights file.
-        optimizers: by what they move.
-        best: summary of what is kept so far, on validation images, with its step, 0 for the start.
+        best: validation summary of the weights kept so far, with their step, 0 for the start.
     """
 
     def __init__(
         self, net: ResNet, gate: nn.Module, alpha: float, cost: str, device: torch.device, precision: str
     ) -> None:
+        model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
+        super().__init__(RoutingMDP(net, alpha, cost), model, precision)
         self.gate: Any = gate
-        self.model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
-        self.mdp = RoutingMDP(net, alpha, cost)
-        self.precision = precision
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.best: dict[str, Any] = {}
 
     @property
@@ -46,34 +90,21 @@ class GatedLearner:
         """What is evaluated: the gates."""
         return self.gate
 
-    def descend(self, loss: Tensor, rates: Mapping[str, float]) -> None:
-        """One step down a loss, at the learning rate of each optimizer."""
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = rates[name]
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-
     def snapshot(self) -> GatedLearner:
-        """The same with a copy of network and gates, which may be changed."""
+        """A learner with a copy of network and gates, which may be changed."""
         found = copy.copy(self)
         found.model = copy.deepcopy(self.model)
         found.gate = found.model["gate"]
         _ = self.mdp.macs  # counted once for all copies: half a second for a ResNet-110
         found.mdp = copy.copy(self.mdp)
-        found.mdp.net = found.model["net"]  # type: ignore[assignment]
+        found.mdp.net = found.model["net"]
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        optimizers = {name: each.state_dict() for name, each in self.optimizers.items()}
-        return {"model": self.model.state_dict(), "optimizers": optimizers, "best": self.best}
+        return {**super().state_dict(), "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        for name, optimizer in self.optimizers.items():
-            resume(optimizer, state["optimizers"][name])
+        super().load_state_dict(state)
         self.best = state["best"]

@@ -43,10 +43,10 @@ def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: A
     words = sys.argv[1:] if words is None else list(words)
     _check_choices(args_type, words)
     if not headings(args_type):
-        flat = _flat(args_type)
+        flat = _flat(args_type)  # type: ignore[arg-type]
         return args_type(**vars(_read(flat, args_type, words, default and flat(**vars(default)))))
     start = args_type() if default is None else default
-    form, parts = _form(args_type)
+    form, parts = _form(args_type)  # type: ignore[arg-type]
     values = {
         name: part(**{flag.name: getattr(start, flag.name) for flag in fields(part)})
         for name, part in parts.items()

@@ -25,7 +25,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
-from agents.common.flags import CommonArgs, Method, Run, Schedule
+from agents.common.flags import FrozenArgs, Method, Run, Schedule
 from agents.common.loop import progress, val_metrics
 from agents.common.outcome import finish, weights_header
 from agents.common.sb3_policies import WEIGHTS, ModelPolicy
@@ -45,7 +45,7 @@ ArgsT = TypeVar("ArgsT", bound="SB3Args")
 
 
 @dataclass(frozen=True)
-class SB3Args(CommonArgs):
+class SB3Args(FrozenArgs):
     """Flags of every stable-baselines3 agent; None stands for the value of the environment's preset."""
 
     width: Method[int] = 64
@@ -61,17 +61,7 @@ class SB3Args(CommonArgs):
     eval_images: Run[int] = 1_000
     """validation images in each evaluation during training"""
     resume: Run[bool] = False
-    """continuation from the checkpoint in --run-dir, where there is one, with the replay memory empty"""
-
-    @property
-    def frozen(self) -> bool:
-        """The network stays as it is."""
-        return True
-
-    @property
-    def takes_chains(self) -> bool:
-        """A policy over observations does not mind what they are of."""
-        return True
+    """continuation from the checkpoint in --run-dir, where there is one; the memory of DQN begins empty"""
 
 
 def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
