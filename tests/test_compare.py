@@ -265,7 +265,7 @@ def test_one_run_twice_is_not_two_seeds(tmp_path):
 
 def test_images_of_the_greedy_choice_distinguish_runs(tmp_path):
     """Only for static runs: for others this flag is just the size of a validation."""
-    rows = [row("random 50%", 0.5), row("PPO", 0.8)]
-    for agent, seeds_of_each in (("static", [1, 1, 1, 1]), ("ppo", [2])):
+    for agent, random, seeds_of_each in (("static", "random 50%", [1, 1, 1, 1]), ("ppo", "random", [2])):
+        rows = [row(random, 0.5), row("PPO", 0.8)]
         runs = [run(tmp_path, agent, seed, rows, eval_images=20 * (seed + 1)) for seed in (0, 1)]
         assert [entry.summary()["n"] for entry in collect(runs)] == seeds_of_each
