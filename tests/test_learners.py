@@ -95,11 +95,11 @@ def test_reinforce_learns_the_toy(data, mdp):
     args = reinforce.Args(batch_size=32, routes=4, lr=0.1, precision="fp32")
     learner = reinforce.Learner(args, mdp, "fp32")
     weights = {name: value.clone() for name, value in mdp.net.state_dict().items()}
-    before = sampled_return(mdp, learner.gate, data)
+    before = sampled_return(mdp, learner.policy, data)
     for step in range(60):
         reinforce.train_step(learner, data, step, "train", args)
-    assert greedy(mdp, learner.gate, data).actions.mean(dim=0).tolist() == BEST
-    assert sampled_return(mdp, learner.gate, data) > before + 0.02
+    assert greedy(mdp, learner.policy, data).actions.mean(dim=0).tolist() == BEST
+    assert sampled_return(mdp, learner.policy, data) > before + 0.02
     assert all(torch.equal(weights[name], value) for name, value in mdp.net.state_dict().items())
 
 
@@ -109,11 +109,11 @@ def test_gumbel_gates_keep_the_block_that_is_needed(data, mdp):
         warmup_iterations=0, batch_size=32, iterations=80, target=0.5, lr=1e-6, gate_lr=0.1, precision="fp32"
     )
     learner = gumbel.Learner(args, mdp, "fp32")
-    before = sampled_return(mdp, learner.gate, data)
+    before = sampled_return(mdp, learner.policy, data)
     for step in range(args.iterations):
         gumbel.train_step(learner, data, step, "train", args)
-    assert greedy(mdp, learner.gate, data).actions.mean(dim=0).tolist() == BEST
-    assert sampled_return(mdp, learner.gate, data) > before + 0.02
+    assert greedy(mdp, learner.policy, data).actions.mean(dim=0).tolist() == BEST
+    assert sampled_return(mdp, learner.policy, data) > before + 0.02
 
 
 def test_blockdrop_learns_the_toy_on_a_frozen_backbone(data, mdp):
