@@ -210,10 +210,10 @@ def copy_in(source: Path, name: str) -> Path:
 
 
 def split(source: Path, count: int) -> list[bytes]:
-    """The tensors of a safetensors file, in their order, as the contents of several; each has its header."""
+    """The tensors of a safetensors file, by name, as the contents of several; each has its header."""
     with safe_open(source, "pt") as file:
         about = file.metadata()
-    tensors = read_tensors(source)
+    tensors = dict(sorted(read_tensors(source).items()))  # safetensors reads them in any order
     ends = np.cumsum([tensor.nbytes for tensor in tensors.values()])
     parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for (key, tensor), end in zip(tensors.items(), ends, strict=True):

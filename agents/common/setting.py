@@ -197,14 +197,15 @@ def named_problem(args: CommonArgs) -> Problem:
     Raises:
         ValueError: a chain, for an agent that works within one network.
     """
+    given = {each.name: getattr(args, each.name) for each in fields(Problem) if each.name in vars(args)}
+    if "depth" in given:  # pretraining, also at depths that no id has
+        return Problem(**given).resolve()
     if is_chain(args.env) and not args.takes_chains:
         raise ValueError(
             f"--env {args.env} is a chain of networks, and this agent works within one network; choose an "
             "id such as SkipResNet110-v0"
         )
-    given = {each.name: getattr(args, each.name) for each in fields(Problem) if each.name in vars(args)}
-    problem = Problem(**given) if "depth" in given else problem_of(args.env, **given)
-    return problem.resolve(catalogue.START if args.frozen else ("plain",))
+    return problem_of(args.env, **given).resolve(catalogue.START if args.frozen else ("plain",))
 
 
 def load_splits(args: CommonArgs, problem: Problem) -> tuple[Images, Images, Images]:
