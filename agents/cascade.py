@@ -1,249 +1,242 @@
-"""Two networks, the second for the images of which the first is not sure: a cascade.
+"""Cascades: chains of networks, the next one asked where the answer so far is not sure.
 
     python -m agents.cascade --data-dir data --out docs/results-cifar10
-    python -m scripts.results --out docs/results-cifar10                    # draws them into the picture
+    python -m agents.cascade --chains SkipChain14x38-v0 resnet20-cifar10,runs/mine,110 --budgets 0.3 0.5
+    python -m agents.cascade --chains SkipChain14x38-v0 --mix 0     # the last network that is asked decides
 
-Each image goes through the first network. Where that is not confident, the image is deferred to the second
-one, whose answer then counts (IDK cascades, Wang et al. 2017, arXiv 1706.00885). Confidence is the largest
-probability; for each budget its threshold is chosen on the validation images, so that their mean cost is no
-more than the budget, up to ties.
+The first network sees every image; the next one is asked where the margin of the answer so far is small, and
+its answer is mixed in (`skipnet_rl.chain`). With `--mix 0` its answer replaces the one before (IDK cascades,
+Wang et al. 2017, arXiv 1706.00885). For each budget, thresholds and mixing weights are chosen on the
+validation images (`skipnet_rl.thresholds`); the test images are read once, at the end. Nothing is learned.
 
-Nothing is learned here. Either network may have gates; a pair without them, which skips no block, is the
-rival of gates that choose by the image.
+Each row is compared, image by image, with every network alone, of which `single` is the best that costs no
+more; with its own routes dealt out to the images at random; and with the best route, the same for all images,
+that costs no more. The validation images decide which is best.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from agents.common.chains import recorded
 from agents.common.cli import main_with_named_errors
+from agents.common.finished import FinishedRun
 from agents.common.tables import markdown, points, publish
-from agents.evaluate import Subject, of_one_data_set
-from skipnet_rl.data import Images
-from skipnet_rl.deferral import Answers, at_random, defer, reach, thresholds_for
-from skipnet_rl.device import pick_device
+from envs.ids import CHAINS
+from skipnet_rl.catalogue import find
+from skipnet_rl.chain import Chain, ChainMDP
+from skipnet_rl.chain_problem import ChainProblem
+from skipnet_rl.controls import every_route
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.progress import image_progress, load_images, progress_bar
+from skipnet_rl.progress import load_images
+from skipnet_rl.recording import Records, replayed
 from skipnet_rl.statistics import accuracy_difference, half_width
+from skipnet_rl.thresholds import Tuned, tune
 
-FILE = "cascade.json"
-PAIRS = (
-    ("resnet14-cifar10-distilled", "resnet38-cifar10-distilled"),
-    ("resnet38-cifar10-hrl-1.0-gain6-ensemble", "resnet38-cifar10-distilled"),
-    ("resnet14-cifar10-distilled", "resnet110-cifar10-distilled"),
-    ("resnet38-cifar10-hrl-1.0-gain6-ensemble", "resnet110-cifar10-distilled"),
-    ("resnet110-cifar10-hrl-0.8-ensemble", "resnet110-cifar10-distilled"),
-)
+FILE = "chains.json"
 BESIDE = (
-    "resnet20-cifar10-distilled",
     "resnet38-cifar10-hrl-0.5-ensemble",
     "resnet74-cifar10-hrl-0.5",
-    "resnet38-cifar10",
-    "resnet110-cifar10-hrl-0.4-ensemble",
-    "resnet74-cifar10-distilled",
-    "resnet110-cifar10",
+    "resnet110-cifar10-hrl-0.8-ensemble",
 )
-RANDOM = "random deferral"
+DEFAULT = tuple(f"SkipChain{name}-v0" for name in CHAINS if name)
+AT_RANDOM, ONE_ROUTE = "its routes at random", "one route for all"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Evaluate cascades of two networks each."""
+    """Tune chains for budgets on validation images; evaluate them on the test images."""
 
-    pairs: tuple[tuple[str, str], ...] = PAIRS
-    """names of shipped networks, or run folders, two by two: the one that sees every image, and the one
-    behind it"""
+    chains: tuple[str, ...] = DEFAULT
+    """registered ids, names of shipped chains, or networks with commas between them: names, weights files,
+    run folders or depths"""
     beside: tuple[str, ...] | None = None
-    """other networks to compare them with (default: beside the default pairs, shipped ones; else none)"""
-    budgets: tuple[float, ...] = (0.25, 0.36, 0.5)
-    """mean FLOPs per image, as shares of the second network's with every block executed; one that a pair
-    cannot have is left out"""
+    """other networks to compare them with (default: beside the default chains, shipped ones; else none)"""
+    budgets: tuple[float, ...] = (0.2, 0.26, 0.36, 0.46)
+    """mean FLOPs per image over those of the chain's last network; one below its first network is left out"""
+    mix: tuple[float, ...] | None = None
+    """weights of the answer so far that are tried; 0 alone is the plain cascade (default: a grid)"""
+    dataset: str = "cifar10"
+    """data set"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     out: Path = Path("runs/results/table")
-    """folder of cascade.json (that of docs/results.md: docs/results-cifar10)"""
+    """folder of chains.json"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     debug: bool = False
-    """show the traceback of an error"""
-
-    @property
-    def networks(self) -> list[str]:
-        """Every network, each once: those of the pairs, and those beside them."""
-        beside = self.beside if self.beside is not None else BESIDE if self.pairs == PAIRS else ()
-        return list(dict.fromkeys((*(name for pair in self.pairs for name in pair), *beside)))
+    """traceback of an error"""
 
 
-def answers(subject: Subject, images: Images) -> Answers:
-    """What a network answers to images, on its device, brought to its size and normalisation."""
-    images = images.with_statistics(subject.images.mean, subject.images.std)
-    sized = images.sized(subject.mdp.net.image_size)
-    with image_progress(subject.name) as show:
-        played = evaluate(subject.mdp, subject.policy, sized, progress=show)
-    return Answers(played.confidence, played.correct, subject.whole_flops * played.compute_flops)
+def networks_of(chain: str) -> list[int | str]:
+    """The networks of a registered id or of a shipped chain, or those that are listed.
+
+    A run folder stands for the weights that the run left.
+    """
+    name = chain.removeprefix("SkipChain").removesuffix("-v0")
+    if chain.startswith("SkipChain") and name in CHAINS:
+        return CHAINS[name]
+    entry = find(chain)
+    if entry and entry["kind"] == "chain":
+        return list(entry["after"])
+    return [int(word) if word.isdecimal() else _weights(word) for word in chain.split(",")]
+
+
+def _weights(network: str) -> str:
+    """A run folder's weights file; any other name or path as it is."""
+    folder = Path(network)
+    return str(FinishedRun.read(folder).weights()) if folder.is_dir() else network
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Evaluate every pair at every budget; returns what was written.
+    """Tune and evaluate every chain; returns what was written.
 
     Raises:
-        ValueError: no pairs, networks of different data sets, or a pair that can have none of the budgets.
-        FileNotFoundError, WeightsError: there is no such network.
+        ValueError: no chains, or one that can have none of the budgets.
+        FileNotFoundError, WeightsError: a network does not exist.
     """
-    if not options.pairs:
-        raise ValueError("no pairs given; name two networks")
-    device = pick_device(options.device)
-    subjects, dataset = of_one_data_set(options.networks, options.data_dir)
-    subjects = {name: subject.on(device) for name, subject in subjects.items()}
-    images = load_images(dataset, "val", options.data_dir).to(device)
-    on_val = {
-        name: answers(subject, images)
-        for name, subject in progress_bar(subjects.items(), desc="validation images", unit="network")
-    }
-    thresholds = {pair: thresholds_of(pair, on_val, subjects, options.budgets) for pair in options.pairs}
-    on_test = {
-        name: answers(subject, subject.images)
-        for name, subject in progress_bar(subjects.items(), desc="test images", unit="network")
-    }
-    cascades = [
-        {
-            "first": pair[0],
-            "second": pair[1],
-            "depths": [subjects[name].mdp.net.depth for name in pair],
-            "gates": not isinstance(subjects[pair[0]].policy, AlwaysExecute),  # of the first
-            "rows": rows_of(pair, thresholds, on_val, on_test, subjects[pair[1]].whole_flops),
-        }
-        for pair in thresholds
-    ]
+    if not options.chains:
+        raise ValueError("no chains given; name one, such as SkipChain14x38-v0")
+    given = options.beside if options.beside is not None else BESIDE * (options.chains == DEFAULT)
+    beside = networks_of(",".join(given)) if given else []
+    chains = {name: networks_of(name) for name in options.chains}
+    wanted = list(dict.fromkeys([*chain.from_iterable(chains.values()), *beside]))
+    problem = ChainProblem(
+        networks=wanted, dataset=options.dataset, data_dir=options.data_dir, device=options.device
+    ).resolve()
+    images = {split: problem.images(split, load_images) for split in ("val", "test")}
+    names = [str(name) for name in dict.fromkeys(problem.networks)]  # each network is asked once
+    place = {network: names.index(str(name)) for network, name in zip(wanted, problem.networks, strict=True)}
+    everything = replace(problem, networks=tuple(dict.fromkeys(problem.networks))).network(
+        len(images["val"].classes)
+    )
+    records = {split: recorded(everything, each, "fp32") for split, each in images.items()}
+    alone = {name: Alone.of(number, **records, name=name) for number, name in enumerate(names)}
+    rows = []
+    for name, networks in chains.items():
+        places = [place[each] for each in networks]
+        rows += rows_of(name, places, everything, records, alone, options)
     found = {
-        "dataset": dataset,
-        "n_images": len(on_test[options.networks[0]].correct),
+        "dataset": problem.dataset,
+        "n_images": len(images["test"]),
         "precision": "fp32",
-        "networks": {
-            name: {
-                "mega_flops": 1e-6 * alone.flops.mean().item(),
-                "accuracy": alone.accuracy,
-                "val_accuracy": on_val[name].accuracy,
-            }
-            for name, alone in on_test.items()
-        },
-        "cascades": cascades,
-        "notes": left_out(thresholds, options.budgets),
+        "networks": {name: each.summary() for name, each in alone.items()},
+        "rows": rows,
     }
     return publish("agents.cascade", options.out / FILE, found, table(found))
 
 
-def thresholds_of(
-    pair: tuple[str, str],
-    on_val: Mapping[str, Answers],
-    subjects: Mapping[str, Subject],
-    budgets: Sequence[float],
-) -> dict[float, float]:
-    """The threshold for each of the budgets that a pair can have.
+class Alone(NamedTuple):
+    """A network alone: its name, MACs per test image, accuracy on validation images, right test images."""
 
-    Raises:
-        ValueError: it can have none.
-    """
-    first, second = (on_val[name] for name in pair)
-    whole = subjects[pair[1]].whole_flops
-    found = thresholds_for(first, second, whole, budgets)
-    if not found:
-        least, most = reach(first, second, whole)
-        raise ValueError(
-            f"{' and '.join(pair)} can have none of the budgets; expected {least:.4f} to {most:.4f}"
-        )
-    return found
+    name: str
+    macs: float
+    val_accuracy: float
+    correct: Tensor
 
+    @classmethod
+    def of(cls, number: int, name: str, val: Records, test: Records) -> Alone:
+        """Of network `number` of some records."""
+        known, right = (each.answers[:, number, :-1].argmax(dim=1) == each.labels for each in (val, test))
+        return cls(name, test.answers[:, number, -1].mean().item(), known.double().mean().item(), right)
 
-def left_out(
-    thresholds: Mapping[tuple[str, str], Mapping[float, float]], budgets: Sequence[float]
-) -> list[str]:
-    """A line for each pair that can have some of the budgets, but not all of them."""
-    notes = []
-    for (first, second), had in thresholds.items():
-        missing = [f"{budget:g}" for budget in sorted(set(budgets) - had.keys())]
-        if missing:
-            notes.append(f"{first} and {second} cannot have budget {', '.join(missing)}; left out")
-    return notes
+    def summary(self) -> dict[str, float]:
+        """Its entry in the file."""
+        accuracy = self.correct.double().mean().item()
+        return {"mega_flops": 2e-6 * self.macs, "accuracy": accuracy, "val_accuracy": self.val_accuracy}
 
 
 def rows_of(
-    pair: tuple[str, str],
-    thresholds: Mapping[tuple[str, str], Mapping[float, float]],
-    on_val: Mapping[str, Answers],
-    on_test: Mapping[str, Answers],
-    whole: float,
+    name: str,
+    places: Sequence[int],
+    everything: Chain,
+    records: Mapping[str, Records],
+    alone: Mapping[str, Alone],
+    options: Options,
 ) -> list[dict[str, Any]]:
-    """A cascade at each of its budgets: on the test images, and on those that its threshold comes from.
+    """A chain at each budget that its first network does not exceed.
 
-    Each is compared with deferral at random, with every network alone, and at the same budget with the
-    other cascades of the same second network, `"from …"`. `single` is the network alone that costs no more
-    on the test images; of several, the one that is the most accurate on the validation images.
+    Raises:
+        ValueError: there is no such budget.
     """
-    first, second = (on_test[name] for name in pair)
-    others = [other for other in thresholds if other != pair and other[1] == pair[1]]
-    rows = []
-    for budget, threshold in thresholds[pair].items():
-        correct, row = defer(first, second, threshold)
-        _, chosen = defer(on_val[pair[0]], on_val[pair[1]], threshold)
-        over = {RANDOM: at_random(first, second, row["deferred"])}
-        over |= {name: alone.correct for name, alone in on_test.items()}
-        for other in others:
-            if budget in thresholds[other]:
-                rival, _ = defer(on_test[other[0]], on_test[other[1]], thresholds[other][budget])
-                over[f"from {other[0]}"] = rival
-        affordable = [
-            name for name, alone in on_test.items() if 1e-6 * alone.flops.mean().item() <= row["mega_flops"]
-        ]
-        rows.append(
-            {
-                "budget": budget,
-                "threshold": threshold,
-                "compute_flops": 1e6 * row["mega_flops"] / whole,
-                **row,
-                "over": {name: accuracy_difference(correct, rival) for name, rival in over.items()},
-                "single": max(affordable, key=lambda name: on_val[name].accuracy),
-                "val_accuracy": chosen["accuracy"],
-                "val_compute_flops": 1e6 * chosen["mega_flops"] / whole,
-            }
+    val, test = (
+        Records(records[split].source, records[split].answers[:, places]) for split in ("val", "test")
+    )
+    asked = replayed(Chain([everything.members[place] for place in places]))
+    whole = ChainMDP(asked).whole_macs
+    least = val.answers[:, 0, -1].mean().item() / whole
+    affordable = [budget for budget in sorted(options.budgets) if budget > least]
+    if not affordable:
+        raise ValueError(
+            f"{name} can have none of the budgets: its first network costs {least:.4f}; raise one"
         )
-    return rows
+    return [
+        {
+            "chain": name,
+            "networks": [list(alone)[place] for place in places],
+            **row(asked, tuned, val, test, alone),
+        }
+        for tuned in tune(val, whole, affordable, weights=options.mix)
+    ]
 
 
-COLUMNS = ["first", "MFLOPs", "FLOPs", "deferred", "validation", "accuracy"]
-COLUMNS += ["over random deferral", "over the second alone", "over the best alone", "which is"]
+def row(
+    asked: Chain, tuned: Tuned, val: Records, test: Records, alone: Mapping[str, Alone]
+) -> dict[str, Any]:
+    """What a choice of thresholds and weights does on the test images, and what it is compared with."""
+    mdp = ChainMDP(asked.mixed(tuned.mix))
+    done = evaluate(mdp, tuned.policy(), test)
+    cost = done.compute_flops.mean().item()
+    chosen, routes = every_route(mdp, val), every_route(mdp, test)
+    fixed = max(routes.fixed(cost).tolist(), key=lambda r: chosen.correct[r].double().mean().item())
+    single = max(
+        (each for each in alone.values() if each.macs <= cost * mdp.whole_macs),
+        key=lambda each: each.val_accuracy,
+    )
+    rivals = {AT_RANDOM: routes.dealt_out(done.routes), ONE_ROUTE: routes.correct[fixed]}
+    rivals |= {name: each.correct for name, each in alone.items()}
+    return {
+        "budget": tuned.budget,
+        "mix": tuned.mix,
+        "thresholds": tuned.thresholds,
+        "asked": done.routes.double().mean(dim=0).tolist(),
+        "compute_flops": cost,
+        "mega_flops": 2e-6 * cost * mdp.whole_macs,
+        "accuracy": done.accuracy,
+        "accuracy_ci95": list(done.accuracy_ci95),
+        "val_accuracy": tuned.accuracy,
+        "one_route": routes.routes[fixed].int().tolist(),
+        "single": single.name,
+        "over": {name: accuracy_difference(done.correct, rival) for name, rival in rivals.items()},
+    }
+
+
+COLUMNS = ("chain", "MFLOPs", "asked", "validation", "accuracy")
+COMPARED = (f"over {AT_RANDOM}", f"over {ONE_ROUTE}", "over the best alone", "which is")
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """A table in Markdown for each second network.
-
-    In percent of its FLOPs with every block executed and of the images; differences in points on the same
-    images; ± 95 % over the images.
-    """
-    by_second: dict[str, list[Mapping[str, Any]]] = {}
-    for each in found["cascades"]:
-        by_second.setdefault(each["second"], []).append(each)
-    return "\n".join(
-        markdown(COLUMNS, [cells(each, row) for each in some for row in each["rows"]])
-        for some in by_second.values()
-    )
+    """The rows in Markdown: in percent of the images, differences in points on the same images."""
+    return markdown(COLUMNS + COMPARED, [cells(each) for each in found["rows"]])
 
 
-def cells(each: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """A row of a cascade as the table's text."""
-    over = [row["over"][name] for name in (RANDOM, each["second"], row["single"])]
+def cells(each: Mapping[str, Any]) -> list[str]:
+    """A row as the table's text."""
+    over = [each["over"][name] for name in (AT_RANDOM, ONE_ROUTE, each["single"])]
     return [
-        each["first"],
-        f"{row['mega_flops']:.1f}",
-        *(f"{100 * row[key]:.1f}" for key in ("compute_flops", "deferred")),
-        f"{100 * row['val_accuracy']:.2f}",
-        points(row["accuracy"], half_width(row["accuracy_ci95"])),
+        each["chain"].removesuffix("-v0"),
+        f"{each['mega_flops']:.1f}",
+        ", ".join(f"{100 * share:.1f}" for share in each["asked"]),
+        f"{100 * each['val_accuracy']:.2f}",
+        points(each["accuracy"], half_width(each["accuracy_ci95"])),
         *(points(difference["accuracy"], difference["ci95"], "+") for difference in over),
-        row["single"],
+        each["single"],
     ]
 
 

@@ -26,8 +26,6 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
 }
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # networks that skip
-FIRST = {14: "*", 38: "P", 110: "d"}  # markers of cascades, by the depth of the first network
-SECOND = {38: "tab:pink", 110: "tab:purple"}  # their colours, by the depth of the second one
 GATES = {  # name and marker
     "rnn": ("RNNGate", "o"),
     "ff1": ("FFGate-I", "v"),
@@ -61,17 +59,12 @@ def mega_flops(depth: int) -> float:
     return 2e-6 * network_macs(ResNet(depth)).total
 
 
-def picture(
-    rows: Sequence[Mapping[str, Any]],
-    networks: Sequence[Mapping[str, Any]],
-    cascades: Sequence[Mapping[str, Any]] = (),
-) -> Figure:
-    """Draw accuracy against FLOPs per image, a series for each `Kind` and each cascade.
+def picture(rows: Sequence[Mapping[str, Any]], networks: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw accuracy against FLOPs per image, a series for each `Kind`.
 
     Args:
         rows: rows of results.json.
         networks: entries of the index of shipped networks, and of not_shipped.json.
-        cascades: cascades of cascade.json.
     """
     kinds: dict[Kind, list[Point]] = defaultdict(list)
     for kind, point in (*points_of_rows(rows, networks), *points_of_networks(networks)):
@@ -82,9 +75,9 @@ def picture(
     }
     figure = plots.trade_off(
         [
-            *_series(kinds, cascades),
+            *_series(kinds),
             *(plots.Series([x], [y], HOLLOW) for x, y in published.values()),
-            *_legend(kinds, cascades),
+            *_legend(kinds),
         ],
         size=(8.5, 4.4),
         x_label="MFLOPs per image (2 × MACs, gates included)",
@@ -100,9 +93,7 @@ def picture(
     return figure
 
 
-def _series(
-    kinds: Mapping[Kind, Sequence[Point]], cascades: Iterable[Mapping[str, Any]]
-) -> Iterator[plots.Series]:
+def _series(kinds: Mapping[Kind, Sequence[Point]]) -> Iterator[plots.Series]:
     """The points with their intervals over images or seeds."""
     for kind, points in kinds.items():
         colour, marker = "0.3", "s:"
@@ -110,13 +101,6 @@ def _series(
             colour, (_, marker) = COLOURS.get(kind.depth or 0, "black"), GATES[kind.gate]
         face = colour if kind.taught else "white"
         yield _points(sorted(points), fmt=marker, color=colour, mfc=face)
-    for each in cascades:
-        points = [
-            Point(row["mega_flops"], 100 * row["accuracy"], 100 * half_width(row["accuracy_ci95"]))
-            for row in each["rows"]
-        ]
-        colour, marker = looks_of(each)
-        yield _points(points, fmt=f"{marker}--", color=colour)
 
 
 def _points(points: Sequence[Point], **looks: Any) -> plots.Series:
@@ -160,13 +144,7 @@ def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[
         yield kind, Point(flops, 100 * accuracy, 100 * half)
 
 
-def looks_of(each: Mapping[str, Any]) -> tuple[str, str]:
-    """Colour and marker of a cascade."""
-    first, second = each["depths"]
-    return SECOND.get(second, "black"), FIRST.get(first, ".")
-
-
-def _legend(kinds: Iterable[Kind], cascades: Iterable[Mapping[str, Any]]) -> Iterator[plots.Series]:
+def _legend(kinds: Iterable[Kind]) -> Iterator[plots.Series]:
     """Series without points that say what colours and markers mean."""
 
     def line(label: str, fmt: str, colour: str = "0.3", **looks: Any) -> plots.Series:
@@ -181,8 +159,3 @@ def _legend(kinds: Iterable[Kind], cascades: Iterable[Mapping[str, Any]]) -> Ite
         if gate in drawn:
             yield line(name, marker)
     yield line("hollow: trained without a teacher", "o", mfc="white")
-    for each in cascades:
-        first, second = each["depths"]
-        colour, marker = looks_of(each)
-        gates = " with gates" if each["gates"] else ""
-        yield line(f"ResNet-{first}{gates}, then ResNet-{second}, ours", f"{marker}--", colour)

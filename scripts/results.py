@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents import cascade, thresholds
+from agents import cascade
 from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown, renew
 from scripts import paired, results_page
@@ -34,7 +34,7 @@ class Options:
     """Make the table, the picture and the page again."""
 
     out: Path = Path("docs/results-cifar10")
-    """folder of results.json, and of cascade.json and paired.json if their scripts were run"""
+    """folder of results.json, and of chains.json and paired.json if their scripts were run"""
     page: Path | None = None
     """page whose generated parts are to be renewed (default: none)"""
     debug: bool = False
@@ -62,20 +62,6 @@ def networks(out: Path) -> list[dict[str, Any]]:
 
 def _content(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_cascades(out: Path) -> list[dict[str, Any]]:
-    """The cascades of cascade.json, if it is there; a ValueError where they are for another data set."""
-    path = out / cascade.FILE
-    if not path.is_file():
-        return []
-    found = _content(path)
-    if found["dataset"] != "cifar10":
-        raise ValueError(f"{path} is for {found['dataset']}, the rows beside it for cifar10; change --out")
-    return [
-        {**each, "rows": [with_interval(row, found["n_images"]) for row in each["rows"]]}
-        for each in found["cascades"]
-    ]
 
 
 def distilled(share: float | None) -> str:
@@ -115,12 +101,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(out: Path) -> None:
-    """Make the table and the picture from results.json, and from cascade.json if it is there."""
+    """Make the table and the picture from results.json."""
     rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
     write_text(out / "results.md", table(rows))
-    plots.save_figure(picture(rows, networks(out), read_cascades(out)), out / "results.png")
+    plots.save_figure(picture(rows, networks(out)), out / "results.png")
     say(f"wrote {out}/results.md and results.png")
 
 
@@ -128,7 +114,7 @@ def main(options: Options) -> None:
     """Make the table and the picture, and the page if asked for."""
     draw(options.out)
     if options.page:
-        found = (_content(options.out / name) for name in (paired.FILE, cascade.FILE, thresholds.FILE))
+        found = (_content(options.out / name) for name in (paired.FILE, cascade.FILE))
         for name, text in results_page.parts(networks(options.out), *found).items():
             renew(options.page, name, text)
         say(f"wrote {options.page}")

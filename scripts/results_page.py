@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from agents import cascade, thresholds
+from agents import cascade
 from agents.common.tables import markdown, points
 from scripts import paired
 from scripts.picture import GATES, mega_flops
@@ -21,7 +21,6 @@ WIDTH = 110  # characters of a line of a command
 def parts(
     networks: Sequence[Mapping[str, Any]],
     pairs: Mapping[str, Any],
-    cascades: Mapping[str, Any],
     chains: Mapping[str, Any],
 ) -> dict[str, str]:
     """Each generated part of the page by the name of its comment.
@@ -29,15 +28,13 @@ def parts(
     Args:
         networks: entries of the index of shipped networks, then of not_shipped.json.
         pairs: content of paired.json, whose float32 accuracies take the place of the index's.
-        cascades: content of cascade.json.
         chains: content of chains.json.
     """
     return {
         "networks": table(networks, pairs),
         "commands": commands(networks),
         "paired": paired.table(pairs),
-        "cascades": cascade.table(cascades),
-        "chains": thresholds.table(chains),
+        "chains": cascade.table(chains),
     }
 
 

@@ -1,6 +1,6 @@
 """Put chains into the package, with the thresholds and mixing weights that were tuned for a budget.
 
-    python -m agents.thresholds --data-dir data --out docs/results-cifar10
+    python -m agents.cascade --data-dir data --out docs/results-cifar10
     python -m scripts.ship_chains
 
 The rows of chains.json say what was chosen on the validation images, and what it comes to on the test images.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.cascade import FILE
 from agents.common.cli import main_with_named_errors
-from agents.thresholds import FILE
 from scripts.ship import INDEX
 from skipnet_rl.catalogue import FOLDER, find, index, sha256_of
 from skipnet_rl.chain_file import save_chain
@@ -28,6 +28,8 @@ SHIPPED: dict[str, tuple[str, float]] = {
     "chain38gx38-cifar10": ("SkipChain38gx38-v0", 0.46),
     "chain14x38x110-cifar10": ("SkipChain14x38x110-v0", 0.2),
     "chain38gx38x110-cifar10": ("SkipChain38gx38x110-v0", 0.26),
+    "chain38gx38x110-cifar10-0.2": ("SkipChain38gx38x110-v0", 0.2),
+    "chain38gx38x110-cifar10-0.36": ("SkipChain38gx38x110-v0", 0.36),
 }
 
 
@@ -36,7 +38,7 @@ class Options:
     """Put the tuned chains into the package."""
 
     results: Path = Path("docs/results-cifar10") / FILE
-    """file of agents.thresholds"""
+    """file of agents.cascade"""
     debug: bool = False
     """traceback of an error"""
 
@@ -50,7 +52,7 @@ def row_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     chain, budget = SHIPPED[name]
     rows = [row for row in found["rows"] if (row["chain"], row["budget"]) == (chain, budget)]
     if not rows:
-        raise ValueError(f"no row of {chain} at budget {budget:g}; run agents.thresholds with that budget")
+        raise ValueError(f"no row of {chain} at budget {budget:g}; run agents.cascade with that budget")
     return rows[0]
 
 

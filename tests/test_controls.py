@@ -1,14 +1,11 @@
-"""What a chain's decisions are compared with, against enumeration; the study that compares them."""
-
-import json
+"""What a chain's decisions are compared with, against enumeration."""
 
 import pytest
 import torch
 from test_chain import every_route as routes_of
 from test_thresholds import MACS, noisy
-from toys import Replay, load_first, toy_chain
+from toys import Replay, toy_chain
 
-from agents import thresholds
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.controls import every_route
 from skipnet_rl.evaluate import evaluate
@@ -51,26 +48,3 @@ def test_deciding_by_the_image_is_worth_something_on_the_toy():
     done, played = evaluate(mdp, tuned.policy(), records), every_route(mdp, records)
     assert done.accuracy == 1 and played.dealt_out(done.routes).mean() == 0.75
     assert played.correct[played.fixed(0.7)].double().mean(dim=1).tolist() == [0.5]
-
-
-def test_the_study(monkeypatch, tmp_path):
-    monkeypatch.setattr(thresholds, "load_images", load_first(60))
-    chains = ("resnet20-rendered-digits,110", "20,14,110")
-    found = thresholds.main(
-        thresholds.Options(chains, ("14",), (0.02, 0.4, 1.5), "rendered-digits", out=tmp_path, device="cpu")
-    )
-    assert json.loads((tmp_path / thresholds.FILE).read_text())["rows"][0]["chain"] == chains[0]
-    assert [row["budget"] for row in found["rows"]] == [0.4, 1.5] * 2  # ResNet-20 costs more than 0.02
-    # ResNet-20 is shipped and named twice; ResNet-14 is not shipped for this data set, and untrained
-    assert list(found["networks"]) == ["resnet20-rendered-digits", "resnet110-rendered-digits", "14"]
-    for row in found["rows"]:
-        assert set(row["over"]) == {thresholds.AT_RANDOM, thresholds.ONE_ROUTE, *found["networks"]}
-        assert len(row["asked"]) == len(row["networks"]) - 1 == len(row["mix"]) == len(row["thresholds"])
-        assert row["single"] in found["networks"]
-    text = thresholds.table(found)
-    assert text.count("\n") == 2 + 4 and "resnet20-rendered-digits,110" in text
-
-
-def test_networks_of_a_chain():
-    assert thresholds.networks_of("SkipChain14x110-v0") == [14, 110]
-    assert thresholds.networks_of("a,14,b.pth") == ["a", 14, "b.pth"]

@@ -15,13 +15,13 @@ from commands import parsed
 
 import benchmarks.ablation
 import benchmarks.gate_costs
-from agents import cascade, thresholds
+from agents import cascade
 from agents.common.tables import comparison, points
 from benchmarks import information, latency, measure, scaling, soak, throughput, training
 from envs import factory
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
-from scripts import paired, results, results_page
+from scripts import paired, results, results_page, ship_chains
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.gates import GATES
 from skipnet_rl.statistics import half_width, wilson_interval
@@ -187,7 +187,7 @@ NETWORKS = results.networks(DOCS / "results-cifar10")
 
 def test_the_page_of_results_is_that_of_its_files():
     """Made again by `python -m scripts.results --page docs/results.md`."""
-    files = (DOCS / "results-cifar10" / script.FILE for script in (paired, cascade, thresholds))
+    files = (DOCS / "results-cifar10" / script.FILE for script in (paired, cascade))
     text = (DOCS / "results.md").read_text()
     for name, part in results_page.parts(NETWORKS, *(json.loads(file.read_text()) for file in files)).items():
         assert f"<!-- {name} -->\n{part}<!-- end of {name} -->" in text, name
@@ -214,7 +214,7 @@ def readme_results() -> list[list[str]]:
 def test_the_readme_has_the_numbers_of_shipped_weights():
     stored = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())
     found, n = stored["networks"], stored["n_images"]
-    rows = [row[1:] for row in readme_results() if row[3].startswith("`")]
+    rows = [row[1:] for row in readme_results() if not row[3].startswith("`chain")]
     assert len(rows) >= 5 and len(readme_results()) <= 8
     for flops, accuracy, name in rows:
         network = found[name.strip("`")]
@@ -223,23 +223,31 @@ def test_the_readme_has_the_numbers_of_shipped_weights():
         assert accuracy == f"{points(network['accuracy'], half_width(network['accuracy_ci95']))} %"
 
 
+CHAINS = json.loads((DOCS / "results-cifar10" / cascade.FILE).read_text())
+
+
 def test_the_readme_has_the_numbers_of_cascades():
-    found = json.loads((DOCS / "results-cifar10" / cascade.FILE).read_text())
-    stored = {
-        (f"{row['mega_flops']:.0f}", f"{points(row['accuracy'], half_width(row['accuracy_ci95']))} %",
-         f"{100 * row['deferred']:.1f}")
-        for each in found["cascades"] for row in each["rows"]
-    }  # fmt: skip
-    stated = [
-        (flops, accuracy, *re.findall(r"([\d.]+) % of the images", network))
-        for network, flops, accuracy, name in readme_results()
-        if not name.startswith("`")
-    ]
-    assert stated and set(stated) <= stored
+    rows = [row[1:] for row in readme_results() if row[3].startswith("`chain")]
+    assert len(rows) >= 3
+    for flops, accuracy, name in rows:
+        row = ship_chains.row_of(name.strip("`"), CHAINS)
+        assert flops == f"{row['mega_flops']:.0f}"
+        assert accuracy == f"{points(row['accuracy'], half_width(row['accuracy_ci95']))} %"
+
+
+def test_the_readme_has_shares_of_a_whole_network_that_were_measured():
+    _, text = README.read_text().split("The chains have ")
+    stated = re.findall(r"(\d\d\.\d\d) % at\s+(\d+) %", text.split("\n\n")[0])
+    whole = CHAINS["networks"]["resnet110-cifar10-distilled"]["mega_flops"]
+    assert len(stated) == 3
+    assert set(stated) <= {
+        (f"{100 * row['accuracy']:.2f}", f"{100 * row['mega_flops'] / whole:.0f}") for row in CHAINS["rows"]
+    }
 
 
 def test_the_readme_has_differences_that_were_measured():
     pairs = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())["pairs"]
+    pairs += [difference for row in CHAINS["rows"] for difference in row["over"].values()]
     measured = {points(abs(pair["accuracy"]), pair["ci95"]) for pair in pairs}
     stated = re.findall(r"(\d\.\d\d ± \d\.\d\d) points", README.read_text())
     assert stated and set(stated) <= measured

@@ -1,4 +1,4 @@
-"""Shipped chains are rows of what agents.thresholds found."""
+"""Shipped chains are rows of what agents.cascade found."""
 
 import json
 from pathlib import Path
