@@ -17,7 +17,7 @@ import benchmarks.ablation
 import benchmarks.gate_costs
 from agents import cascade
 from agents.common.tables import comparison, points
-from benchmarks import information, latency, measure, scaling, soak, throughput, training
+from benchmarks import chains, information, latency, measure, scaling, soak, throughput, training
 from envs import factory
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
@@ -271,7 +271,7 @@ def test_the_table_of_results():
 
 @pytest.mark.parametrize("name, module", [
     ("throughput-cpu", throughput), ("training-cpu", training), ("latency", latency), ("scaling", scaling),
-    ("soak", soak),
+    ("soak", soak), ("chains", chains),
 ])  # fmt: skip
 def test_benchmarks(name, module):
     found = json.loads((DOCS / "benchmarks" / f"{name}.json").read_text())
