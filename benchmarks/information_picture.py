@@ -7,18 +7,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from skipnet_rl.plots import BLUE, GREEN, GREY, INK, titled_axes
+
 TITLE = "A gate has to decide before there is anything to decide by"
-CURVES = {"hidden": ("predictor with a hidden layer", "#2b6cb0"), "linear": ("linear predictor", "#63a4d8")}
-INK, GREY, GREEN = "#1a202c", "#718096", "#2f855a"
+CURVES = {"hidden": ("predictor with a hidden layer", BLUE), "linear": ("linear predictor", "#63a4d8")}
 
 
 def picture(pair: Mapping[str, Any]) -> Figure:
     """The figure of a pair: what the features after each block tell, and what the finished answer tells."""
     blocks, count = pair["blocks"], len(pair["blocks"])
-    figure = Figure(figsize=(8.4, 4.5), dpi=150)
-    axes = figure.add_axes((0.075, 0.12, 0.905, 0.65))
+    figure, axes = titled_axes(TITLE, _subtitle(pair))
     axes.set(xlim=(0.5, 1.35 * count + 1), ylim=(0.45, 1), ylabel="area under the ROC curve")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.axhline(0.5, color=GREY, lw=1, ls=(0, (1, 2)))
     beside = {"color": GREY, "va": "center", "fontsize": 9.5}
     axes.text(count + 0.8, 0.5, "a coin toss", **beside, backgroundcolor="white")
@@ -30,8 +29,6 @@ def picture(pair: Mapping[str, Any]) -> Figure:
         axes.plot(places, areas, color=colour, lw=2, marker="o", ms=4.5)
         axes.text(count + 0.8, areas[-1], label, **beside | {"color": colour})
     _draw_answer(axes, pair["margin"], 1.25 * count + 1)
-    figure.text(0.017, 0.93, TITLE, fontsize=14, weight="bold", color=INK)
-    figure.text(0.017, 0.825, _subtitle(pair), fontsize=9.5, color=GREY, linespacing=1.4)
     return figure
 
 

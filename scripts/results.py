@@ -18,8 +18,7 @@ from typing import Any
 from agents import cascade
 from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown, renew
-from scripts import paired, results_page
-from scripts.picture import picture
+from scripts import paired, picture, results_page, results_picture
 from skipnet_rl import plots
 from skipnet_rl.catalogue import index
 from skipnet_rl.files import write_text
@@ -31,7 +30,7 @@ TEST_IMAGES = 10_000  # images of CIFAR-10 behind every row, also behind older o
 
 @dataclass(frozen=True)
 class Options:
-    """Make the table, the picture and the page again."""
+    """Make the table, the pictures and the page again."""
 
     out: Path = Path("docs/results-cifar10")
     """folder of results.json, and of chains.json and paired.json if their scripts were run"""
@@ -100,18 +99,32 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(list(text[0]), [list(row.values()) for row in text])
 
 
+def read_chains(out: Path) -> list[dict[str, Any]]:
+    """The rows of chains.json, if it is there; a ValueError where they are for another data set."""
+    path = out / cascade.FILE
+    if not path.is_file():
+        return []
+    found = _content(path)
+    if found["dataset"] != "cifar10":
+        raise ValueError(f"{path} is for {found['dataset']}, the rows beside it for cifar10; change --out")
+    return found["rows"]
+
+
 def draw(out: Path) -> None:
-    """Make the table and the picture from results.json."""
-    rows = read(out)
+    """Make the table and the pictures; the one with chains only where chains.json is there."""
+    rows, chains = read(out), read_chains(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
     write_text(out / "results.md", table(rows))
-    plots.save_figure(picture(rows, networks(out)), out / "results.png")
-    say(f"wrote {out}/results.md and results.png")
+    listed = networks(out)
+    plots.save_figure(picture.picture(rows, listed), out / "all_rows.png")
+    if chains:
+        plots.save_figure(results_picture.picture(rows, listed, chains), out / "results.png")
+    say(f"wrote {out}/results.md, all_rows.png{' and results.png' * bool(chains)}")
 
 
 def main(options: Options) -> None:
-    """Make the table and the picture, and the page if asked for."""
+    """Make the table and the pictures, and the page if asked for."""
     draw(options.out)
     if options.page:
         found = (_content(options.out / name) for name in (paired.FILE, cascade.FILE))

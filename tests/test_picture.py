@@ -1,13 +1,15 @@
-"""The picture of the results: which networks are in it, and as what."""
+"""The pictures of the results: which networks are in them, and as what."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from scripts import picture, results
+from scripts import picture, results, results_picture
 from scripts.picture import Kind
 
-NETWORKS = results.networks(Path(__file__).parent.parent / "docs" / "results-cifar10")
+OUT = Path(__file__).parent.parent / "docs" / "results-cifar10"
+NETWORKS = results.networks(OUT)
 
 
 def row(name, depth, gate=None, distillation=0.0, over_seeds=None):
@@ -76,3 +78,58 @@ def test_networks_without_a_teacher_are_hollow():
     assert lines["^"].get_markerfacecolor() == lines["^"].get_color()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"FFGate-I", "FFGate-II", "hollow: trained without a teacher"} < set(labels)
+
+
+def chain(budget, val, flops, *networks, accuracy=0.93):
+    """A row of chains.json."""
+    return {
+        "networks": networks,
+        "budget": budget,
+        "val_accuracy": val,
+        "mega_flops": flops,
+        "accuracy": accuracy,
+        "accuracy_ci95": [accuracy - 0.005, accuracy + 0.005],
+    }
+
+
+def test_the_chain_of_a_budget_is_chosen_on_the_validation_images():
+    """Budgets are shares of the last network: those of another one are others."""
+    rows = [
+        chain(0.3, 0.94, 150, "a", "d", accuracy=0.92),
+        chain(0.3, 0.93, 140, "b", "d", accuracy=0.95),
+        chain(0.3, 0.91, 50, "a", "c"),
+        chain(0.2, 0.92, 100, "b", "d"),
+    ]
+    drawn = [(point.flops, round(point.accuracy, 6)) for point in results_picture.best_chains(rows)]
+    assert drawn == [(50, 93), (100, 93), (150, 92)]
+
+
+def test_what_the_picture_of_the_results_says():
+    """Every number is a row's, and every published figure has its name."""
+    chains = results.read_chains(OUT)
+    (axes,) = results_picture.picture(results.read(OUT), NETWORKS, chains).axes
+    texts = {text.get_text() for text in axes.texts}
+    numbers = {text for text in texts if text.startswith("9")}
+    assert len(numbers) == 6 and numbers <= {f"{100 * row['accuracy']:.2f}" for row in chains}
+    assert {"14", "20", "38", "74", "110", "152"} <= texts
+    assert {"SkipNet-38", "SkipNet-74", "SkipNet-110", "BlockDrop-110"} <= texts
+    single, plain, *published = (line for line in axes.lines if len(line.get_xdata()))
+    assert len(plain.get_xdata()) == 6 and len(single.get_xdata()) > 10
+    hollow = [line for line in published if line.get_marker() == "D"]
+    assert {line.get_markerfacecolor() for line in hollow} == {"white"} and len(hollow) == 4
+
+
+def test_chains_of_another_data_set_are_refused(tmp_path):
+    (tmp_path / "chains.json").write_text(json.dumps({"dataset": "rendered-digits", "rows": []}))
+    with pytest.raises(ValueError, match="is for rendered-digits, the rows beside it for cifar10"):
+        results.read_chains(tmp_path)
+
+
+@pytest.mark.parametrize("chains", [False, True])
+def test_pictures_that_are_drawn(chains, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(results.plots, "save_figure", lambda figure, path: drawn.append(path.name))
+    for name in ("results.json", *["chains.json"] * chains):
+        (tmp_path / name).write_bytes((OUT / name).read_bytes())
+    results.draw(tmp_path)
+    assert drawn == ["all_rows.png", *["results.png"] * chains]

@@ -99,7 +99,7 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
     text = (tmp_path / "results.md").read_text()
     assert text == results.table(rows) and text.count("| ResNet-20 |") == 6
     assert text.count("| rnn, gain 6 | HRL, distilled | 0.5 |") == 1
-    for name in ("results", "resnet20-skipped_layers", "resnet20-easy_and_hard"):
+    for name in ("all_rows", "resnet20-skipped_layers", "resnet20-easy_and_hard"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
     monkeypatch.setattr(results.plots, "save_figure", lambda figure, path: None)
     for depth, kept in ((38, rows), (20, rows[1:])):  # another gate's row of this depth has the plain network

@@ -12,7 +12,7 @@ from skipnet_rl.plots.accuracy import (
     pareto_front,
     trade_off,
 )
-from skipnet_rl.plots.canvas import COLOURS, palette, save_figure
+from skipnet_rl.plots.canvas import BLUE, COLOURS, GREEN, GREY, INK, palette, save_figure, titled_axes
 from skipnet_rl.plots.comparison import computation_reduction
 from skipnet_rl.plots.factors import difficulty
 from skipnet_rl.plots.pictures import easy_and_hard, pick_easy_and_hard
@@ -20,7 +20,11 @@ from skipnet_rl.plots.routes import class_skip_rates, draw_route, skip_rate_by_c
 from skipnet_rl.plots.run import executed_blocks, execution_rate, training_curves, write_plots
 
 __all__ = [
+    "BLUE",
     "COLOURS",
+    "GREEN",
+    "GREY",
+    "INK",
     "Series",
     "alpha_curve",
     "budget_curve",
@@ -38,6 +42,7 @@ __all__ = [
     "save_figure",
     "skip_rate_by_class",
     "skipped_layers",
+    "titled_axes",
     "trade_off",
     "training_curves",
     "write_plots",

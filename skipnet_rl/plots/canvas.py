@@ -20,6 +20,7 @@ OTHERS = (
     *("tab:purple", "tab:red", "tab:cyan", "tab:brown", "tab:pink", "tab:olive", "navy", "black", "teal"),
     *("gold", "salmon", "yellowgreen", "darkgreen"),
 )
+INK, GREY, GREEN, BLUE = "#1a202c", "#718096", "#2f855a", "#2b6cb0"  # of figures with a message
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -40,6 +41,16 @@ def plain_axes(width: float = 7, height: float = 3.6) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def titled_axes(title: str, subtitle: str) -> tuple[Figure, Any]:
+    """A figure that says its message: a title, two lines below it, and its only axes."""
+    figure = Figure(figsize=(8.4, 4.5), dpi=150)
+    axes = figure.add_axes((0.075, 0.12, 0.905, 0.65))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.text(0.017, 0.93, title, fontsize=14, weight="bold", color=INK)
+    figure.text(0.017, 0.825, subtitle, fontsize=9.5, color=GREY, linespacing=1.4)
     return figure, axes
 
 
