@@ -178,7 +178,7 @@ def test_presets_are_complete(env):
         (dqn, ["--episodes", "0"], "--episodes is 0"),
         (oracle, ["--batch-size", "0"], "--batch-size is 0"),
         (reinforce, ["--routes", "1"], "leave-one-out needs --routes 2"),
-        (reinforce, ["--batch-size", "260"], "asks for 65 images a step; rendered-digits has 64"),
+        (reinforce, ["--batch-size", "260"], "asks for 65 images per step; rendered-digits has 64"),
         (gumbel, ["--lr", "-0.01"], "--lr is -0.01; expected 0 or more"),
         (gumbel, ["--lr", "inf"], "--lr is inf; expected a finite number"),
         (gumbel, ["--penalty", "-3"], "--penalty is -3.0"),
