@@ -61,13 +61,13 @@ class Args:
     out: Path | None = None
     """folder of comparison.{md,csv,json} and the pictures"""
     verify: bool = False
-    """play the stored routes again and check the numbers"""
+    """replay of the stored routes, to check every number"""
     data_dir: Path | None = None
     """folder of the data set's official files, for --verify"""
     device: str = "auto"
     """cpu, cuda, or auto, for --verify"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def write_files(
@@ -172,7 +172,7 @@ def own_macs(run: FinishedRun, num_classes: int) -> int:
 def main(args: Args) -> list[dict[str, Any]]:
     """Write the files and print the table, then verify the runs if asked to; returns the rows."""
     if not args.runs:
-        raise ValueError("no runs given; name at least one run folder")
+        raise ValueError("no runs given; name one or more run folders")
     data_folder(args.data_dir)  # report a mistyped folder even if it is not read
     runs = [FinishedRun.read(folder) for folder in args.runs]
     entries = collect(runs)

@@ -51,34 +51,33 @@ class Args:
     """Evaluate runs, checkpoints and models."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """run folders, safetensors files of gated networks, names of shipped weights, or stable-baselines3
-    .zip files"""
+    """run folders, weights files, names of shipped networks, or .zip files of stable-baselines3"""
     stage: str | None = None
-    """of a run of hybrid REINFORCE: sp or hrl (default: the last)"""
+    """stage of a run of hybrid REINFORCE: sp or hrl (default: the last)"""
     biases: tuple[float, ...] = ()
-    """added to the log-odds, one row each (default: none)"""
+    """numbers added to the log-odds of "execute", one row each (default: none)"""
     controls: bool = False
-    """add two rows that do not choose by the image: the routes dealt out to the images anew, at random, and
-    the most frequent route for all"""
+    """two more rows, which do not choose by the image: the policy's routes reassigned to images at random,
+    and its most frequent route for all"""
     mode: str = "greedy"
-    """greedy (threshold) or sample"""
+    """how the policy acts: greedy (threshold) or sample"""
     split: str | None = None
-    """val, test or train (default: test, or with --biases or --controls val, of which a policy over a frozen
-    network has seen one half: for it the other, selection)"""
+    """split of the data set: train, val, test, or selection, the half of val that policies over frozen
+    networks do not learn on (default: test; with --biases or --controls val, for such a policy selection)"""
     dataset: str = "auto"
-    """for files outside of a run folder (default: what a gate was trained on)"""
+    """data set, for files outside a run folder; auto: the one that the file names"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     mean: tuple[float, float, float] | None = None
-    """of the images' pixels in 0 … 1, per channel, for normalising (default: what the policy learned with)"""
+    """mean of the images' pixels in 0 … 1, per channel, for normalising (default: as in training)"""
     std: tuple[float, float, float] | None = None
-    """their deviation (default: what the policy learned with)"""
+    """standard deviation of these pixels (default: as in training)"""
     alpha: float | None = None
-    """for files outside of a run folder (default: what a gate was trained for, or 1 for a .zip)"""
+    """weight of the compute saving, for files outside a run folder (default: as in training; for a .zip 1)"""
     trust_sb3: str | None = None
-    """read .zip files of this algorithm (ppo, recurrent_ppo, a2c or dqn); they can execute code"""
+    """algorithm of trusted .zip files, which can execute code: ppo, recurrent_ppo, a2c or dqn"""
     env: str = "SkipResNet110-v0"
-    """id that a .zip was trained on"""
+    """environment id that a .zip was trained on"""
     weights: str = "auto"
     """backbone that a .zip was trained on"""
     out: Path | None = None
@@ -88,9 +87,9 @@ class Args:
     device: str = "auto"
     """cpu, cuda, or auto"""
     seed: int = 0
-    """of sampled routes, and of those dealt out anew"""
+    """random seed of sampled and of reassigned routes"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
     @property
     def budgets(self) -> list[float]:
@@ -114,9 +113,9 @@ def of_one_data_set(names: Sequence[str], data_dir: Path | None) -> tuple[dict[s
 
 
 def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
-    """One subject once or at every bias, beside it the whole network, and its controls if asked for.
+    """Evaluate one subject beside the whole network; write the files, then print the table.
 
-    Writes the files, then prints the table.
+    The subject is played once, with its controls if asked for, or at every bias.
     """
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
@@ -150,7 +149,7 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
 
 
 def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
-    """The whole network, and the policy: at every bias, or once and then its controls."""
+    """Play the whole network and the policy, at every bias, or once with its controls."""
     mdp, policy, images = subject.mdp, subject.policy, subject.images
 
     rows: dict[str, Evaluation] = {}
@@ -192,7 +191,7 @@ def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str
 
 
 def pictures(subject: Subject, found: Mapping[str, Any], rows: Mapping[str, Evaluation]) -> dict[str, Figure]:
-    """Of several biases the curve; else which images and blocks are skipped, and with what it goes."""
+    """The curve of several biases; otherwise which images and blocks are skipped, and what goes with it."""
     if any("bias" in row for row in found["policies"]):
         return {"budget": plots.budget_curve(found["policies"])}
     images, record = subject.images, rows[subject.name].record()
@@ -216,13 +215,15 @@ def main(args: Args) -> list[dict[str, Any]]:
     """
     check_statistics(args.mean, args.std)
     if not args.paths:
-        raise ValueError("nothing given; name a run folder, a file or shipped weights")
+        raise ValueError("nothing to evaluate; name a run folder, a weights file or a shipped network")
     if args.mode not in MODES:
         raise unknown_name("mode", args.mode, MODES)
     if args.out and len(args.paths) > 1:
-        raise ValueError(f"--out {args.out} holds the results of one path; evaluate the others by themselves")
+        raise ValueError(
+            f"--out {args.out} takes the results of one path; evaluate the others in commands of their own"
+        )
     if args.controls and args.biases:
-        raise ValueError("--controls goes without --biases")
+        raise ValueError("--controls and --biases exclude each other; give one of them")
     subjects = [restore(path, args) for path in args.paths]
     one_route = (AlwaysExecute, FixedRoute)
     if (args.controls or args.biases) and any(isinstance(each.policy, one_route) for each in subjects):

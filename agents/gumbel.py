@@ -139,7 +139,7 @@ def train(args: Args) -> dict[str, Any]:
 
 
 def missed_target(args: Args, rate: float) -> list[str]:
-    """What to know, and to do, where the rate of execution came to be another than `--target`."""
+    """A note where the rate of execution misses `--target`, with what to do about it."""
     if abs(rate - args.target) <= TOLERANCE:
         return []
     longer = "train longer (--iterations), or weigh the target more (--penalty)"

@@ -166,7 +166,7 @@ class Learner(GatedLearner):
         self.costs = costs
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state for a checkpoint."""
         critic = self.critic.state_dict() if self.critic else {}
         return {**super().state_dict(), "critic": critic, "costs": self.costs}
 

@@ -38,7 +38,7 @@ class Args(CommonArgs):
     exhaustive: Method[int] = 10
     """largest number of decisions at which every route is tried"""
     restarts: Method[int] = 8
-    """random routes tried for an image that the full network gets wrong (when searching)"""
+    """random routes that the search tries for an image which the whole network gets wrong"""
     batch_size: Run[int] = 250
     """images at a time"""
     precision: Run[Literal["auto", "bf16", "fp32"]] = "fp32"

@@ -43,7 +43,7 @@ from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.terminal import say
 from skipnet_rl.weights import open_weights
 
-EPOCHS, FEWEST_STEPS = 30, 1_500  # of a training whose length nobody gives
+EPOCHS, FEWEST_STEPS = 30, 1_500  # where no length is given
 ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is validated between epochs
 
 
@@ -59,11 +59,12 @@ class Args(TaughtArgs):
     shallower one grows: the blocks it lacks begin as their shortcuts, so that the deeper network starts with
     the same predictions. A classifier of another number of classes begins anew"""
     zero_init_residual: Method[bool] = True
-    """start of each block as its shortcut (Goyal et al. 2017, arXiv 1706.02677); deep networks need it"""
+    """the usual initial weights; by default each block starts as its shortcut (Goyal et al. 2017, arXiv
+    1706.02677), which deep networks need"""
     survival: Method[float] = 1.0
     """stochastic depth: survival probability of the last block, falling linearly from 1 at the first"""
     epochs: Schedule[float | None] = None
-    """passes over the training split (default: 30, and on few images as many as 1,500 steps take)"""
+    """passes over the training split (default: 30, or as many as 1500 steps take if that is more)"""
     batch_size: Schedule[int] = 128
     """images per step"""
     lr: Schedule[float] = 0.1
@@ -102,11 +103,13 @@ class Args(TaughtArgs):
             raise ValueError("--distillation needs a --teacher")
 
     def steps(self, images: int) -> int:
-        """Number of training steps; a ValueError where that is none."""
+        """Number of training steps; raises a ValueError if it is zero."""
         epochs = EPOCHS if self.epochs is None else self.epochs
         steps = round(epochs * (images // self.batch_size))
         if steps < 1:
-            raise ValueError(f"{epochs} epochs of {images} images in batches of {self.batch_size} is no step")
+            raise ValueError(
+                f"{epochs} epochs of {images} images in batches of {self.batch_size} make no step"
+            )
         return max(steps, FEWEST_STEPS) if self.epochs is None else steps
 
 
@@ -157,7 +160,7 @@ class Learner:
         self.optimizer = sgd(net, args.lr, args.momentum, args.weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state for a checkpoint."""
         return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,9 +205,10 @@ def play(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
 
 
 def settled(net: ResNet, data: Images, args: Args) -> RoutingMDP:
-    """The network as it will be: with stochastic depth a copy, with statistics for all blocks executed.
+    """The network to validate: with stochastic depth a copy whose batch norms fit all blocks executed.
 
-    Those of training are of networks with dropped blocks, under which the whole one looks worse than it is.
+    The statistics of training come from networks with dropped blocks; with them the whole network looks worse
+    than it is.
     """
     if args.survival == 1:
         return RoutingMDP(net)
@@ -231,7 +235,7 @@ def train(args: Args) -> dict[str, Any]:
         eval_every=max(len(data) // args.batch_size, min(steps // EPOCHS, 50)),  # few images: short epochs
         resume=args.resume,
     )
-    if args.survival < 1:  # the statistics are those of networks with dropped blocks
+    if args.survival < 1:  # its statistics come from networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
     file = run.folder / "weights.safetensors"
     save_weights(file, net, weights_header(setting, "plain", "pretrain"))

@@ -2,9 +2,9 @@
 
     python -m agents.reinforce --env SkipResNet20-v0 --dataset cifar10 --data-dir data
 
-What `agents.hybrid_reinforce` becomes without its hybrid: the score function of the same estimator, on
-the same gates, and no gradient of the cross-entropy. It shows what is to be had from routing alone, and
-stands beside PPO, A2C and DQN, which see the same frozen network.
+The score-function half of `agents.hybrid_reinforce`: the same estimator on the same gates, without a
+gradient of the cross-entropy. It shows what routing alone achieves, beside PPO, A2C and DQN on the same
+frozen network.
 """
 
 from __future__ import annotations
@@ -84,21 +84,21 @@ class Learner:
 
     @property
     def policy(self) -> nn.Module:
-        """What is evaluated: the gates."""
+        """The gates, which are evaluated."""
         return self.gate
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The state for a checkpoint."""
         return {"gate": self.gate.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.gate.load_state_dict(state["gate"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
-    """Sample routes, weigh their log-probabilities."""
+    """One step: sample routes, weigh their log-probabilities by the advantages."""
     device = data.device
     index = training_index(step, args.images_per_step, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))

@@ -50,10 +50,10 @@ class Args(CommonArgs):
     rates: Method[tuple[float, ...]] = (0.9, 0.8, 0.7, 0.6, 0.5)
     """p(execute) of the random policies"""
     budgets: Method[tuple[float, ...]] = ()
-    """of a chain: mean FLOPs per image over those of the last network, for each of which thresholds are tuned
-    on the validation images (default: six between its first network and all of them)"""
+    """on a chain, compute budgets to tune thresholds for on the validation images: mean FLOPs per image over
+    those of the last network (default: six between its first network and all of them)"""
     points: Method[int] = 8
-    """number of sizes, evenly spread, at which a fixed set is evaluated on the test set"""
+    """number of evenly spread sizes at which a fixed set of blocks is evaluated on the test set"""
     eval_images: Run[int] = 1_000
     """validation images on which the greedy choice is made"""
 

@@ -1,4 +1,4 @@
-"""What each part of the hybrid training is worth: one change at a time, at an equal budget.
+"""Ablation of the hybrid training: one change at a time, at an equal budget.
 
     python -m benchmarks.ablation --dataset cifar10 --data-dir data
     python -m benchmarks.ablation --dataset rendered-digits --only reference "plain REINFORCE"

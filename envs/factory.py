@@ -31,7 +31,7 @@ from skipnet_rl.process import DecisionProcess
 
 
 def make_env(**kwargs: Any) -> SkipNetEnv:
-    """What `gymnasium.make("SkipResNet110-v0", …)` and `gymnasium.make("SkipChain14x110-v0", …)` call.
+    """Entry point of `gymnasium.make("SkipResNet110-v0", …)` and `gymnasium.make("SkipChain14x110-v0", …)`.
 
     Args:
         **kwargs: of `parts`, and obs_mode, augment, render_mode of `SkipNetEnv`.
@@ -41,7 +41,7 @@ def make_env(**kwargs: Any) -> SkipNetEnv:
 
 
 def make_vector_env(num_envs: int = 1, **kwargs: Any) -> SkipNetVectorEnv:
-    """What `gymnasium.make_vec("SkipResNet110-v0", num_envs=…, …)` calls.
+    """Entry point of `gymnasium.make_vec("SkipResNet110-v0", num_envs=…, …)`.
 
     Args:
         num_envs: B.
@@ -108,7 +108,7 @@ def _network(problem: Problem, num_classes: int, contents: tuple[str, ...]) -> A
 
 
 def _content(weights: str | Path | None) -> str:
-    """Digest of a file of weights, so that another one of its name is read anew; "" where there is none."""
+    """Digest of a weights file, so that a new file of the same name is read again; "" if there is none."""
     path = Path(weights or "auto")
     try:
         return sha256_of(path) if path.is_file() else ""

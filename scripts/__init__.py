@@ -1,1 +1,1 @@
-"""What makes the published results: training, tables, shipped weights."""
+"""The published results: training, tables, shipped weights."""

@@ -48,7 +48,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
 
 
 def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
-    """What is skipped at each alpha, and on which images by the gates with the most routes."""
+    """Pictures: layers skipped at each alpha; easy and hard images of the gates with the most routes."""
     records = {_title(entry.runs[0]): entry.runs[0].records()["HRL"] for entry in entries}
     varied, record = max(
         zip(entries, records.values(), strict=True), key=lambda pair: pair[0].rows[0]["unique_routes"]

@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What looks alike: depth and gate (None for plain networks), and whether it had a teacher."""
+    """Key of a marker: depth, gate (None for plain networks), and whether it had a teacher."""
 
     depth: int | None
     gate: str | None

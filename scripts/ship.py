@@ -51,7 +51,7 @@ class Options:
 
 
 class Lineage(NamedTuple):
-    """What made some weights from nothing: commands, first to last, their seconds, the last one's machine."""
+    """The commands that made some weights, first to last, their seconds, and the machine of the last one."""
 
     commands: list[str]
     seconds: float
@@ -62,7 +62,7 @@ NOTHING = Lineage([], 0.0, "")
 
 
 def lineage(run: FinishedRun) -> Lineage:
-    """Of the weights that a run ended with, those of its gates and of its teacher included."""
+    """Lineage of the weights that a run ended with, with those of its gates and its teacher."""
     before, result = lineage_before(run), run.result
     for weights in (run.args.get("gate_weights"), *_teachers(run)):
         before = _together(before, _lineage_of(weights, run))
@@ -71,7 +71,7 @@ def lineage(run: FinishedRun) -> Lineage:
 
 
 def _together(one: Lineage, other: Lineage) -> Lineage:
-    """Of both; one that went on from the other has it already. Of what else they share, time counts twice."""
+    """Lineage of two networks; one that continued the other contains it. Other shared time counts twice."""
     for whole, part in ((one, other), (other, one)):
         if set(part.commands) <= set(whole.commands):
             return whole
@@ -86,7 +86,7 @@ def run_of(weights: str | None) -> FinishedRun | None:
 
 
 def lineage_before(run: FinishedRun) -> Lineage:
-    """Of the weights that a run started from.
+    """Lineage of the weights that a run started from.
 
     Raises:
         ValueError: they are neither those of a run that is still there nor shipped ones.

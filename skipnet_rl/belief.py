@@ -1,4 +1,4 @@
-"""What a finished answer says of itself, and the policies that decide by it alone.
+"""Beliefs: confidence features of a finished answer, and the policies that decide by them alone.
 
 An answer is log-probabilities [B, K]. A sure network rounds its probability of the first class to 1 in
 float32, and sure answers would all look alike; so probabilities are never formed: what is left for the other
@@ -115,7 +115,7 @@ class BeliefGate(Gate):
         return self.decide(mdp.observation(state)), None
 
     def decide(self, observation: Tensor) -> Tensor:
-        """The same from an observation [B, D]."""
+        """Act on an observation [B, D]."""
         with autocast("fp32", observation.device):
             return self.layers(observation * self.scale).squeeze(1)
 

@@ -62,7 +62,7 @@ class Chain(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Of the networks."""
+        """Names of the networks."""
         return [str(member.name) for member in self.members]
 
     def mixed(self, mix: float | Sequence[float]) -> Chain:
@@ -162,7 +162,7 @@ class ChainMDP(DecisionProcess):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the last network's logits."""
+        """Floating-point type of the last network's logits."""
         return self.member(-1).dtype
 
     def for_inference(self, precision: str = "fp32") -> Self:

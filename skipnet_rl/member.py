@@ -60,7 +60,7 @@ class Member(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its logits."""
+        """Floating-point type of its logits."""
         return self.mdp.dtype
 
     @property

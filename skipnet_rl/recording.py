@@ -45,11 +45,11 @@ class Records(Images):
             object.__setattr__(self, name, getattr(self.source, name))
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
+        """A copy on another device."""
         return replace(self, source=self.source.to(device), answers=self.answers.to(device))
 
     def subset(self, index: Tensor, split: str | None = None) -> Self:
-        """Those of some of the images, in the order of `index`."""
+        """The records of some of the images, in the order of `index`."""
         return replace(self, source=self.source.subset(index, split), answers=self.answers[index])
 
     def sized(self, size: int) -> Self:

@@ -1,4 +1,4 @@
-"""What a name or a path stands for: the tensors of a network, and the header that says what they are."""
+"""Stored networks by name or path: their tensors, and the header that describes them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MARKS = {  # tensors that only files of one kind have; the first match counts
 
 
 class Stored(NamedTuple):
-    """What was read: tensors by name, their header, and what messages call the place that they come from."""
+    """A stored network: tensors by name, their header, and the name of their source in messages."""
 
     tensors: Mapping[str, Tensor]
     header: Header
@@ -79,7 +79,7 @@ def read_weights(weights: Weights, depth: int | None = None) -> Stored:
 
 
 def header_of(weights: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a shipped network or a file says of itself, its tensors unread; {} for one of another project.
+    """The header of a shipped network or a file, without its tensors; {} for one of another project.
 
     Raises:
         WeightsError: there is no such file, or it is damaged.

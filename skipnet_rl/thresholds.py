@@ -31,7 +31,7 @@ FEW_WEIGHTS, FEW_SHARES = WEIGHTS[1:2], SHARES[::3]  # of chains of more than th
 
 @dataclass(frozen=True)
 class Tuned:
-    """What is best for a budget.
+    """The best choice for a budget.
 
     Attributes:
         budget: mean FLOPs per image over those of the last network, at most.
@@ -54,7 +54,7 @@ class Tuned:
 
 
 class Grid(NamedTuple):
-    """What is tried at every decision: weights of the answer so far, shares of the images."""
+    """Candidates at every decision: weights of the answer so far, shares of the images."""
 
     by: str
     weights: Sequence[float]
@@ -63,7 +63,7 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Path:
-    """How far a choice of weights and thresholds has come: the answer so far and what it has cost."""
+    """A partial choice of weights and thresholds: the answer so far and its cost."""
 
     answer: Answer
     mix: tuple[float, ...] = ()

@@ -50,7 +50,7 @@ class Tolerance:
         return self.whole - self.skipping <= LIMIT
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """One line of text."""
         return (
             f"{self.whole:.1%} of {self.images:,} validation images are right with all blocks, "
             f"{self.skipping:.1%} with one block in ten skipped at random"

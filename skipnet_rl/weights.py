@@ -58,7 +58,7 @@ class Opened(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What a caller of `open_weights` asks for; None leaves it to the file."""
+    """Requirements of a caller of `open_weights`; None leaves a value to the file."""
 
     depth: int | None = None
     shortcut: str | None = None
@@ -229,7 +229,7 @@ def _network(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) 
 
 
 def _architecture(found: Backbone, header: Header, source: str) -> Architecture:
-    """What the tensors show; a header that says something else is an error."""
+    """The header, completed from the tensors' shapes; a contradiction is an error."""
     plan = architecture_of(found.tensors)
     if plan is None:
         raise WeightsError(f"{source} holds no whole residual block")

@@ -596,7 +596,7 @@ def test_resume_with_other_arguments_is_refused(tmp_path, few_images):
 
 @pytest.mark.parametrize("flags", [{"epochs": 0.01}, {"batch_size": 65}])
 def test_a_plan_without_a_step_is_refused(tmp_path, few_images, flags):
-    with pytest.raises(ValueError, match="is no step"):
+    with pytest.raises(ValueError, match="make no step"):
         pretrain.train(pretrain.Args(depth=8, dataset="rendered-digits", run_dir=tmp_path / "run", **flags))
     assert not (tmp_path / "run").exists()
 

@@ -135,7 +135,7 @@ def test_controls_where_nothing_is_chosen(finished, play):
     for flags in ({"controls": True}, {"biases": (1.0,)}):
         with pytest.raises(ValueError, match="--controls and --biases need a policy that chooses"):
             play("resnet20-rendered-digits", **flags)
-    with pytest.raises(ValueError, match="--controls goes without --biases"):
+    with pytest.raises(ValueError, match="--controls and --biases exclude"):
         play(finished, controls=True, biases=(1.0,))
 
 
@@ -143,7 +143,7 @@ def test_controls_where_nothing_is_chosen(finished, play):
 def test_results_that_would_take_each_others_place(finished, model, play, tmp_path):
     with pytest.raises(ValueError, match="--out .* holds the results of one path"):
         play(finished, model, out=tmp_path)
-    with pytest.raises(ValueError, match="nothing given"):
+    with pytest.raises(ValueError, match="nothing to evaluate"):
         play()
     with pytest.raises(ValueError, match="a run of agents.ppo, which has no stage 'sp'"):
         play(model, stage="sp")

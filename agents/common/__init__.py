@@ -1,1 +1,1 @@
-"""What the agents share: flags, setting, training loop, reports. No algorithm in it."""
+"""Shared by the agents: flags, setting, training loop, reports. No algorithm in it."""

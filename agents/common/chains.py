@@ -1,4 +1,4 @@
-"""What agents do with a chain: nobody trains its networks here, so they are asked once about each image."""
+"""Chains for the agents: the networks are not trained, so each answers every image once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def look_at_chain(chain: Chain, images: Images) -> list[str]:
 
 
 def chain_header(problem: ChainProblem, policy: str) -> dict[str, Any]:
-    """What a file of a policy, of kind `policy`, says of the chain that it is for."""
+    """The header of a policy over a chain; `policy` is the kind of the policy."""
     return {
         "kind": "chain",
         "policy": policy,

@@ -1,4 +1,4 @@
-"""Controls of a policy that chooses by the image: its routes dealt out anew, and its most frequent route."""
+"""Controls of a policy that chooses by the image: its routes shuffled, its most frequent route."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXCHANGED, MOST_FREQUENT = "routes exchanged", "most frequent route"  # names of
 
 
 def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """What the policy's accuracy is above each control's on the same images.
+    """Difference of the policy's accuracy from each control's on the same images.
 
-    Both differ by no more than the images whose route another one took the place of, `"changed"`.
+    `"changed"` is the share of images with another route, an upper bound of the difference.
     """
     own, found = rows[name], {}
     for control in (EXCHANGED, MOST_FREQUENT):
@@ -38,13 +38,13 @@ def gain_lines(name: str, found: Mapping[str, Mapping[str, float]]) -> list[str]
 
 
 def exchanged(routes: Tensor, seed: int) -> Tensor:
-    """The routes [M, N] dealt out anew: as many of each; an image may come by one like its own."""
+    """The routes [M, N] in random order, each as often as before; an image may get one like its own."""
     draws = step_generator(seed, 0, "cpu", Stream.EXCHANGE)
     return routes[torch.randperm(len(routes), generator=draws, device="cpu")]
 
 
 def at_the_ends(rows: Mapping[str, Evaluation]) -> list[str]:
-    """What to know about biases that ask for more, or for less, than there is."""
+    """Notes on biases that execute or skip everything, so that a further one changes nothing."""
     notes = []
     for name, done in rows.items():
         if name.startswith("bias") and done.routes.all():

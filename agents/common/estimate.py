@@ -1,4 +1,4 @@
-"""How long a run will take, said before it begins."""
+"""An estimate of how long a run will take, printed before it begins."""
 
 from __future__ import annotations
 

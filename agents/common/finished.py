@@ -22,7 +22,7 @@ from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import as_now
 from skipnet_rl.weights import open_weights
 
-# agents that learned on half of the validation images, in runs that did not write it down
+# agents that learned on half of the validation images, in older runs, which do not say so
 ON_CALIBRATION_IMAGES = ("ppo", "a2c", "dqn", "reinforce")
 
 
@@ -88,7 +88,7 @@ class FinishedRun:
 
     @property
     def policy_name(self) -> str:
-        """The policy that the run is about, as the table calls it."""
+        """Name of the run's own policy in the table."""
         return self.result["policies"][-1]["name"]
 
     @property
@@ -116,7 +116,7 @@ class FinishedRun:
         """The file of the policy that the run is about, or of one of its stages.
 
         Raises:
-            WeightsError: there is none, as for a run whose rows are no policies to be played again.
+            WeightsError: there is none, as for runs that left no policy.
         """
         names = [stage] if stage else [self.policy_name.lower(), "policy", "weights"]
         files = [self._inside(f"{name}.safetensors") for name in names]
@@ -159,7 +159,7 @@ class FinishedRun:
 
     @property
     def _start(self) -> str:
-        """What the run started from; older runs did not write down what `auto` came to."""
+        """The weights that the run started from; older runs did not store the name behind `auto`."""
         start = self.args["weights"]
         if start != "auto":
             return start or "none"

@@ -50,11 +50,11 @@ class CommonArgs:
     first_look: ClassVar[bool] = True
 
     env: Data[str] = "SkipResNet110-v0"
-    """registered environment id, which names the depth"""
+    """registered environment id; it names the depth of the network"""
     dataset: Data[
         Literal["auto", "rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder"]
     ] = "auto"
-    """data set; auto: CIFAR-10 where its files are, else rendered-digits"""
+    """data set; auto: CIFAR-10 where its files are found, else rendered-digits"""
     data_dir: Data[Path | None] = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: Data[bool] = False
@@ -69,14 +69,14 @@ class CommonArgs:
     shortcut: Data[Literal["projection", "pad", "pool"]] = "projection"
     """kind of shortcut where a block changes the shape"""
     alpha: Method[float | None] = None
-    """weight of the compute saving against the loss (default: 1; of a chain 0.05 per decision)"""
+    """weight of the compute saving against the loss (default: 1; on a chain 0.05 per decision)"""
     cost: Method[Literal["blocks", "flops"] | None] = None
-    """unit of the compute saving: 1 for each skipped block, or its FLOPs (default: blocks; of a chain,
+    """unit of the compute saving: 1 for each skipped block, or its FLOPs (default: blocks; on a chain,
     flops)"""
     eval_images: Run[int] = 500
     """validation images in each evaluation during training"""
     test_images: Run[int | None] = None
-    """number of test images at the end, the first ones (default: all; of rendered-digits 2000)"""
+    """number of test images at the end, the first ones (default: all; on rendered-digits 2000)"""
     precision: Run[Literal["auto", "bf16", "fp32"]] = "auto"
     """floating-point format; auto: bf16 where the hardware has it"""
     device: Run[str] = "auto"

@@ -1,4 +1,4 @@
-"""What a run keeps of its training: the last weights, or the best ones on validation images."""
+"""Weights that a run keeps: the last ones, or the best ones on validation images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADVICE = (
 
 
 class Learner(Stateful, Protocol):
-    """What an agent trains."""
+    """An agent in training."""
 
     @property
     def mdp(self) -> Any:
@@ -39,55 +39,55 @@ class Learner(Stateful, Protocol):
 
     @property
     def policy(self) -> Policy:
-        """What is evaluated on it."""
+        """The policy to evaluate on it."""
         ...
 
     @property
     def model(self) -> nn.Module:
-        """What a weights file holds."""
+        """The networks of a weights file."""
         ...
 
 
 class Keeper(Protocol):
-    """Validates a run during training, and decides what it ends with."""
+    """Validates a run during training, and chooses the weights that it ends with."""
 
     def begin(self) -> None:
-        """Called before the first step."""
+        """Prepare for the first step."""
         ...
 
     def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
-        """Summary on validation images after `done` steps; `ended` is whether the stage has ended."""
+        """Evaluate on validation images after `done` steps; `ended` says whether the stage has ended."""
         ...
 
     def end_stage(self, stage: str) -> None:
-        """Called after the last step of a stage, before it is validated."""
+        """Follow the last step of a stage, before it is validated."""
         ...
 
     def files(self) -> dict[str, str]:
-        """Row of the table → file of weights in the run's folder, the policy that the run is about last."""
+        """Write the weights; returns the file of each row of the table, the run's own policy last."""
         ...
 
     def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
         """Further fields of result.json, the notes among them.
 
         Args:
-            tolerance: how the network coped with skips before training; None of a frozen one.
-            rate: rate of execution of the last row.
+            tolerance: how the network coped with skips before training; None if it is frozen.
+            rate: share of decisions that the last row executes.
         """
         ...
 
 
 class KeepLast:
-    """Keeps what training ends with.
+    """Keeps the last weights.
 
     Args:
-        setting: what the run learns on.
-        learner: what is validated.
-        folder: the run's.
+        setting: the setting of the run.
+        learner: the agent in training.
+        folder: folder of the run.
         row: name of the policy in the table.
-        header: of the file.
-        trained: the stages in which the backbone is trained; its batch norms are settled after each.
-        notes: what to say of a rate of execution.
+        header: header of the weights file.
+        trained: the stages that train the backbone; its batch norms are settled after each.
+        notes: notes on the policy's rate of execution.
     """
 
     FILE = "policy.safetensors"
@@ -107,7 +107,7 @@ class KeepLast:
         self.row, self.header, self.trained, self.notes = row, header, trained, notes
 
     def begin(self) -> None:
-        """Nothing is kept of the start."""
+        """Keep nothing of the start."""
 
     def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
         """Summary on validation images."""
@@ -139,11 +139,11 @@ class KeepBest:
     """Keeps the weights of gated networks whose return on validation images is best, after each stage.
 
     Args:
-        setting: what the run learns on; its `args` have `bn`, `bn_images` and `plan`.
-        learner: what is validated.
-        folder: the run's.
-        agent, gate: the module's name and the kind of gates, for the header of the files.
-        trained: whether the gates are trained already, so that the start is kept until something is better.
+        setting: the setting of the run; its `args` have `bn`, `bn_images` and `plan`.
+        learner: the agent in training.
+        folder: folder of the run.
+        agent, gate: name of the module and kind of gates, for the header of the files.
+        trained: whether the gates are already trained; then the start is kept until something is better.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class KeepBest:
         return found
 
     def end_stage(self, stage: str) -> None:
-        """Settle the batch norms; keep what SP comes to, whatever its return."""
+        """Settle the batch norms; keep the end of SP, whatever its return."""
         settle(self.learner, self.setting.train, stage, self.args)
         if stage == "sp":
             self.save(stage, self.learner)
@@ -192,7 +192,7 @@ class KeepBest:
         return {"notes": self.notes(tolerance) if tolerance else [], "kept": self.learner.best}
 
     def notes(self, tolerance: Tolerance) -> list[str]:
-        """What to say of the best."""
+        """Notes on the best weights."""
         best, setting = self.learner.best, self.setting
         if not best:
             return []

@@ -47,7 +47,7 @@ class ModelLearner:
             self.optimizers[name].step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state for a checkpoint."""
         optimizers = {name: each.state_dict() for name, each in self.optimizers.items()}
         costs = self.preparation and self.preparation.costs
         return {"model": self.model.state_dict(), "optimizers": optimizers, "costs": costs}
@@ -87,7 +87,7 @@ class GatedLearner(ModelLearner):
 
     @property
     def policy(self) -> Any:
-        """What is evaluated: the gates."""
+        """The gates, which are evaluated."""
         return self.gate
 
     def snapshot(self) -> GatedLearner:
@@ -101,7 +101,7 @@ class GatedLearner(ModelLearner):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state for a checkpoint."""
         return {**super().state_dict(), "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

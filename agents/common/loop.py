@@ -18,14 +18,14 @@ SHOWN = 0.1  # seconds between updates of the bar's numbers
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps."""
+    """An object whose state a checkpoint holds."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON values, nested."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Go on from it."""
+        """Continue from it."""
         ...
 
 
@@ -124,7 +124,7 @@ def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
-    """What the progress bar and TensorBoard show of a training step, whatever the agent."""
+    """Metrics of a training step for the progress bar and TensorBoard, the same for every agent."""
     executed = episode.actions.detach()
     means = {
         "train/loss": episode.loss.detach().mean(),

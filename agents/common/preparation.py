@@ -1,8 +1,9 @@
-"""Preparation of a network for skips: it learns to do without the blocks that it misses least.
+"""Preparation of a network for skips: it learns to do without its least important blocks.
 
-A network that always ran every block loses most of its accuracy under the first routes that gates draw, and
-then the reward teaches the gates to skip nothing. So its cheapest blocks are left out more and more often
-while the network follows, and the gates learn the same rates, for hybrid REINFORCE to go on from.
+A network that has always run every block loses most of its accuracy under the first routes that gates
+sample, and the reward then teaches the gates to skip nothing. During a preparation the blocks whose absence
+costs least are left out more and more often while the network adapts; the gates learn the same rates, and
+hybrid REINFORCE starts from there.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
 TAUGHT = 0.9  # share of the teacher in the loss of a `Preparation`
 RAMP = 0.5  # share of the preparation over which the rates fall
-TRIED = 0.97  # most that the gates aim at: so they go on trying, now and then, what is not skipped
+TRIED = 0.97  # highest rate that the gates aim at, so that they still try to skip every block now and then
 
 
 def check_trained(setting: Setting) -> None:
-    """Raise a WeightsError, which says how to train one, where a run has no trained network to start from."""
+    """Raise a WeightsError, which says how to train one, if a run has no trained network to start from."""
     args = setting.args
     if args.weights == "auto":
         raise WeightsError(
@@ -41,16 +42,15 @@ def check_trained(setting: Setting) -> None:
 
 
 def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor | None]:
-    """Look at a run's network before it is trained, and drop a preparation that it does not need.
+    """Measure how a run's network copes with skips, and drop a preparation that it does not need.
 
     Args:
-        setting: of any agent; `warmup_iterations` is the flag of those that can prepare a network.
+        setting: the setting of any agent; those that can prepare a network have the flag `warmup_iterations`.
 
     Returns:
-        The setting, without steps of preparation where skips cost the network little; what they cost it, or
-        None for a network that stays as it is; the cost of each block's absence [N], or None where nothing is
-        to be prepared. A run that is resumed
-        keeps to what it decided at first.
+        The setting, without steps of preparation if skips cost the network little; what they cost, or None
+        for a frozen network; the cost of each block's absence [N], or None if nothing is to be prepared. A
+        resumed run keeps its first decision.
     """
     args = setting.args
     if args.frozen:
@@ -73,11 +73,11 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
 
 
 class Preparation:
-    """The steps of preparation of an agent that has no teacher otherwise.
+    """The steps of preparation of an agent without teachers of its own.
 
     Args:
-        setting: what it learns on; the network as it came is the teacher.
-        costs: see `look`; None where there are no steps.
+        setting: the setting; its plain network is the teacher.
+        costs: see `look`; None if there are no steps.
     """
 
     def __init__(self, setting: Setting[Any], costs: Tensor | None) -> None:
@@ -94,7 +94,7 @@ class Preparation:
         step: int,
         generator: torch.Generator,
     ) -> tuple[Trajectory, Tensor]:
-        """Episodes of step number `step`, and the loss, see `prepared_episode`."""
+        """Play the episodes of step number `step`; returns them and the loss, see `prepared_episode`."""
         assert self.costs is not None and self.teacher is not None, "there is no preparation"
         progress = (step + 1) / self.steps
         episode, missed = prepared_episode(mdp, policy, images, labels, self.costs, progress, generator)
@@ -111,17 +111,17 @@ def prepared_episode(
     progress: float,
     generator: torch.Generator,
 ) -> tuple[Trajectory, Tensor]:
-    """Episodes on routes drawn at the rates of a preparation, and how far the gates are from these rates.
+    """Play episodes on routes sampled at the rates of a preparation, and compare the gates with these rates.
 
     Args:
         mdp, policy, images, labels: see `rollout`.
-        costs: of each block's absence [N], see `absence_costs`.
+        costs: cost of each block's absence [N], see `absence_costs`.
         progress: share of the preparation that is done, from 0 to 1.
-        generator: of the routes, on the images' device.
+        generator: random generator of the routes, on the images' device.
 
     Returns:
-        The episodes, and a scalar: the cross-entropy of the gates' p(execute) against the rates, which
-        count as `TRIED` where they are more.
+        The episodes, and a scalar: the cross-entropy of the gates' p(execute) against the rates, capped at
+        `TRIED`.
     """
     rates = falling_rates(costs, min(1.0, progress / RAMP)).to(images.device)
     draws = torch.rand(len(labels), len(rates), generator=generator, device=images.device)
@@ -132,13 +132,13 @@ def prepared_episode(
 
 
 def shortcomings(whole: float, accuracy: float, compute_flops: float, advice: Sequence[str]) -> list[str]:
-    """What a run has to say of its end, in sentences; nothing where it saves compute and keeps its accuracy.
+    """Notes on a run that saves no compute or loses accuracy; none if it does neither.
 
     Args:
         whole: accuracy of the network with all blocks, on validation images.
-        accuracy: of what the run ends with, on the same images.
-        compute_flops: its FLOPs over those of the plain network.
-        advice: what to do where nothing is saved, and where accuracy is lost.
+        accuracy: accuracy of the final policy on the same images.
+        compute_flops: FLOPs of the final policy over those of the plain network.
+        advice: what to do if nothing is saved, and if accuracy is lost.
     """
     found = []
     if compute_flops > 0.99:

@@ -1,12 +1,12 @@
-"""What the stable-baselines3 agents share: their environment, their progress, the run from flags to table.
+"""Shared by the agents of stable-baselines3: environment, progress, the run from flags to table.
 
 The backbone is frozen; the agent sees the environment's observations and rewards and nothing else.
 Discount 1, as in SkipNet: with SB3's 0.99 the loss at the end of 53 decisions would count for 0.59 at
 the first of them.
 
-`--resume` goes on with the weights, the optimizer and the count of episodes of the last evaluation. What
-stable-baselines3 keeps to itself is begun anew: DQN's replay memory, the state of its random numbers. A
-resumed run is therefore not the run that was interrupted, bit by bit, as it is with the other agents here.
+`--resume` restores the weights, the optimizer and the count of episodes of the last evaluation. DQN's
+replay memory and the library's random numbers start anew, so a resumed run does not repeat the interrupted
+one to the bit, as it does with the other agents.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class ModelPolicy(nn.Module):
         num_decisions: N, for its cost.
 
     Raises:
-        ValueError: a policy for other spaces, or of an algorithm that is none of these.
+        ValueError: a policy for other spaces, or of another algorithm.
     """
 
     def __init__(self, policy: Any, num_decisions: int) -> None:
@@ -64,7 +64,7 @@ class ModelPolicy(nn.Module):
         return logit.to(place), hidden
 
     def decide(self, observation: Tensor, hidden: Any) -> tuple[Tensor, Any]:
-        """The same from observations [B, D]."""
+        """Act on observations [B, D]."""
         policy = self.policy
         if hasattr(policy, "q_net"):
             values = policy.q_net(observation)

@@ -1,4 +1,4 @@
-"""What every agent shares before and after its learning: images, network, the table's rows."""
+"""The setting of a run: images, network and decision process, and the evaluations of its table."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
 
-LOOK = 500  # validation images, at most, on which a run looks at its network before it trains
-WORSE = 0.02  # loss of accuracy that a run does not pass over in silence
-# test images that end a run on a data set for a first look: all 4,000 take the main job ¾ of a minute more
+LOOK = 500  # validation images, at most, for the measurements before training
+WORSE = 0.02  # loss of accuracy above which a run prints a note
+# test images of a run on a data set for a first look: all 4,000 take the main command 45 seconds more
 TEST_IMAGES = {"rendered-digits": 2_000}
 
 
@@ -38,19 +38,19 @@ ArgsT = TypeVar("ArgsT", bound=CommonArgs)
 
 @dataclass(frozen=True)
 class Setting(Generic[ArgsT]):
-    """What an agent learns on.
+    """Images, network and decision process that an agent learns on.
 
     Attributes:
-        args: the flags, with the name of the weights that `--weights auto` came to.
-        problem: the data set, the network and the decision process that they came to.
-        train, val, test: the splits, on the device; of the last what `--test-images` or `TEST_IMAGES` leave.
-            A policy over a frozen network has the calibration images for the first and the selection images
-            for the second, see `load_images`.
-        split_images: how many the test split has.
+        args: the flags, `--weights auto` replaced by the name of the network that it chose.
+        problem: data set, network and decision process by name, every `auto` resolved.
+        train, val, test: the splits, on the device; `test` is cut to `--test-images` or `TEST_IMAGES`. A
+            policy over a frozen network trains on the calibration images and is validated on the selection
+            images, see `load_images`.
+        split_images: number of images in the whole test split.
         net: the backbone to start from, in evaluation mode, on the device.
-        plain: the network of the row "all blocks": the backbone itself, or where that is a shipped one with
-            gates, the best shipped one without.
-        plain_name: its name, where it is not the backbone.
+        plain: the network of the row "all blocks": the backbone itself, or, if that is shipped with gates,
+            the best shipped network without.
+        plain_name: name of `plain` where it is not the backbone.
     """
 
     args: ArgsT
@@ -65,17 +65,17 @@ class Setting(Generic[ArgsT]):
 
     @property
     def dataset(self) -> str:
-        """Its name."""
+        """Name of the data set."""
         return self.problem.dataset
 
     @property
     def device(self) -> torch.device:
-        """Where the run takes place."""
+        """Device of images and network."""
         return self.problem.device
 
     @property
     def precision(self) -> str:
-        """`"bf16"` or `"fp32"`."""
+        """Precision of the convolutions, `"bf16"` or `"fp32"`."""
         return self.problem.precision
 
     @classmethod
@@ -116,7 +116,7 @@ class Setting(Generic[ArgsT]):
         return cls(args, problem, train, val, test, split_images, net, plain, plain_name)
 
     def mdp(self) -> Any:
-        """The decision process over a network of its own, as it was loaded."""
+        """The decision process over a fresh copy of the loaded network."""
         return self.problem.mdp(copy.deepcopy(self.net))
 
     def evaluate(
@@ -128,10 +128,7 @@ class Setting(Generic[ArgsT]):
         *,
         name: str = "",
     ) -> Evaluation:
-        """Every test image of the run once, or every image of another split, with a bar.
-
-        `name` is the row's, for the bar; without one the bar names the split.
-        """
+        """Play every test image once, or every one of `images`; the bar shows `name` or the split."""
         draws = step_generator(self.args.seed, 0, self.device, Stream.EVALUATION)
         images = self.test if images is None else images
         with image_progress(name or f"{images.split} images") as show:
@@ -140,7 +137,7 @@ class Setting(Generic[ArgsT]):
             )
 
     def introduce(self) -> None:
-        """Print what a policy over the frozen network, or over the networks of a chain, has to work with."""
+        """Print how the network copes with skips, or what each network of a chain achieves."""
         if not isinstance(self.net, Chain):
             self.look()
             return
@@ -148,37 +145,37 @@ class Setting(Generic[ArgsT]):
             say(line)
 
     def look(self) -> Tolerance:
-        """Measure what skips cost the network before anything is trained; printed in one line."""
+        """Measure what skips cost the network before anything is trained, and print it in one line."""
         found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision)
         say(f"network: {found}")
         if self.args.frozen and not found.prepared:
             say(
-                "a policy over it can save little, since the network stays as it is; train it with skips "
-                "first (agents.hybrid_reinforce), and give its weights"
+                "a policy over this network can save little, because the network itself is not trained; "
+                "train it with skips first (agents.hybrid_reinforce), and give its weights"
             )
         return found
 
     def validate(self, mdp: DecisionProcess, policy: Policy, mode: str = "greedy") -> dict[str, Any]:
-        """The summary on the first validation images, on the way."""
+        """Summary on the first validation images, during training."""
         return self.evaluate(mdp, policy, mode, self.val.first(self.args.eval_images)).summary("")
 
     def references(
         self, rate: float, trained: DecisionProcess | None = None, name: str = ""
     ) -> dict[str, Evaluation]:
-        """The rows to compare with: the whole network, and random skipping at a rate of execution.
+        """Play the whole network, and random skipping at the policy's rate, to compare the policy with.
 
         Args:
-            rate: of the learned policy.
-            trained: the network that was trained along with the policy, if one was: random skipping is
-                given both.
-            name: the trained policy's.
+            rate: share of decisions that the policy executes.
+            trained: the network that was trained along with the policy, if any; random skipping is played on
+                both networks.
+            name: name of the trained policy.
         """
         start, at_rate = self.problem.mdp(self.plain), RandomSkip(rate)
         rows = {
             "all blocks": self.evaluate(start, AlwaysExecute(), name="all blocks"),
             "random": self.evaluate(start, at_rate, "sample", name="random"),
         }
-        if trained is None and self.plain_name:  # the policy's own network bears skips better
+        if trained is None and self.plain_name:  # the policy's own network tolerates skips better
             trained, name = self.mdp(), "start"
         if trained is not None:
             other = f"random, {name} weights"
@@ -229,7 +226,7 @@ def load_splits(args: CommonArgs, problem: Problem) -> tuple[Images, Images, Ima
 
 
 def _plain_beside(args: CommonArgs, dataset: str) -> str | None:
-    """Name of the best shipped network without gates, where the run starts from a shipped one with gates."""
+    """Name of the best shipped network without gates, if the run starts from a shipped one with gates."""
     if is_chain(args.env):
         return None
     entry = catalogue.find(args.weights)

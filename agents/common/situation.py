@@ -60,10 +60,10 @@ def situation_of(words: Sequence[str] | None = None) -> Situation:
 
 
 def values_of(situation: Situation) -> dict[str, Any]:
-    """The flags that a preset comes to, by name; of a run that is resumed those that it came to at first.
+    """The values of a preset by flag; of a resumed run those that it began with.
 
     Raises:
-        ValueError: an unknown preset, data set or device, gates that are none, or a preset that needs some.
+        ValueError: an unknown preset, data set or device; weights without gates; a preset without gates.
     """
     if (stored := _stored(situation)) is not None:
         return stored
@@ -86,7 +86,7 @@ def values_of(situation: Situation) -> dict[str, Any]:
         values |= _scaled(values, depth, situation.device)
     if situation.iterations == 0 and values.get("sp_iterations") == 0:
         values["sp_iterations"] = values["iterations"]
-    if situation.weights == "none":  # there is nothing to prepare, and nobody to learn from
+    if situation.weights == "none":  # there is nothing to prepare, and no teacher
         values |= {"warmup_iterations": 0, "distillation": 0.0}
     if situation.teacher:
         values["distillation"] = values.get("distillation") or SHARE
@@ -127,9 +127,9 @@ def _gates(situation: Situation, depth: int, dataset: str) -> dict[str, Any]:
 
 
 def _stored(situation: Situation) -> dict[str, Any] | None:
-    """The flags that a run which is resumed came to; None for another.
+    """The values that a resumed run began with; None for a new run.
 
-    They would follow anew from the machine, on which a run may change.
+    Chosen again, they could differ on another machine.
     """
     place = situation.run_dir and situation.run_dir / "args.json"
     if not (situation.resume and place and place.is_file()):
@@ -167,7 +167,7 @@ QUIET = {
 
 
 def describe(args: Any) -> str:
-    """One line: the preset and why, and what the flags of a run came to, whoever set them."""
+    """One line: the preset and its reason, and every flag that differs from its default."""
     told = {
         field.name: getattr(args, field.name)
         for field in fields(args)

@@ -1,4 +1,4 @@
-"""What is evaluated: a policy, its network and its images, from a name, a file, a run folder or a .zip."""
+"""Subjects of an evaluation: policy, network and images, from a name, a file, a run folder or a .zip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """A policy to evaluate: its name, what it is for, itself, and where its results go."""
+    """A policy to evaluate, with its network and images, and the folder of its results."""
 
     name: str
     about: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Subject:
         return 2 * self.mdp.macs.total
 
     def on(self, device: torch.device) -> Subject:
-        """The same on a device, the images in the network's size."""
+        """A copy of the subject on a device, the images in the network's size."""
         for part in (self.mdp.net, self.policy):
             if isinstance(part, nn.Module):
                 part.to(device)
@@ -49,10 +49,10 @@ class Subject:
 
 
 def restore(path: Path, args: Args) -> Subject:
-    """Put a policy together from a run folder, a file of weights, a shipped name or a .zip.
+    """Restore a policy from a run folder, a weights file, a shipped name or a .zip.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or a .zip that nobody vouched for.
+        FileNotFoundError, ValueError: nothing is there, or a .zip without `--trust-sb3`.
     """
     split = args.split or ("val" if args.biases or args.controls else "test")
     path = Path(path)
@@ -98,7 +98,7 @@ def restore_run(path: Path, split: str, args: Args) -> Subject:
 
 
 def restore_zip(path: Path, split: str, args: Args) -> Subject:
-    """A stable-baselines3 model, if its origin is vouched for."""
+    """A stable-baselines3 model, if `--trust-sb3` vouches for it."""
     if args.trust_sb3 is None:
         raise ValueError(
             f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "

@@ -76,7 +76,7 @@ def renew(page: Path, name: str, text: str) -> None:
 
 
 def title_of(result: Mapping[str, Any]) -> str:
-    """What was evaluated, and on how many images."""
+    """The subject of an evaluation, and its number of images."""
     n, whole = result["n_images"], result.get("split_images", result["n_images"])
     count = f"{n:,}" if n == whole else f"the first {n:,} of {whole:,}"
     return f"{result['env']} on {result['dataset']}, {count} {result['split']} images"
