@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from agents.common import setting
 from agents.common.cli import main_with_named_errors
 
 ROOT = Path(__file__).parent.parent
-FLAGS = [
-    "--env", "SkipResNet20-v0", "--dataset", "rendered-digits", "--sp-iterations", "1", "--iterations", "2",
-    "--tune-iterations", "0", "--batch-size", "16", "--precision", "fp32",
-]  # fmt: skip
+FLAGS = shlex.split(
+    "--env SkipResNet20-v0 --dataset rendered-digits --sp-iterations 1 --iterations 2 --tune-iterations 0 "
+    "--batch-size 16 --precision fp32"
+)
 
 
 def child(said: Path, flags: list[str], largest_file: int | None) -> None:

@@ -1,5 +1,6 @@
 """Custom mean and standard deviation, and warnings where weights were trained with others."""
 
+import shlex
 import sys
 import warnings
 
@@ -56,11 +57,19 @@ def test_environments_normalise_images(given):
 @pytest.mark.parametrize(
     ("mean", "std"),
     [
-        ((125.3, 123.0, 113.9), STD), (MEAN, (0, 0.2, 0.2)), (MEAN, (63.0, 62.1, 66.7)), (MEAN[:2], STD),
-        (0.5, STD), ("0.5", STD), ((float("nan"), 0.5, 0.5), None), (None, (0.2, 0.2, float("inf"))),
-        ((-0.1, 0.5, 0.5), None), (None, (0.2, -0.2, 0.2)), (None, (None, 0.1, 0.1)),
+        ((125.3, 123.0, 113.9), STD),
+        (MEAN, (0, 0.2, 0.2)),
+        (MEAN, (63.0, 62.1, 66.7)),
+        (MEAN[:2], STD),
+        (0.5, STD),
+        ("0.5", STD),
+        ((float("nan"), 0.5, 0.5), None),
+        (None, (0.2, 0.2, float("inf"))),
+        ((-0.1, 0.5, 0.5), None),
+        (None, (0.2, -0.2, 0.2)),
+        (None, (None, 0.1, 0.1)),
     ],
-)  # fmt: skip
+)
 def test_invalid_statistics(mean, std, record_property):
     with pytest.raises(
         ValueError, match="(mean|std) is .*; expected (three numbers|pixel values from 0 to 1)"
@@ -132,8 +141,8 @@ def test_a_run_keeps_its_statistics(tmp_path, monkeypatch, few_images):
     weights = first / "weights.safetensors"
     about = read_header(weights)
     assert stated(about) == (MEAN, STD) and (about["depth"], about["dataset"]) == (14, "rendered-digits")
-    gated = ["--env", "SkipResNet14-v0", "--weights", str(weights), "--iterations", "1",
-             "--sp-iterations", "1", "--tune-iterations", "0", "--preset", "quick", *short]  # fmt: skip
+    steps = shlex.split("--iterations 1 --sp-iterations 1 --tune-iterations 0 --preset quick")
+    gated = ["--env", "SkipResNet14-v0", "--weights", str(weights), *steps, *short]
     train = hybrid_reinforce.train
     assert not said(lambda: run(monkeypatch, hybrid_reinforce, train, *gated, "--run-dir", str(second)))
     assert stated(read_header(second / "hrl.safetensors")) == (MEAN, STD)

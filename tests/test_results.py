@@ -50,24 +50,43 @@ def finished(tmp_path_factory):
                 "precision": "fp32",
             }
             hybrid = {**shared, "sp_iterations": 0, "iterations": 2, "tune_iterations": 1}
-            hybrid_reinforce.train(hybrid_reinforce.Args(
-                **{**hybrid, "sp_iterations": 1, "iterations": 0},
-                weights=str(place / "backbone" / "weights.safetensors"), run_dir=place / "sp",
-            ))  # fmt: skip
+            hybrid_reinforce.train(
+                hybrid_reinforce.Args(
+                    **{**hybrid, "sp_iterations": 1, "iterations": 0},
+                    weights=str(place / "backbone" / "weights.safetensors"),
+                    run_dir=place / "sp",
+                )
+            )
             for alpha in (3.0, 0.5):
-                hybrid_reinforce.train(hybrid_reinforce.Args(
-                    **hybrid, weights=sp, gate_weights=sp, alpha=alpha,
-                    run_dir=place / f"hrl-{alpha}",
-                ))  # fmt: skip
-            hybrid_reinforce.train(hybrid_reinforce.Args(
-                **hybrid, weights=sp, gate_gain=6.0, alpha=0.5, run_dir=place / "hrl-0.5-gain6",
-            ))  # fmt: skip
+                hybrid_reinforce.train(
+                    hybrid_reinforce.Args(
+                        **hybrid,
+                        weights=sp,
+                        gate_weights=sp,
+                        alpha=alpha,
+                        run_dir=place / f"hrl-{alpha}",
+                    )
+                )
+            hybrid_reinforce.train(
+                hybrid_reinforce.Args(
+                    **hybrid,
+                    weights=sp,
+                    gate_gain=6.0,
+                    alpha=0.5,
+                    run_dir=place / "hrl-0.5-gain6",
+                )
+            )
             routed = str(place / "hrl-0.5-gain6" / "hrl.safetensors")
-            finetune.train(finetune.Args(
-                **shared, iterations=1, weights=routed, alpha=0.5,
-                teacher=(str(place / "backbone" / "weights.safetensors"),),
-                run_dir=place / "hrl-0.5-gain6-distilled",
-            ))  # fmt: skip
+            finetune.train(
+                finetune.Args(
+                    **shared,
+                    iterations=1,
+                    weights=routed,
+                    alpha=0.5,
+                    teacher=(str(place / "backbone" / "weights.safetensors"),),
+                    run_dir=place / "hrl-0.5-gain6-distilled",
+                )
+            )
     return folder
 
 

@@ -51,10 +51,8 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     for number, job in enumerate(jobs):
         args, title = parsed(job.line), job.folder.name.removeprefix(prefix)
         assert args.lr == (
-            RATES[kind][0] if number == 0
-            else 0.05 if job.command[0] == "agents.finetune"
-            else RATES[kind][1]
-        )  # fmt: skip
+            RATES[kind][0] if number == 0 else 0.05 if job.command[0] == "agents.finetune" else RATES[kind][1]
+        )
         assert args.seed == 3 and args.dataset == "cifar10" and args.run_dir == job.folder
         assert args.depth == rows.ROWS[row].depth and args.resume
         assert args.batch_size == schedule.batch_size
