@@ -98,7 +98,7 @@ def main(options: Options) -> dict[str, Any]:
     """Tune and evaluate every chain; returns what was written.
 
     Raises:
-        ValueError: no chains, or one that can have none of the budgets.
+        ValueError: no chains, or none that can have one of the budgets.
         FileNotFoundError, WeightsError: a network does not exist.
     """
     if not options.chains:
@@ -122,6 +122,9 @@ def main(options: Options) -> dict[str, Any]:
     for name, networks in chains.items():
         places = [place[each] for each in networks]
         rows += rows_of(name, places, everything, records, alone, options)
+    if not rows:
+        budgets = ", ".join(f"{each:g}" for each in options.budgets)
+        raise ValueError(f"budgets {budgets} are all below what the first network costs; raise one")
     found = {
         "dataset": problem.dataset,
         "n_images": len(images["test"]),
@@ -160,11 +163,7 @@ def rows_of(
     alone: Mapping[str, Alone],
     options: Options,
 ) -> list[dict[str, Any]]:
-    """A chain at each budget that its first network does not exceed.
-
-    Raises:
-        ValueError: there is no such budget.
-    """
+    """A chain at each budget that its first network does not exceed; none if there is no such budget."""
     val, test = (
         Records(records[split].source, records[split].answers[:, places]) for split in ("val", "test")
     )
@@ -173,9 +172,7 @@ def rows_of(
     least = val.answers[:, 0, -1].mean().item() / whole
     affordable = [budget for budget in sorted(options.budgets) if budget > least]
     if not affordable:
-        raise ValueError(
-            f"{name} can have none of the budgets: its first network costs {least:.4f}; raise one"
-        )
+        return []
     return [
         {
             "chain": name,
