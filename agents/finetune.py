@@ -27,12 +27,15 @@ from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, falling
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import situation_of, trained_as
-from skipnet_rl.data import Images
+from agents.common.situation import Situation, situation_of, trained_as
+from envs.ids import depth_of
+from skipnet_rl import catalogue
+from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate, most_frequent
+from skipnet_rl.gates import GATES
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.randomness import step_generator
 from skipnet_rl.rollout import Trajectory, rollout
@@ -62,7 +65,8 @@ class Args(TaughtArgs, TrainingArgs):
         super().check()
         if self.weights in ("auto", "none", "torchvision"):
             raise ValueError(
-                f"--weights is {self.weights}; expected a network with gates, a file or a shipped one's name"
+                f"--weights is {self.weights}; expected a network with gates: a file, or the name of a "
+                "shipped one (none is shipped for this id and data set)"
             )
         if self.iterations < 1:
             raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
@@ -136,8 +140,25 @@ def train(args: Args) -> dict[str, Any]:
 
 
 def arguments(words: Sequence[str] | None = None) -> Args:
-    """The flags' defaults on a command line: alpha, cost and images as the network was trained with."""
-    return replace(Args(), **trained_as(situation_of(words).weights))
+    """The flags' defaults on a command line: a network with gates, and what it was trained with."""
+    situation = situation_of(words)
+    weights = situation.weights
+    if weights == "auto":
+        weights = shipped_gates(depth_of(situation.env), situation) or weights
+    return replace(Args(weights=weights), **trained_as(weights))
+
+
+def shipped_gates(depth: int, situation: Situation) -> str | None:
+    """Name of the shipped network with gates for a depth and data set, nearest in alpha; None without one."""
+    dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
+    fitting = [
+        entry
+        for entry in catalogue.index()
+        if (entry["depth"], entry["dataset"]) == (depth, dataset) and entry["kind"] in GATES
+    ]
+    alpha = situation.alpha or 0.0
+    best = min(fitting, key=lambda e: (not e.get("start"), abs(e["alpha"] - alpha)), default=None)
+    return None if best is None else best["name"]
 
 
 if __name__ == "__main__":

@@ -426,6 +426,26 @@ def test_finetuning_refuses(flags, message, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        (["--dataset", "rendered-digits"], "resnet110-rendered-digits-hrl"),
+        (["--env", "SkipResNet38-v0", "--dataset", "cifar10"], "resnet38-cifar10-hrl-0.5-ensemble"),
+        (
+            ["--env", "SkipResNet38-v0", "--dataset", "cifar10", "--alpha", "1.2"],
+            "resnet38-cifar10-hrl-1.0-gain6-ensemble",
+        ),
+        (["--env", "SkipResNet32-v0", "--dataset", "cifar10"], "auto"),
+    ],
+)
+def test_finetune_starts_from_the_shipped_network_with_gates(words, name):
+    args = finetune.arguments(words)
+    assert args.weights == name
+    if name == "auto":
+        with pytest.raises(ValueError, match="none is shipped for this id"):
+            args.check()
+
+
 def test_finetuning_knows_what_the_file_knows(tmp_path):
     """Depth, data set, alpha: without another flag."""
     args = parse(finetune.Args, [], finetune.arguments(["--weights", str(gated_file(tmp_path))]))
