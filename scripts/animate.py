@@ -92,7 +92,7 @@ def main(options: Options) -> None:
     """Play each image by the gates and write the picture."""
     opened = open_weights(options.weights)
     mdp, images = opened.mdp(), load_images(opened.header["dataset"], "test", options.data_dir)
-    batch = images.batch(torch.tensor(options.images))
+    batch = images.batch(torch.tensor(options.images, device="cpu"))
     routes = rollout(mdp, opened.policy, *batch).actions.int().tolist()
     env = SkipNetEnv(mdp, images, render_mode="rgb_array")
     episodes = [list(frames(env, index, route)) for index, route in zip(options.images, routes, strict=True)]

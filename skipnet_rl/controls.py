@@ -39,7 +39,7 @@ class Routes(NamedTuple):
 
 def every_route(mdp: ChainMDP, records: Records) -> Routes:
     """Play each of the 2^N routes on all of the recorded images."""
-    routes = torch.tensor(list(product([False, True], repeat=mdp.num_decisions)))
+    routes = torch.tensor(list(product([False, True], repeat=mdp.num_decisions)), device="cpu")
     played: list[Evaluation] = [evaluate(mdp, FixedRoute(route).to(mdp.device), records) for route in routes]
     return Routes(
         routes,

@@ -143,6 +143,7 @@ class Args:
     """One image."""
 
     path: Path
+    """file of the image"""
 
 
 @pytest.mark.parametrize(

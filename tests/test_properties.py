@@ -166,7 +166,7 @@ VECTOR_KEYWORDS = {
 @given(keywords=st.fixed_dictionaries({}, optional=KEYWORDS))
 def test_keywords_of_the_environment(tmp_path_factory, keywords):
     usual = {"dataset": "rendered-digits", "split": "test", "data_dir": str(tmp_path_factory.getbasetemp())}
-    env = attempt(make_env, 20, **{**usual, **keywords})
+    env = attempt(make_env, depth=20, **{**usual, **keywords})
     if env is not None:
         observation, _ = env.reset(seed=0)
         assert observation in env.observation_space
@@ -176,7 +176,7 @@ def test_keywords_of_the_environment(tmp_path_factory, keywords):
 @few
 @given(keywords=st.fixed_dictionaries({}, optional=VECTOR_KEYWORDS))
 def test_keywords_of_the_vector_environment(keywords):
-    env = attempt(make_vector_env, 20, dataset="rendered-digits", split="test", **keywords)
+    env = attempt(make_vector_env, depth=20, dataset="rendered-digits", split="test", **keywords)
     if env is not None:
         assert isinstance(env.lockstep, Lockstep)
 
@@ -365,7 +365,7 @@ BAD_FLAGS = [
     ("--updates", ["-1"]),
     ("--penalty", ["-1"]),
     ("--distillation", ["2", "-1", "nan"]),
-    ("--teacher", ["auto"]),
+    ("--teacher", ["none"]),
     ("--warmup", ["-1"]),
     ("--target", ["-1", "nan"]),
     ("--bound", ["0.2"]),
@@ -376,7 +376,6 @@ BAD_FLAGS = [
     ("--cost", ["time"]),
     ("--shortcut", ["skip"]),
     ("--run-dir", ["/proc/none/run", "/dev/null/run"]),
-    ("--resume", []),
     ("--nonsense", ["1"]),
     ("--schedule", ["warm"]),
     ("--exploration", ["0.9", "-1"]),

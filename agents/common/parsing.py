@@ -33,7 +33,7 @@ def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: A
 
     Args:
         args_type: a dataclass whose flags are marked as in `CommonArgs`, or one without any marks, whose
-            fields are all flags, under one heading.
+            documented fields are all flags, under one heading.
         words: the command line; None for that of this process.
         default: values of the flags that are not given, and of all fields that are not flags.
 
