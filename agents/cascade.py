@@ -145,7 +145,7 @@ class Alone(NamedTuple):
 
     @classmethod
     def of(cls, number: int, name: str, val: Records, test: Records) -> Alone:
-        """Of network `number` of some records."""
+        """Read network `number` alone off the records."""
         known, right = (each.answers[:, number, :-1].argmax(dim=1) == each.labels for each in (val, test))
         return cls(name, test.answers[:, number, -1].mean().item(), known.double().mean().item(), right)
 
