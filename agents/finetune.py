@@ -27,7 +27,7 @@ from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, falling
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import Situation, situation_of, trained_as
+from agents.common.situation import situation_of, trained_as
 from envs.ids import depth_of
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, resolve_dataset
@@ -144,21 +144,11 @@ def arguments(words: Sequence[str] | None = None) -> Args:
     situation = situation_of(words)
     weights = situation.weights
     if weights == "auto":
-        weights = shipped_gates(depth_of(situation.env), situation) or weights
+        dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
+        depth, kinds = depth_of(situation.env), tuple(GATES)
+        gated = catalogue.find_auto(depth, dataset, "projection", kinds, situation.alpha, start=False)
+        weights = weights if gated is None else gated["name"]
     return replace(Args(weights=weights), **trained_as(weights))
-
-
-def shipped_gates(depth: int, situation: Situation) -> str | None:
-    """Name of the shipped network with gates for a depth and data set, nearest in alpha; None without one."""
-    dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
-    fitting = [
-        entry
-        for entry in catalogue.index()
-        if (entry["depth"], entry["dataset"]) == (depth, dataset) and entry["kind"] in GATES
-    ]
-    alpha = situation.alpha or 0.0
-    best = min(fitting, key=lambda e: (not e.get("start"), abs(e["alpha"] - alpha)), default=None)
-    return None if best is None else best["name"]
 
 
 if __name__ == "__main__":

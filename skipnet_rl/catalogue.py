@@ -42,15 +42,17 @@ def find_auto(
     shortcut: str,
     kinds: Sequence[str] = ("plain",),
     alpha: float | None = None,
+    start: bool = True,
 ) -> dict[str, Any] | None:
     """The index entry of the network that "auto" stands for; None where none fits.
 
     Args:
         depth, dataset, shortcut: what it must be for.
         kinds: acceptable kinds, the preferred one first. A plain network is the best one that executes every
-            block; of gated networks only those with `start` count.
+            block.
         alpha: weight of the compute saving; the gated network trained at the nearest one is taken
             (default: the smallest).
+        start: only gated networks with `start`; otherwise any, those with `start` first.
     """
     wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut}
     fitting = [entry for entry in index() if all(entry[key] == value for key, value in wanted.items())]
@@ -59,8 +61,8 @@ def find_auto(
         if kind == "plain":
             found = [entry for stage in PLAIN for entry in found if entry["stage"] == stage]
         else:
-            found = [entry for entry in found if entry.get("start")]
-            found.sort(key=lambda entry: abs(entry["alpha"] - (alpha or 0.0)))
+            found = [entry for entry in found if entry.get("start") or not start]
+            found.sort(key=lambda entry: (not entry.get("start"), abs(entry["alpha"] - (alpha or 0.0))))
         if found:
             return found[0]
     return None

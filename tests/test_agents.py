@@ -412,7 +412,7 @@ def test_a_fixed_route_is_tuned_in_the_place_of_the_gates_it_came_from(tmp_path,
 
 
 @pytest.mark.parametrize("flags, message", [
-    ([], "--weights is auto; expected a network with gates"),
+    (["--env", "SkipResNet32-v0"], "--weights is auto; expected a network with gates"),
     (["--weights", "resnet20-rendered-digits", "--env", "SkipResNet20-v0"], "has no gates"),
     (["--weights", "resnet110-rendered-digits-hrl", "--iterations", "0"], "--iterations is 0"),
     (["--weights", "/nowhere.safetensors"], "no weights file /nowhere.safetensors"),
