@@ -86,8 +86,7 @@ class Learner(GatedLearner):
         if args.fixed_route:
             gate, kind = new_policy(FIXED, setting.net), FIXED
             gate.route.copy_(frequent_route(setting, opened))
-        alpha, cost = setting.problem.payment
-        super().__init__(setting.mdp().net, gate, alpha, cost, setting.device, setting.precision)
+        super().__init__(setting.mdp(), gate, setting.precision)
         self.kind = kind
         self.teacher = Teacher(teachers_of(setting), self.precision) if args.share else None
         self.optimizers = {"net": OPTIMIZERS[args.optimizer](self.mdp.net, args.lr)}

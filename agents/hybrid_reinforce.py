@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.common.chains import held_out_episodes, new_gate
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, check_teachers, distilled, teachers_of
 from agents.common.flag_rules import check_routes
@@ -41,19 +42,22 @@ from agents.common.situation import describe, situation_of, values_of
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.device import autocast, resolve_precision
+from skipnet_rl.device import autocast
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.policies import Exploring, Policy, ValueBaseline
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.terminal import say
-from skipnet_rl.weights import new_policy, open_weights
+from skipnet_rl.weights import open_weights
 
 
 @dataclass(frozen=True)
 class Args(TrainingArgs):
     """Learn which blocks to run, image by image."""
+
+    takes_chains: ClassVar[bool] = True
 
     alpha: Method[float] = 2.0
     """weight of the compute saving against the loss"""
@@ -135,47 +139,35 @@ class Args(TrainingArgs):
 
 
 class Learner(GatedLearner):
-    """Backbone, gates, a learned baseline if any, and teachers (default: a copy of the backbone).
+    """Networks, gates, a learned baseline if any, and teachers (default: a copy of the backbone)."""
 
-    `costs` holds the cost of each block's absence [N], for a preparation, see `preparation.look`.
-    """
+    held_out: Images | None = None  # images that the gate of a chain learns on, see `held_out_episodes`
 
     def __init__(
         self,
         args: Args,
-        net: ResNet,
-        device: torch.device,
+        mdp: DecisionProcess,
+        precision: str,
         teachers: Sequence[ResNet] = (),
         costs: Tensor | None = None,
     ) -> None:
         torch.manual_seed(args.seed)
-        gate = new_policy(args.gate, net, args.gate_gain)
-        super().__init__(net, gate, args.alpha, args.cost, device, resolve_precision(args.precision, device))
-        self.critic = ValueBaseline(self.mdp).to(device) if args.baseline == "value" else None
+        self.kind, gate = new_gate(args.gate, mdp, args.gate_gain)
+        super().__init__(mdp, gate, precision)
+        if args.baseline == "value":
+            self.critic = ValueBaseline(self.mdp).to(mdp.device)
         self.policies: dict[str, tuple[Policy, str]] = {
             "sp": (gate, args.relaxation),
             "hrl": (Exploring(gate, args.exploration), "sample"),
             "tune": (gate, "greedy"),  # a threshold has no gradient: the gates stay
         }
-        self.teacher = Teacher(teachers or [net], self.precision) if args.distillation else None
+        self.teacher = Teacher(teachers or [mdp.net], precision) if args.distillation else None
         gates = [*gate.parameters(), *(self.critic.parameters() if self.critic else [])]
         self.optimizers = {
-            "net": OPTIMIZERS[args.optimizer](net, args.lr),
+            "net": OPTIMIZERS[args.optimizer](mdp.net, args.lr),
             "gate": torch.optim.Adam(gates, args.gate_lr),
         }
         self.costs = costs
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
-        critic = self.critic.state_dict() if self.critic else {}
-        return {**super().state_dict(), "critic": critic, "costs": self.costs}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        super().load_state_dict(state)
-        if self.critic:
-            self.critic.load_state_dict(state["critic"])
-        self.costs = state["costs"]
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
@@ -183,23 +175,29 @@ def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None
     return distilled(episode.loss, episode.logits, targets, args.distillation).mean()
 
 
-def hrl_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
-    """Hybrid loss: the cross-entropy for the backbone, the score function for the gates and what they see."""
-    to_go = rewards_to_go(episode.rewards)
-    weights = advantages(to_go, args.baseline, args.routes, episode.values)
-    score = score_function_loss(episode.log_probs, weights)
+def hrl_loss(
+    episode: Trajectory, args: Args, targets: Tensor | None = None, decided: Trajectory | None = None
+) -> Tensor:
+    """Hybrid loss: the cross-entropy for the backbone, the score function for the gates and what they see.
+
+    The score function is of the episodes `decided`, where these are others.
+    """
+    decided = decided or episode
+    to_go = rewards_to_go(decided.rewards)
+    weights = advantages(to_go, args.baseline, args.routes, decided.values)
+    score = score_function_loss(decided.log_probs, weights)
     loss = backbone_loss(episode, args, targets) + args.policy_weight * score
     if args.entropy:
-        loss = loss - args.entropy * entropy(episode.gate_logits).sum(dim=1).mean()
-    if episode.values is not None:
-        loss = loss + F.mse_loss(episode.values, to_go)
+        loss = loss - args.entropy * entropy(decided.gate_logits).sum(dim=1).mean()
+    if decided.values is not None:
+        loss = loss + F.mse_loss(decided.values, to_go)
     return loss
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step of any stage."""
     device = data.device
-    routes = args.routes if stage == "hrl" else 1
+    routes = args.routes if stage == "hrl" and learner.held_out is None else 1
     index = training_index(step, args.batch_size // routes, len(data), args.seed).to(device)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images).repeat_interleave(routes, 0)
@@ -220,7 +218,10 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
             policy, mode = learner.policies[stage]
             critic = learner.critic if stage == "hrl" else None
             episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
-            loss = (hrl_loss if stage == "hrl" else backbone_loss)(episode, args, targets)
+            if stage == "hrl":
+                loss = hrl_loss(episode, args, targets, held_out_episodes(learner, step, args, draws))
+            else:
+                loss = backbone_loss(episode, args, targets)
     net_lr = args.lr if stage != "sp" or args.sp_lr is None else args.sp_lr
     decay = staged(args.schedule, args.plan(), step)
     learner.descend(loss, {"net": decay * net_lr, "gate": decay * args.gate_lr})
@@ -231,7 +232,8 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
     """The learner with the gates of `--gate-weights`, or new ones."""
     args = setting.args
     say(f"preset: {describe(args)}")
-    learner = Learner(args, setting.mdp().net, setting.device, teachers_of(setting), costs)
+    learner = Learner(args, setting.mdp(), setting.precision, teachers_of(setting), costs)
+    learner.held_out = setting.held_out()
     if args.gate_weights:
         opened = open_weights(args.gate_weights).policy
         fill(learner.gate, opened.state_dict() if isinstance(opened, nn.Module) else {}, args.gate_weights)
@@ -241,7 +243,7 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepBest:
     """The best weights, the start included where it has trained gates."""
     args = setting.args
-    return KeepBest(setting, learner, folder, "hybrid_reinforce", args.gate, args.gate_weights is not None)
+    return KeepBest(setting, learner, folder, "hybrid_reinforce", learner.kind, args.gate_weights is not None)
 
 
 def train(args: Args) -> dict[str, Any]:

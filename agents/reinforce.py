@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from agents.common.chains import new_gate
 from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_routes
 from agents.common.flags import FrozenArgs, Method, Schedule, TrainingArgs
@@ -23,13 +24,10 @@ from agents.common.keeper import KeepLast
 from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from skipnet_rl.belief import BeliefGate
-from skipnet_rl.chain import ChainMDP
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast
 from skipnet_rl.estimators import advantages, score_function_loss
-from skipnet_rl.gates import make_gate
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
@@ -76,8 +74,7 @@ class Learner:
         torch.manual_seed(args.seed)
         self.mdp, self.precision = mdp, precision
         mdp.net.requires_grad_(False).eval()
-        self.kind = "belief" if isinstance(mdp, ChainMDP) else args.gate
-        gate = BeliefGate(mdp) if self.kind == "belief" else make_gate(args.gate, mdp.net)
+        self.kind, gate = new_gate(args.gate, mdp)
         self.gate = gate.to(mdp.device)
         self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
         self.optimizer = torch.optim.Adam(self.gate.parameters(), args.lr)

@@ -16,7 +16,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -27,6 +27,7 @@ from agents.common.tables import markdown
 from agents.hybrid_reinforce import Args, Learner, train_step
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images
+from skipnet_rl.device import resolve_precision
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
@@ -58,8 +59,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Options:
     """Change one part of agents.hybrid_reinforce at a time."""
 
-    dataset: str = "rendered-digits"
-    """data set: rendered-digits or cifar10"""
+    dataset: Literal["rendered-digits", "cifar10"] = "rendered-digits"
+    """data set"""
     data_dir: Path | None = None
     """folder of the data set's official files"""
     warmup: int = 400
@@ -80,7 +81,7 @@ def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
     """The agent's arguments; with both stages a sixth of the steps is SP."""
     change = {key: value for key, value in variant.items() if key not in ("warmup", "sp")}
     sp = int(options.steps * variant.get("sp", 1 / 6))
-    steps = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
+    steps: dict[str, Any] = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
     return Args(
         env="SkipResNet20-v0",
         dataset=options.dataset,
@@ -96,7 +97,8 @@ def train(args: Args, net: ResNet, data: Images) -> Learner:
     """Train for every step of the plan."""
     images = data.first(LOOK // 4)
     costs = absence_costs(RoutingMDP(net), images) if args.warmup_iterations else None
-    learner = Learner(args, net, data.device, costs=costs)
+    mdp = RoutingMDP(net, args.alpha, args.cost)
+    learner = Learner(args, mdp, resolve_precision(args.precision, data.device), costs=costs)
     plan = args.plan()
     for step, stage in enumerate(plan):
         train_step(learner, data, step, stage, args)

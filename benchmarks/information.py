@@ -93,11 +93,11 @@ def look(opened: Opened, images: Images) -> Seen:
     with image_progress(f"ResNet-{opened.network.depth}, {images.split}") as show:
         for batch, labels in images.batches(usual_batch_size(images.device)):
             episode = rollout(mdp, recorder, batch, labels)
-            features = [*recorder.features, mdp.features(episode.state)]
-            parts.append(Seen(features, episode.actions, episode.logits))
+            found = [*recorder.features, mdp.features(episode.state)]
+            parts.append(Seen(found, episode.actions, episode.logits))
             show(sum(len(part.logits) for part in parts), len(images))
     features = [torch.cat(block) for block in zip(*(part.features for part in parts), strict=True)]
-    routes, logits = (torch.cat([part[number] for part in parts]) for number in (1, 2))
+    routes, logits = torch.cat([each.routes for each in parts]), torch.cat([each.logits for each in parts])
     return Seen(features, routes, logits)
 
 

@@ -13,8 +13,9 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tyro
@@ -73,7 +74,7 @@ def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) ->
 def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
     """The candidates, and the number of blocks that each gated one executes."""
     opened = open_weights(CHECKPOINT)
-    mdp, gate = opened.mdp(), opened.policy
+    mdp, gate = opened.mdp(), cast("RecurrentGate", opened.policy)
     image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1, device="cpu"))
     gates = {rate: at_rate(mdp, gate, image, rate) for rate in RATES}
     counts = {f"{rate:.0%}": executed(mdp, biased, image) for rate, biased in gates.items()}
@@ -82,16 +83,16 @@ def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]]
     runs: dict[str, Callable[[], Any]] = {}
     for name, net in {"plain": mdp.net, **shallower}.items():
         eager = for_inference(net)
-        runs[f"PyTorch: {name}"] = lambda eager=eager: eager(image)
+        runs[f"PyTorch: {name}"] = partial(eager, image)
         export_plain(RoutingMDP(net), folder / "plain.onnx")
         session = onnx_session(folder / "plain.onnx", threads)
-        runs[f"onnxruntime: {name}"] = lambda session=session: session.run(None, feed)
+        runs[f"onnxruntime: {name}"] = partial(session.run, None, feed)
     for rate, biased in gates.items():
         say(f"exporting {rate:.0%}")
-        runs[f"PyTorch: {rate:.0%}"] = lambda biased=biased: rollout(folded, biased, image, label)
+        runs[f"PyTorch: {rate:.0%}"] = partial(rollout, folded, biased, image, label)
         export_onnx(mdp, biased, folder / "gated.onnx")
         session = onnx_session(folder / "gated.onnx", threads)
-        runs[f"onnxruntime: {rate:.0%}"] = lambda session=session: session.run(None, feed)
+        runs[f"onnxruntime: {rate:.0%}"] = partial(session.run, None, feed)
     return runs, counts
 
 

@@ -29,6 +29,7 @@ from benchmarks import measure
 from skipnet_rl import plots
 from skipnet_rl.data import load_images, resolve_dataset
 from skipnet_rl.device import resolve_precision
+from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import CIFAR_DEPTHS, ResNet
 
 DEPTH, BATCH = 110, 128
@@ -53,7 +54,7 @@ def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[
     """A call that plays one episode in which each block is executed with probability `rate`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # untrained weights are as fast
-        env = gym.make_vec(
+        env: Any = gym.make_vec(
             f"SkipResNet{depth}-v0",
             count,
             dataset="rendered-digits",
@@ -94,7 +95,7 @@ def resident() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def memory_of(task: str, data_dir: Path | None) -> dict[str, float]:
+def memory_of(task: str, data_dir: Path | None) -> dict[str, Any]:
     """MiB after importing and at the peak; to be run in a process of its own."""
     before = resident()
     dataset, _ = resolve_dataset("auto", data_dir)
@@ -106,7 +107,8 @@ def memory_of(task: str, data_dir: Path | None) -> dict[str, float]:
             env.step(env.action_space.sample())
     else:
         args = Args(weights="none", batch_size=BATCH)
-        learner = Learner(args, ResNet(DEPTH), torch.device("cpu"))
+        precision = resolve_precision(args.precision, torch.device("cpu"))
+        learner = Learner(args, RoutingMDP(ResNet(DEPTH), args.alpha), precision)
         data = load_images(dataset, "train", data_dir)
         for step in range(2):
             train_step(learner, data, step, "sp", args)  # every block is executed and kept for the gradient

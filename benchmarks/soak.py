@@ -29,6 +29,8 @@ from agents.common.tables import markdown
 from agents.hybrid_reinforce import Args, Learner, train_step
 from benchmarks import measure
 from skipnet_rl.data import load_images
+from skipnet_rl.device import resolve_precision
+from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.problem import load_network
 
 READINGS, GROWTH = 100, 0.02
@@ -69,7 +71,7 @@ def watch(unit: Callable[[], Any], units: int) -> dict[str, float]:
 
 def environment(options: Options) -> dict[str, float]:
     """Play episodes of SkipResNet20-v0 at random."""
-    env = gym.make_vec("SkipResNet20-v0", options.num_envs, dataset=DATASET, device=options.device)
+    env: Any = gym.make_vec("SkipResNet20-v0", options.num_envs, dataset=DATASET, device=options.device)
     env.reset(seed=0)
     decisions = env.unwrapped.lockstep.mdp.num_decisions
 
@@ -88,7 +90,8 @@ def training(options: Options) -> dict[str, float]:
     """Take steps of hybrid REINFORCE on SkipResNet20-v0."""
     device = options.start()
     args = Args(env="SkipResNet20-v0", schedule="constant", batch_size=128, iterations=2 * options.iterations)
-    learner = Learner(args, load_network("auto", 20, 10, DATASET).to(device), device)
+    mdp = RoutingMDP(load_network("auto", 20, 10, DATASET).to(device), args.alpha)
+    learner = Learner(args, mdp, resolve_precision(args.precision, device))
     data, steps = load_images(DATASET, "train").to(device), iter(range(sys.maxsize))
 
     def step() -> None:

@@ -58,10 +58,10 @@ class Options(measure.Options):
     """precision of the environment: bf16, fp32, or auto"""
 
 
-def make(options: Options, device: torch.device | str, **kwargs: Any) -> gym.vector.VectorEnv:
+def make(options: Options, device: torch.device | str, **kwargs: Any) -> Any:
     """A vector environment at the start of its first episode."""
-    shared = {"dataset": DATASET, "split": "test", "device": str(device), "precision": options.precision}
-    env = gym.make_vec(f"SkipResNet{options.depth}-v0", options.num_envs, **shared, **kwargs)
+    shared: dict[str, Any] = {"dataset": DATASET, "split": "test", "precision": options.precision, **kwargs}
+    env = gym.make_vec(f"SkipResNet{options.depth}-v0", options.num_envs, device=str(device), **shared)
     env.reset(seed=0)
     return env.unwrapped
 

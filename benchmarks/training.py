@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ class Masked(RoutingMDP):
 
 def learner(options: Options, args: Args, rate: float, device: torch.device) -> Learner:
     """A learner whose gate executes with probability `rate` at every decision, and keeps doing so."""
-    made = Learner(args, load_network("auto", options.depth, 10, DATASET).to(device), device)
+    net = load_network("auto", options.depth, 10, DATASET).to(device)
+    made = Learner(args, RoutingMDP(net, args.alpha, args.cost), resolve_precision(args.precision, device))
     nn.init.zeros_(made.gate.head.weight)
     nn.init.constant_(made.gate.head.bias, torch.logit(torch.tensor(rate, device="cpu"), eps=1e-7).item())
     return made
@@ -72,19 +74,16 @@ def learner(options: Options, args: Args, rate: float, device: torch.device) -> 
 def candidates(options: Options, device: torch.device) -> dict[str, Callable[[], Any]]:
     """The candidates, each a call that takes one training step."""
     data = load_images(DATASET, "train").to(device)
-    ours = Args(batch_size=options.batch_size, lr=0.0, gate_lr=0.0, precision=options.precision)
+    ours = Args(batch_size=options.batch_size, lr=0.0, gate_lr=0.0, precision=options.precision)  # type: ignore[arg-type]
     found: dict[str, Callable[[], Any]] = {}
     for name, rate in RATES.items():
         for precision in sorted({resolve_precision(options.precision, device), "fp32"}):
-            args = dataclasses.replace(ours, precision=precision)
+            args = dataclasses.replace(ours, precision=precision)  # type: ignore[arg-type]
             made = learner(options, args, rate, device)
-            found[f"{name}, {precision}"] = lambda made=made, args=args: train_step(
-                made, data, 0, "hrl", args
-            )
+            found[f"{name}, {precision}"] = partial(train_step, made, data, 0, "hrl", args)
     args = dataclasses.replace(ours, precision="fp32", routes=1, baseline="none")
     made = learner(options, args, 0.5, device)
-    net = made.model["net"].to(memory_format=torch.contiguous_format)
-    masked = Masked(net, args.alpha)
+    masked = Masked(made.mdp.net.to(memory_format=torch.contiguous_format), args.alpha)
     found["published, fp32"] = lambda: published_step(made, masked, data, args)
     return found
 
@@ -96,7 +95,7 @@ def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> 
     mdp.net.train()
     draws = step_generator(args.seed, 0, data.device, Stream.ROUTES)
     episode = rollout(mdp, made.gate, images.contiguous(), labels, "sample", draws)
-    made.descend(hrl_loss(episode, args))
+    made.descend(hrl_loss(episode, args), {"net": args.lr, "gate": args.gate_lr})
 
 
 def table(found: Mapping[str, Any]) -> str:

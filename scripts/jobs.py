@@ -50,7 +50,8 @@ def run(jobs: Sequence[Job], at_once: int = 1, **env: str) -> None:
 
     With several at a time, each writes its output to a file beside its folder.
     """
-    waiting, failed = [job for job in jobs if not job.done()], []
+    waiting = [job for job in jobs if not job.done()]
+    failed: list[Job] = []
     running: dict[Job, subprocess.Popen[bytes]] = {}
     try:
         while True:

@@ -84,9 +84,9 @@ def picture(rows: Sequence[Mapping[str, Any]], networks: Sequence[Mapping[str, A
         y_label="CIFAR-10 test accuracy (%)",
     )
     axes = figure.axes[0]
-    for name, point in published.items():
+    for name, at in published.items():
         place = {"xytext": (0, 7), "ha": "center"} if name in ABOVE else {"xytext": (6, 4)}
-        axes.annotate(name, point, textcoords="offset points", fontsize=8, **place)
+        axes.annotate(name, at, textcoords="offset points", fontsize=8, **place)
     axes.set_xscale("log")
     axes.set_xticks(TICKS, map(str, TICKS))
     axes.minorticks_off()

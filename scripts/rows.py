@@ -177,7 +177,8 @@ def chain(name: str, options: Options) -> list[Job]:
     jobs.append(gated("sp", f"{schedule.preset}-sp", schedule.runs[0][0], "--weights", backbone))
     supervised = str(jobs[-1].folder / "sp.safetensors")
     for alpha, gain in schedule.runs:
-        title, preset, gates = f"hrl-{alpha}", schedule.preset, ("--gate-weights", supervised)
+        title, preset = f"hrl-{alpha}", schedule.preset
+        gates: tuple[str, ...] = ("--gate-weights", supervised)
         if gain != 1:
             title, preset, gates = f"{title}-gain{gain:g}", f"{preset}-gain{gain:g}", ()
         jobs.append(gated(title, preset, alpha, "--weights", supervised, *gates))
@@ -194,7 +195,8 @@ def chain(name: str, options: Options) -> list[Job]:
 def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Job], str]:
     """The backbone and its warm restarts, and the file of weights that they end with."""
     schedule = row.schedule
-    jobs, start = [], ("--lr", f"{schedule.lr:g}")
+    jobs: list[Job] = []
+    start: tuple[str, ...] = ("--lr", f"{schedule.lr:g}")
     if origin := row.grown_from:
         start = ("--weights", origin, *start, "--warmup", "0.02")
     taught = teaching(schedule.teachers)

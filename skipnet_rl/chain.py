@@ -65,6 +65,15 @@ class Chain(nn.Module):
         """Names of the networks."""
         return [str(member.name) for member in self.members]
 
+    def forward(self, images: Tensor) -> Tensor:
+        """The answer with every network asked: images [B, 3, H, W] → log-probabilities [B, K]."""
+        first, *others = self.members
+        answer = first(images).log_probs
+        for member, weight in zip(others, self.mix, strict=True):
+            answer = mix_answers(answer, member(images).log_probs, weight)
+        last: Any = self.members[-1]
+        return answer.to(last.dtype)
+
     def mixed(self, mix: float | Sequence[float]) -> Chain:
         """The same networks with other weights of the answer so far."""
         return Chain(list(self.members), mix).to(self.mix.device)

@@ -102,6 +102,12 @@ def replayed(chain: Chain) -> Chain:
 
 
 @torch.no_grad()
+def answers(chain: Chain, images: Tensor) -> Tensor:
+    """What every network says of a batch [B, 3, H, W], as `Records` hold it: [B, n, K + 1]."""
+    found: list[Answer] = [member(images) for member in chain.members]
+    return torch.stack([torch.cat([each.log_probs, each.macs[:, None]], dim=1) for each in found], dim=1)
+
+
 def record(
     chain: Chain,
     images: Images,
@@ -124,13 +130,11 @@ def record(
     """
     images.check_not_empty()
     batch_size = batch_size or usual_batch_size(images.device)
-    frozen, answers = chain.for_inference(), []
+    frozen, parts = chain.for_inference(), []
     with evaluation_mode(frozen):
         for number, (batch, _) in enumerate(images.batches(batch_size)):
             with autocast(precision, batch.device):
-                found: list[Answer] = [member(batch) for member in frozen.members]
-            parts = [torch.cat([each.log_probs, each.macs[:, None]], dim=1) for each in found]
-            answers.append(torch.stack(parts, dim=1))
+                parts.append(answers(frozen, batch))
             if progress:
                 progress(min((number + 1) * batch_size, len(images)), len(images))
-    return Records(images, torch.cat(answers))
+    return Records(images, torch.cat(parts))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import Replay, toy_net, two_colours
+from toys import Replay, hybrid_learner, toy_net, two_colours
 
 from agents import evaluate as play
 from agents import finetune, hybrid_reinforce, pretrain
@@ -48,7 +48,7 @@ def toy_learner(data: ImageSet, **flags) -> tuple[hybrid_reinforce.Learner, hybr
         batch_size=32, routes=2, iterations=60, sp_iterations=0, lr=0.0, gate_lr=0.1, schedule="constant",
         precision="fp32", **flags,
     )  # fmt: skip
-    return hybrid_reinforce.Learner(args, toy_net(data), torch.device("cpu")), args
+    return hybrid_learner(args, toy_net(data)), args
 
 
 def test_hybrid_reinforce_finds_the_best_route():
@@ -204,7 +204,7 @@ def test_every_option_trains_what_it_should(gate, stage, flags):
     args = hybrid_reinforce.Args(gate=gate, batch_size=16, precision="fp32", warmup_iterations=1, **flags)
     torch.manual_seed(0)
     costs = torch.tensor([1.0, 0.0])
-    learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"), costs=costs)
+    learner = hybrid_learner(args, ResNet(8, 2), costs=costs)
     parts = {"net": learner.mdp.net, "gate": learner.gate, "critic": learner.critic}
     before = {
         name: {n: p.detach().clone() for n, p in part.named_parameters()}
@@ -224,7 +224,7 @@ def test_distillation_follows_the_network_that_the_run_started_from():
     torch.manual_seed(0)
     net = ResNet(8).eval()
     args = hybrid_reinforce.Args(distillation=0.25, routes=2, batch_size=8, precision="fp32", lr=0.1)
-    learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"))
+    learner = hybrid_learner(args, net)
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     targets = learner.teacher(images)
     torch.testing.assert_close(targets, net(images).detach(), rtol=1e-4, atol=1e-5)
@@ -238,9 +238,9 @@ def test_distillation_follows_the_network_that_the_run_started_from():
     assert moved(before, net)
     assert torch.equal(learner.teacher(images), targets)
     plain = dataclasses.replace(args, distillation=0.0)
-    assert hybrid_reinforce.Learner(plain, net, torch.device("cpu")).teacher is None
+    assert hybrid_learner(plain, net).teacher is None
     other = ResNet(8).eval()
-    taught = hybrid_reinforce.Learner(args, net, torch.device("cpu"), [other]).teacher(images)
+    taught = hybrid_learner(args, net, [other]).teacher(images)
     torch.testing.assert_close(taught, other(images).detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -274,7 +274,7 @@ def test_frozen_batch_norms_keep_their_statistics():
     data = two_colours()
     for bn, frozen in (("frozen", True), ("train", False)):
         args = hybrid_reinforce.Args(batch_size=16, precision="fp32", bn=bn)
-        learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"))
+        learner = hybrid_learner(args, ResNet(8, 2))
         before = learner.mdp.net.stem[1].running_mean.clone()
         hybrid_reinforce.train_step(learner, data, 0, "hrl", args)
         assert torch.equal(before, learner.mdp.net.stem[1].running_mean) == frozen
@@ -284,7 +284,7 @@ def test_frozen_batch_norms_keep_their_statistics():
 def test_batch_norms_are_settled_on_as_many_images(asked, seen):
     data = two_colours(600)
     args = hybrid_reinforce.Args(batch_size=16, precision="fp32", bn_images=asked)
-    learner, images = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu")), []
+    learner, images = hybrid_learner(args, ResNet(8, 2)), []
     learner.mdp.net.stem.register_forward_hook(lambda stem, inputs, output: images.append(len(output)))
     keeper.settle(learner, data, "hrl", args)
     assert sum(images) == seen
@@ -294,7 +294,7 @@ def test_gates_are_those_of_test_time_in_the_tuning():
     """Feed-forward gates have batch norms of their own, which the tuning leaves as they are."""
     data = two_colours()
     args = hybrid_reinforce.Args(batch_size=16, precision="fp32", gate="ff1")
-    learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"))
+    learner = hybrid_learner(args, ResNet(8, 2))
     for stage, stays in (("hrl", False), ("tune", True)):
         before = {name: value.clone() for name, value in learner.gate.state_dict().items()}
         hybrid_reinforce.train_step(learner, data, 0, stage, args)
@@ -333,7 +333,7 @@ def test_learning_rates_fall_in_hrl_and_in_its_tuning():
 def test_sgd_moves_the_backbone_and_adam_the_gates():
     """One step of HRL: Nesterov with weight decay on the backbone, Adam on the gates."""
     args = hybrid_reinforce.Args(batch_size=16, precision="fp32", optimizer="sgd", lr=0.1, gate_lr=1e-3)
-    learner = hybrid_reinforce.Learner(args, ResNet(8, 2), torch.device("cpu"))
+    learner = hybrid_learner(args, ResNet(8, 2))
     weight, bias, head = learner.mdp.net.fc.weight, learner.mdp.net.fc.bias, learner.gate.head.bias
     before = [value.detach().clone() for value in (weight, bias, head)]
     hybrid_reinforce.train_step(learner, two_colours(), 0, "hrl", args)
@@ -376,7 +376,7 @@ def test_finetuning_is_the_closing_steps_of_hybrid_reinforce(tmp_path, few_image
     closing = hybrid_reinforce.Args(
         env="SkipResNet20-v0", sp_iterations=0, iterations=4, tune_iterations=6, schedule="cosine", **common
     )
-    learner = hybrid_reinforce.Learner(closing, place.mdp().net, place.device)
+    learner = hybrid_learner(closing, place.mdp().net)
     learner.gate.load_state_dict(tuner.gate.state_dict())
     args = dataclasses.replace(place.args, iterations=closing.iterations + closing.tune_iterations)
     for step in (4, 5):

@@ -1,20 +1,28 @@
 """Agents on chains: each finds the best decisions of a toy where they are known; runs from flags to table."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from stable_baselines3.common.vec_env import VecMonitor
+from test_chain import every_route, lively_chain
 from test_learners import MODELS, NoOpinion
-from toys import greedy, load_first, toy_chain
+from test_mdp import batch
+from toys import Replay, greedy, load_first, toy_chain, two_colours
 
-from agents import gumbel, oracle, ppo, reinforce, static
+from agents import gumbel, hybrid_reinforce, oracle, ppo, reinforce, static
+from agents.common.chains import held_out_episodes
 from agents.common.finished import FinishedRun
 from agents.common.sb3_policies import ModelPolicy
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
+from skipnet_rl.belief import BeliefGate
 from skipnet_rl.chain import ChainMDP
+from skipnet_rl.data.imageset import training_index
 from skipnet_rl.evaluate import evaluate
+from skipnet_rl.randomness import step_generator
 from skipnet_rl.rollout import rollout
 from skipnet_rl.thresholds import tune
 
@@ -73,13 +81,83 @@ def test_the_oracle_asks_where_the_first_network_is_wrong(toy):
     assert oracle.every_route(mdp, *records.batch(torch.arange(64)))[:, 0].tolist() == best.tolist()
 
 
-@pytest.mark.parametrize("agent", [reinforce, ppo, static, oracle])
+def deciding_chain():
+    """Three networks, the second with gates of its own, and a gate that decides by the image."""
+    torch.manual_seed(0)
+    mdp = ChainMDP(lively_chain(mix=[0.3, 0.6]).eval(), alpha=0.3)
+    gate = BeliefGate(mdp).double()
+    torch.nn.init.normal_(gate.layers[-1].weight, std=0.1)
+    return mdp, gate
+
+
+def gradients(loss, mdp, gate):
+    """d loss / d (networks, gate) as one vector; zero where there is none."""
+    parameters = [*mdp.net.parameters(), *gate.parameters()]
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    pairs = zip(found, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+
+
+def test_the_hybrid_gradient_of_a_chain_is_exact_in_expectation():
+    """Over all routes of two images, against the derivative of the expected loss less the saving."""
+    mdp, gate = deciding_chain()
+    images, labels = (part[:2] for part in batch(5))
+    args = hybrid_reinforce.Args(alpha=0.3, baseline="none", routes=1)
+    objective, mean = 0.0, 0.0
+    for first, second in itertools.product(every_route(2), repeat=2):
+        episode = rollout(mdp, gate, images, labels, routes=torch.stack([first, second]))
+        p = episode.log_probs.sum().exp()
+        saving = 0.15 * ((1 - episode.actions) * mdp.cost).sum(dim=1)
+        objective = objective + p * (episode.loss - saving).mean()
+        mean = mean + p.item() * gradients(hybrid_reinforce.hrl_loss(episode, args), mdp, gate)
+    torch.testing.assert_close(mean, gradients(objective, mdp, gate), rtol=1e-6, atol=1e-8)
+    own = sum(p.numel() for p in gate.parameters())
+    assert mean[:-own].norm() > 1e-3 and mean[-own:].norm() > 1e-3
+
+
+def test_a_network_learns_from_the_images_that_reach_it():
+    mdp, _ = deciding_chain()
+    images, labels = batch(5)
+    last = list(mdp.net.members[2].net.parameters())
+    route = torch.tensor([[0, 0], [0, 1], [1, 0], [0, 1], [1, 0]])
+    reached = rollout(mdp, Replay(route[[1, 3]]), images[[1, 3]], labels[[1, 3]]).loss.sum()
+    every = rollout(mdp, Replay(route), images, labels).loss.sum()
+    for one, other in zip(torch.autograd.grad(every, last), torch.autograd.grad(reached, last), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_held_out_images_teach_the_gate_alone():
+    """Episodes on records are those of the chain itself, without gradients to its networks."""
+    mdp, gate = deciding_chain()
+    args = hybrid_reinforce.Args(batch_size=8, routes=4)
+    data = two_colours(16)
+    learner = SimpleNamespace(mdp=mdp, gate=gate, held_out=data)
+    episode = held_out_episodes(learner, 3, args, torch.Generator().manual_seed(1))
+    index = training_index(3, 2, 16, args.seed)
+    images, labels = data.training_batch(index, step_generator(args.seed, 3, torch.device("cpu")))
+    routes = episode.actions.bool()
+    assert len(routes.unique(dim=0)) > 1
+    images, labels = images.double().repeat_interleave(4, 0), labels.repeat_interleave(4)
+    live = rollout(mdp, gate, images, labels, routes=routes)
+    for name in ("loss", "rewards", "gate_logits"):
+        torch.testing.assert_close(getattr(episode, name).double(), getattr(live, name), rtol=1e-4, atol=1e-5)
+    found = gradients(episode.log_probs.sum(), mdp, gate)
+    own = sum(p.numel() for p in gate.parameters())
+    assert found[-own:].norm() > 0 and not found[:-own].any()
+    assert held_out_episodes(SimpleNamespace(mdp=mdp, gate=gate, held_out=None), 0, args, None) is None
+
+
+@pytest.mark.parametrize("agent", [reinforce, ppo, static, oracle, hybrid_reinforce])
 def test_a_run(agent, few_images, tmp_path):
     flags = {
         reinforce: {"iterations": 2, "batch_size": 8, "eval_every": 1},
         ppo: {"episodes": 32, "num_envs": 8, "eval_every": 16, "recurrent": True},
         static: {"budgets": (0.6, 1.0)},
         oracle: {},
+        hybrid_reinforce: {
+            **{"iterations": 2, "tune_iterations": 1, "sp_iterations": 0, "batch_size": 8, "eval_every": 1},
+            **{"routes": 2, "bn": "frozen", "alpha": 0.05, "cost": "flops"},
+        },
     }[agent]
     main = {static: "evaluate_all", oracle: "find_routes"}.get(agent, "train")
     result = getattr(agent, main)(agent.Args(**CHAIN, **flags, run_dir=tmp_path / "run"))
@@ -88,7 +166,8 @@ def test_a_run(agent, few_images, tmp_path):
     rows = {row["name"]: row for row in result["policies"]}
     # ResNet-14 and ResNet-38, both executed: the first adds 0.32 to what the second costs
     assert rows["all blocks"]["compute_flops"] == pytest.approx(1.32, abs=0.01)
-    if agent in (reinforce, ppo):
+    if agent in (reinforce, ppo, hybrid_reinforce):
+        assert result["learned_on"] == "calibration"
         mdp, policy = FinishedRun.read(tmp_path / "run").restore(10)
         test = load_first(32)("rendered-digits", "test")
         done = evaluate(mdp, policy, test, precision=result["precision"]).summary("")
@@ -104,3 +183,10 @@ def test_a_run(agent, few_images, tmp_path):
 def test_agents_that_work_within_one_network_say_so(few_images, tmp_path):
     with pytest.raises(ValueError, match="SkipChain-v0 is a chain of networks.*SkipResNet110-v0"):
         gumbel.train(gumbel.Args(**CHAIN, run_dir=tmp_path / "run"))
+
+
+def test_hybrid_reinforce_knows_what_suits_a_chain():
+    args = hybrid_reinforce.arguments(["--env", "SkipChain14x38x110-v0"])
+    assert (args.preset, args.alpha, args.cost, args.bn) == ("chain", pytest.approx(0.1), "flops", "frozen")
+    with pytest.raises(ValueError, match="--preset quick is for one network; a chain has .* own: chain"):
+        hybrid_reinforce.arguments(["--env", "SkipChain14x38-v0", "--preset", "quick"])

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from test_agents import gated_file, small_args
-from toys import toy_net, two_colours
+from toys import hybrid_learner, toy_net, two_colours
 
 from agents import gumbel, hybrid_reinforce
 from agents.common import setting
@@ -38,7 +38,7 @@ def test_the_gates_of_a_prepared_network_know_its_rates():
         schedule="constant",
         precision="fp32",
     )
-    learner = hybrid_reinforce.Learner(args, net, torch.device("cpu"), (), costs)
+    learner = hybrid_learner(args, net, (), costs)
     for step in range(args.warmup_iterations):
         episode = hybrid_reinforce.train_step(learner, data, step, "warmup", args)
     assert episode.actions[:, 0].all(), "a block that is not skipped always runs"

@@ -9,10 +9,12 @@ import math
 from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from agents import hybrid_reinforce
 from skipnet_rl.chain import Chain
 from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.mdp import RoutingMDP
@@ -84,6 +86,12 @@ def _trained(size: int) -> ResNet:
 def toy_mdp(data: ImageSet, alpha: float = 0.2) -> RoutingMDP:
     """The decision process over it, in evaluation mode."""
     return RoutingMDP(toy_net(data).eval(), alpha)
+
+
+def hybrid_learner(args: hybrid_reinforce.Args, net: ResNet, *more: Any, **others: Any):
+    """The learner of hybrid REINFORCE over a network, in float32."""
+    mdp = RoutingMDP(net, args.alpha, args.cost)
+    return hybrid_reinforce.Learner(args, mdp, "fp32", *more, **others)
 
 
 def greedy(mdp: RoutingMDP, policy: object, data: ImageSet):

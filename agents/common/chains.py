@@ -1,21 +1,28 @@
-"""Chains for the agents: the networks are not trained, so each answers every image once."""
+"""Chains for the agents: records of frozen networks, gates on beliefs, files of what was learned."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from skipnet_rl.belief import BeliefGate
 from skipnet_rl.chain import Chain, ChainMDP, check_mix
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.checkpoint import load_weights, read_tensors
 from skipnet_rl.data import Images
+from skipnet_rl.data.imageset import training_index
+from skipnet_rl.gates import make_gate
 from skipnet_rl.policies import Policy
 from skipnet_rl.policy_networks import ObservationPolicy
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress
-from skipnet_rl.recording import Records, record
+from skipnet_rl.randomness import step_generator
+from skipnet_rl.recording import Records, answers, record, replayed
+from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.stored import read_header
 
 
@@ -39,6 +46,40 @@ def look_at_chain(chain: Chain, images: Images) -> list[str]:
             f"{100 * share:.1f} % of the FLOPs"
         )
     return lines
+
+
+def held_out_episodes(learner: Any, step: int, args: Any, generator: torch.Generator) -> Trajectory | None:
+    """Sample episodes of images that a chain's networks do not train on, with gradients to the gate alone.
+
+    The networks are nearly always right about their training images, so a gate that learned there would learn
+    too little about what another answer is worth.
+
+    Args:
+        learner: has `mdp`, in evaluation mode, `gate`, and the images `held_out`.
+        step: number of the training step.
+        args: has `batch_size` (episodes), `routes` (episodes of an image, side by side) and `seed`.
+        generator: random generator of the routes.
+
+    Returns:
+        The episodes; None if there are no such images, as within one network.
+    """
+    data, chain = learner.held_out, learner.mdp.net
+    if data is None:
+        return None
+    index = training_index(step, args.batch_size // args.routes, len(data), args.seed).to(data.device)
+    images, labels = data.training_batch(index, step_generator(args.seed, step, data.device))
+    replay = copy.copy(learner.mdp)
+    replay.net = replayed(chain)
+    records = answers(chain, images).repeat_interleave(args.routes, 0)
+    labels = labels.repeat_interleave(args.routes)
+    return rollout(replay, learner.gate, records, labels, "sample", generator)
+
+
+def new_gate(kind: str, mdp: DecisionProcess, gain: float = 1.0) -> tuple[str, nn.Module]:
+    """A new gate and its kind: on a chain one on beliefs, whatever the kind asked for; see `make_gate`."""
+    if isinstance(mdp, ChainMDP):
+        return "belief", BeliefGate(mdp)
+    return kind, make_gate(kind, mdp.net, gain)
 
 
 def chain_header(problem: ChainProblem, policy: str) -> dict[str, Any]:
@@ -67,5 +108,8 @@ def restore_chain(file: Path) -> tuple[ChainMDP, Policy]:
     if about["policy"] != "belief":
         return mdp, ObservationPolicy.of_sb3(read_tensors(file), mdp.num_decisions).eval()
     gate = BeliefGate(mdp)
-    load_weights(file, gate, prefix="gate.")
+    if any(name.startswith("net.") for name in read_tensors(file)):  # the networks were trained along
+        load_weights(file, nn.ModuleDict({"net": mdp.net, "gate": gate}))
+    else:
+        load_weights(file, gate, prefix="gate.")
     return mdp, gate.eval()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from agents.common.flags import CommonArgs, Method
 from skipnet_rl import catalogue
+from skipnet_rl.chain import Chain
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.folding import for_inference
 from skipnet_rl.resnet import Architecture, ResNet
@@ -57,13 +58,16 @@ class Teacher(nn.Module):
     """Trained networks as they are now, every block executed: images [B, 3, H, W] → mean logits [B, K].
 
     Args:
-        nets: one or more of the same classes, on one device; they are copied.
+        nets: one or more of the same classes, or chains of them, on one device; they are copied.
         precision: of their convolutions, see `for_inference`.
     """
 
-    def __init__(self, nets: Sequence[ResNet], precision: str) -> None:
+    def __init__(self, nets: Sequence[ResNet | Chain], precision: str) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(for_inference(net, precision) for net in nets)
+        self.nets = nn.ModuleList(
+            net.for_inference(precision) if isinstance(net, Chain) else for_inference(net, precision)
+            for net in nets
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -110,7 +114,8 @@ def teachers_of(setting: Setting[Any]) -> list[ResNet]:
     if not args.teacher:
         return [setting.plain]
     classes = len(setting.train.classes)
-    return load_teachers(args.teacher, args.depth, classes, setting.dataset, args.shortcut, setting.device)
+    depth, place = setting.net.depth, setting.device
+    return load_teachers(args.teacher, depth, classes, setting.dataset, args.shortcut, place)
 
 
 def load_teachers(

@@ -41,7 +41,7 @@ class CommonArgs:
 
     Attributes:
         frozen: whether the network stays as it is, and a policy over it is learned.
-        takes_chains: whether the environment may be a chain of networks, which then stay as they are.
+        takes_chains: whether the environment may be a chain of networks.
         first_look: whether a data set for a first look is by default tested on its first images alone.
     """
 
@@ -97,6 +97,11 @@ class CommonArgs:
     def images_per_step(self) -> int:
         """Different images of a training step, at most; 0 where the environments choose them."""
         return 0
+
+    @property
+    def trains_networks(self) -> bool:
+        """Whether the networks of the environment are trained."""
+        return isinstance(self, TrainingArgs) and not self.frozen
 
     @property
     def networks(self) -> tuple[str | None, ...]:

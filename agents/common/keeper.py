@@ -17,7 +17,6 @@ from agents.common.setting import Setting
 from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import Images
-from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.tolerance import Tolerance
 
@@ -71,7 +70,7 @@ class Keeper(Protocol):
         """Further fields of result.json, the notes among them.
 
         Args:
-            tolerance: how the network coped with skips before training; None if it is frozen.
+            tolerance: how the network coped with skips before training; None for a frozen one and a chain.
             rate: share of decisions that the last row executes.
         """
         ...
@@ -189,16 +188,21 @@ class KeepBest:
 
     def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
         """The notes, see `shortcomings`, and the summary of the best."""
-        return {"notes": self.notes(tolerance) if tolerance else [], "kept": self.learner.best}
+        return {"notes": self.notes(tolerance), "kept": self.learner.best}
 
-    def notes(self, tolerance: Tolerance) -> list[str]:
+    def notes(self, tolerance: Tolerance | None) -> list[str]:
         """Notes on the best weights."""
         best, setting = self.learner.best, self.setting
         if not best:
             return []
-        whole = tolerance.whole
-        if setting.plain_name or min(self.args.eval_images, len(setting.val)) != tolerance.images:
-            whole = setting.validate(RoutingMDP(setting.plain), AlwaysExecute())["accuracy"]
+        if (
+            tolerance
+            and not setting.plain_name
+            and tolerance.images == min(self.args.eval_images, len(setting.val))
+        ):
+            whole = tolerance.whole
+        else:
+            whole = setting.validate(setting.problem.mdp(setting.plain), AlwaysExecute())["accuracy"]
         start = ["nothing better was found: the network that the run started from is kept"]
         found = shortcomings(whole, best["accuracy"], best["compute_flops"], ADVICE)
         return found + start * (best["step"] == 0)

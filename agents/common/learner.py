@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from agents.common.optimizers import resume
-from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.resnet import ResNet
 
 if TYPE_CHECKING:
     from agents.common.preparation import Preparation
@@ -62,26 +60,25 @@ class ModelLearner:
 
 
 class GatedLearner(ModelLearner):
-    """Backbone, gates and optimizers of one run, of which the best weights are kept.
+    """Networks, gates and optimizers of one run, of which the best weights are kept.
 
     Args:
-        net: the backbone, which is trained in place.
-        gate: what chooses its blocks.
-        alpha: weight of the compute saving.
-        cost: `"blocks"` or `"flops"`.
-        device: where they are trained.
+        mdp: the decision process; its backbone, or the networks of its chain, are trained in place.
+        gate: what decides; moved to their device.
         precision: of the convolutions, `"bf16"` or `"fp32"`.
 
     Attributes:
         model: both, under the names `net` and `gate` of a weights file.
         best: validation summary of the weights kept so far, with their step, 0 for the start.
+        critic: a learned baseline, if any.
+        costs: cost of each block's absence [N], for a preparation, see `preparation.look`.
     """
 
-    def __init__(
-        self, net: ResNet, gate: nn.Module, alpha: float, cost: str, device: torch.device, precision: str
-    ) -> None:
-        model = nn.ModuleDict({"net": net, "gate": gate}).to(device)
-        super().__init__(RoutingMDP(net, alpha, cost), model, precision)
+    critic: nn.Module | None = None
+    costs: Tensor | None = None
+
+    def __init__(self, mdp: Any, gate: nn.Module, precision: str) -> None:
+        super().__init__(mdp, nn.ModuleDict({"net": mdp.net, "gate": gate.to(mdp.device)}), precision)
         self.gate: Any = gate
         self.best: dict[str, Any] = {}
 
@@ -95,16 +92,19 @@ class GatedLearner(ModelLearner):
         found = copy.copy(self)
         found.model = copy.deepcopy(self.model)
         found.gate = found.model["gate"]
-        _ = self.mdp.macs  # counted once for all copies: half a second for a ResNet-110
+        _ = self.mdp.whole_macs  # counted once for all copies: half a second for a ResNet-110
         found.mdp = copy.copy(self.mdp)
         found.mdp.net = found.model["net"]
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
-        return {**super().state_dict(), "best": self.best}
+        critic = self.critic.state_dict() if self.critic else {}
+        return {**super().state_dict(), "best": self.best, "critic": critic, "costs": self.costs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         super().load_state_dict(state)
-        self.best = state["best"]
+        self.best, self.costs = state["best"], state["costs"]
+        if self.critic:
+            self.critic.load_state_dict(state["critic"])

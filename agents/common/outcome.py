@@ -33,7 +33,7 @@ def weights_header(setting: Setting, kind: str, agent: str, **more: Any) -> dict
     if isinstance(setting.problem, ChainProblem):
         about = chain_header(setting.problem, kind)
     if kind != "plain":  # the others were learned for a payment, some on half of the validation images
-        about |= {"alpha": args.alpha, "cost": args.cost, "learned_on": setting.train.split}
+        about |= {"alpha": args.alpha, "cost": args.cost, "learned_on": setting.learned_on}
     return {
         **about,
         "dataset": setting.dataset,
@@ -87,7 +87,7 @@ def finish(
         "precision": setting.precision,
         "wall_time_s": wall_time,
         "command": shlex.join(command(agent)),
-        "learned_on": setting.train.split,
+        "learned_on": setting.learned_on,
         "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
         "notes": [],
         **more,

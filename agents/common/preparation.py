@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from agents.common.distillation import Teacher, distilled
 from agents.common.setting import LOOK, WORSE, Setting
+from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
@@ -49,11 +50,11 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
 
     Returns:
         The setting, without steps of preparation if skips cost the network little; what they cost, or None
-        for a frozen network; the cost of each block's absence [N], or None if nothing is to be prepared. A
-        resumed run keeps its first decision.
+        for a frozen network and for a chain; the cost of each block's absence [N], or None if nothing is to
+        be prepared. A resumed run keeps its first decision.
     """
     args = setting.args
-    if args.frozen:
+    if args.frozen or isinstance(setting.problem, ChainProblem):
         setting.introduce()
         return setting, None, None
     check_trained(setting)

@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import Any, Literal
 
 Preset = Literal[
-    "auto", "quick", "longer", "plain", "gated", "paper", "cores-sp", "cores", "cores-gain6", "gpu-sp", "gpu"
+    "auto",
+    "quick",
+    "longer",
+    "plain",
+    "gated",
+    "chain",
+    "paper",
+    "cores-sp",
+    "cores",
+    "cores-gain6",
+    "gpu-sp",
+    "gpu",
 ]
 SGD: dict[str, Any] = {"optimizer": "sgd", "schedule": "cosine", "eval_images": 1_000}
 CORES = {
@@ -76,6 +87,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 100,
         "bn_images": 1_000,
     },
+    # a chain of trained networks: small steps, and batch norms as they are, since few images reach a later
+    # network, the hard ones
+    "chain": {
+        **SGD,
+        "sp_iterations": 0,
+        "iterations": 300,
+        "tune_iterations": 300,
+        "batch_size": 128,
+        "routes": 2,
+        "lr": 2e-3,
+        "gate_lr": 1e-2,
+        "bn": "frozen",
+        "distillation": 0.9,
+        "eval_every": 100,
+    },
     # Wang et al. 2018, section 4, and the defaults that its authors publish for CIFAR: SP for 64,000 steps at
     # 0.1, divided by ten at half and three quarters of them, HRL for 10,000 at 1e-4, one route per image, no
     # baseline, a hundredth of the score function's gradient
@@ -115,5 +141,6 @@ WHY = {
     "quick": "a first look, in minutes on two cores",
     "plain": "gates are learned from nothing",
     "gated": "goes on from trained gates; --preset plain learns them from nothing",
+    "chain": "goes on from trained networks",
     "paper": "the paper's schedule",
 }

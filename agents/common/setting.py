@@ -15,6 +15,7 @@ from envs.factory import problem_of
 from envs.ids import is_chain
 from skipnet_rl import catalogue
 from skipnet_rl.chain import Chain
+from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
@@ -22,7 +23,7 @@ from skipnet_rl.problem import Problem
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.randomness import Stream, step_generator
-from skipnet_rl.recording import replayed
+from skipnet_rl.recording import Records, replayed
 from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
@@ -44,8 +45,8 @@ class Setting(Generic[ArgsT]):
         args: the flags, `--weights auto` replaced by the name of the network that it chose.
         problem: data set, network and decision process by name, every `auto` resolved.
         train, val, test: the splits, on the device; `test` is cut to `--test-images` or `TEST_IMAGES`. A
-            policy over a frozen network trains on the calibration images and is validated on the selection
-            images, see `load_images`.
+            policy over a frozen network or a chain learns on the calibration images and is validated on the
+            selection images, see `load_images`.
         split_images: number of images in the whole test split.
         net: the backbone to start from, in evaluation mode, on the device.
         plain: the network of the row "all blocks": the backbone itself, or, if that is shipped with gates,
@@ -109,11 +110,22 @@ class Setting(Generic[ArgsT]):
         net: Any = problem.network(classes)
         plain_name = _plain_beside(args, dataset)
         plain = problem.network(classes, plain_name) if plain_name else net
-        if isinstance(net, Chain):  # its networks are not trained here: each sees every image once
+        if isinstance(net, Chain) and not args.trains_networks:  # each sees every image once
             train = recorded(net, train, problem.precision) if args.frozen else train
             val, test = (recorded(net, images, problem.precision) for images in (val, test))
             net = plain = replayed(net)
         return cls(args, problem, train, val, test, split_images, net, plain, plain_name)
+
+    @property
+    def learned_on(self) -> str:
+        """The split whose images a policy learns on."""
+        return "calibration" if trains_chain(self.args, self.problem) else self.train.split
+
+    def held_out(self) -> Images | None:
+        """The images that a chain's policy learns on while its networks train on others; else None."""
+        if not trains_chain(self.args, self.problem):
+            return None
+        return self.problem.images(self.learned_on, load_images)
 
     def mdp(self) -> Any:
         """The decision process over a fresh copy of the loaded network."""
@@ -141,7 +153,9 @@ class Setting(Generic[ArgsT]):
         if not isinstance(self.net, Chain):
             self.look()
             return
-        for line in look_at_chain(self.net, self.val):
+        val = self.val
+        records = val if isinstance(val, Records) else recorded(self.net, val.first(LOOK), self.precision)
+        for line in look_at_chain(replayed(self.net), records):
             say(line)
 
     def look(self) -> Tolerance:
@@ -205,13 +219,20 @@ def named_problem(args: CommonArgs) -> Problem:
     return problem_of(args.env, **given).resolve(catalogue.START if args.frozen else ("plain",))
 
 
+def trains_chain(args: CommonArgs, problem: Problem) -> bool:
+    """Whether the networks of a chain are trained, and its policy learns on other images than they do."""
+    return args.trains_networks and isinstance(problem, ChainProblem)
+
+
 def load_splits(args: CommonArgs, problem: Problem) -> tuple[Images, Images, Images]:
     """Training, validation and test images, on the device.
 
     Raises:
         ValueError: fewer training images than a step takes.
     """
-    splits = ("calibration", "selection", "test") if args.frozen else ("train", "val", "test")
+    learned_on = "calibration" if args.frozen else "train"
+    chosen_on = "selection" if args.frozen or trains_chain(args, problem) else "val"
+    splits = (learned_on, chosen_on, "test")
     networks = (*problem.sources, *args.networks)
     train, val, test = (
         problem.images(split, load_images, () if number else networks)  # a mismatch is reported once

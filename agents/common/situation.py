@@ -16,7 +16,8 @@ import tyro
 
 from agents.common.distillation import SHARE
 from agents.common.presets import PRESETS, WHY
-from envs.ids import depth_of
+from envs.factory import problem_of
+from envs.ids import depth_of, is_chain
 from skipnet_rl import catalogue
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.device import pick_device
@@ -67,6 +68,8 @@ def values_of(situation: Situation) -> dict[str, Any]:
     """
     if (stored := _stored(situation)) is not None:
         return stored
+    if is_chain(situation.env):
+        return _of_chain(situation)
     depth = depth_of(situation.env)
     dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
     given = situation.preset
@@ -93,6 +96,14 @@ def values_of(situation: Situation) -> dict[str, Any]:
     about = trained_as(situation.weights)
     images: dict[str, Any] = {key: about[key] for key in ("shortcut", "mean", "std") if key in about}
     return {**values, **images, "preset": name}
+
+
+def _of_chain(situation: Situation) -> dict[str, Any]:
+    """The values of the preset for chains, whose payment is the environment's."""
+    if situation.preset not in ("auto", "chain"):
+        raise ValueError(f"--preset {situation.preset} is for one network; a chain has one of its own: chain")
+    alpha, cost = problem_of(situation.env).payment
+    return {**PRESETS["chain"], "alpha": alpha, "cost": cost, "preset": "chain"}
 
 
 def trained_as(weights: str) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""What training the networks of a chain along with its decisions is worth.
+
+    python -m benchmarks.chain_training --data-dir data
+
+Three ways to spend the same steps on the same batches: none of them on the networks (frozen); hybrid
+REINFORCE, in which a later network sees the images that are deferred to it; and the cross-entropy of the
+mixed answer with every network asked about every image. Thresholds are then tuned on the validation images
+for each, and compared on the test images at the same cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agents.common.chains import recorded
+from agents.common.cli import main_with_named_errors
+from agents.common.setting import Setting
+from agents.common.tables import markdown, publish
+from agents.hybrid_reinforce import Args, Learner, arguments, train_step
+from skipnet_rl.chain import ChainMDP
+from skipnet_rl.evaluate import evaluate
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.progress import load_images, progress_bar
+from skipnet_rl.recording import Records, replayed
+from skipnet_rl.statistics import accuracy_difference, mean_interval
+from skipnet_rl.thresholds import tune
+
+FROZEN, HYBRID, EVERY = "frozen", "hybrid", "every image"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a chain in three ways, and compare them at equal cost."""
+
+    env: str = "SkipChain14x38-v0"
+    """id of the chain"""
+    data_dir: Path | None = None
+    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    budgets: tuple[float, ...] = (0.5, 0.6, 0.7)
+    """mean FLOPs per image over those of the chain's last network"""
+    seeds: int = 3
+    """runs of each way"""
+    out: Path = Path("runs/benchmarks")
+    """folder of the JSON file (that of docs/policies.md: docs/benchmarks)"""
+    debug: bool = False
+    """traceback of an error"""
+
+
+def trained(setting: Setting[Args], way: str) -> Learner:
+    """The chain after all steps of the preset, in evaluation mode."""
+    learner = Learner(setting.args, setting.mdp(), setting.precision)
+    learner.held_out = setting.held_out()
+    if way == EVERY:
+        learner.policies = dict.fromkeys(learner.policies, (AlwaysExecute(), "greedy"))
+    plan = setting.args.plan() if way != FROZEN else []
+    for step, stage in enumerate(progress_bar(plan, desc=f"{way}, seed {setting.args.seed}", unit="step")):
+        train_step(learner, setting.train, step, stage, setting.args)
+    learner.model.eval()
+    return learner
+
+
+def tuned(setting: Setting[Args], learner: Learner, budgets: tuple[float, ...]) -> list[dict[str, Any]]:
+    """What the thresholds that validation images choose for each budget do on the test images."""
+    chain, whole = learner.mdp.net, setting.problem.images("val", load_images)
+    val, test = (recorded(chain, images, setting.precision) for images in (whole, setting.test))
+    asked, rows = replayed(chain), []
+    for choice in tune(val, ChainMDP(asked).whole_macs, budgets):
+        done = evaluate(ChainMDP(asked.mixed(choice.mix)), choice.policy(), test)
+        rows.append(
+            {
+                "budget": choice.budget,
+                "val_accuracy": choice.accuracy,
+                "accuracy": done.accuracy,
+                "compute_flops": done.compute_flops.mean().item(),
+                "alone": alone(test),
+                "correct": done.correct,
+            }
+        )
+    return rows
+
+
+def alone(records: Records) -> list[float]:
+    """The share of images that each network has right by itself."""
+    right = records.answers[:, :, :-1].argmax(dim=2) == records.labels[:, None]
+    return right.double().mean(dim=0).tolist()
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Train and compare; returns what was written."""
+    words = ["--env", options.env]
+    args = replace(arguments(words), env=options.env, data_dir=options.data_dir)
+    start = Setting.of(args)
+    frozen = tuned(start, trained(start, FROZEN), options.budgets)
+    rows = [{"way": FROZEN, "seed": None, **row} for row in frozen]
+    for seed in range(options.seeds):
+        setting = replace(start, args=replace(start.args, seed=seed))
+        for way in (HYBRID, EVERY):
+            found = tuned(setting, trained(setting, way), options.budgets)
+            for row, before in zip(found, frozen, strict=True):
+                row["over_frozen"] = accuracy_difference(row["correct"], before["correct"])
+            rows += [{"way": way, "seed": seed, **row} for row in found]
+    written = {
+        "env": options.env,
+        "n_images": len(start.test),
+        "images_per_run": len(args.plan()) * args.batch_size,
+        "rows": [{key: value for key, value in row.items() if key != "correct"} for row in rows],
+    }
+    return publish("benchmarks.chain_training", options.out / "chain_training.json", written, table(written))
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The rows in Markdown: means over seeds, in percent and points."""
+    columns = ("budget", "networks", "seeds", "FLOPs", "accuracy", "over frozen", "each alone")
+    rows = []
+    for budget in dict.fromkeys(row["budget"] for row in found["rows"]):
+        for way in (FROZEN, HYBRID, EVERY):
+            same = [row for row in found["rows"] if (row["budget"], row["way"]) == (budget, way)]
+            if same:
+                rows.append([f"{100 * budget:.0f} %", way, str(len(same)), *_cells(same)])
+    return markdown(columns, rows)
+
+
+def _cells(same: list[dict[str, Any]]) -> list[str]:
+    """Means over the seeds of one way at one budget."""
+    flops = mean_interval([row["compute_flops"] for row in same])[0]
+    gains = [row["over_frozen"]["accuracy"] for row in same if "over_frozen" in row]
+    single = zip(*(row["alone"] for row in same), strict=True)
+    means = [mean_interval(list(values))[0] for values in single]
+    return [
+        f"{100 * flops:.1f} %",
+        _points(*mean_interval([row["accuracy"] for row in same])),
+        _points(*mean_interval(gains), sign="+") if gains else "",
+        ", ".join(f"{100 * value:.2f}" for value in means),
+    ]
+
+
+def _points(mean: float, half: float, sign: str = "") -> str:
+    """A mean over seeds and the half of its interval, where there are seeds."""
+    return f"{100 * mean:{sign}.2f}" + (f" ± {100 * half:.2f}" if half == half else "")
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Options, main)
