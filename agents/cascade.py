@@ -202,6 +202,8 @@ def row(
         "budget": tuned.budget,
         "mix": tuned.mix,
         "thresholds": tuned.thresholds,
+        "by": tuned.by,
+        "temperature": ChainProblem.temperature,
         "asked": done.routes.double().mean(dim=0).tolist(),
         "compute_flops": cost,
         "mega_flops": 2e-6 * cost * mdp.whole_macs,

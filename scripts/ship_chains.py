@@ -19,7 +19,6 @@ from agents.common.cli import main_with_named_errors
 from scripts.ship import INDEX
 from skipnet_rl.catalogue import FOLDER, find, index, sha256_of
 from skipnet_rl.chain_file import save_chain
-from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.terminal import say
 
@@ -65,7 +64,7 @@ def entry_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     about = {"dataset": found["dataset"], "depth": last["depth"], "command": found["command"]}
     path = FOLDER / f"{name}.json"
     # margins were taken of answers at that temperature, which divides them; the chain of a file has none
-    thresholds = [each * ChainProblem.temperature for each in row["thresholds"]]
+    thresholds = [each * row["temperature"] for each in row["thresholds"]]
     save_chain(path, {**row, "thresholds": thresholds}, about)
     return {
         "name": name,

@@ -56,7 +56,7 @@ METRICS = {
     "train/loss",
     "train/accuracy",
     "train/return",
-    "train/executed",
+    "train/compute_blocks",
     "train/least_executed",
     "train/images_per_s",
     "val/accuracy",

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from agents.common.watch import Watch, check_finite
+from skipnet_rl.flops import compute_blocks
 from skipnet_rl.progress import progress_bar
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.runs import Run
@@ -130,7 +131,7 @@ def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
         "train/loss": episode.loss.detach().mean(),
         "train/accuracy": episode.correct.float().mean(),
         "train/return": episode.returns.mean(),
-        "train/executed": executed.mean(),
+        "train/compute_blocks": compute_blocks(executed).mean().float(),
         "train/least_executed": executed.mean(dim=0).min(),  # what a batch norm saw least of
     }
     values = torch.stack(list(means.values())).tolist()  # the device is waited for once
@@ -142,5 +143,5 @@ def progress(metrics: dict[str, float], val: float | None = None) -> str:
     return (
         f"loss {metrics['train/loss']:.3f}, acc {metrics['train/accuracy']:.1%}, "
         + ("" if val is None else f"val {val:.1%}, ")
-        + f"blocks {metrics['train/executed']:.1%}, {metrics['train/images_per_s']:.0f} img/s"
+        + f"blocks {metrics['train/compute_blocks']:.1%}, {metrics['train/images_per_s']:.0f} img/s"
     )

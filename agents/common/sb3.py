@@ -38,6 +38,7 @@ from skipnet_rl import runs
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.files import whole_file
+from skipnet_rl.flops import compute_blocks
 from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.progress import progress_bar
 
@@ -156,7 +157,7 @@ class Progress(BaseCallback):
             "train/loss": float(np.mean([info["loss"] for info in infos])),
             "train/accuracy": float(np.mean([info["correct"] for info in infos])),
             "train/return": float(np.mean([info["episode"]["r"] for info in infos])),
-            "train/executed": float(routes.mean()),
+            "train/compute_blocks": compute_blocks(torch.from_numpy(routes)).mean().item(),
             "train/least_executed": float(routes.mean(axis=0).min()),
             "train/images_per_s": (self.done - self.first) / (time.perf_counter() - self.begun),
         }
