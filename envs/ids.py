@@ -49,6 +49,7 @@ CHAINS: dict[str, list[int | str]] = {  # 38g is a ResNet-38 with gates
     "14x38": [14, 38],
     "20x38": [20, 38],
     "14x110": [14, 110],
+    "20x110": [20, 110],  # of these there are networks for rendered-digits, too
     "14x38x110": [14, 38, 110],
     "38gx38": [THIRD, 38],
     "38gx110": [THIRD, 110],

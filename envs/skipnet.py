@@ -86,9 +86,9 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
     `SkipResNet{14,20,32,38,44,56,74,110,152}-v0` for 32×32 images, `SkipResNet{34,50,101}-v0` for
     224×224; smaller images are interpolated.
 
-    `SkipChain14x38-v0`, `SkipChain20x38-v0`, `SkipChain14x110-v0`, `SkipChain14x38x110-v0`, and with a
-    ResNet-38 that has gates in the first place `SkipChain38gx38-v0`, `SkipChain38gx110-v0`,
-    `SkipChain38gx38x110-v0`; `SkipChain-v0` takes `networks` and `mix`, see
+    `SkipChain14x38-v0`, `SkipChain20x38-v0`, `SkipChain14x110-v0`, `SkipChain20x110-v0`,
+    `SkipChain14x38x110-v0`, and with a ResNet-38 that has gates in the first place `SkipChain38gx38-v0`,
+    `SkipChain38gx110-v0`, `SkipChain38gx38x110-v0`; `SkipChain-v0` takes `networks` and `mix`, see
     `skipnet_rl.chain_problem.ChainProblem`. There a block is a whole network, the first of which has
     answered at the start; the observation is the belief of the answer so far (three largest
     log-probabilities, log p1 - log p2, entropy, log(1 - p1)) and the one-hot, D = 6 + N; C_i is the

@@ -21,6 +21,7 @@ from envs.vector import SkipNetVectorEnv
 from skipnet_rl.belief import BeliefGate
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.data.imageset import training_index
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.randomness import step_generator
 from skipnet_rl.rollout import rollout
@@ -183,6 +184,14 @@ def test_a_run(agent, few_images, tmp_path):
 def test_agents_that_work_within_one_network_say_so(few_images, tmp_path):
     with pytest.raises(ValueError, match="SkipChain-v0 is a chain of networks.*SkipResNet110-v0"):
         gumbel.train(gumbel.Args(**CHAIN, run_dir=tmp_path / "run"))
+
+
+def test_a_chain_of_networks_that_are_not_shipped_is_refused(few_images, tmp_path):
+    flags = {"dataset": "rendered-digits", "batch_size": 8, "run_dir": tmp_path / "run"}
+    args = reinforce.Args(env="SkipChain14x38-v0", **flags)
+    with pytest.raises(WeightsError, match="no ResNet-14 on rendered-digits .*SkipChain20x110-v0"):
+        reinforce.train(args)
+    assert not (tmp_path / "run").exists()
 
 
 def test_hybrid_reinforce_knows_what_suits_a_chain():

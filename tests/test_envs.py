@@ -30,7 +30,7 @@ from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
 IDS = [spec.id for spec in gym.registry.values() if str(spec.entry_point).startswith("envs.")]
-CHAINS = ("", "14x38", "20x38", "14x110", "14x38x110", "38gx38", "38gx110", "38gx38x110")
+CHAINS = ("", "14x38", "20x38", "14x110", "20x110", "14x38x110", "38gx38", "38gx110", "38gx38x110")
 SLOW = ("110-v0", "152-v0", "38gx38-v0")
 QUICK = {"dataset": "rendered-digits", "split": "test", "weights": None, "device": "cpu"}
 EVERY_ID = [pytest.param(id, marks=pytest.mark.slow if id.endswith(SLOW) else ()) for id in IDS]

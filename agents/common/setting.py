@@ -17,6 +17,7 @@ from skipnet_rl import catalogue
 from skipnet_rl.chain import Chain
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images
+from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.problem import Problem
@@ -107,6 +108,7 @@ class Setting(Generic[ArgsT]):
             made = new_network(args, problem, classes)
             return cls(args, problem, train, val, test, split_images, made, made, None)
         say(f"weights: {problem.why[1]}")
+        check_shipped(problem)
         net: Any = problem.network(classes)
         plain_name = _plain_beside(args, dataset)
         plain = problem.network(classes, plain_name) if plain_name else net
@@ -217,6 +219,16 @@ def named_problem(args: CommonArgs) -> Problem:
             "id such as SkipResNet110-v0"
         )
     return problem_of(args.env, **given).resolve(catalogue.START if args.frozen else ("plain",))
+
+
+def check_shipped(problem: Problem) -> None:
+    """Raise a WeightsError where a chain has a network that is not shipped for its data set."""
+    missing = [each for each in getattr(problem, "networks", ()) if isinstance(each, int)]
+    if missing and problem.weights == "auto":
+        raise WeightsError(
+            f"no ResNet-{missing[0]} on {problem.dataset} is shipped; choose another data set or chain "
+            "(SkipChain20x110-v0 has networks for rendered-digits, too), or --weights none for untrained ones"
+        )
 
 
 def trains_chain(args: CommonArgs, problem: Problem) -> bool:
