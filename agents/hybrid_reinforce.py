@@ -11,8 +11,8 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
 Differences from the paper: r_i is compared with the other routes of the same image (leave-one-out baseline);
 a network that loses too much accuracy under skips is prepared for them first; in HRL's last steps the
 backbone alone trains, on the thresholded routes of test time (`agents.finetune` goes on with these); the best
-weights by the return on validation images are kept, not the last. The paper's own training: --preset paper.
-Its warning example, HRL without SP: --sp-iterations 0, and --weights none for an untrained backbone.
+weights by the return on validation images are kept, not the last. The paper's own training: --preset paper;
+its warning example, HRL without SP: --sp-iterations 0. On a chain the networks that ran are trained along.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Args(TrainingArgs):
     cost: Method[Literal["blocks", "flops"]] = "blocks"
     """unit of the compute saving: 1 for each skipped block, or its FLOPs"""
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
-    """kind of gate: one LSTM shared by all blocks (rnn), or a small convolutional network per block"""
+    """kind of gate in a network: one LSTM for all blocks (rnn), or a small convolutional network per block"""
     gate_weights: Method[str | None] = None
     """trained gates to start from: a file of a gated network, or the name of a shipped one (default: new
     gates, near "execute")"""
