@@ -142,7 +142,8 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
     for row in progress_bar(result["policies"], desc=f"verify {run.folder.name}", unit="policy"):
         file = row.get("weights")
         if file not in files:
-            files[file] = run.mdp(run.network(len(images.classes), file).to(place))
+            files[file] = run.process(len(images.classes), file)
+            files[file].net.to(place)
         mdp = files[file]
         sized = images.sized(mdp.net.image_size).to(place)
         routes = torch.from_numpy(records[row["name"]].routes)
@@ -152,7 +153,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
             )
         numbers = again.summary(row["name"])
         own = cost if row["name"] in ("SP", run.policy_name) else 0  # the others only show its network
-        numbers["policy_flops"] = own / mdp.macs.total
+        numbers["policy_flops"] = own / mdp.whole_macs
         numbers["compute_flops"] += numbers["policy_flops"]
         for key, tolerance in TOLERANCE.items():
             if not abs(numbers[key] - row[key]) <= tolerance:

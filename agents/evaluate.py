@@ -62,7 +62,7 @@ class Args:
     mode: str = "greedy"
     """how the policy acts: greedy (threshold) or sample"""
     split: str | None = None
-    """split of the data set: train, val, test, or selection, the half of val that policies over frozen
+    """split of the data set: train, val, test, or selection, the half of val that policies over trained
     networks do not learn on (default: test; with --biases or --controls val, for such a policy selection)"""
     dataset: str = "auto"
     """data set, for files outside a run folder; auto: the one that the file names"""

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from agents.common.cli import main_with_named_errors
-from skipnet_rl.belief import Threshold
+from skipnet_rl.belief import BeliefGate, Threshold
 from skipnet_rl.checkpoint import parts_of
 from skipnet_rl.data import Images
 from skipnet_rl.data.places import data_folder
@@ -76,7 +76,7 @@ def main(args: Args) -> Agreement | None:
         raise ValueError(f"{args.out} is the network itself; give the model another name")
     opened = open_weights(args.checkpoint)
     mdp, gate, about = opened.mdp(), opened.policy, opened.header
-    if not isinstance(gate, StoredPolicy | Threshold):
+    if not isinstance(gate, StoredPolicy | Threshold | BeliefGate):
         raise WeightsError(f"{args.checkpoint} is of kind {about['kind']}; expected gates or a chain")
     images = _test_images(about, mdp, args) if args.check else None
     with whole_file(args.out) as beside:

@@ -47,7 +47,7 @@ class Args(PreparedArgs):
     """Train gates and backbone together through relaxed draws."""
 
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
-    """kind of gate in a network: one LSTM for all blocks (rnn), or a small convolutional network per block"""
+    """kind of gate: one LSTM shared by all blocks (rnn), or a small convolutional network per block"""
     target: Method[float] = 0.7
     """share of the images that a block is to execute (the paper's t)"""
     target_of: Method[Literal["block", "network"]] = "network"

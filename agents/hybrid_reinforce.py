@@ -12,7 +12,7 @@ Differences from the paper: r_i is compared with the other routes of the same im
 a network that loses too much accuracy under skips is prepared for them first; in HRL's last steps the
 backbone alone trains, on the thresholded routes of test time (`agents.finetune` goes on with these); the best
 weights by the return on validation images are kept, not the last. The paper's own training: --preset paper;
-its warning example, HRL without SP: --sp-iterations 0. On a chain the networks that ran are trained along.
+its warning example, HRL without SP: --sp-iterations 0. On a chain it also trains the networks that ran.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from agents.common.chains import held_out_episodes, new_gate
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, check_teachers, distilled, teachers_of
-from agents.common.flag_rules import check_routes
+from agents.common.flag_rules import check_gates, check_routes
 from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
@@ -39,6 +39,7 @@ from agents.common.presets import Preset
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
 from agents.common.situation import describe, situation_of, values_of
+from envs.ids import is_chain
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
@@ -64,7 +65,7 @@ class Args(TrainingArgs):
     cost: Method[Literal["blocks", "flops"]] = "blocks"
     """unit of the compute saving: 1 for each skipped block, or its FLOPs"""
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
-    """kind of gate in a network: one LSTM for all blocks (rnn), or a small convolutional network per block"""
+    """kind of gate, but on a chain: one LSTM for all blocks (rnn), or a convolutional network per block"""
     gate_weights: Method[str | None] = None
     """trained gates to start from: a file of a gated network, or the name of a shipped one (default: new
     gates, near "execute")"""
@@ -81,9 +82,9 @@ class Args(TrainingArgs):
     tune_iterations: Schedule[int] = 32
     """steps that end HRL: the backbone alone, on the gates' thresholded routes"""
     batch_size: Schedule[int] = 96
-    """episodes per step"""
+    """episodes per step; on a chain as many more of held-out images"""
     routes: Schedule[int] = 4
-    """sampled routes per image in HRL"""
+    """sampled routes per image in HRL; on a chain per held-out image"""
     lr: Schedule[float] = 6e-4
     """learning rate of the backbone"""
     gate_lr: Schedule[float] = 1.5e-2
@@ -112,7 +113,8 @@ class Args(TrainingArgs):
     @property
     def images_per_step(self) -> int:
         """One for each episode; fewer where every step samples several routes of each image."""
-        return self.batch_size // (self.routes if set(self.plan()) == {"hrl"} else 1)
+        repeats = set(self.plan()) == {"hrl"} and not is_chain(self.env)
+        return self.batch_size // (self.routes if repeats else 1)
 
     @property
     def networks(self) -> tuple[str | None, ...]:
@@ -124,10 +126,7 @@ class Args(TrainingArgs):
         super().check()
         check_routes(self.batch_size, self.routes, self.baseline)
         check_teachers(self.teacher, self.distillation, self.weights)
-        if self.gate_weights and self.warmup_iterations:
-            raise ValueError("a preparation trains new gates; give it no --gate-weights")
-        if self.gate_weights and self.gate_gain != 1:
-            raise ValueError("a gain is of new gates; give it no --gate-weights")
+        check_gates(self)
         if set(self.plan()) <= {"warmup"}:
             raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
 
@@ -180,7 +179,7 @@ def hrl_loss(
 ) -> Tensor:
     """Hybrid loss: the cross-entropy for the backbone, the score function for the gates and what they see.
 
-    The score function is of the episodes `decided`, where these are others.
+    If `decided` is given, the score function is taken over those episodes instead.
     """
     decided = decided or episode
     to_go = rewards_to_go(decided.rewards)
@@ -219,7 +218,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
             critic = learner.critic if stage == "hrl" else None
             episode = rollout(learner.mdp, policy, images, labels, mode, draws, critic=critic)
             if stage == "hrl":
-                loss = hrl_loss(episode, args, targets, held_out_episodes(learner, step, args, draws))
+                loss = hrl_loss(episode, args, targets, held_out_episodes(learner, step, args))
             else:
                 loss = backbone_loss(episode, args, targets)
     net_lr = args.lr if stage != "sp" or args.sp_lr is None else args.sp_lr

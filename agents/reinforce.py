@@ -38,7 +38,7 @@ class Args(FrozenArgs, TrainingArgs):
     """Train gates on a frozen backbone."""
 
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
-    """kind of gate in a network: one LSTM for all blocks (rnn), or a small convolutional network per block"""
+    """kind of gate, but on a chain: one LSTM for all blocks (rnn), or a convolutional network per block"""
     baseline: Method[Literal["none", "batch-mean", "leave-one-out"]] = "leave-one-out"
     """baseline of the score function; leave-one-out: the mean over an image's other routes"""
     routes: Method[int] = 4

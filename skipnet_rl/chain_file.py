@@ -3,6 +3,10 @@
 It is a header like that of a weights file: `kind` ("chain"), `dataset`, `networks` (names of shipped
 networks, or paths), `mix` (the weight of the answer so far, one for each decision), `thresholds` (as many)
 and `by` (what they are compared with, see `belief.Threshold`).
+
+What an agent learns on a chain is a safetensors file of the same kind. Instead of thresholds its header has
+`policy` (the kind of the policy) and `temperature` (what logits are divided by; one number, or one for each
+network), and its tensors are those of the policy, and of the networks if they were trained with it.
 """
 
 from __future__ import annotations
@@ -11,14 +15,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skipnet_rl.belief import Threshold
-from skipnet_rl.chain import Chain
-from skipnet_rl.checkpoint import write_json
+from torch import nn
+
+from skipnet_rl.belief import BeliefGate, Threshold
+from skipnet_rl.chain import Chain, ChainMDP
+from skipnet_rl.checkpoint import fill, write_json
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.member import Member
+from skipnet_rl.policies import Policy
+from skipnet_rl.policy_networks import ObservationPolicy
 from skipnet_rl.stored import CHAIN, Stored
 
-NEEDED = ("networks", "mix", "thresholds")
+NEEDED = ("networks", "mix")
 BEYOND = 1e9  # in the place of infinity, which JSON lacks; no answer is as sure
 
 
@@ -41,28 +49,56 @@ def save_chain(path: Path, row: Mapping[str, Any], about: Mapping[str, Any]) -> 
     write_json(path, {"kind": "chain", **about, **own})
 
 
-def open_chain(stored: Stored, open_network: Callable[[str], Any]) -> tuple[Chain, Threshold, dict[str, Any]]:
+def open_chain(
+    stored: Stored, open_network: Callable[[str | int], Any]
+) -> tuple[Chain, Policy, dict[str, Any]]:
     """The chain of a header, its policy, and the header with what its networks add.
 
     Args:
         stored: what was read of the file.
-        open_network: opens one of the networks by its name, see `weights.open_weights`.
+        open_network: opens one of the networks by its name, or an untrained one by its depth; see
+            `weights.open_weights`.
 
     Raises:
         WeightsError: a header that lacks something or does not make sense, or a network that does not open.
     """
     header, source = stored.header, stored.source
-    if missing := [name for name in NEEDED if name not in header]:
+    needed = *NEEDED, "policy" if stored.tensors else "thresholds"
+    if missing := [name for name in needed if name not in header]:
         raise WeightsError(f"{source} is damaged: its header lacks {', '.join(missing)}")
     opened = [open_network(name) for name in header["networks"]]
     try:
-        chain = Chain([Member(each.network, each.policy) for each in opened], header["mix"])
-        policy = Threshold(header["thresholds"], header.get("by", "margin"))
+        temperatures = header.get("temperature", 1.0)
+        if not isinstance(temperatures, list):
+            temperatures = [temperatures] * len(opened)
+        members = [
+            Member(each.network, each.policy, temperature=temperature)
+            for each, temperature in zip(opened, temperatures, strict=True)
+        ]
+        chain = Chain(members, header["mix"])
+        policy = _learned(stored, chain) if stored.tensors else _thresholds(stored, len(opened) - 1)
     except (ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{source} is damaged: {error}") from error
-    if len(policy.thresholds) != len(opened) - 1:
-        came, wanted = len(policy.thresholds), len(opened) - 1
-        raise WeightsError(f"{source} is damaged: its header has {came} thresholds for {wanted} decisions")
     known = {key: opened[0].header[key] for key in ("mean", "std") if key in opened[0].header}
     known |= {"depth": chain.depth, "num_classes": chain.num_classes}
     return chain.eval(), policy.eval(), {**known, **header}
+
+
+def _thresholds(stored: Stored, decisions: int) -> Threshold:
+    """The policy of a chain that was tuned."""
+    header = stored.header
+    policy = Threshold(header["thresholds"], header.get("by", "margin"))
+    if len(policy.thresholds) != decisions:
+        raise ValueError(f"its header has {len(policy.thresholds)} thresholds for {decisions} decisions")
+    return policy
+
+
+def _learned(stored: Stored, chain: Chain) -> BeliefGate | ObservationPolicy:
+    """The policy that an agent learned, with the weights of the networks where it trained them along."""
+    mdp = ChainMDP(chain)
+    if stored.header["policy"] != "belief":
+        return ObservationPolicy.of_sb3(stored.tensors, mdp.num_decisions)
+    parts = {"net": chain, "gate": BeliefGate(mdp)}
+    trained = [name for name in parts if any(each.startswith(f"{name}.") for each in stored.tensors)]
+    fill(nn.ModuleDict({name: parts[name] for name in trained}), stored.tensors, stored.source)
+    return parts["gate"]  # type: ignore[return-value]

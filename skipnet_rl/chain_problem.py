@@ -107,9 +107,7 @@ class ChainProblem(Problem):
             net = load_network(self.weights, network, num_classes, self.dataset, self.shortcut)
             return Member(net, temperature=temperature)
         opened = open_weights(network, num_classes=num_classes)
-        kind = opened.header["kind"]
-        name = f"ResNet-{opened.network.depth}" + ("" if kind == "plain" else " with gates")
-        return Member(opened.network, opened.policy, name, temperature)
+        return Member(opened.network, opened.policy, temperature=temperature)
 
     def mdp(self, net: Any) -> Any:
         """The decision process over a chain."""

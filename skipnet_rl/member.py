@@ -29,7 +29,7 @@ class Member(nn.Module):
     Args:
         net: the network.
         policy: greedy within the chain (default: every block).
-        name: for tables and pictures (default: of its depth).
+        name: for tables and pictures (default: its depth, and whether it has gates).
         temperature: what the logits are divided by (Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern
             Neural Networks", ICML 2017). The class of an answer stays the same, and what it is worth to
             correct it does not depend on how overconfident a network is.
@@ -47,7 +47,8 @@ class Member(nn.Module):
         self.temperature = temperature
         self.net, self.policy = net, AlwaysExecute() if policy is None else policy
         self.mdp = RoutingMDP(net)
-        self.name = name or f"ResNet-{net.depth}"
+        gated = "" if isinstance(self.policy, AlwaysExecute) else " with gates"
+        self.name = name or f"ResNet-{net.depth}{gated}"
         self.num_classes, self.image_size, self.depth = net.num_classes, net.image_size, net.depth
 
     def forward(self, images: Tensor) -> Answer:

@@ -22,6 +22,9 @@ class Stream(IntEnum):
     ORACLE = 6  # the oracle's search
     EXCHANGE = 7  # routes dealt out to other images, a control
     TOLERANCE = 8  # skips of the look at a network before training
+    HELD_OUT_ORDER = 9  # the order of the images that a chain's gate learns on
+    HELD_OUT_AUGMENTATION = 10  # shifts and flips of these images
+    HELD_OUT_ROUTES = 11  # routes sampled on these images
 
 
 def step_generator(

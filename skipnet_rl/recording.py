@@ -1,4 +1,4 @@
-"""The answers of a frozen chain's networks, computed once per image and replayed from then on.
+"""The answers of a chain's networks, computed once per image and replayed from then on.
 
 An episode over records costs no network: thresholds are tuned and policies learn in seconds. The records of
 an image take the image's place (`Records` is a set of images like any other), and each network's place is

@@ -31,8 +31,10 @@ FIELDS: dict[str, Any] = {  # of a header, and their types
     "mix": list,
     "thresholds": list,
     "by": str,
+    "policy": str,
+    "temperature": (int, float, list),
 }
-OWN, CHAIN = ".safetensors", ".json"  # files of this project: a network, and a chain, which is a header alone
+OWN, CHAIN = ".safetensors", ".json"  # files of this project: tensors with a header; a chain's header alone
 POLICY = "policy."  # before the tensors of BlockDrop's policy network
 MARKS = {  # tensors that only files of one kind have; the first match counts
     "gate.route": "fixed",

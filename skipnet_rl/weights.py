@@ -6,14 +6,13 @@ A file is safetensors in half precision (`checkpoint.save_weights`), in one part
 trained for; the `command` that made it, and the networks that this command started from, `after`. Files of
 other projects and of earlier versions lack some of it: what their tensors show is read off them.
 
-A chain has no tensors, its file is the header alone, see `chain_file`.
+A tuned chain has no tensors, its file is the header alone, see `chain_file`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -149,7 +148,16 @@ def _open_sb3(stored: Stored, expected: Expected) -> Opened:
 def _open_chain(stored: Stored, expected: Expected) -> Opened:
     if expected.depth is not None:
         raise WeightsError(f"{stored.source} is a chain of networks; expected one ResNet-{expected.depth}")
-    return Opened(*open_chain(stored, partial(open_weights, num_classes=expected.num_classes)))
+    classes = expected.num_classes or stored.header.get("num_classes")
+
+    def member(network: str | int) -> Opened:
+        if isinstance(network, int):
+            if classes is None:
+                raise WeightsError(f"{stored.source} is damaged: its header lacks num_classes")
+            return Opened(untrained(network, classes), AlwaysExecute(), {})
+        return open_weights(network, num_classes=classes)
+
+    return Opened(*open_chain(stored, member))
 
 
 KINDS: dict[str, Callable[[Stored, Expected], Opened]] = {

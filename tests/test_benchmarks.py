@@ -1,5 +1,7 @@
 """The candidates of the benchmarks run, at a small size; nothing is timed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import load_first
@@ -26,20 +28,34 @@ def test_soak_measures_growth(part):
     assert abs(found["growth"]) < 1 and {"files", "threads"} <= found.keys()
 
 
-def test_chains_are_trained_in_three_ways(few_images, tmp_path, monkeypatch):
-    options = chain_training.Options(env="SkipChain-v0", budgets=(0.6,), seeds=1, out=tmp_path)
-    short = {"iterations": 2, "tune_iterations": 1, "batch_size": 8, "dataset": "rendered-digits"}
-    known = chain_training.arguments
+WORDS = ["--env", "SkipChain-v0", "--dataset", "rendered-digits", "--weights", "none", "--device", "cpu"]
+
+
+@pytest.fixture
+def short(few_images, monkeypatch):
+    """A few steps of `chain_training` over untrained networks."""
+    flags = {"env": "SkipChain-v0", "dataset": "rendered-digits", "weights": "none", "device": "cpu"}
+    known = chain_training.arguments(WORDS)
+    args = replace(known, **flags, iterations=2, tune_iterations=1, batch_size=8)
     monkeypatch.setattr(chain_training, "load_images", load_first(32))
-    monkeypatch.setattr(
-        chain_training,
-        "arguments",
-        lambda words: chain_training.replace(known(words), **short, weights="none", device="cpu"),
-    )
+    monkeypatch.setattr(chain_training, "arguments", lambda words: args)
+    return args
+
+
+def test_a_chain_is_compared_with_itself_after_training(short, tmp_path):
+    options = chain_training.Options(env="SkipChain-v0", budgets=(0.6,), seeds=1, out=tmp_path)
     found = chain_training.main(options)
     rows = {row["way"]: row for row in found["rows"]}
     assert list(rows) == ["frozen", "hybrid", "every image"]
-    assert found["images_per_run"] == 3 * 8
-    assert all(0.32 <= row["compute_flops"] <= 1.32 for row in rows.values())
+    assert (found["steps"], found["batch_size"]) == (3, 8)
     assert [row.get("over_frozen") is None for row in rows.values()] == [True, False, False]
     assert (tmp_path / "chain_training.json").is_file()
+
+
+def test_frozen_networks_stay_as_they_are_and_others_do_not(short):
+    place = chain_training.Setting.of(short)
+    start, ways = place.net.state_dict(), (chain_training.FROZEN, chain_training.HYBRID, chain_training.EVERY)
+    found = [chain_training.trained(place, way).mdp.net.state_dict() for way in ways]
+    changed = [any(not torch.equal(after[name], start[name]) for name in start) for after in found]
+    assert changed == [False, True, True]
+    assert any(not torch.equal(found[1][name], found[2][name]) for name in start)

@@ -1,7 +1,9 @@
 """Agents on chains: each finds the best decisions of a toy where they are known; runs from flags to table."""
 
+import copy
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,8 @@ from test_learners import MODELS, NoOpinion
 from test_mdp import batch
 from toys import Replay, greedy, load_first, toy_chain, two_colours
 
-from agents import gumbel, hybrid_reinforce, oracle, ppo, reinforce, static
+from agents import compare, gumbel, hybrid_reinforce, oracle, ppo, reinforce, static
+from agents.common import setting
 from agents.common.chains import held_out_episodes
 from agents.common.finished import FinishedRun
 from agents.common.sb3_policies import ModelPolicy
@@ -20,10 +23,12 @@ from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.belief import BeliefGate
 from skipnet_rl.chain import ChainMDP
+from skipnet_rl.checkpoint import read_tensors
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.randomness import step_generator
+from skipnet_rl.member import Member
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
 from skipnet_rl.thresholds import tune
 
@@ -127,29 +132,67 @@ def test_a_network_learns_from_the_images_that_reach_it():
         torch.testing.assert_close(one, other)
 
 
-def test_held_out_images_teach_the_gate_alone():
-    """Episodes on records are those of the chain itself, without gradients to its networks."""
+def step(data, held_out, bn="frozen"):
+    """The weights before a step of hybrid REINFORCE on a chain, and after it."""
+    args = hybrid_reinforce.Args(batch_size=8, routes=4, bn=bn, alpha=0.3, optimizer="sgd", lr=0.1)
+    mdp, gate = deciding_chain()
+    mdp.net.float()
+    learner = hybrid_reinforce.Learner(args, mdp, "fp32")
+    learner.gate.load_state_dict(gate.float().state_dict())
+    learner.held_out = held_out
+    before = copy.deepcopy(learner.model.state_dict())
+    episode = hybrid_reinforce.train_step(learner, data, 0, "hrl", args)
+    assert len(episode.labels) == 8  # different images, each on one route
+    return before, learner.model.state_dict()
+
+
+def differing(one, other):
+    """The parts of two models whose tensors differ: `"net"` and `"gate"`."""
+    return {name.split(".")[0] for name in one if not torch.equal(one[name], other[name])}
+
+
+@pytest.mark.parametrize("bn", ["frozen", "train"])
+def test_the_gate_learns_from_held_out_images_and_the_networks_from_the_others(bn):
+    """Batch norms included: with `train` they follow the training images alone, and the gate sees them."""
+    data, others = two_colours(16), two_colours(48)
+    before, after = step(data, data, bn)
+    assert differing(before, after) == {"net", "gate"}
+    _, other_held_out = step(data, others, bn)
+    assert differing(after, other_held_out) == {"gate"}
+    _, other_trained = step(others, data, bn)
+    assert differing(after, other_trained) == ({"net"} if bn == "frozen" else {"net", "gate"})
+
+
+def test_held_out_episodes_are_those_of_the_chain():
     mdp, gate = deciding_chain()
     args = hybrid_reinforce.Args(batch_size=8, routes=4)
     data = two_colours(16)
-    learner = SimpleNamespace(mdp=mdp, gate=gate, held_out=data)
-    episode = held_out_episodes(learner, 3, args, torch.Generator().manual_seed(1))
-    index = training_index(3, 2, 16, args.seed)
-    images, labels = data.training_batch(index, step_generator(args.seed, 3, torch.device("cpu")))
+    learner = SimpleNamespace(mdp=mdp, gate=gate, held_out=data, policies={"hrl": (gate, "sample")})
+    episode = held_out_episodes(learner, 3, args)
+    index = training_index(3, 2, 16, args.seed, Stream.HELD_OUT_ORDER)
+    draws = step_generator(args.seed, 3, torch.device("cpu"), Stream.HELD_OUT_AUGMENTATION)
+    images, labels = data.training_batch(index, draws)
     routes = episode.actions.bool()
     assert len(routes.unique(dim=0)) > 1
     images, labels = images.double().repeat_interleave(4, 0), labels.repeat_interleave(4)
     live = rollout(mdp, gate, images, labels, routes=routes)
     for name in ("loss", "rewards", "gate_logits"):
         torch.testing.assert_close(getattr(episode, name).double(), getattr(live, name), rtol=1e-4, atol=1e-5)
-    found = gradients(episode.log_probs.sum(), mdp, gate)
-    own = sum(p.numel() for p in gate.parameters())
-    assert found[-own:].norm() > 0 and not found[:-own].any()
-    assert held_out_episodes(SimpleNamespace(mdp=mdp, gate=gate, held_out=None), 0, args, None) is None
+    learner.held_out = None
+    assert held_out_episodes(learner, 0, args) is None
+
+
+def test_networks_and_gate_have_splits_of_their_own():
+    flags = {"env": "SkipChain20x110-v0", "dataset": "rendered-digits"}
+    args = hybrid_reinforce.arguments(["--env", flags["env"], "--dataset", flags["dataset"]])
+    place = setting.Setting.of(replace(args, **flags, device="cpu"))
+    splits = [each.split for each in (place.train, place.val, place.held_out(), place.test)]
+    assert splits == ["train", "selection", "calibration", "test"]
+    assert isinstance(place.net.members[0], Member)  # not a record of its answers
 
 
 @pytest.mark.parametrize("agent", [reinforce, ppo, static, oracle, hybrid_reinforce])
-def test_a_run(agent, few_images, tmp_path):
+def test_a_run(agent, few_images, tmp_path, monkeypatch):
     flags = {
         reinforce: {"iterations": 2, "batch_size": 8, "eval_every": 1},
         ppo: {"episodes": 32, "num_envs": 8, "eval_every": 16, "recurrent": True},
@@ -173,6 +216,12 @@ def test_a_run(agent, few_images, tmp_path):
         test = load_first(32)("rendered-digits", "test")
         done = evaluate(mdp, policy, test, precision=result["precision"]).summary("")
         row = result["policies"][-1]
+        if agent is hybrid_reinforce:
+            stored = read_tensors(tmp_path / "run" / "hrl.safetensors")
+            whole = torch.nn.ModuleDict({"net": mdp.net, "gate": policy}).state_dict()
+            assert all(torch.equal(value.half(), stored[name].half()) for name, value in whole.items())
+            monkeypatch.setattr(compare, "load_images", load_first(32))
+            assert compare.verify(FinishedRun.read(tmp_path / "run"), None, "cpu") == []
         assert done["loss"] == pytest.approx(row["loss"], rel=1e-4)
         assert done["compute_flops"] == pytest.approx(row["compute_flops"])
     if agent is static:
@@ -197,5 +246,41 @@ def test_a_chain_of_networks_that_are_not_shipped_is_refused(few_images, tmp_pat
 def test_hybrid_reinforce_knows_what_suits_a_chain():
     args = hybrid_reinforce.arguments(["--env", "SkipChain14x38x110-v0"])
     assert (args.preset, args.alpha, args.cost, args.bn) == ("chain", pytest.approx(0.1), "flops", "frozen")
-    with pytest.raises(ValueError, match="--preset quick is for one network; a chain has .* own: chain"):
+    with pytest.raises(ValueError, match="--preset quick is for one network; .* use --preset chain"):
         hybrid_reinforce.arguments(["--env", "SkipChain14x38-v0", "--preset", "quick"])
+    with pytest.raises(ValueError, match="--preset chain is for chains of networks"):
+        hybrid_reinforce.arguments(["--preset", "chain"])
+    with pytest.raises(ValueError, match="unknown preset 'qick'"):
+        hybrid_reinforce.arguments(["--env", "SkipChain14x38-v0", "--preset", "qick"])
+    untrained = hybrid_reinforce.arguments(["--env", "SkipChain14x38-v0", "--weights", "none"])
+    assert untrained.distillation == 0.0
+
+
+@pytest.mark.parametrize("flags", [
+    {"sp_iterations": 1}, {"teacher": ("resnet20-cifar10",)}, {"gate_weights": "resnet74-cifar10-hrl-0.5"},
+    {"bn": "recalibrate"}, {"baseline": "value"},
+])  # fmt: skip
+def test_what_a_chain_has_not_is_refused(flags):
+    args = hybrid_reinforce.arguments(["--env", "SkipChain14x38-v0"])
+    with pytest.raises(ValueError, match="on a chain"):
+        replace(args, env="SkipChain14x38-v0", **flags).check()
+
+
+def test_a_resumed_run_on_a_chain_keeps_its_values(few_images, tmp_path):
+    words = [
+        "--env",
+        "SkipChain-v0",
+        "--dataset",
+        "rendered-digits",
+        "--weights",
+        "none",
+        "--iterations",
+        "2",
+    ]
+    words += ["--tune-iterations", "1", "--batch-size", "8", "--device", "cpu", "--run-dir", str(tmp_path)]
+    places = {"env": "SkipChain-v0", "dataset": "rendered-digits", "weights": "none", "device": "cpu"}
+    given = {**places, "iterations": 2, "tune_iterations": 1, "batch_size": 8, "run_dir": tmp_path}
+    first = hybrid_reinforce.train(replace(hybrid_reinforce.arguments(words), **given))
+    again = hybrid_reinforce.arguments([*words, "--resume"])
+    resumed = hybrid_reinforce.train(replace(again, **given, resume=True))
+    assert resumed["policies"] == first["policies"] and resumed["cost"] == "flops"

@@ -144,7 +144,8 @@ def test_the_papers_preset():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid(preset):
-    args = parsed(f"--env SkipResNet38-v0 --dataset cifar10 --preset {preset}")
+    env = "SkipChain14x38-v0" if preset == "chain" else "SkipResNet38-v0"
+    args = parsed(f"--env {env} --dataset cifar10 --preset {preset}")
     args.check()
     assert describe(args).startswith(f"{preset} ({WHY.get(preset, 'flags as given')}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +11,15 @@ from torch import nn
 from skipnet_rl.belief import BeliefGate
 from skipnet_rl.chain import Chain, ChainMDP, check_mix
 from skipnet_rl.chain_problem import ChainProblem
-from skipnet_rl.checkpoint import load_weights, read_tensors
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
+from skipnet_rl.evaluate import evaluation_mode
 from skipnet_rl.gates import make_gate
-from skipnet_rl.policies import Policy
-from skipnet_rl.policy_networks import ObservationPolicy
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress
-from skipnet_rl.randomness import step_generator
+from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.recording import Records, answers, record, replayed
 from skipnet_rl.rollout import Trajectory, rollout
-from skipnet_rl.stored import read_header
 
 
 def recorded(chain: Chain, images: Images, precision: str) -> Records:
@@ -48,17 +44,16 @@ def look_at_chain(chain: Chain, images: Images) -> list[str]:
     return lines
 
 
-def held_out_episodes(learner: Any, step: int, args: Any, generator: torch.Generator) -> Trajectory | None:
+def held_out_episodes(learner: Any, step: int, args: Any) -> Trajectory | None:
     """Sample episodes of images that a chain's networks do not train on, with gradients to the gate alone.
 
     The networks are nearly always right about their training images, so a gate that learned there would learn
     too little about what another answer is worth.
 
     Args:
-        learner: has `mdp`, in evaluation mode, `gate`, and the images `held_out`.
+        learner: has `mdp`, the gate among its `policies`, and the images `held_out`.
         step: number of the training step.
         args: has `batch_size` (episodes), `routes` (episodes of an image, side by side) and `seed`.
-        generator: random generator of the routes.
 
     Returns:
         The episodes; None if there are no such images, as within one network.
@@ -66,17 +61,22 @@ def held_out_episodes(learner: Any, step: int, args: Any, generator: torch.Gener
     data, chain = learner.held_out, learner.mdp.net
     if data is None:
         return None
-    index = training_index(step, args.batch_size // args.routes, len(data), args.seed).to(data.device)
-    images, labels = data.training_batch(index, step_generator(args.seed, step, data.device))
+    count, seed, device = args.batch_size // args.routes, args.seed, data.device
+    index = training_index(step, count, len(data), seed, Stream.HELD_OUT_ORDER).to(device)
+    images, labels = data.training_batch(
+        index, step_generator(seed, step, device, Stream.HELD_OUT_AUGMENTATION)
+    )
+    with evaluation_mode(chain):  # the images are to leave no trace in its batch norms
+        records = answers(chain, images).repeat_interleave(args.routes, 0)
     replay = copy.copy(learner.mdp)
     replay.net = replayed(chain)
-    records = answers(chain, images).repeat_interleave(args.routes, 0)
-    labels = labels.repeat_interleave(args.routes)
-    return rollout(replay, learner.gate, records, labels, "sample", generator)
+    policy, mode = learner.policies["hrl"]
+    draws = step_generator(seed, step, device, Stream.HELD_OUT_ROUTES)
+    return rollout(replay, policy, records, labels.repeat_interleave(args.routes), mode, draws)
 
 
 def new_gate(kind: str, mdp: DecisionProcess, gain: float = 1.0) -> tuple[str, nn.Module]:
-    """A new gate and its kind: on a chain one on beliefs, whatever the kind asked for; see `make_gate`."""
+    """A new gate and its kind, see `make_gate`; on a chain always a `BeliefGate`."""
     if isinstance(mdp, ChainMDP):
         return "belief", BeliefGate(mdp)
     return kind, make_gate(kind, mdp.net, gain)
@@ -86,30 +86,9 @@ def chain_header(problem: ChainProblem, policy: str) -> dict[str, Any]:
     """The header of a policy over a chain; `policy` is the kind of the policy."""
     return {
         "kind": "chain",
+        "shortcut": problem.shortcut,
         "policy": policy,
         "networks": list(problem.networks),
         "mix": check_mix(problem.mix, len(problem.networks) - 1).tolist(),
         "temperature": problem.temperature,
-        "weights": problem.weights,
     }
-
-
-def restore_chain(file: Path) -> tuple[ChainMDP, Policy]:
-    """Decision process and policy of a file that an agent left of a chain, in evaluation mode on the CPU.
-
-    Raises:
-        WeightsError: the file, or one of the chain's networks, is missing or does not fit.
-        KeyError: a header that does not say which chain it is for.
-    """
-    about = read_header(file)
-    chain = ("networks", "mix", "temperature", "weights", "dataset", "alpha", "cost")
-    problem = ChainProblem(**{name: about[name] for name in chain}, device="cpu").resolve()
-    mdp = problem.mdp(problem.network(about["num_classes"]))
-    if about["policy"] != "belief":
-        return mdp, ObservationPolicy.of_sb3(read_tensors(file), mdp.num_decisions).eval()
-    gate = BeliefGate(mdp)
-    if any(name.startswith("net.") for name in read_tensors(file)):  # the networks were trained along
-        load_weights(file, nn.ModuleDict({"net": mdp.net, "gate": gate}))
-    else:
-        load_weights(file, gate, prefix="gate.")
-    return mdp, gate.eval()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.common.chains import restore_chain
 from agents.common.sb3_policies import load_model
+from envs.factory import problem_of
 from envs.ids import depth_of, is_chain
 from skipnet_rl import catalogue
 from skipnet_rl.catalogue import START
@@ -112,6 +112,17 @@ class FinishedRun:
         """The decision process of the run over a network."""
         return RoutingMDP(net, self.result["alpha"], self.result.get("cost", "blocks"))
 
+    def process(self, num_classes: int, file: str | None = None) -> Any:
+        """The decision process of a row of the table, on the CPU, see `network`."""
+        if not is_chain(self.result["env"]):
+            return self.mdp(self.network(num_classes, file))
+        if file is not None:
+            return open_weights(self._inside(file), num_classes=num_classes).mdp()
+        known = {name: self.result[name] for name in ("dataset", "alpha", "cost")}
+        weights = self.args.get("weights", "auto")
+        problem = problem_of(self.result["env"], **known, weights=weights, device="cpu").resolve()
+        return problem.mdp(problem.network(num_classes))
+
     def weights(self, stage: str | None = None) -> Path:
         """The file of the policy that the run is about, or of one of its stages.
 
@@ -141,7 +152,8 @@ class FinishedRun:
         """
         try:
             if is_chain(self.result["env"]):
-                return restore_chain(self.weights(stage))
+                chain = open_weights(self.weights(stage), num_classes=num_classes)
+                return chain.mdp(), chain.policy
             opened = open_weights(
                 self.weights(stage),
                 depth=self.depth,

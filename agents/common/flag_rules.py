@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from envs.ids import is_chain
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.normalisation import check_statistics
 
@@ -74,6 +75,26 @@ def check_routes(batch_size: int, routes: int, baseline: str) -> None:
         raise ValueError(f"--batch-size {batch_size} is not a multiple of --routes {routes}")
     if baseline == "leave-one-out" and routes == 1:
         raise ValueError("baseline leave-one-out needs --routes 2 or more; for one route: baseline none")
+
+
+def check_gates(args: Any) -> None:
+    """Raise a ValueError for flags of `hybrid_reinforce` about its gates that exclude each other."""
+    if args.gate_weights and args.warmup_iterations:
+        raise ValueError("a preparation trains new gates; give it no --gate-weights")
+    if args.gate_weights and args.gate_gain != 1:
+        raise ValueError("a gain is of new gates; give it no --gate-weights")
+    if not is_chain(args.env):
+        return
+    if args.gate_weights or args.teacher or args.sp_iterations:
+        raise ValueError(
+            "on a chain the gate is new and learns in HRL alone, and the chain is its own teacher; give no "
+            "--gate-weights, --teacher or --sp-iterations"
+        )
+    if args.bn != "frozen" or args.baseline == "value":
+        raise ValueError(
+            f"bn is {args.bn} and baseline {args.baseline}; on a chain batch norms are frozen and no "
+            f'baseline is learned, see hybrid_reinforce.arguments(["--env", "{args.env}"])'
+        )
 
 
 def _expected(name: str, value: Any) -> str | None:

@@ -64,7 +64,7 @@ class GatedLearner(ModelLearner):
 
     Args:
         mdp: the decision process; its backbone, or the networks of its chain, are trained in place.
-        gate: what decides; moved to their device.
+        gate: the policy; moved to the networks' device.
         precision: of the convolutions, `"bf16"` or `"fp32"`.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agents.common.chains import chain_header
@@ -42,7 +42,7 @@ def weights_header(setting: Setting, kind: str, agent: str, **more: Any) -> dict
         "std": setting.train.std,
         **more,
         "command": without_places(command(agent), run_dir=False),
-        "after": networks_before(args),
+        "after": networks_before((*setting.problem.sources, *args.networks)),
     }
 
 
@@ -107,7 +107,6 @@ def command(agent: str) -> list[str]:
     return ["python", "-m", f"agents.{agent}", *sys.argv[1:]]
 
 
-def networks_before(args: Any) -> list[str]:
-    """The networks that a run started from or was taught by, each once."""
-    names = (args.weights, *args.networks)
-    return list(dict.fromkeys(name for name in names if name not in (None, "none", "auto")))
+def networks_before(names: Iterable[Any]) -> list[str]:
+    """The networks among some names that a run started from or was taught by, each once."""
+    return list(dict.fromkeys(str(name) for name in names if name not in (None, "none", "auto")))

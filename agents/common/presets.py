@@ -87,8 +87,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 100,
         "bn_images": 1_000,
     },
-    # a chain of trained networks: small steps, and batch norms as they are, since few images reach a later
-    # network, the hard ones
+    # a chain of trained networks: small steps, and batch norms as they are, since only few images, the hard
+    # ones, reach a later network
     "chain": {
         **SGD,
         "sp_iterations": 0,

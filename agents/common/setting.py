@@ -46,8 +46,8 @@ class Setting(Generic[ArgsT]):
         args: the flags, `--weights auto` replaced by the name of the network that it chose.
         problem: data set, network and decision process by name, every `auto` resolved.
         train, val, test: the splits, on the device; `test` is cut to `--test-images` or `TEST_IMAGES`. A
-            policy over a frozen network or a chain learns on the calibration images and is validated on the
-            selection images, see `load_images`.
+            policy over a frozen network learns on the calibration images and is validated on the selection
+            images, see `load_images`; so it is where the networks of a chain train on `train`.
         split_images: number of images in the whole test split.
         net: the backbone to start from, in evaluation mode, on the device.
         plain: the network of the row "all blocks": the backbone itself, or, if that is shipped with gates,
@@ -127,7 +127,14 @@ class Setting(Generic[ArgsT]):
         """The images that a chain's policy learns on while its networks train on others; else None."""
         if not trains_chain(self.args, self.problem):
             return None
-        return self.problem.images(self.learned_on, load_images)
+        images = self.problem.images(self.learned_on, load_images)
+        count = self.args.images_per_step
+        if count > len(images):
+            raise ValueError(
+                f"--batch-size asks for {count} images per step; {self.dataset} has {len(images)} in its "
+                f"{images.split} split"
+            )
+        return images
 
     def mdp(self) -> Any:
         """The decision process over a fresh copy of the loaded network."""
@@ -227,7 +234,7 @@ def check_shipped(problem: Problem) -> None:
     if missing and problem.weights == "auto":
         raise WeightsError(
             f"no ResNet-{missing[0]} on {problem.dataset} is shipped; choose another data set or chain "
-            "(SkipChain20x110-v0 has networks for rendered-digits, too), or --weights none for untrained ones"
+            "(for rendered-digits SkipChain20x110-v0), or --weights none for untrained networks"
         )
 
 

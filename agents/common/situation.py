@@ -68,13 +68,12 @@ def values_of(situation: Situation) -> dict[str, Any]:
     """
     if (stored := _stored(situation)) is not None:
         return stored
+    given = situation.preset
+    check_preset(given, situation.env)
     if is_chain(situation.env):
         return _of_chain(situation)
     depth = depth_of(situation.env)
     dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
-    given = situation.preset
-    if given not in ("auto", *PRESETS):
-        raise unknown_name("preset", given, ("auto", *PRESETS))
     gates = _gates(situation, depth, dataset) if given in ("auto", "gated") else {}
     if given == "gated" and not gates:
         raise ValueError(
@@ -98,12 +97,20 @@ def values_of(situation: Situation) -> dict[str, Any]:
     return {**values, **images, "preset": name}
 
 
+def check_preset(preset: str, env: str) -> None:
+    """Raise a ValueError for an unknown preset, or one that is not for the environment."""
+    if preset not in ("auto", *PRESETS):
+        raise unknown_name("preset", preset, ("auto", *PRESETS))
+    if preset != "auto" and is_chain(env) != (preset == "chain"):
+        of, other = ("one network", "chain") if is_chain(env) else ("chains of networks", "auto")
+        raise ValueError(f"--preset {preset} is for {of}; with --env {env} use --preset {other}")
+
+
 def _of_chain(situation: Situation) -> dict[str, Any]:
     """The values of the preset for chains, whose payment is the environment's."""
-    if situation.preset not in ("auto", "chain"):
-        raise ValueError(f"--preset {situation.preset} is for one network; a chain has one of its own: chain")
     alpha, cost = problem_of(situation.env).payment
-    return {**PRESETS["chain"], "alpha": alpha, "cost": cost, "preset": "chain"}
+    taught = {"distillation": 0.0} if situation.weights == "none" else {}
+    return {**PRESETS["chain"], **taught, "alpha": alpha, "cost": cost, "preset": "chain"}
 
 
 def trained_as(weights: str) -> dict[str, Any]:
@@ -146,7 +153,8 @@ def _stored(situation: Situation) -> dict[str, Any] | None:
     if not (situation.resume and place and place.is_file()):
         return None
     args = json.loads(place.read_text(encoding="utf-8"))
-    names = {"preset", "weights", "gate_weights", "alpha", "shortcut", "mean", "std"}.union(*PRESETS.values())
+    names = {"preset", "weights", "gate_weights", "alpha", "cost", "shortcut", "mean", "std"}
+    names = names.union(*PRESETS.values())
     found = {name: args[name] for name in names & args.keys()}
     return found | {name: tuple(found[name]) for name in ("mean", "std") if found.get(name)}
 

@@ -106,7 +106,7 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: 
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def training_index(step: int, batch_size: int, size: int, seed: int) -> Tensor:
+def training_index(step: int, batch_size: int, size: int, seed: int, stream: Stream = Stream.ORDER) -> Tensor:
     """Numbers of the images that training step `step` uses: [batch_size] on the CPU.
 
     A pure function of its arguments, so that a resumed run sees the same order without stored state. An epoch
@@ -119,5 +119,5 @@ def training_index(step: int, batch_size: int, size: int, seed: int) -> Tensor:
     if steps_per_epoch == 0:
         raise ValueError(f"batch size {batch_size} is larger than the {size} training images")
     epoch, position = divmod(step, steps_per_epoch)
-    order = torch.randperm(size, generator=step_generator(seed, epoch, "cpu", Stream.ORDER), device="cpu")
+    order = torch.randperm(size, generator=step_generator(seed, epoch, "cpu", stream), device="cpu")
     return order[position * batch_size : (position + 1) * batch_size]

@@ -92,9 +92,9 @@ def load_images(
     `"val"` is a fixed tenth of the official training images, `"train"` the other nine tenths, `"test"` the
     official test set. In an `imagefolder` with validation images besides `test/`, `"val"` is these and
     `"train"` is all of train/; see `places.split_folders`. `"calibration"` and `"selection"` are the halves
-    of `"val"`: a policy over a frozen network is trained on the first and selected on the second. On the
-    images that the network was trained on it is nearly always right, so that skips would seem to cost
-    nothing.
+    of `"val"`: a policy over a frozen network or on a chain is trained on the first and selected on the
+    second. On the images that a network was trained on it is nearly always right, so that skips would seem
+    to cost nothing.
 
     Args:
         name: one of `DATASETS`, or `"auto"`.

@@ -52,7 +52,8 @@ class ChainEpisode(nn.Module):
         """The log-probabilities of one network: [B, K] float64."""
         found = self.networks[number](images)
         logits = found[0] if isinstance(found, tuple) else found  # those with gates say their route, too
-        return logits.double().log_softmax(dim=1)
+        temperature = self.mdp.member(number).temperature
+        return (logits.double() if temperature == 1 else logits.double() / temperature).log_softmax(dim=1)
 
     def mixed(self, t: int, images: Tensor, answer: Tensor) -> Tensor:
         """The answer so far [B, K] with that of network t + 1 in it."""
