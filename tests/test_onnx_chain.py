@@ -15,8 +15,8 @@ from skipnet_rl.rollout import rollout
 pytest.importorskip("onnx", reason="needs the extra: pip install -e '.[export]'")
 
 
-def plain(depth: int = 8) -> Member:
-    return Member(lively_net(depth).float())
+def plain(depth: int = 8, temperature: float = 1.0) -> Member:
+    return Member(lively_net(depth).float(), temperature=temperature)
 
 
 def gated() -> Member:
@@ -58,7 +58,7 @@ def test_answers_and_decisions_are_those_of_pytorch(members, batched, tmp_path):
 
 
 def test_a_learned_policy_exports_too(tmp_path):
-    mdp, _ = half_asked(plain(), plain())
+    mdp, _ = half_asked(plain(temperature=2.0), plain())
     images, policy = load_images("rendered-digits", "test").first(80), BeliefGate(mdp)
     torch.nn.init.normal_(policy.layers[2].weight, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
