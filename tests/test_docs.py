@@ -17,7 +17,7 @@ import benchmarks.ablation
 import benchmarks.gate_costs
 from agents import cascade
 from agents.common.tables import comparison, points
-from benchmarks import chains, information, latency, measure, scaling, soak, throughput, training
+from benchmarks import chain_training, chains, information, latency, measure, scaling, soak, throughput, training
 from envs import factory
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
@@ -286,6 +286,12 @@ def test_benchmarks(name, module):
 def test_the_page_of_information_has_its_tables():
     found = json.loads((DOCS / "benchmarks" / "information.json").read_text())
     assert information.table(found) in (DOCS / "information.md").read_text()
+
+
+def test_chain_training():
+    found = json.loads((DOCS / "benchmarks" / "chain_training.json").read_text())
+    assert chain_training.table(found) in (DOCS / "policies.md").read_text()
+    assert {row["seed"] for row in found["rows"]} == {None, 0, 1, 2}
 
 
 def test_candidates_take_turns_and_the_first_does_not_count():
