@@ -192,7 +192,7 @@ def test_networks_and_gate_have_splits_of_their_own():
 
 
 @pytest.mark.parametrize("agent", [reinforce, ppo, static, oracle, hybrid_reinforce])
-def test_a_run(agent, few_images, tmp_path, monkeypatch):
+def test_a_run(agent, few_images, tmp_path, monkeypatch, capsys):
     flags = {
         reinforce: {"iterations": 2, "batch_size": 8, "eval_every": 1},
         ppo: {"episodes": 32, "num_envs": 8, "eval_every": 16, "recurrent": True},
@@ -217,6 +217,7 @@ def test_a_run(agent, few_images, tmp_path, monkeypatch):
         done = evaluate(mdp, policy, test, precision=result["precision"]).summary("")
         row = result["policies"][-1]
         if agent is hybrid_reinforce:
+            assert "time: about" in capsys.readouterr().out
             stored = read_tensors(tmp_path / "run" / "hrl.safetensors")
             whole = torch.nn.ModuleDict({"net": mdp.net, "gate": policy}).state_dict()
             assert all(torch.equal(value.half(), stored[name].half()) for name, value in whole.items())

@@ -17,7 +17,17 @@ import benchmarks.ablation
 import benchmarks.gate_costs
 from agents import cascade
 from agents.common.tables import comparison, points
-from benchmarks import chain_training, chains, information, latency, measure, scaling, soak, throughput, training
+from benchmarks import (
+    chain_training,
+    chains,
+    information,
+    latency,
+    measure,
+    scaling,
+    soak,
+    throughput,
+    training,
+)
 from envs import factory
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv

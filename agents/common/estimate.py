@@ -34,19 +34,34 @@ def seconds_of_training(setting: Setting) -> float:
     return taken / len(labels)
 
 
-def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance) -> None:
+@torch.no_grad()
+def seconds_of_evaluation(setting: Setting) -> float:
+    """Seconds in which all networks of a chain answer one image."""
+    chain = setting.net.for_inference(setting.precision)
+    count = min(GPU_SAMPLE if setting.device.type == "cuda" else SAMPLE, len(setting.val))
+    images, _ = setting.val.batch(torch.arange(count, device=setting.device))
+    for _ in range(2):  # the first is slower, and not timed
+        begun = time.perf_counter()
+        with autocast(setting.precision, setting.device):
+            chain(images).sum().item()  # a GPU is waited for
+        taken = time.perf_counter() - begun
+    return taken / count
+
+
+def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance | None) -> None:
     """One line: minutes of training and of evaluation.
 
     Args:
         setting: what is learned on.
-        looked: has the time that an image takes in an evaluation.
+        looked: has the time that an image takes in an evaluation; None for a chain, which is timed here.
     """
     args, plan = setting.args, setting.args.plan()
     validations = len(plan) // args.eval_every + len(set(plan))
     on_the_way = validations * args.images_per_validation
     train = PART * seconds_of_training(setting) * len(plan) * args.batch_size
     rows = 1 + 3 * PART  # the whole network, random skipping on both networks, the policy
-    evaluation = looked.seconds_per_image * (rows * len(setting.test) + PART * on_the_way)
+    seconds = looked.seconds_per_image if looked else seconds_of_evaluation(setting)
+    evaluation = seconds * (rows * len(setting.test) + PART * on_the_way)
     say(
         f"time: about {_minutes(train + evaluation)}: {_minutes(train)} of training, "
         f"{_minutes(evaluation)} of evaluation"

@@ -50,7 +50,7 @@ def run_agent(
     learner = make_learner(setting, costs)
     run = setting.start_run(agent.replace("_", "-"), args.resume)
     keeper = make_keeper(setting, learner, run.folder)
-    if tolerance is not None:
+    if args.trains_networks:
         print_estimate(setting, tolerance)
     wall_time = learn(
         run,
