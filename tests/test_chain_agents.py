@@ -18,7 +18,9 @@ from agents import compare, gumbel, hybrid_reinforce, oracle, ppo, reinforce, st
 from agents.common import setting
 from agents.common.chains import held_out_episodes
 from agents.common.finished import FinishedRun
+from agents.common.presets import PRESETS
 from agents.common.sb3_policies import ModelPolicy
+from agents.common.situation import FEWEST
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.belief import BeliefGate
@@ -247,6 +249,8 @@ def test_a_chain_of_networks_that_are_not_shipped_is_refused(few_images, tmp_pat
 def test_hybrid_reinforce_knows_what_suits_a_chain():
     args = hybrid_reinforce.arguments(["--env", "SkipChain14x38x110-v0"])
     assert (args.preset, args.alpha, args.cost, args.bn) == ("chain", pytest.approx(0.1), "flops", "frozen")
+    shorter = hybrid_reinforce.arguments(["--env", "SkipChain14x38-v0", "--device", "cpu"])
+    assert shorter.iterations == PRESETS["chain"]["iterations"] > args.iterations >= FEWEST
     with pytest.raises(ValueError, match="--preset quick is for one network; .* use --preset chain"):
         hybrid_reinforce.arguments(["--env", "SkipChain14x38-v0", "--preset", "quick"])
     with pytest.raises(ValueError, match="--preset chain is for chains of networks"):

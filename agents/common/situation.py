@@ -19,6 +19,7 @@ from agents.common.presets import PRESETS, WHY
 from envs.factory import problem_of
 from envs.ids import depth_of, is_chain
 from skipnet_rl import catalogue
+from skipnet_rl.chain_problem import depth_of_network
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.device import pick_device
 from skipnet_rl.errors import WeightsError, unknown_name
@@ -26,6 +27,7 @@ from skipnet_rl.flops import network_macs
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.stored import header_of
 
+USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
 TOGETHER = 64  # pixels: of larger images a GPU's memory takes no larger batches
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
@@ -85,7 +87,7 @@ def values_of(situation: Situation) -> dict[str, Any]:
         name = "quick" if first_look else "gated" if gates else "plain"
     values = PRESETS[name] | gates
     if name in ("plain", "gated"):
-        values |= _scaled(values, depth, situation.device)
+        values |= _scaled(values, [depth], [USUAL], situation.device)
     if situation.iterations == 0 and values.get("sp_iterations") == 0:
         values["sp_iterations"] = values["iterations"]
     if situation.weights == "none":  # there is nothing to prepare, and no teacher
@@ -108,9 +110,12 @@ def check_preset(preset: str, env: str) -> None:
 
 def _of_chain(situation: Situation) -> dict[str, Any]:
     """The values of the preset for chains, whose payment is the environment's."""
-    alpha, cost = problem_of(situation.env).payment
+    problem: Any = problem_of(situation.env)
+    alpha, cost = problem.payment
+    depths = [depth_of_network(each) for each in problem.networks]
+    values = PRESETS["chain"] | _scaled(PRESETS["chain"], depths, USUAL_CHAIN, situation.device)
     taught = {"distillation": 0.0} if situation.weights == "none" else {}
-    return {**PRESETS["chain"], **taught, "alpha": alpha, "cost": cost, "preset": "chain"}
+    return {**values, **taught, "alpha": alpha, "cost": cost, "preset": "chain"}
 
 
 def trained_as(weights: str) -> dict[str, Any]:
@@ -159,13 +164,19 @@ def _stored(situation: Situation) -> dict[str, Any] | None:
     return found | {name: tuple(found[name]) for name in ("mean", "std") if found.get(name)}
 
 
-def _scaled(values: dict[str, Any], depth: int, device: str) -> dict[str, Any]:
-    """Steps that take as long whatever the network costs, and more and larger ones on a GPU."""
-    cost = network_macs(ResNet(depth)).total / network_macs(ResNet(20)).total
+def _scaled(
+    values: dict[str, Any], depths: Sequence[int], usual: Sequence[int], device: str
+) -> dict[str, Any]:
+    """Steps that take as long whatever the networks cost, and more and larger ones on a GPU.
+
+    `usual` are the depths of the networks that the values are for.
+    """
+    macs, wanted = (sum(network_macs(ResNet(each)).total for each in these) for these in (depths, usual))
+    cost = macs / wanted
     gpu = pick_device(device).type == "cuda"
     factor = (GPU_STEPS if gpu else 1) / cost
     scaled = {key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS}
-    if gpu and Architecture.of_depth(depth).image_size <= TOGETHER:
+    if gpu and Architecture.of_depth(depths[-1]).image_size <= TOGETHER:
         larger = GPU_BATCH * values["batch_size"]
         scaled |= {"batch_size": larger, "lr": GPU_BATCH**0.5 * values["lr"]}
     return scaled
