@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import load_first
+from toys import load_first, toy_chain
 
-from benchmarks import chain_training, soak, throughput, training
+from benchmarks import chain_training, deferral, soak, throughput, training
+from skipnet_rl.chain import ChainMDP
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.thresholds import tune
 
 SMALL = {
     throughput: throughput.Options(depth=20, num_envs=4, precision="fp32"),
@@ -59,3 +62,15 @@ def test_frozen_networks_stay_as_they_are_and_others_do_not(short):
     changed = [any(not torch.equal(after[name], start[name]) for name in start) for after in found]
     assert changed == [False, True, True]
     assert any(not torch.equal(found[1][name], found[2][name]) for name in start)
+
+
+def test_deferral_on_a_toy():
+    """Half of the images are mended, and a tuned threshold asks about these alone."""
+    chain, records = toy_chain()
+    mdp = ChainMDP(chain)
+    (tuned,) = tune(records, mdp.whole_macs, [0.7], weights=[0.0])
+    (decision,) = deferral.decisions(mdp, tuned.policy(), records)
+    assert decision["asked"] == decision["mended"] == 0.5
+    assert decision["logit"]["auc"] == decision["margin"]["auc"] == 1.0
+    (decision,) = deferral.decisions(mdp, AlwaysExecute(), records)
+    assert decision["asked"] == 1.0 and decision["logit"]["auc"] == 0.5
