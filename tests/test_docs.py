@@ -20,6 +20,7 @@ from agents.common.tables import comparison, points
 from benchmarks import (
     chain_training,
     chains,
+    deferral,
     information,
     latency,
     measure,
@@ -296,6 +297,11 @@ def test_benchmarks(name, module):
 def test_the_page_of_information_has_its_tables():
     found = json.loads((DOCS / "benchmarks" / "information.json").read_text())
     assert information.table(found) in (DOCS / "information.md").read_text()
+
+
+def test_deferral():
+    found = json.loads((DOCS / "benchmarks" / "deferral.json").read_text())
+    assert deferral.table(found) in (DOCS / "policies.md").read_text()
 
 
 def test_chain_training():
