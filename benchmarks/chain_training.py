@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agents import hybrid_reinforce
 from agents.common.chains import recorded
 from agents.common.cli import main_with_named_errors
 from agents.common.setting import Setting
 from agents.common.tables import markdown, publish
-from agents.hybrid_reinforce import Args, Learner, arguments, train_step
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
@@ -48,20 +48,22 @@ class Options:
     """traceback of an error"""
 
 
-def trained(setting: Setting[Args], way: str) -> Learner:
+def trained(setting: Setting[hybrid_reinforce.Args], way: str) -> hybrid_reinforce.Learner:
     """The chain after all steps of the preset, in evaluation mode."""
-    learner = Learner(setting.args, setting.mdp(), setting.precision)
+    learner = hybrid_reinforce.Learner(setting.args, setting.mdp(), setting.precision)
     learner.held_out = setting.held_out()
     plan = setting.args.plan() if way != FROZEN else []
     if way == EVERY:  # the same batches and rates, and no decisions to learn
         learner.policies["tune"], plan = (AlwaysExecute(), "greedy"), ["tune"] * len(plan)
     for step, stage in enumerate(progress_bar(plan, desc=f"{way}, seed {setting.args.seed}", unit="step")):
-        train_step(learner, setting.train, step, stage, setting.args)
+        hybrid_reinforce.train_step(learner, setting.train, step, stage, setting.args)
     learner.model.eval()
     return learner
 
 
-def tuned(setting: Setting[Args], learner: Learner, budgets: tuple[float, ...]) -> list[dict[str, Any]]:
+def tuned(
+    setting: Setting[hybrid_reinforce.Args], learner: hybrid_reinforce.Learner, budgets: tuple[float, ...]
+) -> list[dict[str, Any]]:
     """What the thresholds that validation images choose for each budget do on the test images."""
     chain, whole = learner.mdp.net, setting.problem.images("val", load_images)
     val, test = (recorded(chain, images, setting.precision) for images in (whole, setting.test))
@@ -89,7 +91,9 @@ def alone(records: Records) -> list[float]:
 
 def main(options: Options) -> dict[str, Any]:
     """Train and compare, seed by seed; returns what was written."""
-    args = replace(arguments(["--env", options.env]), env=options.env, data_dir=options.data_dir)
+    args = replace(
+        hybrid_reinforce.arguments(["--env", options.env]), env=options.env, data_dir=options.data_dir
+    )
     start = Setting.of(args)
     frozen = tuned(start, trained(start, FROZEN), options.budgets)
     rows = [{"way": FROZEN, "seed": None, **row} for row in frozen]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from toys import load_first, toy_chain
 
+from agents import hybrid_reinforce
 from benchmarks import chain_training, deferral, soak, throughput, training
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.policies import AlwaysExecute
@@ -38,10 +39,10 @@ WORDS = ["--env", "SkipChain-v0", "--dataset", "rendered-digits", "--weights", "
 def short(few_images, monkeypatch):
     """A few steps of `chain_training` over untrained networks."""
     flags = {"env": "SkipChain-v0", "dataset": "rendered-digits", "weights": "none", "device": "cpu"}
-    known = chain_training.arguments(WORDS)
+    known = hybrid_reinforce.arguments(WORDS)
     args = replace(known, **flags, iterations=2, tune_iterations=1, batch_size=8)
     monkeypatch.setattr(chain_training, "load_images", load_first(32))
-    monkeypatch.setattr(chain_training, "arguments", lambda words: args)
+    monkeypatch.setattr(hybrid_reinforce, "arguments", lambda words: args)
     return args
 
 
