@@ -232,7 +232,10 @@ def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
     return {
         "no data": ([other, "--out", out, "--data-dir", place / "none"], "is missing"),
         "no network": ([place / "none.safetensors", "--out", out], "no weights file"),
-        "a plain network": (["resnet20-cifar10", "--out", out], "expected gates or a chain"),
+        "a plain network": (
+            ["resnet20-cifar10", "--out", out],
+            "its policy AlwaysExecute; expected gates or a chain",
+        ),
         "no safetensors": ([place / "file", "--out", out], "is not a readable file of weights"),
         "a folder": ([checkpoint, "--out", place], "there is a folder of that name"),
         "in a file": (
