@@ -77,10 +77,8 @@ def main(args: Args) -> Agreement | None:
     opened = open_weights(args.checkpoint)
     mdp, gate, about = opened.mdp(), opened.policy, opened.header
     if not isinstance(gate, StoredPolicy | Threshold | BeliefGate):
-        raise WeightsError(
-            f"{args.checkpoint} is of kind {about['kind']}, its policy {type(gate).__name__}; expected gates or a "
-            "chain with thresholds or a BeliefGate"
-        )
+        what = f"{args.checkpoint} is of kind {about['kind']}, its policy {type(gate).__name__}"
+        raise WeightsError(f"{what}; expected gates or a chain with thresholds or a BeliefGate")
     images = _test_images(about, mdp, args) if args.check else None
     with whole_file(args.out) as beside:
         export_onnx(mdp, gate, beside, args.batched, about)

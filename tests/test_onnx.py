@@ -234,7 +234,7 @@ def wrong(checkpoint, place) -> dict[str, tuple[list[object], str]]:
         "no network": ([place / "none.safetensors", "--out", out], "no weights file"),
         "a plain network": (
             ["resnet20-cifar10", "--out", out],
-            "its policy AlwaysExecute; expected gates or a chain",
+            "AlwaysExecute; expected gates or a chain",
         ),
         "no safetensors": ([place / "file", "--out", out], "is not a readable file of weights"),
         "a folder": ([checkpoint, "--out", place], "there is a folder of that name"),
