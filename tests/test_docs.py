@@ -176,7 +176,7 @@ def test_gate_costs():
     assert stated["rnn"]["110"]["of_block"] == pytest.approx(0.025, abs=0.001)  # the paper says 0.04
 
 
-@pytest.mark.parametrize("folder", ["policies-cifar10", "policies-chain"])
+@pytest.mark.parametrize("folder", ["policies-cifar10", "policies-calibration", "policies-chain"])
 def test_the_comparison_of_policies_is_that_of_its_file(folder):
     found = json.loads((DOCS / folder / "comparison.json").read_text())
     rows = [
@@ -189,7 +189,11 @@ def test_the_comparison_of_policies_is_that_of_its_file(folder):
 
 @pytest.mark.parametrize(
     "folder, heading, count",
-    [("policies-cifar10", "## On CIFAR-10\n", 10), ("policies-chain", "## On a chain\n", 6)],
+    [
+        ("policies-cifar10", "## On CIFAR-10\n", 10),
+        ("policies-calibration", "## On calibration images\n", 6),
+        ("policies-chain", "## On a chain\n", 6),
+    ],
 )
 def test_the_page_of_policies_shows_rows_of_the_comparison(folder, heading, count):
     stated = (DOCS / folder / "comparison.md").read_text().splitlines()
