@@ -47,7 +47,7 @@ class Options:
 @torch.no_grad()
 def decisions(mdp: ChainMDP, policy: Policy, records: Records) -> list[dict[str, Any]]:
     """What the policy decides on its own way through the recorded images, decision by decision."""
-    answers, labels = records.batch(torch.arange(len(records)))
+    answers, labels = records.batch(torch.arange(len(records), device=records.device))
     episode = rollout(mdp, policy, answers, labels)
     found = []
     for t in range(mdp.num_decisions):

@@ -147,7 +147,7 @@ def test_a_run_that_skips_says_nothing_of_it(tmp_path, few_images, capsys):
 
 @pytest.mark.parametrize("flags", [
     {}, {"gate": "ff2", "baseline": "value", "warmup_iterations": 1}, {"fixed_route": True},
-    {"env": "SkipChain-v0", "weights": "none", "bn": "frozen", "cost": "flops", "routes": 2},
+    {"env": "SkipChain-v0", "weights": "none", "bn": "frozen", "sp_iterations": 0, "iterations": 5},
 ])  # fmt: skip
 def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monkeypatch, flags):
     agent, made = hybrid_reinforce, small_args

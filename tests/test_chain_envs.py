@@ -95,7 +95,7 @@ def test_line_says_which_networks_ran_and_what_they_believed(mdp, tiny_images):
     env = SkipNetEnv(mdp, tiny_images, render_mode="ansi")
     env.reset(options={"index": 3})
     beliefs = [env.lockstep.state.answer]
-    assert "ResNet-8 → ResNet-14 → ResNet-8 | image 3, label class 3" in env.render()
+    assert "ResNet-8 → ResNet-14 with gates → ResNet-8 | image 3, label class 3" in env.render()
     env.step(0)
     env.step(1)
     beliefs.append(env.lockstep.state.answer)

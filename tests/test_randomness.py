@@ -28,5 +28,8 @@ def test_streams_keep_their_values():
         "ORACLE": 6,
         "EXCHANGE": 7,
         "TOLERANCE": 8,
+        "HELD_OUT_ORDER": 9,
+        "HELD_OUT_AUGMENTATION": 10,
+        "HELD_OUT_ROUTES": 11,
     }
     assert step_generator(1, 2, "cpu", Stream.ROUTES).initial_seed() == 5785337264483813029

@@ -152,7 +152,7 @@ def finish(tmp_path):
         dataset="x",
         plain_name=None,
         test=range(3),
-        train=SimpleNamespace(split="train"),
+        learned_on="train",
         split_images=3,
         precision="fp32",
         net=SimpleNamespace(stages=[0] * 4),
