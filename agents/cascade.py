@@ -146,7 +146,7 @@ class Alone(NamedTuple):
     @classmethod
     def of(cls, number: int, name: str, val: Records, test: Records) -> Alone:
         """Read network `number` alone off the records."""
-        known, right = (each.answers[:, number, :-1].argmax(dim=1) == each.labels for each in (val, test))
+        known, right = (each.correct[:, number] for each in (val, test))
         return cls(name, test.answers[:, number, -1].mean().item(), known.double().mean().item(), right)
 
     def summary(self) -> dict[str, float]:

@@ -23,7 +23,7 @@ from skipnet_rl.chain import ChainMDP
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.progress import load_images, progress_bar
-from skipnet_rl.recording import Records, replayed
+from skipnet_rl.recording import replayed
 from skipnet_rl.statistics import accuracy_difference, mean_interval
 from skipnet_rl.thresholds import tune
 
@@ -67,7 +67,7 @@ def tuned(
     """What the thresholds that validation images choose for each budget do on the test images."""
     chain, whole = learner.mdp.net, setting.problem.images("val", load_images)
     val, test = (recorded(chain, images, setting.precision) for images in (whole, setting.test))
-    asked, rows = replayed(chain), []
+    asked, rows, alone = replayed(chain), [], test.correct.double().mean(dim=0).tolist()
     for choice in tune(val, ChainMDP(asked).whole_macs, budgets):
         done = evaluate(ChainMDP(asked.mixed(choice.mix)), choice.policy(), test)
         rows.append(
@@ -76,17 +76,11 @@ def tuned(
                 "val_accuracy": choice.accuracy,
                 "accuracy": done.accuracy,
                 "compute_flops": done.compute_flops.mean().item(),
-                "alone": alone(test),
+                "alone": alone,
                 "correct": done.correct,
             }
         )
     return rows
-
-
-def alone(records: Records) -> list[float]:
-    """The share of images that each network has right by itself."""
-    right = records.answers[:, :, :-1].argmax(dim=2) == records.labels[:, None]
-    return right.double().mean(dim=0).tolist()
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Records(Images):
         for name in ("name", "split", "labels", "classes", "mean", "std"):
             object.__setattr__(self, name, getattr(self.source, name))
 
+    @property
+    def correct(self) -> Tensor:
+        """Whether each network by itself is right about each image: [M, n] bool."""
+        return self.answers[:, :, :-1].argmax(dim=2) == self.labels[:, None]
+
     def to(self, device: torch.device | str) -> Self:
         """A copy on another device."""
         return replace(self, source=self.source.to(device), answers=self.answers.to(device))

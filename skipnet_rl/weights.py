@@ -151,6 +151,7 @@ def _open_chain(stored: Stored, expected: Expected) -> Opened:
     classes = expected.num_classes or stored.header.get("num_classes")
 
     def member(network: str | int) -> Opened:
+        """One of its networks, by name, or an untrained one by its depth."""
         if isinstance(network, int):
             if classes is None:
                 raise WeightsError(f"{stored.source} is damaged: its header lacks num_classes")

@@ -128,12 +128,7 @@ class Setting(Generic[ArgsT]):
         if not trains_chain(self.args, self.problem):
             return None
         images = self.problem.images(self.learned_on, load_images)
-        count = self.args.images_per_step
-        if count > len(images):
-            raise ValueError(
-                f"--batch-size asks for {count} images per step; {self.dataset} has {len(images)} in its "
-                f"{images.split} split"
-            )
+        check_enough(images, self.args, self.dataset)
         return images
 
     def mdp(self) -> Any:
@@ -243,6 +238,15 @@ def trains_chain(args: CommonArgs, problem: Problem) -> bool:
     return args.trains_networks and isinstance(problem, ChainProblem)
 
 
+def check_enough(images: Images, args: CommonArgs, dataset: str) -> None:
+    """Raise a ValueError for fewer images than a step takes."""
+    if args.images_per_step > len(images):
+        raise ValueError(
+            f"--batch-size asks for {args.images_per_step} images per step; {dataset} has "
+            f"{len(images)} in its {images.split} split"
+        )
+
+
 def load_splits(args: CommonArgs, problem: Problem) -> tuple[Images, Images, Images]:
     """Training, validation and test images, on the device.
 
@@ -257,11 +261,7 @@ def load_splits(args: CommonArgs, problem: Problem) -> tuple[Images, Images, Ima
         problem.images(split, load_images, () if number else networks)  # a mismatch is reported once
         for number, split in enumerate(splits)
     )
-    if args.images_per_step > len(train):
-        raise ValueError(
-            f"--batch-size asks for {args.images_per_step} images per step; {problem.dataset} has "
-            f"{len(train)} in its {train.split} split"
-        )
+    check_enough(train, args, problem.dataset)
     return train, val, test
 
 
