@@ -1,4 +1,4 @@
-"""Chains for the agents: records of frozen networks, gates on beliefs, files of what was learned."""
+"""Chains for the agents: records of frozen networks, gates on beliefs, headers of what was learned."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class CommonArgs:
     @property
     def trains_networks(self) -> bool:
         """Whether the networks of the environment are trained."""
-        return isinstance(self, TrainingArgs) and not self.frozen
+        return False
 
     @property
     def networks(self) -> tuple[str | None, ...]:
@@ -125,6 +125,11 @@ class TrainingArgs(CommonArgs):
     """steps between evaluations on validation images"""
     resume: Run[bool] = False
     """continuation from the checkpoint in --run-dir, where there is one"""
+
+    @property
+    def trains_networks(self) -> bool:
+        """Unless they are frozen."""
+        return not self.frozen
 
     @property
     def images_per_step(self) -> int:
