@@ -44,10 +44,11 @@ from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast
+from skipnet_rl.distributed import share, shared_generator
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.policies import Exploring, Policy, ValueBaseline
 from skipnet_rl.process import DecisionProcess
-from skipnet_rl.randomness import Stream, step_generator
+from skipnet_rl.randomness import Stream
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.terminal import say
@@ -59,7 +60,7 @@ class Args(TrainingArgs):
     """Learn which blocks to run, image by image."""
 
     takes_chains: ClassVar[bool] = True
-
+    takes_processes: ClassVar[bool] = True
     alpha: Method[float] = 2.0
     """weight of the compute saving against the loss"""
     cost: Method[Literal["blocks", "flops"]] = "blocks"
@@ -197,14 +198,14 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     """One step of any stage."""
     device = data.device
     routes = args.routes if stage == "hrl" and learner.held_out is None else 1
-    index = training_index(step, args.batch_size // routes, len(data), args.seed).to(device)
-    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    index = share(training_index(step, args.batch_size // routes, len(data), args.seed)).to(device)
+    images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images).repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)
     learner.mdp.net.train(args.bn != "frozen")
     learner.gate.train(stage != "tune")  # there its routes are those of test time
-    draws = step_generator(args.seed, step, device, Stream.ROUTES)
+    draws = shared_generator(args.seed, step, device, Stream.ROUTES)
     with autocast(learner.precision, device):
         if stage == "warmup":
             assert learner.costs is not None, "the preparation needs the costs of absence"

@@ -24,12 +24,14 @@ from agents.common.flags import Data, Method, Run, Schedule
 from agents.common.loop import learn
 from agents.common.optimizers import sgd
 from agents.common.outcome import finish, weights_header
+from agents.common.processes import start_run
 from agents.common.setting import Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast, cpu_by_default
+from skipnet_rl.distributed import average_gradients, share, shared_generator
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.growth import grow
@@ -52,6 +54,7 @@ class Args(TaughtArgs):
     """Train a ResNet with every block executed."""
 
     first_look: ClassVar[bool] = False
+    takes_processes: ClassVar[bool] = True
     depth: Data[int] = 110
     """depth, 6n + 2 (14, 20, 32, 38, …, 110, 152) for CIFAR-sized images; 34, 50, 101 for ImageNet's"""
     weights: Data[str] = "none"
@@ -180,6 +183,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
         group["lr"] = learning_rate(step, args.steps(len(data)), args)
     learner.optimizer.zero_grad()
     episode.loss.mean().backward()
+    average_gradients(learner.net.parameters())
     learner.optimizer.step()
     return episode
 
@@ -187,8 +191,8 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 def play(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
     """The episodes of a step; a teacher sees the same images."""
     device, mdp = data.device, learner.mdp
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
-    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    index = share(training_index(step, args.batch_size, len(data), args.seed)).to(device)
+    images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images)
     with autocast(learner.precision, device):
         if args.survival == 1:
@@ -225,7 +229,7 @@ def train(args: Args) -> dict[str, Any]:
     steps = args.steps(len(data))
     teacher = Teacher(teachers_of(setting), setting.precision) if args.share else None
     learner = Learner(args, net, setting.precision, teacher)
-    run = setting.start_run("pretrain", args.resume)
+    run = start_run(setting, "pretrain")
     wall_time = learn(
         run,
         ["pretrain"] * steps,
@@ -235,6 +239,8 @@ def train(args: Args) -> dict[str, Any]:
         eval_every=max(len(data) // args.batch_size, min(steps // EPOCHS, 50)),  # few images: short epochs
         resume=args.resume,
     )
+    if run is None:  # the leader does the rest
+        return {}
     if args.survival < 1:  # its statistics come from networks with dropped blocks
         recalibrate(RoutingMDP(net), AlwaysExecute(), data, seed=args.seed)
     file = run.folder / "weights.safetensors"

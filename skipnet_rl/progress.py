@@ -16,19 +16,20 @@ from tqdm import tqdm
 
 from skipnet_rl import data
 from skipnet_rl.data import Images
+from skipnet_rl.distributed import leads
 from skipnet_rl.terminal import bar_stream
 
 DELAY = 1  # seconds before a bar appears; shorter work shows none
 
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
-    """A tqdm bar; where the output is not a terminal, one line every 10 seconds ($TQDM_MININTERVAL)."""
+    """A tqdm bar, in the leader alone; outside a terminal one line every 10 seconds ($TQDM_MININTERVAL)."""
     stream = bar_stream()
     if not stream.isatty():
         options |= {"position": 0, "leave": True}  # in a log every bar keeps its lines
         if "TQDM_MININTERVAL" not in os.environ:
             options["mininterval"] = 10
-    return tqdm(items, dynamic_ncols=True, file=stream, **options)
+    return tqdm(items, dynamic_ncols=True, file=stream, disable=not leads(), **options)
 
 
 @contextmanager

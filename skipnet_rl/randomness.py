@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import torch
+from torch import Tensor
 
 
 class Stream(IntEnum):
@@ -27,10 +29,46 @@ class Stream(IntEnum):
     HELD_OUT_ROUTES = 11  # routes sampled on these images
 
 
+class SharedGenerator(torch.Generator):
+    """A generator of one of several processes that share each batch, see `for_images`."""
+
+    part, parts = 0, 1
+
+
 def step_generator(
-    seed: int, step: int, device: torch.device | str, stream: Stream = Stream.AUGMENTATION
+    seed: int,
+    step: int,
+    device: torch.device | str,
+    stream: Stream = Stream.AUGMENTATION,
+    share: tuple[int, int] = (0, 1),
 ) -> torch.Generator:
-    """A generator for one step of a stream: a pure function of (seed, step, stream)."""
+    """A generator for one step of a stream: a pure function of (seed, step, stream).
+
+    Args:
+        seed, step, stream: what is drawn.
+        device: where.
+        share: number of the process and number of processes that share the batch.
+    """
     # odd 64-bit constants spread neighbouring triples over the generator's seeds
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9) % 2**63
-    return torch.Generator(device).manual_seed(mixed)
+    if share[1] == 1:
+        return torch.Generator(device).manual_seed(mixed)
+    generator = SharedGenerator(device)
+    generator.part, generator.parts = share
+    return generator.manual_seed(mixed)
+
+
+def for_images(
+    draw: Callable[[int], Tensor], count: int, generator: torch.Generator | None, dim: int = 0
+) -> Tensor:
+    """Random numbers for `count` images; of a `SharedGenerator`, those of its share of the whole batch.
+
+    Args:
+        draw: draws for a number of images, with the generator.
+        count: number of images in this process.
+        generator: the generator that `draw` uses.
+        dim: dimension of the images.
+    """
+    if not isinstance(generator, SharedGenerator):
+        return draw(count)
+    return draw(count * generator.parts).narrow(dim, count * generator.part, count)

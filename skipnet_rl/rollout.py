@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.policies import Critic, Policy, first_memory
 from skipnet_rl.process import DecisionProcess
+from skipnet_rl.randomness import for_images
 
 RELAXATIONS = ("straight-through", "soft", "gumbel")
 MODES = ("greedy", "sample", *RELAXATIONS)
@@ -73,14 +74,19 @@ def choose(logit: Tensor, mode: str, generator: torch.Generator | None = None) -
     of the relaxed sample at temperature 1 (Jang, Gu, Poole 2017, arXiv 1611.01144, straight-through
     estimator; with two classes the difference of two Gumbel variables is logistic).
     """
+
+    def uniform() -> Tensor:
+        return for_images(
+            lambda count: torch.rand(count, device=logit.device, generator=generator), len(logit), generator
+        )
+
     if mode == "greedy":
         return logit > 0
     if mode == "sample":
-        return torch.rand(logit.shape, device=logit.device, generator=generator) < torch.sigmoid(logit)
+        return uniform() < torch.sigmoid(logit)
     if mode in RELAXATIONS:
         if mode == "gumbel":
-            uniform = torch.rand(logit.shape, device=logit.device, generator=generator)
-            logit = logit + torch.logit(uniform, eps=1e-6)
+            logit = logit + torch.logit(uniform(), eps=1e-6)
         soft = torch.sigmoid(logit)
         if mode == "soft":
             return soft

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from gymnasium.error import Error as GymnasiumError
 
 from agents.common.parsing import parse
+from agents.common.processes import check_processes
+from skipnet_rl.distributed import together
 from skipnet_rl.terminal import forgiving_streams, say
 
 ArgsT = TypeVar("ArgsT")
@@ -41,7 +43,9 @@ def _run(
     args = None
     try:
         args = parse(args_type, default=defaults() if defaults else None)
-        run(args)
+        with together():
+            check_processes(args)
+            run(args)
     except errors as error:
         if getattr(args, "debug", "--debug" in sys.argv):
             raise

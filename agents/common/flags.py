@@ -42,11 +42,13 @@ class CommonArgs:
     Attributes:
         frozen: whether the network stays as it is, and a policy over it is learned.
         takes_chains: whether the environment may be a chain of networks.
+        takes_processes: whether several processes may train together, see `agents.common.processes`.
         first_look: whether a data set for a first look is by default tested on its first images alone.
     """
 
     frozen: ClassVar[bool] = False
     takes_chains: ClassVar[bool] = False
+    takes_processes: ClassVar[bool] = False
     first_look: ClassVar[bool] = True
 
     env: Data[str] = "SkipResNet110-v0"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.common.optimizers import resume
+from skipnet_rl.distributed import average_gradients
 
 if TYPE_CHECKING:
     from agents.common.preparation import Preparation
@@ -39,6 +40,12 @@ class ModelLearner:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         loss.backward()
+        average_gradients(
+            weight
+            for name in rates
+            for group in self.optimizers[name].param_groups
+            for weight in group["params"]
+        )
         for name, rate in rates.items():
             for group in self.optimizers[name].param_groups:
                 group["lr"] = rate

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from agents.common.watch import Watch, check_finite
+from skipnet_rl.distributed import follow, from_leader, leads
 from skipnet_rl.flops import compute_blocks
 from skipnet_rl.progress import progress_bar
 from skipnet_rl.rollout import Trajectory
@@ -31,7 +33,7 @@ class Stateful(Protocol):
 
 
 def learn(
-    run: Run,
+    run: Run | None,
     plan: Sequence[str],
     learner: Stateful,
     train_step: Callable[[int, str], Trajectory],
@@ -45,7 +47,7 @@ def learn(
     """Train to the end of the plan; returns the seconds spent, those before an interruption included.
 
     Args:
-        run: where metrics and checkpoints go.
+        run: where metrics and checkpoints go; None where another process leads.
         plan: the stage of each step.
         learner: what checkpoints hold.
         train_step: does step number k of a stage, and returns its episodes.
@@ -59,33 +61,59 @@ def learn(
     Raises:
         DivergenceError: a NaN or an infinity; the checkpoint before it is kept.
     """
-    state = (run.load() if resume else None) or {"step": 0, "elapsed": 0.0}
+    state = from_leader(lambda: run.load() if run and resume else None) or {"step": 0, "elapsed": 0.0}
     first, begun, watch = state["step"], time.perf_counter(), Watch()
     if first:
         learner.load_state_dict(state["learner"])
     else:
-        begin()
+        from_leader(begin)
     with progress_bar(total=len(plan), initial=first, unit="step") as bar:
         display = Display(bar)
         for step in range(first, len(plan)):
             stage, done = plan[step], step + 1
             episode = train_step(step, stage)
-            watch.step(done, stage, episode)
+            if leads():  # a NaN elsewhere comes here with the next gradient
+                watch.step(done, stage, episode)
             ends_stage = done == len(plan) or plan[done] != stage
             validates = ends_stage or done % eval_every == 0
             display.step(stage, episode, at_once=validates)
-            if ends_stage:
-                check_finite(learner.state_dict(), done, stage)  # before it writes weights
-                end_stage(stage)
             if validates:
-                found = val_metrics(validate(done, stage, ends_stage))
-                run.log(done, stage, **display.metrics, **found)
-                display.validated(found["val/accuracy"])
                 elapsed = state["elapsed"] + time.perf_counter() - begun
-                learned = learner.state_dict()
-                check_finite(learned, done, stage)
-                run.save({"learner": learned, "step": done, "elapsed": elapsed})
+                reached = Reached(done, stage, ends_stage, elapsed)
+                from_leader(partial(_keep, run, reached, learner, display, end_stage, validate))
+                follow(learner.state_dict())
     return state["elapsed"] + time.perf_counter() - begun
+
+
+class Reached(NamedTuple):
+    """Where a training is: steps done, their stage, whether it has ended, seconds spent."""
+
+    done: int
+    stage: str
+    ended: bool
+    elapsed: float
+
+
+def _keep(
+    run: Run | None,
+    reached: Reached,
+    learner: Stateful,
+    display: Display,
+    end_stage: Callable[[str], None],
+    validate: Callable[[int, str, bool], dict[str, Any]],
+) -> None:
+    """Validate, log and save."""
+    assert run is not None  # the leader has one
+    done, stage, ended, elapsed = reached
+    if ended:
+        check_finite(learner.state_dict(), done, stage)  # before it writes weights
+        end_stage(stage)
+    found = val_metrics(validate(done, stage, ended))
+    run.log(done, stage, **display.metrics, **found)
+    display.validated(found["val/accuracy"])
+    learned = learner.state_dict()
+    check_finite(learned, done, stage)
+    run.save({"learner": learned, "step": done, "elapsed": elapsed})
 
 
 class Display:

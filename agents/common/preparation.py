@@ -23,6 +23,7 @@ from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
+from skipnet_rl.randomness import for_images
 from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
@@ -125,7 +126,11 @@ def prepared_episode(
         `TRIED`.
     """
     rates = falling_rates(costs, min(1.0, progress / RAMP)).to(images.device)
-    draws = torch.rand(len(labels), len(rates), generator=generator, device=images.device)
+    draws = for_images(
+        lambda count: torch.rand(count, len(rates), generator=generator, device=images.device),
+        len(labels),
+        generator,
+    )
     episode = rollout(mdp, policy, images, labels, routes=draws < rates)
     aim = rates.clamp(max=TRIED).expand_as(episode.gate_logits)
     missed = F.binary_cross_entropy_with_logits(episode.gate_logits, aim, reduction="none")

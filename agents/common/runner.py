@@ -17,6 +17,7 @@ from agents.common.keeper import Keeper, Learner
 from agents.common.loop import learn
 from agents.common.outcome import finish
 from agents.common.preparation import look
+from agents.common.processes import start_run
 from agents.common.setting import Setting
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.data import Images
@@ -48,9 +49,9 @@ def run_agent(
     setting, tolerance, costs = look(Setting.of(args))
     args = setting.args
     learner = make_learner(setting, costs)
-    run = setting.start_run(agent.replace("_", "-"), args.resume)
-    keeper = make_keeper(setting, learner, run.folder)
-    if args.trains_networks:
+    run = start_run(setting, agent.replace("_", "-"))
+    keeper = make_keeper(setting, learner, run.folder if run else Path())
+    if run and args.trains_networks:
         print_estimate(setting, tolerance)
     wall_time = learn(
         run,
@@ -63,6 +64,8 @@ def run_agent(
         eval_every=args.eval_every,
         resume=args.resume,
     )
+    if run is None:  # the leader does the rest
+        return {}
     files, rows = keeper.files(), {}
     for name, file in files.items():
         load_weights(run.folder / file, learner.model)  # what the file does is reported

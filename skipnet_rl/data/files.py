@@ -21,6 +21,7 @@ from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
 from skipnet_rl.data.pixels import open_image, read_image
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.forking import in_forked_child
+from skipnet_rl.randomness import for_images
 
 DECODERS = 8  # threads; Pillow's decoders release the GIL
 RESIZE = 256 / 224  # short side before the central crop, relative to the crop
@@ -80,7 +81,11 @@ class ImageFiles(Images):
         Crops cover 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015); for images
         of up to 64 pixels 60 to 100 % at 0.9 to 1.1.
         """
-        seeds = torch.randint(2**62, (len(index),), generator=generator, device=generator.device).tolist()
+
+        def numbers(count: int) -> Tensor:
+            return torch.randint(2**62, (count,), generator=generator, device=generator.device)
+
+        seeds = for_images(numbers, len(index), generator).tolist()
         paths = [self.paths[i] for i in index.tolist()]
         boxes = [self._box(path, seed) for path, seed in zip(paths, seeds, strict=True)]
         crops = [partial(self._crop, path, *box) for path, box in zip(paths, boxes, strict=True)]

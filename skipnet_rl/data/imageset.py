@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skipnet_rl.data.images import Images
-from skipnet_rl.randomness import Stream, step_generator
+from skipnet_rl.randomness import Stream, for_images, step_generator
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,18 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: 
     """
     count, _, height, width = images.shape
     device = images.device
-    offset = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=device)
+
+    def shifts(count: int) -> Tensor:
+        return torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=device)
+
+    def coins(count: int) -> Tensor:
+        return torch.rand((count, 1), generator=generator, device=device)
+
+    offset = for_images(shifts, count, generator, dim=1)
     rows = offset[0] + torch.arange(height, device=device)  # [B, H]
     columns = offset[1] + torch.arange(width, device=device)  # [B, W]
     if flip:
-        mirrored = torch.rand((count, 1), generator=generator, device=device) < 0.5
+        mirrored = for_images(coins, count, generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)  # [B, H+2p, W+2p, C]
     which = torch.arange(count, device=device).view(-1, 1, 1)

@@ -1,0 +1,129 @@
+"""Several processes that share each batch: the same gradients, runs that go on, refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from skipnet_rl.distributed import average_gradients, from_leader, processes, share
+from skipnet_rl.randomness import SharedGenerator, for_images, step_generator
+from tests.shared_gradient import gradients
+
+ROOT = Path(__file__).parents[1]
+CASES = ("pretrain", "warmup", "sp", "hrl", "tune", "unvisited")
+RUN = (
+    "-m agents.hybrid_reinforce --env SkipResNet14-v0 --dataset rendered-digits --weights none "
+    "--test-images 50 "
+    "--batch-size 16 --sp-iterations 4 --iterations 120 --tune-iterations 4 --device cpu --precision fp32"
+)
+
+
+def torchrun(*words: str, count: int = 2) -> subprocess.Popen[str]:
+    """Start several processes."""
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={count}",
+        *words,
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+    )
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gradients of every case, of two processes."""
+    folder = tmp_path_factory.mktemp("shared")
+    started = torchrun("-m", "tests.shared_gradient", str(folder), *CASES)
+    output, _ = started.communicate(timeout=300)
+    assert started.returncode == 0, output
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_have_the_gradient_of_one(case: str, shared: Path) -> None:
+    two, one = torch.load(shared / f"{case}.pt"), gradients(case)
+    assert two.keys() == one.keys()  # a block that nobody executes has no gradient in either
+    assert any(name.startswith("grad") and value.abs().max() > 0 for name, value in one.items())
+    for name, value in one.items():
+        error = (two[name] - value).norm() / value.norm().clamp(min=1e-8)
+        assert error < 1e-4, (name, float(error))  # a bias of zero mean is mostly rounding
+    every = torch.cat([one[name].flatten() for name in one if name.startswith("grad")])
+    other = torch.cat([two[name].flatten() for name in one if name.startswith("grad")])
+    assert (every - other).norm() / every.norm() < 1e-6
+
+
+def test_blocks_that_nobody_executes_stay_without_a_gradient(shared: Path) -> None:
+    names = set(torch.load(shared / "unvisited.pt"))
+    assert "grad net.blocks.0.conv1.weight" in names
+    assert "weight net.blocks.1.conv1.weight" in names and "grad net.blocks.1.conv1.weight" not in names
+
+
+def test_shares_of_random_numbers_are_those_of_the_whole_batch() -> None:
+    def draw(part: int, parts: int, count: int) -> torch.Tensor:
+        generator = step_generator(3, 5, "cpu", share=(part, parts))
+        return for_images(lambda n: torch.rand(2, n, generator=generator), count, generator, dim=1)
+
+    whole = draw(0, 1, 6)
+    assert torch.equal(torch.cat([draw(part, 3, 2) for part in range(3)], 1), whole)
+    assert isinstance(step_generator(3, 5, "cpu", share=(1, 3)), SharedGenerator)
+
+
+def test_one_process_shares_with_nobody() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    average_gradients([weight])
+    assert processes() == 1 and weight.grad is None and from_leader(lambda: 7) == 7
+    assert torch.equal(share(torch.arange(4)), torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("-m agents.ppo --env SkipResNet14-v0", "this command runs in one process"),
+        (f"{RUN} --batch-size 36 --routes 4", "is 9 images per step, which 2 processes cannot share equally"),
+        ("-m agents.hybrid_reinforce --env SkipChain20x110-v0", "is a chain, which trains in one process"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(words: str, message: str) -> None:
+    started = torchrun(*words.split())
+    output, _ = started.communicate(timeout=120)
+    assert started.returncode != 0 and message in output, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_loses_nothing(killed: int, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = [*RUN.split(), "--resume", "--run-dir"]
+    started = torchrun(*command, str(whole))
+    output, _ = started.communicate(timeout=600)
+    assert started.returncode == 0, output
+    started = torchrun(*command, str(broken))
+    while not (broken / "checkpoint.previous").exists():  # two checkpoints are written
+        assert started.poll() is None
+        time.sleep(0.02)
+    workers = [p for p in psutil.Process(started.pid).children() if "agents.hybrid_reinforce" in p.cmdline()]
+    number = {int(p.environ()["RANK"]): p for p in workers}
+    number[killed].send_signal(signal.SIGKILL)
+    started.communicate(timeout=300)
+    assert started.returncode != 0 and not (broken / "result.json").exists()
+    started = torchrun(*command, str(broken))
+    output, _ = started.communicate(timeout=600)
+    assert started.returncode == 0, output
+    assert output.count("wrote ") == 1  # only the leader's
+    for file in ("sp.safetensors", "hrl.safetensors"):
+        ours, theirs = load_file(whole / file), load_file(broken / file)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
