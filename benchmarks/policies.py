@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents import compare
+from agents.common import jobs
 from agents.common.cli import main_with_named_errors
-from scripts import jobs
+from agents.common.cluster import pool_of
 
 SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (  # agent, flags, whether the seed changes anything
     ("static", (), False),
@@ -47,7 +48,7 @@ class Options:
     seeds: int = 3
     """runs of each learner"""
     jobs: int = 2
-    """runs at a time, one CPU thread each"""
+    """runs at a time, one CPU thread each, several of them through Ray"""
     runs: Path = Path("runs/policies")
     """folder of the run folders"""
     out: Path = Path("docs/policies-cifar10")
@@ -77,9 +78,10 @@ def commands(options: Options) -> list[jobs.Job]:
 def main(options: Options) -> None:
     """Run what is missing, then compare."""
     sweep = commands(options)
-    jobs.run(sweep, options.jobs, OMP_NUM_THREADS="1")
+    jobs.exit_if_failed(jobs.run(sweep, pool_of(options.jobs)))
     compare.main(compare.Args(tuple(job.folder for job in sweep), out=options.out))
 
 
 if __name__ == "__main__":
+    jobs.end_runs_on_sigterm()
     main_with_named_errors(Options, main)

@@ -10,12 +10,11 @@ of a row `scripts.results` makes the table and the pictures in `--out` from the 
 
 from __future__ import annotations
 
-import signal
-import sys
-
+from agents.common import jobs
 from agents.common.cli import main_with_named_errors
+from agents.common.cluster import pool_of
 from agents.common.flag_rules import check_numbers
-from scripts import collect, jobs
+from scripts import collect
 from scripts.rows import ROWS, Options, chain
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import unknown_name
@@ -35,11 +34,10 @@ def main(options: Options) -> None:
         if options.list:
             say("\n".join(f"{job.folder}: {'done' if job.done() else ' '.join(job.line)}" for job in row))
             continue
-        jobs.run(row, options.jobs)
+        jobs.exit_if_failed(jobs.run(row, pool_of(options.jobs, threads=None)))
         collect.add(name, [job.folder for job in row], options.out, options.data_dir)
 
 
 if __name__ == "__main__":
-    # an exception, so that the commands that it started end, too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    jobs.end_runs_on_sigterm()
     main_with_named_errors(Options, main)

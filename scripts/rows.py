@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from agents.common.jobs import Job
 from agents.common.presets import PRESETS
-from scripts.jobs import Job
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Options:
     """factor of every training's length but a preparation's; at 1 two CPU cores do a ResNet-38, and a GPU the
     deeper ones"""
     jobs: int = 1
-    """commands at a time; the small kernels of a single one hardly fill a GPU"""
+    """commands at a time, several of them through Ray; the small kernels of a single one hardly fill a GPU"""
     shipped_backbone: bool = False
     """start from the shipped backbones, where there are any, instead of training them"""
     data_dir: Path | None = None

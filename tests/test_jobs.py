@@ -4,70 +4,114 @@ import contextlib
 import importlib
 import json
 import os
-import shlex
 import signal
-import sys
 import time
+from pathlib import Path
 
 import pytest
 import tyro
 
+from agents.common import jobs
+from agents.common.cluster import Cluster, pool_of
+from agents.common.jobs import Job, OneByOne
 from benchmarks import policies
-from scripts import jobs
+
+MODULE = """
+import json, os, shlex, sys, time
+from pathlib import Path
+code, *_, place = sys.argv[1:]
+folder, begun = Path(place), time.monotonic()
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "pid").write_text(str(os.getpid()))
+(folder / "attempts").open("a").write("x")
+exec(code)
+command = shlex.join(["python", "-m", "played", *sys.argv[1:]])
+found = {"command": command, "times": [begun, time.monotonic()], "threads": os.environ.get("OMP_NUM_THREADS")}
+(folder / "result.json").write_text(json.dumps(found))
+"""
+FLAKY = "if len((folder / 'attempts').read_text()) < {}: raise SystemExit(2)"
 
 
 @pytest.fixture
 def played(tmp_path, monkeypatch):
-    """Make jobs that are small scripts, each of which leaves its name, its process and its times."""
+    """Make jobs of a module that runs a line of code, and leaves its process, its attempts and its times."""
+    (tmp_path / "played.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
 
-    def make(*needs, code="pass", flags=()):
-        script = (
-            "import json, os, pathlib, sys, time\n"
-            "folder, begun = pathlib.Path(sys.argv[-1]), time.monotonic()\n"
-            "folder.mkdir(parents=True, exist_ok=True)\n"
-            "(folder / 'pid').write_text(str(os.getpid()))\n"
-            f"{code}\n"
-            "result = {'command': os.environ['LINE'], 'times': [begun, time.monotonic()]}\n"
-            "(folder / 'result.json').write_text(json.dumps(result))"
-        )
+    def make(*needs, code="pass", flags=("--resume",)):
         files = (f"{other.folder}/weights.safetensors" for other in needs)
-        return jobs.Job(tmp_path / f"row/{next(names)}", (script, *flags, *files))
+        return Job(tmp_path / f"row/{next(names)}", ("played", code, *flags, *files))
 
-    def popen(command, env, **given):
-        line = shlex.join(["python", *command[1:]])
-        return real([sys.executable, "-c", command[2], command[-1]], env={**env, "LINE": line}, **given)
-
-    names, real = iter("abcdefgh"), jobs.subprocess.Popen
-    monkeypatch.setattr(jobs.subprocess, "Popen", popen)
+    names = iter("abcdefgh")
     return make
 
 
-def times(job):
-    return json.loads((job.folder / "result.json").read_text())["times"]
+class Instant(OneByOne):
+    """A pool that finishes its jobs in the order that it is told to, without running anything."""
+
+    def __init__(self, size, *problems):
+        self.size, self.problems, self.started, self.open = size, list(problems), [], []
+
+    def start(self, job):
+        self.started.append(job)
+        self.open.append(job)
+        assert len(self.open) <= self.size
+
+    def wait(self):
+        job, problem = self.open.pop(0), self.problems.pop(0) if self.problems else ""
+        if not problem:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "result.json").write_text(json.dumps({"command": " ".join(job.line)}))
+        return job, problem
+
+    def __exit__(self, *error):
+        """Nothing runs."""
 
 
-def test_jobs_run_side_by_side_where_none_needs_the_other(played):
-    first = played()
-    pair = [played(first, code="time.sleep(2); print('heard')"), played(first, code="time.sleep(2)")]
-    last = played(pair[1])
-    listed = [first, pair[0], last, pair[1]]
-    jobs.run(listed, at_once=2)
-    begun, ended = zip(*map(times, (first, *pair, last)), strict=True)
-    assert ended[0] < min(begun[1:3]) and max(begun[1:3]) < min(ended[1:3]) and ended[2] < begun[3]
-    assert pair[0].folder.with_name("b.log").read_text().strip() == "heard"
-    before = times(first)
-    jobs.run(listed, at_once=2)
-    assert times(first) == before  # what is done is not run again
+def result(job):
+    return json.loads((job.folder / "result.json").read_text())
+
+
+def attempts(job):
+    return len((job.folder / "attempts").read_text())
+
+
+def test_jobs_run_side_by_side_where_none_needs_the_other(tmp_path):
+    first, second, third, last = (Job(tmp_path / name, ("m", name)) for name in "abcd")
+    second, third = (Job(job.folder, (*job.command, f"{first.folder}/w")) for job in (second, third))
+    last = Job(last.folder, ("m", f"{third.folder}/w"))
+    listed = [first, second, last, third]
+    assert jobs.run(listed, pool := Instant(2)) == []
+    assert pool.started == [first, second, third, last]
+    assert jobs.run(listed, pool := Instant(2)) == [] and not pool.started  # what is done is not run again
+
+
+def test_a_failed_job_is_tried_once_more(tmp_path, capsys):
+    lost, other = (Job(tmp_path / name, ("m", name)) for name in "ab")
+    assert jobs.run([lost, other], pool := Instant(1, "it was lost")) == []
+    assert pool.started == [lost, lost, other]
+    assert f"{lost.folder}: it was lost; trying once more" in capsys.readouterr().out
+    ill = Job(tmp_path / "c", ("m",))
+    assert jobs.run([ill, other], pool := Instant(1, "it was lost", "it failed")) == [ill]
+    assert pool.started == [ill, ill]
+    assert f"{ill.folder}: it failed; given up" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=f"failed: {ill.folder}; the same command goes on"):
+        jobs.exit_if_failed([ill])
 
 
 def test_what_needs_a_failed_job_is_not_run_and_the_rest_is(played, capsys):
-    for at_once in (1, 2):
-        failing = played(code="raise SystemExit(2)")
-        listed = [failing, played(failing), played()]
-        with pytest.raises(SystemExit, match=f"failed: {failing.folder}; the same command goes on"):
-            jobs.run(listed, at_once)
-        assert not listed[1].folder.exists() and listed[2].done()
-        assert f"$ python -m {shlex.join(failing.command)}" in capsys.readouterr().out
+    failing, flaky = played(code="raise SystemExit(2)"), played(code=FLAKY.format(2))
+    listed = [failing, played(failing), flaky, played(flaky, code="assert threads == '3'")]
+    assert jobs.run(listed, OneByOne()) == [failing, listed[3]]
+    assert attempts(failing) == attempts(flaky) == 2
+    assert not listed[1].folder.exists() and flaky.done()
+    assert f"{failing.folder}: exit status 2; given up" in capsys.readouterr().out
+
+
+def test_a_job_has_the_threads_that_it_is_given(played):
+    job = played()
+    jobs.run([job], pool_of(workers=1, threads=3))
+    assert result(job)["threads"] == "3"
 
 
 def test_what_was_interrupted_goes_on_or_starts_anew(played):
@@ -75,43 +119,80 @@ def test_what_was_interrupted_goes_on_or_starts_anew(played):
     for flags, kept in (((), False), (("--resume",), True)):
         job = played(flags=flags)
         job.folder.mkdir(parents=True)
-        (job.folder / "args.json").write_text("{}")
-        jobs.run([job])
-        assert job.done() and (job.folder / "args.json").exists() == kept
+        for name in ("args.json", "checkpoint"):
+            (job.folder / name).write_text("{}")
+        assert jobs.run([job], OneByOne()) == []
+        assert job.done() and (job.folder / "checkpoint").exists() == kept
+
+
+def test_only_a_run_is_removed(played):
+    job = played(flags=())
+    job.folder.mkdir(parents=True)
+    (job.folder / "thesis.tex").touch()
+    assert jobs.run([job], OneByOne()) == []
+    assert (job.folder / "thesis.tex").exists()
 
 
 def test_a_folder_of_another_command_is_refused(tmp_path):
-    job = jobs.Job(tmp_path, ("agents.pretrain", "--epochs", "2", "--resume"))
+    job = Job(tmp_path, ("agents.pretrain", "--epochs", "2", "--resume"))
     assert not job.done()
     for places in ("--data-dir /mine --resume", "--device cpu"):
-        command = f"python -m agents.pretrain --epochs 2 {places} --run-dir {tmp_path}"
-        (tmp_path / "result.json").write_text(json.dumps({"command": command}))
-        assert job.done()
+        for folder in (tmp_path, "elsewhere"):
+            command = f"python -m agents.pretrain --epochs 2 {places} --run-dir {folder}"
+            (tmp_path / "result.json").write_text(json.dumps({"command": command}))
+            assert job.done()
     (tmp_path / "result.json").write_text(json.dumps({"command": command.replace("2", "3", 1)}))
-    with pytest.raises(ValueError, match="epochs 3 .* not of .*epochs 2 .*name another folder"):
-        jobs.run([job])
+    with pytest.raises(ValueError, match="epochs 3, not of .*epochs 2; name another folder"):
+        jobs.run([job], OneByOne())
 
 
 def test_processes_end_with_the_runner(played, monkeypatch):
-    """A signal while it waits is an exception, see `scripts.reproduce`."""
-    listed = [played(code="time.sleep(60)"), played(code="time.sleep(60)")]
+    """A signal while it waits is an exception, see `jobs.end_runs_on_sigterm`."""
+    job = played(code="time.sleep(60)")
 
-    def interrupted(seconds):
-        if all((job.folder / "pid").exists() for job in listed):
-            raise KeyboardInterrupt
-        pause(seconds)
+    def interrupted(pool):
+        while not (job.folder / "pid").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
 
-    pause = time.sleep
-    monkeypatch.setattr(jobs.time, "sleep", interrupted)
+    monkeypatch.setattr(OneByOne, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        jobs.run(listed, at_once=2)
-    monkeypatch.undo()
-    for job in listed:
-        process = int((job.folder / "pid").read_text())
-        with contextlib.suppress(ChildProcessError):  # the runner has waited for it already
-            assert os.waitpid(process, 0)[1] == signal.SIGTERM
-        with pytest.raises(ProcessLookupError):
-            os.kill(process, 0)
+        jobs.run([job], OneByOne())
+    process = int((job.folder / "pid").read_text())
+    with contextlib.suppress(ChildProcessError):  # the runner has waited for it already
+        assert os.waitpid(process, 0)[1] == signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_several_at_a_time_need_ray(monkeypatch):
+    monkeypatch.setattr("agents.common.cluster.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"need Ray.*pip install .*sweep.*--workers 1"):
+        pool_of(workers=2)
+    assert isinstance(pool_of(workers=1), OneByOne)
+
+
+@pytest.mark.parametrize(
+    "machines, threads, asked, gpus, runs",
+    [
+        ([{"CPU": 8}], 2, {}, 0, 4),
+        ([{"CPU": 8}, {"CPU": 3}], 2, {"address": "auto"}, 0, 5),
+        ([{"CPU": 8, "GPU": 1}], 1, {}, 1, 1),
+        ([{"CPU": 8, "GPU": 2}], 1, {"workers": 2}, 1, 2),
+        ([{"CPU": 8, "GPU": 2}], 1, {"workers": 3}, 0.5, 3),
+        ([{"CPU": 8, "GPU": 1}], 1, {"workers": 7}, 0.1428, 7),
+        ([{"CPU": 8, "GPU": 2}] * 2, 1, {"address": "auto"}, 1, 4),
+        ([{"CPU": 8, "GPU": 2}] * 2, 1, {"address": "auto", "gpus": 0.4}, 0.4, 8),
+        ([{"CPU": 8, "GPU": 4}], 1, {"address": "auto", "gpus": 2}, 2, 2),
+        ([{"CPU": 8, "GPU": 4}], 1, {"address": "auto", "gpus": 0}, 0, 8),
+    ],
+)
+def test_as_many_runs_as_fit(monkeypatch, machines, threads, asked, gpus, runs):
+    """A run has whole threads, and a share of a GPU does not spread over two."""
+    monkeypatch.setattr(Cluster, "_machines", lambda pool: machines)
+    pool = Cluster(asked.get("address"), asked.get("workers"), threads, asked.get("gpus"))
+    pool._choose_gpus(sum(machine.get("GPU", 0) for machine in machines))
+    assert (pool.gpus, pool.size) == (gpus, runs)
 
 
 def test_the_sweep_of_policies():
@@ -126,3 +207,25 @@ def test_the_sweep_of_policies():
     for job in sweep:
         args = tyro.cli(importlib.import_module(job.command[0]).Args, args=job.line[3:])
         assert args.run_dir == job.folder and args.weights == "resnet20-cifar10-skips"
+
+
+def test_rays_workers(played, monkeypatch, capfd):
+    """Side by side; with one thread whatever is inherited; one that is killed or fails is tried once more."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    first = played(code="import torch; assert torch.get_num_threads() == 1; print('heard')")
+    meet = "while not (folder.parent / '{}' / 'pid').exists(): time.sleep(0.01)"
+    pair = [played(first, code=meet.format("c")), played(first, code=meet.format("b"))]
+    killed = played(code="if len((folder / 'attempts').read_text()) < 2: os.kill(os.getpid(), 9)")
+    failing = played(code="raise SystemExit('no such thing')")
+    listed = [first, *pair, killed, failing]
+    assert jobs.run(listed, pool_of(workers=2)) == [failing]
+    assert result(first)["threads"] == "1"
+    assert first.folder.with_name("a.log").read_text().strip() == "heard"
+    assert [attempts(job) for job in listed] == [1, 1, 1, 2, 2]
+    assert max(result(job)["times"][0] for job in pair) < min(result(job)["times"][1] for job in pair)
+    said = capfd.readouterr().out
+    assert f"{killed.folder}: its process was lost (WorkerCrashedError); trying once more" in said
+    assert f"{failing.folder}: exit status 1: no such thing; given up" in said
+    assert len({(job.folder / "pid").read_text() for job in listed}) == 5  # none inherits another's state

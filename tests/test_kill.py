@@ -7,15 +7,13 @@ line. It is resumed and killed again, three times for each of seven places, and 
 
 import ast
 import contextlib
-import json
 import os
 import random
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-from forked import forked
+from forked import forked, outcome
 from toys import load_first, slow
 
 from agents import hybrid_reinforce
@@ -80,18 +78,6 @@ def start(folder: Path, place: str | None = None, survived: int = 0) -> int:
     """The exit code of a run in a process of its own; minus the signal where it was killed."""
     resume = (folder / "args.json").exists()
     return forked(child, folder, resume, place, survived)
-
-
-def outcome(folder: Path) -> dict:
-    """All that must not depend on interruptions."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["train/images_per_s"]
-    with np.load(folder / "routes.npz") as stored:
-        routes = {name: stored[name].tobytes() for name in stored.files}
-    weights = {name: (folder / name).read_bytes() for name in ("sp.safetensors", "hrl.safetensors")}
-    policies = json.loads((folder / "result.json").read_text())["policies"]
-    return {"metrics": lines, "routes": routes, "policies": policies, **weights}
 
 
 @pytest.fixture(scope="module")

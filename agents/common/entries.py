@@ -23,6 +23,7 @@ AVERAGED = (
     "executed_blocks_std",
     "unique_routes",
 )
+SHARED = ("env", "dataset", "split", "n_images")  # what runs in one table have in common
 NOT_A_FLAG = {
     *NOT_COMPARED,
     "seed",
@@ -118,7 +119,7 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
         ValueError: runs on different environments, data sets or splits, which no table can compare, or two
             of the same seed that differ in nothing.
     """
-    for key in ("env", "dataset", "split", "n_images"):
+    for key in SHARED:
         values = sorted({str(run.result[key]) for run in runs})
         if len(values) > 1:
             hint = ", by --test-images" if key == "n_images" else ""

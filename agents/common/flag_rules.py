@@ -27,8 +27,10 @@ POSITIVE = {
     "routes",
     "survival",
     "test_images",
+    "threads",
     "updates",
     "width",
+    "workers",
 }
 NOT_NEGATIVE = {
     "alpha",
@@ -36,6 +38,7 @@ NOT_NEGATIVE = {
     "entropy",
     "exhaustive",
     "gate_lr",
+    "gpus",
     "iterations",
     "joint",
     "joint_lr",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, field, fields, make_dataclass, replace
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from textwrap import dedent
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -105,7 +105,8 @@ def _flags(args_type: type, each: Iterable[Field]) -> dict[str, tuple[str, Any, 
 def _check_choices(args_type: type, words: Sequence[str]) -> None:
     """Name the nearest choice in one line, which tyro's own message does not."""
     kinds = get_type_hints(args_type)
-    for word, following in pairwise([*words, "--"]):
+    own = takewhile(lambda word: word != "--", words)  # what follows is for another command
+    for word, following in pairwise([*own, "--"]):
         flag, _, joined = word.partition("=")
         value, name = joined or following, flag.removeprefix("--")
         kind = kinds.get(name.replace("-", "_")) if flag.startswith("--") else None

@@ -1,0 +1,259 @@
+"""A search for values of an agent's flags with Optuna, on validation images; the test set is never looked at.
+
+Each trial is a run. The trials are in a journal in the folder of the runs, so that a search that was
+interrupted goes on, its unfinished runs first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from agents.common.jobs import Job, Pool, work
+from agents.common.plan import Plan, parted, values_of
+from skipnet_rl.checkpoint import write_json
+from skipnet_rl.terminal import say
+
+Objective = Literal["auto", "return", "accuracy", "tradeoff"]
+MEASURED = {"return": ["return"], "accuracy": ["accuracy"], "tradeoff": ["accuracy", "compute_flops"]}
+PAYMENT = {"alpha", "cost"}  # flags that change what a return is
+JOURNAL = "search.journal"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a search goes on: a number of trials, earlier calls included, or minutes from now."""
+
+    trials: int | None = None
+    minutes: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Budget:
+        """Read `"20"` (trials) or `"90m"` (minutes)."""
+        match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)m", text)
+        if match is None or not float(match[1] or match[2]):
+            raise ValueError(f"--search is {text!r}; expected a number of runs, or minutes such as 90m")
+        return cls(int(match[1])) if match[1] else cls(minutes=float(match[2]))
+
+    def left(self, trials: int, begun: float) -> bool:
+        """Whether one more trial is to begin, `begun` being the `time.monotonic()` of the search."""
+        if self.minutes is None:
+            return trials < (self.trials or 0)
+        return time.monotonic() - begun < 60 * self.minutes
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, whole ones or not, or some values."""
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+    values: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, text: str, kind: Any) -> Range:
+        """Read LOW:HIGH, LOW:HIGH:log or VALUE,VALUE…; `kind` is the type of the flag."""
+        if ":" not in text:
+            return cls(values=tuple(values_of("range", name, text)))
+        number = {int, float} & {kind, *get_args(kind)}
+        match = re.fullmatch(r"([^:]+):([^:]+)(:log)?", text)
+        try:
+            assert match is not None and number
+            low, high = (number.copy().pop()(match[side]) for side in (1, 2))
+        except (AssertionError, ValueError) as error:
+            numbers = "numbers LOW:HIGH or LOW:HIGH:log, or " if number else ""
+            raise ValueError(f"--range has {name}={text}; expected {numbers}values A,B,C") from error
+        log = match[3] is not None
+        if not low < high or (log and low <= 0):
+            raise ValueError(f"--range has {name}={text}; expected LOW < HIGH{', and LOW > 0' * log}")
+        return cls(low, high, log, int in number)
+
+    def distribution(self) -> Any:
+        """As Optuna has it."""
+        from optuna import distributions
+
+        if self.values:
+            return distributions.CategoricalDistribution(self.values)
+        kind = distributions.IntDistribution if self.whole else distributions.FloatDistribution
+        return kind(self.low, self.high, log=self.log)
+
+    def ends(self) -> tuple[str, str]:
+        """The first and the last value."""
+        return (self.values[0], self.values[-1]) if self.values else (f"{self.low}", f"{self.high}")
+
+
+def ranges_of(specs: Iterable[str], plan: Plan) -> dict[str, Range]:
+    """The ranges of a command line, by flag; a ValueError for an unknown flag or no range."""
+    texts = parted("range", specs)
+    plan.check_names(texts)
+    return {name: Range.of(name, text, plan.flags[name]) for name, text in sorted(texts.items())}
+
+
+class Search:
+    """The trials of one search.
+
+    Args:
+        plan: the agent, and what all runs have.
+        ranges: of the flags that vary.
+        objective: `"return"` and `"accuracy"` are to be high. With `"tradeoff"` accuracy is to be high and
+            computation low, and no trial is best. `"auto"`: the return, or, where alpha or cost vary and
+            returns cannot be compared, the trade-off.
+
+    Raises:
+        ModuleNotFoundError: Optuna is not installed.
+        ValueError: an agent that is not validated; returns that cannot be compared; values that make no
+            sense; a folder with another search.
+    """
+
+    def __init__(self, plan: Plan, ranges: Mapping[str, Range], objective: Objective = "auto") -> None:
+        if find_spec("optuna") is None:
+            raise ModuleNotFoundError(
+                'a search needs Optuna, which is not installed: pip install -e ".[sweep]"'
+            )
+        if not plan.trains:
+            raise ValueError(f"agents.{plan.agent} learns nothing to search for; use --grid")
+        payment = sorted(PAYMENT & ranges.keys())
+        if objective == "return" and payment:
+            raise ValueError(
+                f"returns under different {' and '.join(payment)} cannot be compared; choose by tradeoff"
+            )
+        self.plan, self.ranges = plan, ranges
+        self.objective = objective if objective != "auto" else "tradeoff" if payment else "return"
+        ends = zip(*(each.ends() for each in ranges.values()), strict=True)
+        plan.check([plan.job(dict(zip(ranges, end, strict=True)), f"{k}-") for k, end in enumerate(ends)])
+        self.study = self._open()
+
+    def _open(self) -> Any:
+        """The study in the journal, or a new one."""
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path = self.plan.out / JOURNAL
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
+        directions = ["maximize", "minimize"][: len(MEASURED[self.objective])]
+        study = optuna.create_study(
+            storage=JournalStorage(file), study_name="search", directions=directions, load_if_exists=True
+        )
+        ours = {
+            "agent": self.plan.agent,
+            "flags": list(self.plan.words),
+            "ranges": {name: repr(each) for name, each in self.ranges.items()},
+            "objective": self.objective,
+        }
+        for key, value in ours.items():
+            if study.user_attrs.get(key, value) != value:
+                raise ValueError(
+                    f"{path} is a search with {key} {study.user_attrs[key]}, not {value}; name another folder"
+                )
+            study.set_user_attr(key, value)
+        # the draws go on where those of earlier calls ended
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), constant_liar=True)
+        return study
+
+    def job(self, trial: Any) -> Job:
+        """The run of a trial, whose folder names its number and its values, rounded."""
+        values = {name: str(trial.params[name]) for name in self.ranges}
+        shown = {
+            name: f"{value:.3g}" if isinstance(value := trial.params[name], float) else str(value)
+            for name in self.ranges
+        }
+        return self.plan.job(values, f"{trial.number:03d}-", shown)
+
+    def run(self, pool: Pool, budget: Budget) -> list[Job]:
+        """Search until the budget is used up; returns the jobs that failed."""
+        from optuna.trial import TrialState
+
+        begun, failed = time.monotonic(), []
+        numbers: dict[Job, int] = {}
+        interrupted = list(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+        distributions = {name: each.distribution() for name, each in self.ranges.items()}
+
+        def take() -> Job | None:
+            while True:
+                if interrupted:
+                    trial = interrupted.pop(0)
+                elif budget.left(len(self.study.trials), begun):
+                    trial = self.study.ask(distributions)
+                else:
+                    return None
+                job = self.job(trial)
+                numbers[job] = trial.number
+                if not job.done():
+                    self._check(job, trial.number)
+                    return job
+                ended(job, True)
+
+        def ended(job: Job, done: bool) -> None:
+            number = numbers[job]
+            if not done:
+                self.study.tell(number, state=TrialState.FAIL)
+                failed.append(job)
+                return
+            found = validated(job.folder)
+            self.study.tell(number, [found[name] for name in MEASURED[self.objective]])
+            say(f"{job.folder}: {self._told(found)}")
+
+        work(pool, take, ended)
+        return failed
+
+    def _check(self, job: Job, number: int) -> None:
+        from optuna.trial import TrialState
+
+        try:
+            self.plan.check([job])
+        except ValueError:
+            self.study.tell(number, state=TrialState.FAIL)
+            raise
+
+    def _told(self, found: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {found[name]:.4g}" for name in MEASURED[self.objective])
+
+    def best(self) -> list[Job]:
+        """The runs that no other one beats in everything, from the one with the highest first value."""
+        trials = sorted(self.study.best_trials, key=lambda trial: -trial.values[0])
+        different = {json.dumps(trial.params, sort_keys=True): trial for trial in reversed(trials)}
+        return [self.job(trial) for trial in reversed(different.values())]
+
+    def report(self) -> None:
+        """Print the best runs, and write search.json with every finished trial."""
+        from optuna.trial import TrialState
+
+        finished = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        trials = [
+            {
+                "folder": str(self.job(trial).folder),
+                "params": trial.params,
+                **dict(zip(MEASURED[self.objective], trial.values, strict=True)),
+            }
+            for trial in finished
+        ]
+        best = [str(job.folder) for job in self.best()]
+        content = {"schema": 1, **self.study.user_attrs, "trials": trials, "best": best}
+        write_json(self.plan.out / "search.json", content)
+        say(f"best of {len(trials)} runs by {self.objective} on validation images:")
+        for folder in best:
+            say(f"  {folder}: {self._told(next(each for each in trials if each['folder'] == folder))}")
+
+
+def validated(folder: Path) -> dict[str, float]:
+    """A finished run's summary on validation images: of the weights that it kept, else of its last ones."""
+    kept = json.loads((folder / "result.json").read_text(encoding="utf-8")).get("kept")
+    if kept:
+        return kept
+    lines: Sequence[str] = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    last = json.loads(lines[-1])
+    return {name.removeprefix("val/"): value for name, value in last.items() if name.startswith("val/")}
