@@ -28,6 +28,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method, PreparedArgs, Schedule
 from agents.common.keeper import KeepLast
 from agents.common.learner import ModelLearner
+from agents.common.optimizers import adam
 from agents.common.outcome import weights_header
 from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
@@ -93,8 +94,8 @@ class Learner(ModelLearner):
         model = nn.ModuleDict({"net": mdp.net, "policy": self.policy})
         super().__init__(mdp, model, precision, preparation)
         self.optimizers = {
-            "policy": torch.optim.Adam(self.policy.parameters(), args.lr),
-            "net": torch.optim.Adam(mdp.net.parameters(), args.joint_lr),
+            "policy": adam(self.policy, args.lr),
+            "net": adam(mdp.net, args.joint_lr),
         }
 
 
@@ -113,7 +114,7 @@ def bounded(logits: Tensor, bound: float) -> Tensor:
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One self-critical step; the backbone follows the cross-entropy in the joint stage."""
     device, mdp = data.device, learner.mdp
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
+    index = training_index(step, args.batch_size, len(data), args.seed).to(device, non_blocking=True)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.policy.train()
     draws = step_generator(args.seed, step, device, Stream.ROUTES)

@@ -27,6 +27,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method, PreparedArgs, Schedule
 from agents.common.keeper import KeepLast
 from agents.common.learner import ModelLearner
+from agents.common.optimizers import adam
 from agents.common.outcome import weights_header
 from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
@@ -83,8 +84,8 @@ class Learner(ModelLearner):
         model = nn.ModuleDict({"net": mdp.net, "gate": self.policy})
         super().__init__(mdp, model, precision, preparation)
         self.optimizers = {
-            "net": torch.optim.Adam(mdp.net.parameters(), args.lr),
-            "gate": torch.optim.Adam(self.policy.parameters(), args.gate_lr),
+            "net": adam(mdp.net, args.lr),
+            "gate": adam(self.policy, args.gate_lr),
         }
 
 
@@ -97,7 +98,7 @@ def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Te
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step of the preparation, or on the loss and the penalty."""
     device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
+    index = training_index(step, args.batch_size, len(data), args.seed).to(device, non_blocking=True)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.model.train()
     draws = step_generator(args.seed, step, device, Stream.ROUTES)

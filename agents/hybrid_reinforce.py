@@ -33,7 +33,7 @@ from agents.common.flag_rules import check_gates, check_routes
 from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
-from agents.common.optimizers import OPTIMIZERS, staged
+from agents.common.optimizers import OPTIMIZERS, adam, staged
 from agents.common.preparation import prepared_episode
 from agents.common.presets import Preset
 from agents.common.runner import run_agent
@@ -162,10 +162,10 @@ class Learner(GatedLearner):
             "tune": (gate, "greedy"),  # a threshold has no gradient: the gates stay
         }
         self.teacher = Teacher(teachers or [mdp.net], precision) if args.distillation else None
-        gates = [*gate.parameters(), *(self.critic.parameters() if self.critic else [])]
+        gates = nn.ModuleList([gate, self.critic] if self.critic else [gate])
         self.optimizers = {
             "net": OPTIMIZERS[args.optimizer](mdp.net, args.lr),
-            "gate": torch.optim.Adam(gates, args.gate_lr),
+            "gate": adam(gates, args.gate_lr),
         }
         self.costs = costs
 
@@ -198,7 +198,8 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     """One step of any stage."""
     device = data.device
     routes = args.routes if stage == "hrl" and learner.held_out is None else 1
-    index = share(training_index(step, args.batch_size // routes, len(data), args.seed)).to(device)
+    index = share(training_index(step, args.batch_size // routes, len(data), args.seed))
+    index = index.to(device, non_blocking=True)
     images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images).repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.distillation import SHARE, TaughtArgs, Teacher, distilled, teachers_of
 from agents.common.flags import Data, Method, Run, Schedule
 from agents.common.loop import learn
-from agents.common.optimizers import sgd
+from agents.common.optimizers import resume, sgd
 from agents.common.outcome import finish, weights_header
 from agents.common.processes import start_run
 from agents.common.setting import Setting
@@ -169,7 +169,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        resume(self.optimizer, state["optimizer"])
 
 
 def train_step(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
@@ -191,7 +191,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 def play(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
     """The episodes of a step; a teacher sees the same images."""
     device, mdp = data.device, learner.mdp
-    index = share(training_index(step, args.batch_size, len(data), args.seed)).to(device)
+    index = share(training_index(step, args.batch_size, len(data), args.seed)).to(device, non_blocking=True)
     images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images)
     with autocast(learner.precision, device):

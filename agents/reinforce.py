@@ -21,6 +21,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_routes
 from agents.common.flags import FrozenArgs, Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepLast
+from agents.common.optimizers import adam, resume
 from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
@@ -77,7 +78,7 @@ class Learner:
         self.kind, gate = new_gate(args.gate, mdp)
         self.gate = gate.to(mdp.device)
         self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
-        self.optimizer = torch.optim.Adam(self.gate.parameters(), args.lr)
+        self.optimizer = adam(self.gate, args.lr)
 
     @property
     def policy(self) -> nn.Module:
@@ -91,13 +92,13 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.gate.load_state_dict(state["gate"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        resume(self.optimizer, state["optimizer"])
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step: sample routes, weigh their log-probabilities by the advantages."""
     device = data.device
-    index = training_index(step, args.images_per_step, len(data), args.seed).to(device)
+    index = training_index(step, args.images_per_step, len(data), args.seed).to(device, non_blocking=True)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     images, labels = repeated(images, args.routes), labels.repeat_interleave(args.routes)
     learner.gate.train()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents import hybrid_reinforce, pretrain
-from agents.common.watch import DivergenceError, Watch, check_finite
+from agents.common.watch import LATE, DivergenceError, Reading, Watch, check_finite
 from skipnet_rl.checkpoint import load_checkpoint
 from skipnet_rl.rollout import Trajectory
 
@@ -67,6 +67,39 @@ def test_unvisited_blocks_are_named_once(capsys):
     assert line.startswith(
         "step 3 (HRL): block 3 is executed by no image for 3 steps"
     )  # the first always runs
+
+
+class Late:
+    """Stands for the event of a copy from a GPU: it has happened when `here` is set."""
+
+    here = False
+
+    def query(self):
+        return self.here
+
+    def synchronize(self):
+        self.here = True
+
+
+def test_numbers_of_a_gpu_are_checked_when_they_arrive(monkeypatch):
+    """In order, under the number of their own step; `settle` waits for all."""
+    events, of = [], Reading.of
+    monkeypatch.setattr(
+        Reading, "of", lambda *args: of(*args)._replace(copied=events.append(Late()) or events[-1])
+    )
+    watch = Watch()
+    watch.step(1, "hrl", episode(MIXED))
+    watch.step(2, "hrl", episode(MIXED, loss=torch.nan))  # still on its way
+    with pytest.raises(DivergenceError, match="at step 2 "):
+        watch.settle()
+    watch = Watch()
+    for done in range(1, 2 + LATE):
+        watch.step(done, "hrl", episode(MIXED, loss=torch.nan if done == 2 else 1.0))
+    assert not events[-1].here and len(watch.coming) == LATE  # no further behind
+    for event in events:
+        event.here = True
+    with pytest.raises(DivergenceError, match="at step 2 "):
+        watch.step(9 + LATE, "hrl", episode(MIXED))
 
 
 def test_nan_in_the_state():

@@ -78,6 +78,7 @@ def learn(
             validates = ends_stage or done % eval_every == 0
             display.step(stage, episode, at_once=validates)
             if validates:
+                watch.settle()
                 elapsed = state["elapsed"] + time.perf_counter() - begun
                 reached = Reached(done, stage, ends_stage, elapsed)
                 from_leader(partial(_keep, run, reached, learner, display, end_stage, validate))

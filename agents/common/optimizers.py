@@ -1,4 +1,7 @@
-"""Optimizers of a backbone, and the schedules of their learning rates."""
+"""Optimizers, and the schedules of their learning rates.
+
+They are fused: one call moves all of the few hundred small tensors of a network.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import nn
 
 def adam(net: nn.Module, lr: float) -> torch.optim.Optimizer:
     """Adam, without weight decay."""
-    return torch.optim.Adam(net.parameters(), lr, fused=True)  # one loop over a few hundred small tensors
+    return torch.optim.Adam(net.parameters(), lr, fused=True)
 
 
 def sgd(
@@ -22,14 +25,18 @@ def sgd(
     matrices = [p for p in net.parameters() if p.ndim > 1]
     vectors = [p for p in net.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors}]
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum:  # the fused step needs all buffers or none, and a block may be dropped in the first steps
+        for weight in net.parameters():
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Go on from a checkpoint's `state_dict`.
 
-    The tensors of a checkpoint are contiguous, and the fused Adam reads them in the order of the weights'
-    memory, which may be channels-last.
+    The tensors of a checkpoint are contiguous, and the fused optimizers read them in the order of the
+    weights' memory, which may be channels-last.
     """
     optimizer.load_state_dict(state)
     for weight, moments in optimizer.state.items():

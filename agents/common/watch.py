@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +13,45 @@ from skipnet_rl.rollout import Trajectory
 from skipnet_rl.terminal import say
 
 GREEDY_STAGES = ("pretrain", "sp", "warmup", "tune")  # their routes are not sampled from the gates
+LATE = 8  # steps that a GPU may be behind with what is read of them
 
 
 class DivergenceError(ValueError):
     """Training produced a NaN or an infinity; the checkpoint before it is kept."""
 
 
+class Reading(NamedTuple):
+    """What is looked at of a training step: mean loss, whether a log-odds is NaN, execution rates if any.
+
+    Attributes:
+        done, stage: number of the step, counted from one, and its stage.
+        values: the numbers, on the CPU; of a GPU, on their way there.
+        copied: happens when they have arrived; None where they are.
+    """
+
+    done: int
+    stage: str
+    values: Tensor
+    copied: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, done: int, stage: str, episode: Trajectory) -> Reading:
+        """Begin to read, without waiting for the GPU."""
+        parts = [episode.loss.detach().mean()[None], episode.gate_logits.isnan().any()[None]]
+        if stage not in GREEDY_STAGES:
+            parts.append(episode.actions.detach().float().mean(dim=0))
+        seen = torch.cat(parts)
+        values = seen.to("cpu", non_blocking=True)
+        copied = torch.cuda.current_stream(seen.device).record_event() if seen.is_cuda else None
+        return cls(done, stage, values, copied)
+
+    def is_here(self) -> bool:
+        """Whether the numbers have arrived."""
+        return self.copied is None or self.copied.query()
+
+
 class Watch:
-    """Checks each training step.
+    """Checks each training step; on a GPU as soon as its numbers have arrived, a step or two later.
 
     A NaN among losses or log-odds, or an infinite loss, ends the run. Two things are reported once each when
     they last for `window` consecutive steps: gates that sample the same action for every image and block, and
@@ -35,22 +67,38 @@ class Watch:
         self.alike = 0  # consecutive steps in which all actions were the same
         self.unvisited: list[int] = []  # for each block, consecutive steps without an execution
         self.reported: set[str] = set()
+        self.coming: deque[Reading] = deque()
 
     def step(self, done: int, stage: str, episode: Trajectory) -> None:
-        """Check step number `done`, counted from one.
+        """Read step number `done`, counted from one, and check all steps that have been read.
 
         Raises:
             DivergenceError: a NaN, or an infinite loss.
         """
-        seen = torch.stack([episode.loss.detach().mean(), episode.gate_logits.isnan().any()])
-        loss, undefined = seen.tolist()  # the device is waited for once
+        self.coming.append(Reading.of(done, stage, episode))
+        while self.coming and (len(self.coming) > LATE or self.coming[0].is_here()):
+            self._check(self.coming.popleft())
+
+    def settle(self) -> None:
+        """Check the steps that are still to be read; waits for the GPU.
+
+        Raises:
+            DivergenceError: a NaN, or an infinite loss.
+        """
+        while self.coming:
+            self._check(self.coming.popleft())
+
+    def _check(self, reading: Reading) -> None:
+        done, stage, values, copied = reading
+        if copied is not None:
+            copied.synchronize()
+        loss, undefined, *rates = values.tolist()
         check_loss(loss, done, stage)
         if undefined:
             raise DivergenceError(_diverged("a gate's log-odds are nan", done, stage))
         if stage in GREEDY_STAGES:
             self.alike, self.unvisited = 0, []
             return
-        rates = episode.actions.detach().float().mean(dim=0).tolist()
         self._collapse(done, stage, sum(rates) / len(rates))
         self._unvisited(done, stage, rates)
 

@@ -108,6 +108,6 @@ class Images(ABC):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Scale to 0 … 1 and normalise per channel: [B, 3, H, W] uint8 → float32, channels-last."""
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        statistics = torch.tensor((self.mean, self.std), device="cpu").view(2, 3, 1, 1)
+        mean, std = statistics.to(images.device, non_blocking=True)
         return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -126,5 +127,11 @@ def training_index(step: int, batch_size: int, size: int, seed: int, stream: Str
     if steps_per_epoch == 0:
         raise ValueError(f"batch size {batch_size} is larger than the {size} training images")
     epoch, position = divmod(step, steps_per_epoch)
-    order = torch.randperm(size, generator=step_generator(seed, epoch, "cpu", stream), device="cpu")
-    return order[position * batch_size : (position + 1) * batch_size]
+    order = _order(epoch, size, seed, stream)
+    return order[position * batch_size : (position + 1) * batch_size].clone()
+
+
+@lru_cache(maxsize=4)  # of a million images it takes longer than a training step
+def _order(epoch: int, size: int, seed: int, stream: Stream) -> Tensor:
+    """The order of the images in an epoch: [size] on the CPU."""
+    return torch.randperm(size, generator=step_generator(seed, epoch, "cpu", stream), device="cpu")
