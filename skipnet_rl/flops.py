@@ -58,7 +58,8 @@ class NetworkMacs:
 
     def of_routes(self, routes: Tensor, gates: int = 0) -> Tensor:
         """MACs per image: routes [B, N] of 0/1, MACs of all gates together → [B] float64."""
-        executed = routes.double() @ torch.tensor(self.transforms, dtype=torch.float64, device=routes.device)
+        transforms = torch.tensor(self.transforms, dtype=torch.float64, device="cpu")
+        executed = routes.double() @ transforms.to(routes.device, non_blocking=True)
         return executed + self.fixed + sum(self.shortcuts) + gates
 
 

@@ -349,26 +349,6 @@ def test_last_observations_are_kept_as_tensors_wherever_they_are(mdp, tiny_image
     assert [row.device.type for row in infos["final_obs"]] == ["meta"] * 2
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
-def test_torch_mode_stays_on_the_gpu(mdp, tiny_images):
-    actions = random_actions(N, 4)
-    options = {"index": np.arange(4)}
-    on_cpu = SkipNetVectorEnv(mdp, tiny_images, 4)
-    on_cpu.reset(seed=0, options=options)
-    expected = [on_cpu.step(row)[1] for row in actions]
-    mdp.net.to("cuda")
-    env = SkipNetVectorEnv(mdp, tiny_images, 4, array="torch")
-    env.reset(seed=0, options=options)
-    for row, rewards in zip(actions, expected, strict=True):
-        came = env.step(torch.from_numpy(row == 1).to("cuda"))
-        assert {item.device.type for item in came[:4]} == {"cuda"}
-        np.testing.assert_allclose(came[1].cpu().numpy(), rewards, rtol=1e-2, atol=1e-2)  # TF32
-    single = SkipNetEnv(mdp, tiny_images)
-    single.reset(options={"index": 0})
-    assert isinstance(single.step(1)[0], np.ndarray)
-
-
 # mistakes
 
 
