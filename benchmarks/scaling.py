@@ -1,16 +1,14 @@
 """Cost of an episode over depth, batch size and execution rate, and the memory that it takes.
 
     python -m benchmarks.scaling
+    python -m benchmarks.scaling --device cuda --batch 1024 --batches 128 1024 4096
 
-Milliseconds per image of one episode of the vector environment, with untrained weights. Memory is the
-resident set of a new process with the environment (CIFAR-10 if `--data-dir` has it), and of one that trains.
+Milliseconds per image of one episode of the vector environment, with untrained weights. Memory is the peak
+of the environment and of a training, see `benchmarks.memory` (on CIFAR-10 if `--data-dir` has it).
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,18 +22,15 @@ from matplotlib.figure import Figure
 
 import envs  # noqa: F401  (registers the ids)
 from agents.common.tables import markdown
-from agents.hybrid_reinforce import Args, Learner, train_step
 from benchmarks import measure
+from benchmarks.memory import Case, amount, peak
 from skipnet_rl import plots
-from skipnet_rl.data import load_images, resolve_dataset
+from skipnet_rl.data import resolve_dataset
 from skipnet_rl.device import resolve_precision
-from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.resnet import CIFAR_DEPTHS, ResNet
+from skipnet_rl.resnet import CIFAR_DEPTHS
 
-DEPTH, BATCH = 110, 128
-BATCHES = (1, 4, 16, 64, 128, 256, 512)
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
-TURNS = {"depth": "depth", "batch": "batch size (depth 110)", "rate": "share executed (depth 110)"}
+TURNS = {"depth": "depth", "batch": "batch size (depth {depth})", "rate": "share executed (depth {depth})"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +41,14 @@ class Options(measure.Options):
     """folder of CIFAR-10's official files (default: $SKIPNET_DATA, else ./data)"""
     precision: str = "auto"
     """bf16, fp32, or auto"""
+    depth: int = 110
+    """depth of the network where the batch or the rate varies"""
+    depths: tuple[int, ...] = CIFAR_DEPTHS
+    """depths at `--batch`"""
+    batch: int = 128
+    """number of sub-environments where the depth or the rate varies"""
+    batches: tuple[int, ...] = (1, 4, 16, 64, 128, 256, 512)
+    """numbers of sub-environments at `--depth`"""
     repeats: int = 3
     """turns of each candidate"""
 
@@ -76,53 +79,29 @@ def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[
     return play
 
 
-def cases() -> dict[str, tuple[str, float, int, int, float]]:
+def cases(options: Options) -> dict[str, tuple[str, float, int, int, float]]:
     """Axis, position on it, depth, batch and rate of each candidate, by name."""
     found: dict[str, tuple[str, float, int, int, float]] = {}
     for rate in (1.0, 0.5):
-        for depth in CIFAR_DEPTHS:
-            found[f"depth {depth}, rate {rate}"] = ("depth", depth, depth, BATCH, rate)
-        for count in BATCHES:
-            found[f"batch {count}, rate {rate}"] = ("batch", count, DEPTH, count, rate)
+        for depth in options.depths:
+            found[f"depth {depth}, rate {rate}"] = ("depth", depth, depth, options.batch, rate)
+        for count in options.batches:
+            found[f"batch {count}, rate {rate}"] = ("batch", count, options.depth, count, rate)
     for rate in RATES:
-        found[f"rate {rate}"] = ("rate", rate, DEPTH, BATCH, rate)
+        found[f"rate {rate}"] = ("rate", rate, options.depth, options.batch, rate)
     return found
 
 
-def resident() -> float:
-    """Peak resident set of this process in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def memory_of(task: str, data_dir: Path | None) -> dict[str, Any]:
-    """MiB after importing and at the peak; to be run in a process of its own."""
-    before = resident()
-    dataset, _ = resolve_dataset("auto", data_dir)
-    if task == "environment":
-        folder = None if data_dir is None else str(data_dir)
-        env = gym.make_vec(f"SkipResNet{DEPTH}-v0", BATCH, data_dir=folder, weights=None)
-        env.reset(seed=0)
-        for _ in range(DEPTH // 2 - 2):
-            env.step(env.action_space.sample())
-    else:
-        args = Args(weights="none", batch_size=BATCH)
-        precision = resolve_precision(args.precision, torch.device("cpu"))
-        learner = Learner(args, RoutingMDP(ResNet(DEPTH), args.alpha), precision)
-        data = load_images(dataset, "train", data_dir)
-        for step in range(2):
-            train_step(learner, data, step, "sp", args)  # every block is executed and kept for the gradient
-    return {"imports": before, "peak": resident(), "dataset": dataset}
-
-
-def memory(options: Options) -> dict[str, dict[str, float]]:
+def memory(options: Options, device: torch.device) -> dict[str, dict[str, Any]]:
     """Memory of the environment and of training."""
-    context = multiprocessing.get_context("spawn")
-    found = {}
-    for task in ("environment", "training"):
-        with context.Pool(1) as pool:
-            found[task] = pool.apply(memory_of, (task, options.data_dir))
-    return found
+    dataset, _ = resolve_dataset("auto", options.data_dir)
+    precision = resolve_precision(options.precision, device)
+    return {
+        task: peak(
+            Case(task, options.depth, options.batch, dataset, options.data_dir, str(device), precision)
+        )
+        for task in ("environment", "training")
+    }
 
 
 def picture(found: Mapping[str, Any]) -> Figure:
@@ -137,7 +116,7 @@ def picture(found: Mapping[str, Any]) -> Figure:
                 lines.setdefault(name, []).append((case["at"], 1e3 * case["median"] / case["batch"]))
         for name, points in lines.items():
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
-        axis.set_xlabel(label)
+        axis.set_xlabel(label.format(**fixed(found)))
         if kind == "batch":
             axis.loglog()
         else:
@@ -149,41 +128,37 @@ def picture(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def fixed(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Depth and batch of the network where neither varies."""
+    return found["cases"]["rate 1.0"]
+
+
 def table(found: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    timings = found["cases"]
+    timings, (depth, batch) = found["cases"], (fixed(found)[key] for key in ("depth", "batch"))
 
     def cost(name: str) -> str:
         return f"{1e3 * timings[name]['median'] / timings[name]['batch']:.3f}"
 
-    depths = dict.fromkeys(case["at"] for case in timings.values() if case["axis"] == "depth")
-    both = ["all executed, ms per image", "half executed"]
-    columns = {
-        "depth": [f"depth (batch {BATCH})", *both],
-        "batch": [f"batch (depth {DEPTH})", *both],
-    }
-    lines = [
-        markdown(
-            columns[axis],
-            [[str(at), *(cost(f"{axis} {at}, rate {rate}") for rate in (1.0, 0.5))] for at in places],
-            numbers=True,
-        )
-        for axis, places in (("depth", depths), ("batch", BATCHES))
-    ]
+    lines = []
+    for axis, head in (("depth", f"depth (batch {batch})"), ("batch", f"batch (depth {depth})")):
+        places = dict.fromkeys(case["at"] for case in timings.values() if case["axis"] == axis)
+        rows = [[str(at), *(cost(f"{axis} {at}, rate {rate}") for rate in (1.0, 0.5))] for at in places]
+        lines.append(markdown([head, "all executed, ms per image", "half executed"], rows, numbers=True))
     rates = [[f"{rate:.0%}", cost(f"rate {rate}")] for rate in RATES]
-    lines.append(markdown([f"executed (depth {DEPTH}, batch {BATCH})", "ms per image"], rates, numbers=True))
+    lines.append(markdown([f"executed (depth {depth}, batch {batch})", "ms per image"], rates, numbers=True))
     parts = [
-        f"{task} {use['peak']:,.0f} MiB on {use['dataset']} ({use['imports']:,.0f} of it before)"
+        f"{task} {amount(use['peak'])} MiB on {use['dataset']} ({use['imports']:,.0f} of it before)"
         for task, use in found["memory"].items()
     ]
-    return "\n".join(lines) + f"\nMemory, ResNet-{DEPTH}, batch {BATCH}, peak: {'; '.join(parts)}.\n"
+    return "\n".join(lines) + f"\nMemory, ResNet-{depth}, batch {batch}, peak: {'; '.join(parts)}.\n"
 
 
 def main(options: Options) -> dict[str, Any]:
     """Measure and publish."""
     device = options.start()
-    used = memory(options)  # first: a child's peak counts from its parent's size
-    chosen = cases()
+    used = memory(options, device)  # first: a child's peak counts from its parent's size
+    chosen = cases(options)
     runs = {name: episode(*case[2:], options) for name, case in chosen.items()}
     timings = measure.plain(measure.take_turns(runs, options.repeats, device))
     found = {
