@@ -1,0 +1,53 @@
+"""Single training steps, for benchmarks that take one apart.
+
+`pretraining` is a step of `agents.pretrain` from new weights: every block, the whole batch. `hybrid` is one
+of HRL in `agents.hybrid_reinforce`: sampled routes, half of the blocks executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents import hybrid_reinforce, pretrain
+from benchmarks import training
+from skipnet_rl.data import load_images
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.resnet import ResNet
+
+Kind = Literal["pretraining", "hybrid"]
+LABELS = {"pretraining": "pretraining", "hybrid": "HRL, half executed"}
+
+
+class Step(NamedTuple):
+    """A training step that can be repeated, at a learning rate of zero.
+
+    Attributes:
+        mdp: the decision process; its `net` may be replaced by a compiled one.
+        take: takes the step; returns the mean loss of its episodes.
+    """
+
+    mdp: RoutingMDP
+    take: Callable[[], Tensor]
+
+
+def make(kind: Kind, depth: int, batch_size: int, precision: str, device: torch.device) -> Step:
+    """A step on rendered-digits, in the size of the network's images; always the same images and weights."""
+    torch.manual_seed(0)
+    net: Any = ResNet(depth)
+    data = load_images(training.DATASET, "train", size=net.image_size).to(device)
+    if kind == "pretraining":
+        plain = pretrain.Args(depth=depth, batch_size=batch_size, lr=0.0)
+        alone = pretrain.Learner(plain, net.to(device, memory_format=torch.channels_last), precision)
+        return Step(alone.mdp, lambda: pretrain.train_step(alone, data, 0, plain).loss.detach().mean())
+    args = hybrid_reinforce.Args(batch_size=batch_size, lr=0.0, gate_lr=0.0)
+    sized = training.Options(depth=depth, batch_size=batch_size, precision=precision)
+    learner = training.learner(sized, args, 0.5, device)
+
+    def take() -> Tensor:
+        return hybrid_reinforce.train_step(learner, data, 0, "hrl", args).loss.detach().mean()
+
+    return Step(learner.mdp, take)
