@@ -17,8 +17,10 @@ Each way takes turns with eager. The results so far are kept: compiling a deep n
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -36,6 +38,7 @@ from skipnet_rl.device import autocast, resolve_precision
 Way = Literal["tuned", "graphs", "blocks", "network", "overhead"]
 EPOCH = 45_000  # training images of CIFAR-10
 TAKEN = {"cpu": 1, "cuda": 10}  # steps in a turn: a GPU may run behind within it
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 WARM = 2  # steps before any is timed; the first ones compile
 LABELS = {
     "eager": "as it is, against itself",
@@ -87,9 +90,10 @@ def graphs(step: Step, options: Options, precision: str) -> Step:
     with autocast(precision, images.device):
         torch.set_autocast_cache_enabled(False)  # a cached weight would be that of the recording
         try:
-            step.mdp.net = torch.cuda.make_graphed_callables(net, (images,))
+            recorded: Any = torch.cuda.make_graphed_callables(net, (images,))
         finally:
             torch.set_autocast_cache_enabled(True)
+    step.mdp.net = recorded
     return step
 
 
@@ -127,6 +131,22 @@ def ways(options: Options, device: torch.device, precision: str) -> dict[str, Ca
     return {name: way for name, (possible, way) in found.items() if possible and name in options.ways}
 
 
+@contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Forget what was compiled before, in this process and in earlier ones."""
+    torch.compiler.reset()
+    before = os.environ.get(CACHE)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[CACHE] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[CACHE]
+            else:
+                os.environ[CACHE] = before
+
+
 def compare(
     eager: Step,
     way: Callable[[Step], Step],
@@ -154,7 +174,6 @@ def compare(
 def main(options: Options) -> dict[str, Any]:
     """Measure and publish, after each way anew."""
     device = options.start()
-    os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # what was compiled in earlier runs
     precision = resolve_precision(options.precision, device)
     found: dict[str, Any] = {
         "device": device.type,
@@ -167,9 +186,9 @@ def main(options: Options) -> dict[str, Any]:
     fresh = partial(steps.make, options.step, options.depth, options.batch_size, precision, device)
     eager = fresh()
     for name, way in {"eager": lambda step: step, **ways(options, device, precision)}.items():
-        torch.compiler.reset()
         try:
-            found["ways"][name] = compare(eager, way, fresh, options, device)
+            with nothing_compiled():
+                found["ways"][name] = compare(eager, way, fresh, options, device)
         except Exception as error:  # no compiler, no memory, nothing that could be recorded: the others go on
             said = next(iter(str(error).strip().splitlines()), "")
             found["ways"][name] = {"error": f"{type(error).__name__}: {said}"}

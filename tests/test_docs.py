@@ -20,7 +20,9 @@ from agents.common.tables import comparison, points
 from benchmarks import (
     chain_training,
     chains,
+    compiling,
     deferral,
+    gpu,
     information,
     latency,
     measure,
@@ -291,11 +293,20 @@ def test_the_table_of_results():
 
 @pytest.mark.parametrize("name, module", [
     ("throughput-cpu", throughput), ("training-cpu", training), ("latency", latency), ("scaling", scaling),
-    ("soak", soak), ("chains", chains),
+    ("soak", soak), ("chains", chains), ("compiling-pretraining-cpu", compiling),
 ])  # fmt: skip
 def test_benchmarks(name, module):
     found = json.loads((DOCS / "benchmarks" / f"{name}.json").read_text())
     assert f"<!-- {name} -->\n{module.table(found)}<!-- end of {name} -->" in measure.PAGE.read_text()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_page_of_gpus_is_that_of_its_files(device):
+    """Made again by `python -m benchmarks.gpu --write`; what no card has run yet is named there."""
+    file = DOCS / "benchmarks" / f"gpu-{device}.json"
+    found = json.loads(file.read_text()) if file.exists() else gpu.unmeasured(device)
+    text = gpu.table(found)
+    assert f"<!-- gpu-{device} -->\n{text}<!-- end of gpu-{device} -->" in gpu.PAGE.read_text()
 
 
 def test_the_page_of_information_has_its_tables():

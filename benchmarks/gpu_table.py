@@ -1,0 +1,218 @@
+"""The tables of `benchmarks.gpu`: what was measured, what was not, and the command that measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from agents.common.tables import markdown
+from benchmarks import checks, compiling, memory, operators, scaling
+from skipnet_rl.flops import network_macs
+from skipnet_rl.resnet import ResNet
+
+NOT_MEASURED = "not measured"
+LARGE = (34, 50, 101)  # ImageNet's networks
+IMAGES, EPOCHS = 1_281_167, (120, 40)  # of ImageNet; of SP and HRL as the authors publish them
+CARDS = 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the networks and batches of `benchmarks.gpu`.
+
+    Attributes:
+        depth: of most parts.
+        envs: numbers of sub-environments, three.
+        batch: episodes of a training step.
+        depths, batches: of which the memory is measured.
+        large, large_batch: ImageNet's network, and its images in a step.
+        repeats: turns of each candidate.
+        ways, ways_large: ways to compile a step and one of ImageNet's, see `compiling` (default: all).
+        select: tests to run, see `checks` (default: all).
+    """
+
+    depth: int
+    envs: tuple[int, ...]
+    batch: int
+    depths: tuple[int, ...]
+    batches: tuple[int, ...]
+    large: int
+    large_batch: int
+    repeats: int
+    ways: tuple[str, ...] | None = None
+    ways_large: tuple[str, ...] = ("graphs",)
+    select: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the main table: what, of which part, how its results show it, and the aim on a GPU."""
+
+    what: str
+    part: str
+    shown: Callable[[Mapping[str, Any]], str]
+    aim: str = ""
+
+
+def ratio(found: Mapping[str, Any], slow: str, fast: str) -> str:
+    """Speed of one candidate of a benchmark relative to another."""
+    return f"{found['timings'][slow]['median'] / found['timings'][fast]['median']:.2f}"
+
+
+def steps_per_second(found: Mapping[str, Any]) -> str:
+    """Steps of all sub-environments per second, every block executed."""
+    return f"{found['num_envs'] * found['decisions'] / found['timings']['all']['median']:,.0f}"
+
+
+def images_per_second(found: Mapping[str, Any]) -> str:
+    """Images per second of a step as it is, and the seconds that an epoch takes."""
+    per_second, _ = compiling.speed(found, "eager") or (0.0, 0.0)
+    return f"{per_second:,.0f} ({compiling.EPOCH / per_second:,.1f} s per {compiling.EPOCH:,} images)"
+
+
+def best(found: Mapping[str, Any]) -> str:
+    """The fastest way to take a step, relative to the step as it is."""
+    known = {name: compiling.speed(found, name) for name in found["ways"] if name != "eager"}
+    ratios = {name: reached[1] for name, reached in known.items() if reached}
+    if not ratios:
+        return "no other way could be measured"
+    name = max(ratios, key=lambda name: ratios[name])
+    return f"{ratios[name]:.2f} ({compiling.LABELS[name]}, {found['ways'][name]['first']:,.0f} s at first)"
+
+
+def busy(found: Mapping[str, Any]) -> str:
+    """Share of a step in which the device computes; milliseconds of the step."""
+    median = found["timings"]["step"]["median"]
+    kernels = f", {found['kernels']:,.0f} kernels" if found["device"] == "cuda" else ""
+    return f"{found['seconds'] / median:.0%} of {1e3 * median:,.1f} ms{kernels}"
+
+
+def hybrid_step(found: Mapping[str, Any]) -> str:
+    """Milliseconds of an HRL step, and its speed relative to all blocks executed and to published code."""
+    best_precision = found["precision"]
+    half, every = (f"{name}, {best_precision}" for name in ("half", "all"))
+    milliseconds = 1e3 * found["timings"][half]["median"]
+    over_all, over_published = ratio(found, every, half), ratio(found, "published, fp32", half)
+    return f"{milliseconds:,.1f} ms; {over_all} × all executed, {over_published} × as published"
+
+
+def rows(sizes: Sizes) -> list[Row]:
+    """The rows of the main table."""
+    network = f"ResNet-{sizes.depth}, batch {sizes.batch:,}"
+    small, middle, large = (f"environment-{count}" for count in sizes.envs)
+    share = {small: "", middle: "", large: "≥ 0.8"}
+    rate = {small: "", middle: "≥ 2,000,000", large: ""}
+    gain = {small: "", middle: "", large: "≥ 1.5"}
+    found = [Row("tests of the device", "tests", checks.summary, "all passed")]
+    for count, name in zip(sizes.envs, (small, middle, large), strict=True):
+        many = f"{count:,} sub-environments"
+        found += [
+            Row(f"environment's speed over the network's, {many}", name, b_over_a, share[name]),
+            Row(f"steps per second, {many}", name, steps_per_second, rate[name]),
+            Row(f"half executed over all executed, {many}", name, half_over_all, gain[name]),
+        ]
+    return [
+        *found,
+        Row(f"pretraining, {network}, images per second", "compiling", images_per_second, "1.2 s"),
+        Row(f"pretraining, {network}, fastest way over as it is", "compiling", best, "≥ 3"),
+        Row(f"pretraining, {network}, device busy", "operators", busy),
+        Row(f"HRL step, {network}, half executed", "training", hybrid_step),
+        Row(f"HRL step, {network}, fastest way over as it is", "compiling-hybrid", best, "≥ 2"),
+        Row(f"HRL step, {network}, device busy", "operators-hybrid", busy),
+    ]
+
+
+def b_over_a(found: Mapping[str, Any]) -> str:
+    """Speed of the environment, every block executed, relative to the network's forward pass."""
+    return ratio(found, "plain", "all")
+
+
+def half_over_all(found: Mapping[str, Any]) -> str:
+    """Speed of the environment with half of the blocks executed relative to all."""
+    return ratio(found, "all", "half")
+
+
+def shown(parts: Mapping[str, Any], name: str, show: Callable[[Mapping[str, Any]], str]) -> str:
+    """A part's results as text; what is missing is said to be not measured, and why."""
+    part = parts.get(name, {"found": None, "error": None})
+    try:
+        return show(part["found"])
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):  # cut off before these results
+        return f"{NOT_MEASURED}: {part['error']}" if part["error"] else NOT_MEASURED
+
+
+@cache
+def macs(depth: int) -> int:
+    """MACs of one of ImageNet's networks for an image."""
+    with torch.device("meta"):
+        return network_macs(ResNet(depth, 1_000)).total
+
+
+def imagenet(found: Mapping[str, Any], sizes: Sizes, command: str) -> str:
+    """What SkipNet's schedule for ImageNet takes on several cards, on paper."""
+
+    def hours(depth: int) -> Callable[[Mapping[str, Any]], str]:
+        def of(measured: Mapping[str, Any]) -> str:
+            reached = [compiling.speed(measured, name) for name in measured["ways"]]
+            per_second = max(each[0] for each in reached if each) * macs(sizes.large) / macs(depth)
+            return f"{sum(EPOCHS) * IMAGES / per_second / CARDS / 3600:,.1f}"
+
+        return of
+
+    on_gpu = found["device"] == "cuda"
+    table = [
+        [
+            f"ResNet-{depth}",
+            f"{sum(EPOCHS) * IMAGES * 6 * macs(depth) / 1e18:,.1f}",
+            shown(found["parts"], "imagenet", hours(depth)) if on_gpu else NOT_MEASURED,
+            f"`{command}`",
+        ]
+        for depth in LARGE
+    ]
+    columns = ("network", "10¹⁸ FLOPs", f"hours on {CARDS} cards", "command")
+    return markdown(columns, table).replace("\\`", "`")
+
+
+def table(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
+    """All tables as Markdown.
+
+    Args:
+        found: the results of `benchmarks.gpu`.
+        commands: the command line of each part, by its name.
+    """
+    sizes, parts = Sizes(**found["sizes"]), found["parts"]
+    on_gpu = found["device"] == "cuda"
+    columns = [found["card"] or found["device"], "measured", *(["aim"] if on_gpu else []), "command"]
+    lines = [
+        [
+            row.what,
+            shown(parts, row.part, row.shown),
+            *([row.aim] if on_gpu else []),
+            f"`{commands[row.part]}`",
+        ]
+        for row in rows(sizes)
+    ]
+    details = {
+        "Ways to take a pretraining step": ("compiling", compiling.table),
+        "Ways to take an HRL step": ("compiling-hybrid", compiling.table),
+        "Where a pretraining step's time goes": ("operators", operators.table),
+        "Where an HRL step's time goes": ("operators-hybrid", operators.table),
+        "Peak memory": ("memory", memory.table),
+        "An episode of the environment": ("scaling", scaling.table),
+    }
+    text = [markdown(columns, lines).replace("\\`", "`")]
+    for title, (name, show) in details.items():
+        detail = shown(parts, name, show)
+        if detail.startswith(NOT_MEASURED):
+            detail = f"{detail}; `{commands[name]}`\n"
+        elif parts[name]["error"]:
+            detail = f"{detail}\nThe rest is not measured: {parts[name]['error']}.\n"
+        text.append(f"**{title}**\n\n{detail}")
+    epochs = f"{EPOCHS[0]} epochs of SP and {EPOCHS[1]} of HRL"
+    title = f"**ImageNet on paper**: {epochs} with every block executed, on {CARDS} cards"
+    text.append(f"{title}\n\n{imagenet(found, sizes, commands['imagenet'])}")
+    return "\n".join(text)
