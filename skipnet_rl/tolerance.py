@@ -133,8 +133,7 @@ def falling_rates(costs: Tensor, progress: float, allowance: float = ALLOWANCE) 
     if not allowance >= 0:
         raise ValueError(f"allowance is {allowance!r}; expected a number of nats, 0 or more")
     order = costs.argsort()
-    affordable = int((costs[order].cumsum(0) <= allowance).sum())
-    count = max(1, min(affordable, int(MOST * len(costs))))
-    rates = torch.ones(len(costs), device="cpu")
-    rates[order[:count]] = SKIPPED
+    affordable = (costs[order].cumsum(0) <= allowance).sum()
+    count = affordable.clamp(max=int(MOST * len(costs))).clamp(min=1)
+    rates = torch.where(order.argsort() < count, SKIPPED, 1.0)
     return 1 - progress * (1 - rates)

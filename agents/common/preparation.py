@@ -125,7 +125,7 @@ def prepared_episode(
         The episodes, and a scalar: the cross-entropy of the gates' p(execute) against the rates, capped at
         `TRIED`.
     """
-    rates = falling_rates(costs, min(1.0, progress / RAMP)).to(images.device)
+    rates = falling_rates(costs, min(1.0, progress / RAMP)).to(images.device, non_blocking=True)
     draws = for_images(
         lambda count: torch.rand(count, len(rates), generator=generator, device=images.device),
         len(labels),
