@@ -90,7 +90,7 @@ class Part:
         """The command line that runs it alone."""
         words = [f"python -m {self.module} --device {device}"]
         for name, value in self.flags.items():
-            values = value if isinstance(value, tuple) else (value,)
+            values = value if isinstance(value, (tuple, list)) else (value,)
             words.append(f"--{name.replace('_', '-')} {' '.join(map(str, values))}")
         return " ".join(words)
 
@@ -125,7 +125,7 @@ def parts(sizes: Sizes) -> tuple[Part, ...]:
         "batches": sizes.envs,
     }
     return (
-        Part("tests", 4, "benchmarks.checks", {"select": sizes.select} if sizes.select else {}),
+        Part("tests", 6, "benchmarks.checks", {"select": sizes.select} if sizes.select else {}),
         *(Part(f"environment-{n}", 2, "benchmarks.throughput", {**one, "num_envs": n}) for n in sizes.envs),
         Part("training", 2, "benchmarks.training", batch),
         Part("operators", 1, "benchmarks.operators", batch),
@@ -133,7 +133,7 @@ def parts(sizes: Sizes) -> tuple[Part, ...]:
         Part("memory", 3, "benchmarks.memory", {"depths": sizes.depths, "batches": sizes.batches}),
         Part("scaling", 2, "benchmarks.scaling", scaling),
         Part("imagenet", 2, "benchmarks.compiling", {**large, "repeats": sizes.repeats}),
-        Part("compiling-hybrid", 3, "benchmarks.compiling", {**hybrid, **ways}),
+        Part("compiling-hybrid", 5, "benchmarks.compiling", {**hybrid, **ways}),
         Part("compiling", 6, "benchmarks.compiling", {**batch, **ways}),
     )
 
@@ -209,6 +209,7 @@ def main(options: Options, sizes: Sizes | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": device.type,
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "torch": torch.__version__,
         "minutes": options.minutes,
         "sizes": asdict(sizes),
         "parts": {},
@@ -227,19 +228,26 @@ def main(options: Options, sizes: Sizes | None = None) -> dict[str, Any]:
     place = measure.DOCS / "benchmarks" / f"{name}.json" if options.write else options.out / "gpu.json"
     tables.publish("benchmarks.gpu", place, found, text)
     if options.write:
-        tables.renew(PAGE, name, text)
+        tables.renew(PAGE, name, section(found))
     return found
 
 
 def unmeasured(device: str) -> dict[str, Any]:
     """Results of a kind of device before anything is measured."""
-    return {"device": device, "card": None, "sizes": asdict(SIZES[device]), "parts": {}}
+    return {"device": device, "card": None, "torch": None, "sizes": asdict(SIZES[device]), "parts": {}}
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+def table(found: Mapping[str, Any], in_full: bool = True) -> str:
+    """The result as Markdown; in full with the parts' own tables."""
     every = parts(Sizes(**found["sizes"]))
-    return gpu_table.table(found, {part.name: part.command(found["device"]) for part in every})
+    commands = {part.name: part.command(found["device"]) for part in every}
+    text = gpu_table.main_table(found, commands)
+    return f"{text}\n{gpu_table.details(found, commands)}" if in_full else text
+
+
+def section(found: Mapping[str, Any]) -> str:
+    """The part of the page about a kind of device; small sizes say nothing in full."""
+    return table(found, in_full=found["device"] == "cuda")
 
 
 def _chosen(every: Sequence[Part], only: Sequence[str]) -> list[Part]:

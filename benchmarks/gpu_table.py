@@ -18,6 +18,15 @@ NOT_MEASURED = "not measured"
 LARGE = (34, 50, 101)  # ImageNet's networks
 IMAGES, EPOCHS = 1_281_167, (120, 40)  # of ImageNet; of SP and HRL as the authors publish them
 CARDS = 8
+DETAILS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "Tests": ("tests", checks.table),
+    "Ways to take a pretraining step": ("compiling", compiling.table),
+    "Ways to take an HRL step": ("compiling-hybrid", compiling.table),
+    "Where a pretraining step's time goes": ("operators", operators.table),
+    "Where an HRL step's time goes": ("operators-hybrid", operators.table),
+    "Peak memory": ("memory", memory.table),
+    "An episode of the environment": ("scaling", scaling.table),
+}
 
 
 @dataclass(frozen=True)
@@ -177,16 +186,16 @@ def imagenet(found: Mapping[str, Any], sizes: Sizes, command: str) -> str:
     return markdown(columns, table).replace("\\`", "`")
 
 
-def table(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
-    """All tables as Markdown.
+def main_table(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
+    """A row for each figure, as Markdown.
 
     Args:
         found: the results of `benchmarks.gpu`.
         commands: the command line of each part, by its name.
     """
-    sizes, parts = Sizes(**found["sizes"]), found["parts"]
-    on_gpu = found["device"] == "cuda"
-    columns = [found["card"] or found["device"], "measured", *(["aim"] if on_gpu else []), "command"]
+    sizes, parts, on_gpu = Sizes(**found["sizes"]), found["parts"], found["device"] == "cuda"
+    where = f"{found['card'] or found['device']}, PyTorch {found['torch']}" if parts else found["device"]
+    columns = [where, "measured", *(["aim"] if on_gpu else []), "command"]
     lines = [
         [
             row.what,
@@ -196,16 +205,13 @@ def table(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
         ]
         for row in rows(sizes)
     ]
-    details = {
-        "Ways to take a pretraining step": ("compiling", compiling.table),
-        "Ways to take an HRL step": ("compiling-hybrid", compiling.table),
-        "Where a pretraining step's time goes": ("operators", operators.table),
-        "Where an HRL step's time goes": ("operators-hybrid", operators.table),
-        "Peak memory": ("memory", memory.table),
-        "An episode of the environment": ("scaling", scaling.table),
-    }
-    text = [markdown(columns, lines).replace("\\`", "`")]
-    for title, (name, show) in details.items():
+    return markdown(columns, lines).replace("\\`", "`")
+
+
+def details(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
+    """The parts' own tables, as Markdown; arguments as in `main_table`."""
+    parts, text = found["parts"], []
+    for title, (name, show) in DETAILS.items():
         detail = shown(parts, name, show)
         if detail.startswith(NOT_MEASURED):
             detail = f"{detail}; `{commands[name]}`\n"
@@ -214,5 +220,5 @@ def table(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
         text.append(f"**{title}**\n\n{detail}")
     epochs = f"{EPOCHS[0]} epochs of SP and {EPOCHS[1]} of HRL"
     title = f"**ImageNet on paper**: {epochs} with every block executed, on {CARDS} cards"
-    text.append(f"{title}\n\n{imagenet(found, sizes, commands['imagenet'])}")
+    text.append(f"{title}\n\n{imagenet(found, Sizes(**found['sizes']), commands['imagenet'])}")
     return "\n".join(text)

@@ -14,7 +14,7 @@ def parsed(line):
     python, dash_m, name, *words = shlex.split(line) if isinstance(line, str) else line
     assert (python, dash_m) == ("python", "-m")
     module = importlib.import_module(name)
-    options = getattr(module, "Args", None) or module.Options
+    options = getattr(module, "Options", None) or module.Args
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(situation, "header_of", lambda weights: {"alpha": 1.0} if "cifar10" in weights else {})
         patch.setattr(

@@ -305,8 +305,7 @@ def test_the_page_of_gpus_is_that_of_its_files(device):
     """Made again by `python -m benchmarks.gpu --write`; what no card has run yet is named there."""
     file = DOCS / "benchmarks" / f"gpu-{device}.json"
     found = json.loads(file.read_text()) if file.exists() else gpu.unmeasured(device)
-    text = gpu.table(found)
-    assert f"<!-- gpu-{device} -->\n{text}<!-- end of gpu-{device} -->" in gpu.PAGE.read_text()
+    assert f"<!-- gpu-{device} -->\n{gpu.section(found)}<!-- end of gpu-{device} -->" in gpu.PAGE.read_text()
 
 
 def test_the_page_of_information_has_its_tables():

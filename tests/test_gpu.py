@@ -107,38 +107,40 @@ READS = {"item", "tolist", "numpy", "cpu", "__array__", "__bool__", "__int__", "
 
 
 class Reads(TorchFunctionMode):
-    """Notes what Python reads from tensors; finding out which images execute a block is counted apart."""
+    """Notes what Python reads of a device; finding out which images execute a block is counted apart."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.cuda = device.type == "cuda"
+        self.kind = device.type
         self.found: list[str] = []
         self.compactions = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        self.found += [name] if name in READS else []
+        if name in READS and args[0].device.type == self.kind:
+            self.found.append(name)
         if name != "nonzero":
             return func(*args, **(kwargs or {}))
         self.compactions += 1
-        with waits_refused(self.cuda, "default"):
+        with waits_refused(self.kind == "cuda", "default"):
             return func(*args, **(kwargs or {}))
 
 
 class Copies(TorchDispatchMode):
     """Notes values and tensors that leave a device below Python, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self.kind = device.type
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._local_scalar_dense.default:
+        here = [isinstance(each, torch.Tensor) and each.device.type == self.kind for each in args]
+        if func is torch.ops.aten._local_scalar_dense.default and here[0]:
             self.found.append("a value")
-        given = [each for each in args if isinstance(each, torch.Tensor)]
-        if isinstance(result, torch.Tensor) and result.device.type == "cpu":
-            self.found += ["a tensor" for each in given if each.device.type == "cuda"]
+        if any(here) and isinstance(result, torch.Tensor) and result.device.type != self.kind:
+            self.found.append("a tensor")
         return result
 
 
@@ -159,7 +161,7 @@ def waits_refused(cuda: bool, mode: str = "error") -> Iterator[None]:
 @contextmanager
 def stays(device: torch.device) -> Iterator[Reads]:
     """Fail if anything in the block leaves the device or waits for it, compaction excepted."""
-    with waits_refused(device.type == "cuda"), Copies() as copies, Reads(device) as reads:
+    with waits_refused(device.type == "cuda"), Copies(device) as copies, Reads(device) as reads:
         yield reads
     assert not reads.found and not copies.found
 

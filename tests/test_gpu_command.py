@@ -159,8 +159,8 @@ def test_numbers_of_the_table_are_those_of_the_parts():
         ("environment-1024", None, "RuntimeError: out of memory"),
     ):
         found["parts"][name] = {"found": part, "error": error}
-    text = gpu.table({**found, "card": "NVIDIA Toy"})
-    assert text.startswith("| NVIDIA Toy | measured | aim | command |")
+    text = gpu.table({**found, "card": "NVIDIA Toy", "torch": "2.11.0"})
+    assert text.startswith("| NVIDIA Toy, PyTorch 2.11.0 | measured | aim | command |")
     for row in (
         "environment's speed over the network's, 4,096 sub-environments | 0.80 | ≥ 0.8",
         "steps per second, 4,096 sub-environments | 8,683,520 |",
