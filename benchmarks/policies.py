@@ -27,6 +27,7 @@ SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (  # agent, flags, whethe
     ("reinforce", (), True),
     ("gumbel", (), True),
     ("blockdrop", (), True),
+    ("act", (), True),
     ("hybrid_reinforce", ("--preset", "longer"), True),
 )
 

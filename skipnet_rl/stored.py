@@ -41,6 +41,7 @@ MARKS = {  # tensors that only files of one kind have; the first match counts
     "gate.lstm.weight_ih": "rnn",
     "gate.features.0.4.weight": "ff1",  # its second convolution
     "gate.heads.0.weight": "ff2",
+    "gate.scores.0.weight": "act",
     "policy.net.fc.weight": "blockdrop",
     "action_net.weight": "sb3",
     "q_net.q_net.0.weight": "sb3",

@@ -25,6 +25,7 @@ from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import WeightsError, one_line, unknown_name
 from skipnet_rl.foreign import Backbone, architecture_of, check_padding, describe, find_backbone
 from skipnet_rl.gates import GATES, FeedForwardGate, RecurrentGate, make_gate
+from skipnet_rl.halting import HaltingGate
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy
 from skipnet_rl.policy_networks import ObservationPolicy, PolicyNetwork
@@ -32,7 +33,8 @@ from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.stored import POLICY, Header, Stored, Weights, read_weights
 
 FIXED = "fixed"  # the kind of one route for all images
-StoredPolicy = RecurrentGate | FeedForwardGate | FixedRoute
+ACT = "act"  # the kind of halting scores
+StoredPolicy = RecurrentGate | FeedForwardGate | HaltingGate | FixedRoute
 
 
 class Opened(NamedTuple):
@@ -163,7 +165,7 @@ def _open_chain(stored: Stored, expected: Expected) -> Opened:
 
 KINDS: dict[str, Callable[[Stored, Expected], Opened]] = {
     "plain": _open_plain,
-    **dict.fromkeys((*GATES, FIXED), _open_gated),
+    **dict.fromkeys((*GATES, ACT, FIXED), _open_gated),
     "blockdrop": _open_blockdrop,
     "sb3": _open_sb3,
     "chain": _open_chain,
@@ -171,11 +173,13 @@ KINDS: dict[str, Callable[[Stored, Expected], Opened]] = {
 
 
 def new_policy(kind: str, net: ResNet, gain: float = 1.0) -> StoredPolicy:
-    """A new gate, or for `"fixed"` the route of every block.
+    """A new gate, for `"act"` halting scores, or for `"fixed"` the route of every block.
 
     Raises:
-        ValueError: see `make_gate`.
+        ValueError: see `make_gate` and `HaltingGate`.
     """
+    if kind == ACT:
+        return HaltingGate(net)
     if kind == FIXED:
         return FixedRoute(torch.ones(len(net.blocks) - 1, device="cpu"))
     return make_gate(kind, net, gain)

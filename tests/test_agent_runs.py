@@ -11,7 +11,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
 from toys import load_first, slow
 
-from agents import a2c, blockdrop, dqn, gumbel, oracle, ppo, reinforce, static
+from agents import a2c, act, blockdrop, dqn, gumbel, oracle, ppo, reinforce, static
 from agents.common import setting
 from agents.common.cli import main_with_named_errors
 from agents.common.sb3 import preset, training_env
@@ -33,6 +33,7 @@ LEARNERS = {
     "DQN": (dqn, {**SB3, "buffer": 1_000}),
     "REINFORCE": (reinforce, {"iterations": 4, "batch_size": 8, "eval_every": 2}),
     "Gumbel": (gumbel, {"warmup_iterations": 0, "iterations": 4, "batch_size": 8, "eval_every": 2}),
+    "ACT": (act, {"iterations": 2, "tune_iterations": 2, "batch_size": 8, "eval_every": 2}),
     "BlockDrop": (
         blockdrop,
         {"warmup_iterations": 0, "curriculum": 2, "joint": 2, "batch_size": 8, "eval_every": 2},
@@ -94,7 +95,7 @@ def test_a_learners_run_folder(name, tmp_path, pictures):
 
 
 # the test of resumed runs below compares two runs of one seed, too
-@pytest.mark.parametrize("name", ["PPO", slow("DQN"), slow("Gumbel"), slow("BlockDrop")])
+@pytest.mark.parametrize("name", ["PPO", slow("DQN"), slow("Gumbel"), slow("ACT"), slow("BlockDrop")])
 def test_same_seed_gives_the_same_results(name, tmp_path):
     module, flags = LEARNERS[name]
     runs = [
@@ -111,7 +112,7 @@ def test_same_seed_gives_the_same_results(name, tmp_path):
     assert first["loss"] != other["loss"] or name in ("PPO", "DQN")  # frozen: alike where both execute all
 
 
-@pytest.mark.parametrize("name", ["REINFORCE", "Gumbel", slow("BlockDrop")])
+@pytest.mark.parametrize("name", ["REINFORCE", "Gumbel", "ACT", slow("BlockDrop")])
 def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
     module, flags = LEARNERS[name]
     whole = module.train(module.Args(**SMALL, **flags, run_dir=tmp_path / "a"))
@@ -128,7 +129,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
         module.train(args)
     monkeypatch.setattr(Run, "save", save)
     assert module.train(dataclasses.replace(args, resume=True))["policies"] == whole["policies"]
-    kinds = {"BlockDrop": "blockdrop", "REINFORCE": "rnn", "Gumbel": "rnn"}
+    kinds = {"BlockDrop": "blockdrop", "REINFORCE": "rnn", "Gumbel": "rnn", "ACT": "act"}
     header = read_header(tmp_path / "a" / "policy.safetensors")
     assert header["kind"] == kinds.get(name, "sb3") and header["depth"] == 20 and header["alpha"]
     weights = [(tmp_path / folder / "policy.safetensors").read_bytes() for folder in "ab"]
@@ -182,6 +183,8 @@ def test_presets_are_complete(env):
         (gumbel, ["--lr", "-0.01"], "--lr is -0.01; expected 0 or more"),
         (gumbel, ["--lr", "inf"], "--lr is inf; expected a finite number"),
         (gumbel, ["--penalty", "-3"], "--penalty is -3.0"),
+        (act, ["--tau", "-1"], "--tau is -1.0; expected 0 or more"),
+        (act, ["--iterations", "0"], "--iterations is 0; expected at least 1"),
         (blockdrop, ["--batch-size", "0"], "--batch-size is 0"),
         (static, ["--eval-images", "-3"], "--eval-images is -3"),
         (reinforce, ["--baseline", "value"], "unknown baseline 'value'"),

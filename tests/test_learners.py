@@ -6,11 +6,14 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecMonitor
 from toys import greedy, toy_mdp, two_colours
 
-from agents import a2c, blockdrop, dqn, gumbel, ppo, reinforce
+from agents import a2c, act, blockdrop, dqn, gumbel, ppo, reinforce
 from agents.common.sb3 import episode_length
 from agents.common.sb3_policies import ModelPolicy
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.policies import AlwaysExecute
+from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 
 BEST = [1.0, 0.0]
@@ -156,3 +159,46 @@ def test_blockdrop_trains_the_backbone_in_the_joint_stage_alone(data, mdp):
     assert torch.equal(weight, before)
     blockdrop.train_step(learner, data, 1, "joint", args)
     assert not torch.equal(weight, before)
+
+
+@pytest.fixture
+def two_units(data):
+    """Three stages of two units: the second does nothing, but the last one turns the answer round."""
+    torch.manual_seed(0)
+    net = ResNet(Architecture(32, (8, 16, 32), (2, 2, 2)), 2)
+    for useless in (net.blocks[1].bn2, net.blocks[3].bn2):
+        torch.nn.init.zeros_(useless.weight)
+        useless.weight.requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 3e-3)
+    images, labels = data.batch(torch.arange(32))
+    mdp = RoutingMDP(net, alpha=0.5)
+    routes = torch.tensor([1, 1, 1, 1, 0]).bool().expand(32, 5)
+    for _ in range(20):
+        optimizer.zero_grad()
+        whole = rollout(mdp, AlwaysExecute(), images, labels).loss
+        without = rollout(mdp, AlwaysExecute(), images, 1 - labels, routes=routes).loss
+        (whole + without).mean().backward()
+        optimizer.step()
+    return mdp
+
+
+def test_act_halts_before_the_units_that_do_nothing(data, two_units):
+    args = act.Args(batch_size=32, iterations=30, lr=1e-6, gate_lr=0.3, precision="fp32")
+    learner = act.Learner(args, two_units, "fp32")
+    for step in range(args.iterations):
+        act.train_step(learner, data, step, "train", args)
+    after = greedy(two_units, learner.policy, data)
+    assert after.actions.mean(dim=0).tolist() == [0, 1, 0, 1, 1]
+    assert after.correct.all()
+
+
+def test_act_leaves_the_scores_alone_while_it_tunes(data, two_units):
+    args = act.Args(batch_size=32, iterations=1, tune_iterations=1, precision="fp32")
+    learner = act.Learner(args, two_units, "fp32")
+    assert [args.left(step) for step in (0, 1)] == [1, 1] and learner.tau == 0.5 / 5
+    scores, weight = learner.policy.scores[0].bias, two_units.net.blocks[0].conv1.weight
+    for step, stage in enumerate(args.plan()):
+        before = scores.clone(), weight.clone()
+        act.train_step(learner, data, step, stage, args)
+        assert torch.equal(scores, before[0]) == (stage == "tune"), stage
+        assert not torch.equal(weight, before[1])

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
-from toys import slow
+from toys import slow, spread
 
 from agents import export
 from agents.common.cli import main_with_named_errors
@@ -104,6 +104,18 @@ def test_a_fixed_route(batched, tmp_path):
     export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
     found = compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
     assert found.images == found.same_routes == 20
+    assert found.logits < 1e-5
+
+
+@pytest.mark.parametrize("batched", [False, slow(True)])
+def test_halting_scores(batched, tmp_path):
+    images = load_images("rendered-digits", "test").first(100)
+    mdp = RoutingMDP(ResNet(14).eval())
+    policy = spread(mdp.net, images.batch(torch.arange(100))[0])
+    assert len(rollout(mdp, policy, *images.batch(torch.arange(100))).actions.unique(dim=0)) >= 4
+    export_onnx(mdp, policy, tmp_path / "model.onnx", batched)
+    found = compare_with_torch(tmp_path / "model.onnx", mdp, policy, images)
+    assert found.images == found.same_routes == 100
     assert found.logits < 1e-5
 
 

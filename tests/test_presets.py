@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 from test_agents import gated_file
 
+from agents import act
 from agents.common import situation
 from agents.common.optimizers import staged
 from agents.common.parsing import parse
@@ -130,6 +131,25 @@ def test_a_gpu_takes_more_and_larger_steps(monkeypatch):
     plain = PRESETS["plain"]
     assert args.iterations == situation.GPU_STEPS * plain["iterations"]
     assert args.batch_size == situation.GPU_BATCH * plain["batch_size"] and args.lr == 2 * plain["lr"]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_act_scales_its_steps_alike(monkeypatch, tmp_path, gpu):
+    monkeypatch.setattr(
+        situation, "pick_device", lambda name: type("Device", (), {"type": "cuda" if gpu else "cpu"})
+    )
+    usual, more = act.Args(), 4 if gpu else 1
+    for depth, cost in ((14, 1 / 1.53), (20, 1), (110, 6.2), (50, 100)):
+        args = act.arguments(["--env", f"SkipResNet{depth}-v0"])
+        expected = max(situation.FEWEST, more * usual.iterations / cost)
+        assert args.iterations == args.tune_iterations == pytest.approx(expected, rel=0.01), depth
+        larger = gpu and depth != 50
+        assert args.batch_size == usual.batch_size * (4 if larger else 1)
+        assert args.lr == usual.lr * (2 if larger else 1) and args.gate_lr == usual.gate_lr
+    (tmp_path / "args.json").write_text(json.dumps({"iterations": 7, "lr": 0.5}))
+    resumed = act.arguments(["--resume", "--run-dir", str(tmp_path)])  # as on the machine that it began on
+    assert (resumed.iterations, resumed.lr) == (7, 0.5)
+    assert act.arguments(["--env", "SkipChain14x38-v0"]) == usual  # which the run refuses
 
 
 def test_the_papers_preset():

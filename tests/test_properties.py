@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from agents import blockdrop, dqn, gumbel, hybrid_reinforce, ppo, pretrain, reinforce, static
+from agents import act, blockdrop, dqn, gumbel, hybrid_reinforce, ppo, pretrain, reinforce, static
 from agents import evaluate as evaluation
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
@@ -335,6 +335,7 @@ COMMANDS = {
     "pretrain": (pretrain.Args, pretrain.train),
     "reinforce": (reinforce.Args, reinforce.train),
     "gumbel": (gumbel.Args, gumbel.train),
+    "act": (act.Args, act.train),
     "blockdrop": (blockdrop.Args, blockdrop.train),
     "ppo": (ppo.Args, ppo.train),
     "dqn": (dqn.Args, dqn.train),
@@ -368,6 +369,7 @@ BAD_FLAGS = [
     ("--teacher", ["none"]),
     ("--warmup", ["-1"]),
     ("--target", ["-1", "nan"]),
+    ("--tau", ["-1", "nan"]),
     ("--bound", ["0.2"]),
     ("--policy-depth", ["7"]),
     ("--rates", ["1.5"]),

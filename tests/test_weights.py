@@ -169,11 +169,13 @@ def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path, monkeypatch):
 
 def policies(net: ResNet) -> dict[str, torch.nn.Module]:
     """A policy of each kind that stands in a file beside its network."""
-    gates = {f"gate {kind}": new_policy(kind, net) for kind in (*GATES, "fixed")}
+    gates = {f"gate {kind}": new_policy(kind, net) for kind in (*GATES, "act", "fixed")}
     return {**gates, "policy blockdrop": PolicyNetwork(len(net.blocks) - 1, image_size=net.image_size)}
 
 
-@pytest.mark.parametrize("name", ["gate rnn", "gate ff1", "gate ff2", "gate fixed", "policy blockdrop"])
+@pytest.mark.parametrize(
+    "name", ["gate rnn", "gate ff1", "gate ff2", "gate act", "gate fixed", "policy blockdrop"]
+)
 @pytest.mark.parametrize("header", [True, False], ids=["with a header", "as older files are"])
 def test_a_file_says_what_it_is(tiny_net, tiny_images, tmp_path, name, header):
     place, kind = name.split()

@@ -1,7 +1,8 @@
 """Toys whose best decisions are known.
 
 `toy_net`: a ResNet-8 with one needed and one useless block, on images of two colours. `toy_chain`: two
-networks with given answers. `load_first`: a data set cut to its first images.
+networks with given answers. `spread`: halting scores that tell images apart. `load_first`: a data set cut to
+its first images.
 """
 
 import copy
@@ -17,6 +18,7 @@ import torch
 from agents import hybrid_reinforce
 from skipnet_rl.chain import Chain
 from skipnet_rl.data import ImageSet, load_images
+from skipnet_rl.halting import HaltingGate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.recording import Records, Replayed
 from skipnet_rl.resnet import ResNet
@@ -99,6 +101,25 @@ def greedy(mdp: RoutingMDP, policy: object, data: ImageSet):
     mdp.net.eval()
     with torch.no_grad():
         return rollout(mdp, policy, *data.batch(torch.arange(len(data))))
+
+
+def spread(net: ResNet, images: torch.Tensor) -> HaltingGate:
+    """Halting scores that differ between these images [B, 3, H, W] as much as numbers from 0 to 1 can."""
+    generator = torch.Generator().manual_seed(3)
+    gate = HaltingGate(net).to(images.dtype)
+
+    def adjusted(mdp, state, hidden):
+        if not gate.begins[state.t]:
+            head = gate.scores[gate.numbers[state.t]]
+            torch.nn.init.normal_(head.weight, generator=generator)
+            logits = state.x.mean(dim=(2, 3)) @ head.weight.T
+            head.weight.mul_(4 / logits.std())
+            head.bias.copy_(1 - 4 * logits.mean() / logits.std())
+        return gate(mdp, state, hidden)
+
+    with torch.no_grad():
+        rollout(RoutingMDP(net), adjusted, images, torch.zeros(len(images)).long())
+    return gate.eval()
 
 
 def spoken(name: str, macs: int, classes: int = 2, number: int = 0) -> Replayed:

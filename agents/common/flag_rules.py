@@ -49,6 +49,7 @@ NOT_NEGATIVE = {
     "restarts",
     "sp_iterations",
     "sp_lr",
+    "tau",
     "tune_iterations",
     "warmup_iterations",
     "weight_decay",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,17 @@ def values_of(situation: Situation) -> dict[str, Any]:
     return {**values, **images, "preset": name}
 
 
+def scaled_to(situation: Situation, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an agent's values for a ResNet-20 on a CPU that another network or device changes.
+
+    Of a resumed run they are those that it began with.
+    """
+    if is_chain(situation.env):  # which the run refuses, if the agent takes none
+        return {}
+    found = _stored(situation) or _scaled(values, [depth_of(situation.env)], [USUAL], situation.device)
+    return {name: found[name] for name in found.keys() & values.keys() & {*STEPS, "batch_size", "lr"}}
+
+
 def check_preset(preset: str, env: str) -> None:
     """Raise a ValueError for an unknown preset, or one that is not for the environment."""
     if preset not in ("auto", *PRESETS):
@@ -165,7 +176,7 @@ def _stored(situation: Situation) -> dict[str, Any] | None:
 
 
 def _scaled(
-    values: dict[str, Any], depths: Sequence[int], usual: Sequence[int], device: str
+    values: Mapping[str, Any], depths: Sequence[int], usual: Sequence[int], device: str
 ) -> dict[str, Any]:
     """Steps that take as long whatever the networks cost, and more and larger ones on a GPU.
 

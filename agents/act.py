@@ -1,0 +1,175 @@
+"""Adaptive computation time (ACT): within each stage of the network an image stops once it has halted.
+
+    python -m agents.act --env SkipResNet20-v0 --dataset cifar10 --data-dir data
+
+Figurnov, Collins, Zhu, Zhang, Huang, Vetrov, Salakhutdinov, "Spatially Adaptive Computation Time for Residual
+Networks", CVPR 2017 (arXiv 1612.02297), section 3.1, after Graves 2016 (arXiv 1603.08983):
+
+    min  L(ŷ, y) + τ Σ_stages (N + R)
+
+with N the units that run in a stage and R the remainder, the halting weight of the last of them. There is no
+sampling and no reward: scores and backbone follow one gradient.
+
+    train   a stage's output is the mean of its units' outputs, weighted by the halting distribution
+    tune    the backbone alone, on the routes of test time: the output is that of the last unit that runs
+
+The paper keeps the mean at test time. A policy only skips or executes: the features after a stage are those
+of the last unit that ran, and the network is tuned for them. `mean_accuracy` in result.json is that of the
+mean, on validation images before the tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.common.cli import main_with_named_errors
+from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.keeper import KeepLast
+from agents.common.learner import ModelLearner
+from agents.common.outcome import weights_header
+from agents.common.runner import run_agent
+from agents.common.setting import Setting
+from agents.common.situation import scaled_to, situation_of
+from skipnet_rl.data import Images
+from skipnet_rl.data.imageset import training_index
+from skipnet_rl.device import autocast
+from skipnet_rl.evaluate import evaluation_mode, usual_batch_size
+from skipnet_rl.halting import HaltingGate, pondered
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.randomness import step_generator
+from skipnet_rl.rollout import Trajectory, rollout
+from skipnet_rl.tolerance import Tolerance
+from skipnet_rl.weights import ACT
+
+
+@dataclass(frozen=True)
+class Args(TrainingArgs):
+    """Train halting scores and backbone together."""
+
+    tau: Method[float | None] = None
+    """weight of the ponder cost (default: alpha/N, which the environment pays for a skipped block)"""
+    iterations: Schedule[int] = 300
+    """training steps on the mean of the units"""
+    tune_iterations: Schedule[int] = 300
+    """steps that follow: the backbone alone, on the thresholded routes"""
+    lr: Schedule[float] = 1e-3
+    """Adam's learning rate for the backbone, falling linearly to zero in either stage"""
+    gate_lr: Schedule[float] = 2e-2
+    """Adam's learning rate for the halting scores, falling linearly to zero"""
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        super().check()
+        if self.iterations < 1:
+            raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
+
+    def plan(self) -> list[str]:
+        """The stage of each training step."""
+        return ["train"] * self.iterations + ["tune"] * self.tune_iterations
+
+    def left(self, step: int) -> float:
+        """Share of a stage's steps that are to come, from 1 down to 0."""
+        done = step - self.iterations
+        return -done / self.iterations if done < 0 else 1 - done / self.tune_iterations
+
+
+class Learner(ModelLearner):
+    """Backbone, halting scores and optimizers of one run."""
+
+    def __init__(self, args: Args, mdp: RoutingMDP, precision: str) -> None:
+        self.policy = HaltingGate(mdp.net).to(mdp.device)
+        super().__init__(mdp, nn.ModuleDict({"net": mdp.net, "gate": self.policy}), precision)
+        self.tau = mdp.alpha / mdp.num_decisions if args.tau is None else args.tau
+        self.mean_accuracy: float | None = None  # on validation images, when the training on the mean ended
+        self.optimizers = {
+            "net": torch.optim.Adam(mdp.net.parameters(), args.lr),
+            "gate": torch.optim.Adam(self.policy.parameters(), args.gate_lr),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint."""
+        return {**super().state_dict(), "mean_accuracy": self.mean_accuracy}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        super().load_state_dict(state)
+        self.mean_accuracy = state["mean_accuracy"]
+
+
+class Keeper(KeepLast):
+    """Keeps the last weights, and measures the mean that they were trained on."""
+
+    learner: Learner
+
+    def end_stage(self, stage: str) -> None:
+        """Measure the mean before the batch norms are settled for the thresholded routes."""
+        if stage == "train":
+            setting = self.setting
+            images = setting.val.first(setting.args.eval_images)
+            self.learner.mean_accuracy = mean_accuracy(self.learner, images)
+        super().end_stage(stage)
+
+    def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
+        """The notes, and the accuracy of the mean."""
+        return {**super().about(tolerance, rate), "mean_accuracy": self.learner.mean_accuracy}
+
+
+@torch.no_grad()
+def mean_accuracy(learner: Learner, images: Images) -> float:
+    """Accuracy with the mean of the units as each stage's output."""
+    mdp, right = learner.mdp.for_inference(), 0
+    with evaluation_mode(learner.policy):
+        for batch, labels in images.batches(usual_batch_size(images.device)):
+            with autocast(learner.precision, images.device):
+                right += int(pondered(mdp, learner.policy, batch, labels)[0].correct.sum())
+    return right / len(images)
+
+
+def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
+    """One step on the loss and the ponder cost, or on the loss of the thresholded routes."""
+    device = data.device
+    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
+    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    learner.model.train()
+    rates = {"net": args.left(step) * args.lr}
+    with autocast(learner.precision, device):
+        if stage == "tune":
+            episode = rollout(learner.mdp, learner.policy, images, labels)
+            loss = episode.loss.mean()
+        else:
+            episode, cost = pondered(learner.mdp, learner.policy, images, labels)
+            loss = episode.loss.mean() + learner.tau * cost.mean()
+            rates["gate"] = args.left(step) * args.gate_lr
+    learner.descend(loss, rates)
+    return episode
+
+
+def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+    """The learner with new halting scores."""
+    return Learner(setting.args, setting.mdp(), setting.precision)
+
+
+def keep(setting: Setting[Args], learner: Learner, folder: Path) -> Keeper:
+    """The last weights."""
+    header = weights_header(setting, ACT, "act")
+    return Keeper(setting, learner, folder, row="ACT", header=header, trained=("train", "tune"))
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Both stages, then the test set once; returns result.json's content."""
+    return run_agent(args, "act", start, keep, train_step)
+
+
+def arguments(words: Sequence[str] | None = None) -> Args:
+    """The flags' defaults on a command line: as many steps as take equally long on any network."""
+    return replace(Args(), **scaled_to(situation_of(words), vars(Args())))
+
+
+if __name__ == "__main__":
+    main_with_named_errors(Args, train, defaults=arguments)
