@@ -32,6 +32,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepLast
 from agents.common.learner import ModelLearner
+from agents.common.optimizers import adam
 from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
@@ -88,8 +89,8 @@ class Learner(ModelLearner):
         self.tau = mdp.alpha / mdp.num_decisions if args.tau is None else args.tau
         self.mean_accuracy: float | None = None  # on validation images, when the training on the mean ended
         self.optimizers = {
-            "net": torch.optim.Adam(mdp.net.parameters(), args.lr),
-            "gate": torch.optim.Adam(self.policy.parameters(), args.gate_lr),
+            "net": adam(mdp.net, args.lr),
+            "gate": adam(self.policy, args.gate_lr),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def mean_accuracy(learner: Learner, images: Images) -> float:
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step on the loss and the ponder cost, or on the loss of the thresholded routes."""
     device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device)
+    index = training_index(step, args.batch_size, len(data), args.seed).to(device, non_blocking=True)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.model.train()
     rates = {"net": args.left(step) * args.lr}

@@ -198,8 +198,8 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     """One step of any stage."""
     device = data.device
     routes = args.routes if stage == "hrl" and learner.held_out is None else 1
-    index = share(training_index(step, args.batch_size // routes, len(data), args.seed))
-    index = index.to(device, non_blocking=True)
+    order = training_index(step, args.batch_size // routes, len(data), args.seed)
+    index = share(order).to(device, non_blocking=True)
     images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images).repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)

@@ -42,6 +42,7 @@ Agent = Literal[
     "dqn",
     "gumbel",
     "blockdrop",
+    "act",
     "static",
     "oracle",
     "pretrain",

@@ -110,7 +110,8 @@ class Cluster:
         import ray
 
         # one process for each run, and none of Ray's own attempts: `work` counts them
-        options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_calls": 1, "max_retries": 0}
+        options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus}
+        options |= {"max_calls": 1, "max_retries": 0}
         task = ray.remote(**options)(play).options(name=str(job.folder))
         where = (f"{job.folder}.log", os.getcwd(), self.threads, bool(self.gpus))
         self.running[task.remote(job.line[2:], *where)] = job

@@ -83,7 +83,7 @@ class Range:
 
         if self.values:
             return distributions.CategoricalDistribution(self.values)
-        kind = distributions.IntDistribution if self.whole else distributions.FloatDistribution
+        kind: Any = distributions.IntDistribution if self.whole else distributions.FloatDistribution
         return kind(self.low, self.high, log=self.log)
 
     def ends(self) -> tuple[str, str]:
@@ -142,7 +142,7 @@ class Search:
         path = self.plan.out / JOURNAL
         path.parent.mkdir(parents=True, exist_ok=True)
         file = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
-        directions = ["maximize", "minimize"][: len(MEASURED[self.objective])]
+        directions: Any = ["maximize", "minimize"][: len(MEASURED[self.objective])]
         study = optuna.create_study(
             storage=JournalStorage(file), study_name="search", directions=directions, load_if_exists=True
         )
