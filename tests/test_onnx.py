@@ -109,6 +109,7 @@ def test_a_fixed_route(batched, tmp_path):
 
 @pytest.mark.parametrize("batched", [False, slow(True)])
 def test_halting_scores(batched, tmp_path):
+    torch.manual_seed(0)
     images = load_images("rendered-digits", "test").first(100)
     mdp = RoutingMDP(ResNet(14).eval())
     policy = spread(mdp.net, images.batch(torch.arange(100))[0])
