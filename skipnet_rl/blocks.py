@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skipnet_rl.errors import unknown_name
+from skipnet_rl.layouts import MAPS
 
 SHORTCUTS = ("projection", "pad", "pool")
 
@@ -62,6 +63,8 @@ class Block(nn.Module):
     """Residual block F^i with two 3×3 convolutions."""
 
     expansion = 1  # output channels per channel of the 3×3 convolution
+    layout = MAPS
+    prefix = None  # nothing between the blocks
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
         super().__init__()
@@ -71,6 +74,16 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
+
+    @property
+    def in_features(self) -> int:
+        """Width of the pooled feature of its input."""
+        return self.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """Width of the pooled feature of its output."""
+        return self.out_channels
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:

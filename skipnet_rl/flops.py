@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.network import Network
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
@@ -47,7 +47,7 @@ def count_macs(function: Callable[..., ResultT], *args: Any) -> tuple[int, Resul
 class NetworkMacs:
     """MACs per image of a network's parts; `transforms` and `shortcuts` have one entry per decision."""
 
-    fixed: int  # stem, first block and classifier: always run
+    fixed: int  # stem, first block, layers between blocks, classifier: always run
     transforms: tuple[int, ...]
     shortcuts: tuple[int, ...]  # run whether or not the block is executed
 
@@ -63,22 +63,26 @@ class NetworkMacs:
         return executed + self.fixed + sum(self.shortcuts) + gates
 
 
-def network_macs(net: ResNet) -> NetworkMacs:
+def network_macs(net: Network) -> NetworkMacs:
     """Count the MACs of a network's parts for one image."""
     meta = on_meta(net)
     image = torch.empty(1, 3, meta.image_size, meta.image_size, device="meta")
     stem, x = count_macs(meta.enter, image)
     first, x = count_macs(meta.blocks[0], x)
-    transforms, shortcuts = [], []
+    fixed, transforms, shortcuts = stem + first, [], []
     for block in meta.blocks[1:]:
-        transforms.append(count_macs(block.transform, x)[0])
-        macs, x = count_macs(block.shortcut, x)
+        if block.prefix is not None:
+            macs, x = count_macs(block.prefix, x)
+            fixed += macs
+        macs, skipped = count_macs(block.shortcut, x)
         shortcuts.append(macs)
+        macs, x = count_macs(block.execute, x, skipped)
+        transforms.append(macs)
     classifier, _ = count_macs(meta.classify, x)
-    return NetworkMacs(stem + first + classifier, tuple(transforms), tuple(shortcuts))
+    return NetworkMacs(fixed + classifier, tuple(transforms), tuple(shortcuts))
 
 
-def block_costs(net: ResNet, cost: str) -> Tensor:
+def block_costs(net: Network, cost: str) -> Tensor:
     """C_i of the reward, [N] float32: ones, or each block's MACs over their mean."""
     if cost not in COSTS:
         raise unknown_name("cost", cost, COSTS)

@@ -6,19 +6,22 @@ Evaluation, environments and export use such copies. Folding changes results onl
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+import itertools
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from skipnet_rl.adapted import AdaptedNetwork
 from skipnet_rl.device import resolve_precision
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.network import Network
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+NetworkT = TypeVar("NetworkT", bound=Network)
 
 
-def for_inference(net: ResNet, precision: str = "fp32") -> ResNet:
+def for_inference(net: NetworkT, precision: str = "fp32") -> NetworkT:
     """Copy a network for inference: batch norms folded, channels-last memory, no gradients.
 
     Args:
@@ -31,20 +34,26 @@ def for_inference(net: ResNet, precision: str = "fp32") -> ResNet:
     """
     net = fold_batchnorm(net)
     if resolve_precision(precision, next(net.parameters()).device) == "bf16":
-        net.stem.bfloat16()
-        for block in net.blocks:
-            block.bfloat16()
+        net.to_bf16()
     return net.to(memory_format=torch.channels_last)
 
 
 def fold_batchnorm(module: ModuleT) -> ModuleT:
     """Copy a module in evaluation mode, without gradients, each batch norm folded into its convolution."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
-    for parent in list(module.modules()):
-        before: tuple[str, nn.Module] = ("", parent)
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm2d) and isinstance(before[1], nn.Conv2d):
-                setattr(parent, before[0], fuse_conv_bn_eval(before[1], child))
-                setattr(parent, name, nn.Identity())
-            before = (name, child)
+    for conv, norm in module.pairs if isinstance(module, AdaptedNetwork) else _in_order(module):
+        pair: Any = module.get_submodule(conv), module.get_submodule(norm)
+        module.set_submodule(conv, fuse_conv_bn_eval(*pair))
+        module.set_submodule(norm, nn.Identity())
     return module
+
+
+def _in_order(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of each convolution and the batch norm right behind it, as layers of this project stand."""
+    pairs = []
+    for path, parent in module.named_modules():
+        children = [(f"{path}.{name}".lstrip("."), child) for name, child in parent.named_children()]
+        for (before, conv), (name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                pairs.append((before, name))
+    return pairs

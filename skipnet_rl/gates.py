@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from skipnet_rl.device import autocast
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs, on_meta
+from skipnet_rl.layouts import MAPS, pool
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.resnet import ResNet, module_list, pool
+from skipnet_rl.network import Network
+from skipnet_rl.resnet import module_list
 
 INITIAL_RATE = 0.9  # mostly "execute": a backbone not trained with skips breaks down under many
 Hidden = tuple[Tensor, Tensor]
@@ -61,12 +63,12 @@ class RecurrentGate(Gate):
     """
 
     def __init__(
-        self, net: ResNet, size: int = 10, initial_rate: float = INITIAL_RATE, gain: float = 1.0
+        self, net: Network, size: int = 10, initial_rate: float = INITIAL_RATE, gain: float = 1.0
     ) -> None:
         bias = _log_odds(initial_rate)
         super().__init__()
         self.size = size
-        self.projections = module_list(nn.Linear(block.in_channels, size) for block in net.blocks[1:])
+        self.projections = module_list(nn.Linear(block.in_features, size) for block in net.blocks[1:])
         self.lstm = nn.LSTMCell(size, size)
         self.head = nn.Linear(size, 1)
         nn.init.normal_(self.head.weight, std=0.1)
@@ -75,7 +77,7 @@ class RecurrentGate(Gate):
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Log-odds of "execute" [B] and the LSTM's memory, two [B, size]."""
-        return self.decide(pool(state.x, self.head.weight.dtype), state.t, hidden)
+        return self.decide(mdp.pool(state, self.head.weight.dtype), state.t, hidden)
 
     def decide(self, pooled: Tensor, t: int, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Log-odds and memory from a pooled feature [B, C]."""
@@ -106,10 +108,10 @@ class FeedForwardGate(Gate):
         ValueError: `initial_rate` is not a probability, or `gain` is not positive.
     """
 
-    def __init__(self, net: ResNet, initial_rate: float = INITIAL_RATE, gain: float = 1.0) -> None:
+    def __init__(self, net: Network, initial_rate: float = INITIAL_RATE, gain: float = 1.0) -> None:
         bias = _log_odds(initial_rate)
         super().__init__()
-        self.shapes = net.input_shapes()[1:]
+        self.shapes = maps_of(net, type(self).__name__)
         self.features = module_list(self.layers(channels) for channels, _, _ in self.shapes)
         self.heads = module_list(nn.Linear(channels, 2) for channels, _, _ in self.shapes)
         for head in self.heads:
@@ -167,7 +169,7 @@ GATES: dict[str, type[RecurrentGate] | type[FeedForwardGate]] = {
 }
 
 
-def make_gate(name: str, net: ResNet, gain: float = 1.0) -> RecurrentGate | FeedForwardGate:
+def make_gate(name: str, net: Network, gain: float = 1.0) -> RecurrentGate | FeedForwardGate:
     """Make the gate called `name` for a backbone; see the classes for `gain`.
 
     Raises:
@@ -176,6 +178,21 @@ def make_gate(name: str, net: ResNet, gain: float = 1.0) -> RecurrentGate | Feed
     if name not in GATES:
         raise unknown_name("gate", name, GATES)
     return GATES[name](net, gain=gain)
+
+
+def maps_of(net: Network, gate: str) -> list[tuple[int, ...]]:
+    """Shape (C, H, W) of the input of each decision.
+
+    Raises:
+        ValueError: a block takes something else than maps of at least 2×2 places.
+    """
+    for number, (block, shape) in enumerate(zip(net.blocks, net.input_shapes(), strict=True)):
+        if number and (block.layout is not MAPS or min(shape[1:]) < 2):
+            raise ValueError(
+                f"{gate} needs maps [B, C, H, W] of at least 2×2 places; block {number} of {net.name} takes "
+                f"{block.layout.name} with {' × '.join(map(str, shape))} for an image: choose the gate rnn"
+            )
+    return net.input_shapes()[1:]
 
 
 def _conv(channels: int, stride: int) -> tuple[nn.Module, ...]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from skipnet_rl.blocks import Block
 from skipnet_rl.flops import NetworkMacs, block_costs, network_macs
 from skipnet_rl.folding import for_inference
+from skipnet_rl.layouts import put, take
+from skipnet_rl.network import Network, ResidualBlock
 from skipnet_rl.process import ALPHA, Action, DecisionProcess, check_action
-from skipnet_rl.resnet import ResNet, pool
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +29,7 @@ class State(NamedTuple):
     """A batch of images inside the network.
 
     Attributes:
-        x: features [B, C, H, W], input of the block to decide on.
+        x: input of the block to decide on: maps [B, C, H, W], or what else the network works on, [B, …].
         y: labels [B], int64.
         t: number of the decision, 0 … N-1, or N at the end; the same for the whole batch.
     """
@@ -51,13 +51,14 @@ class RoutingMDP(DecisionProcess):
         ValueError: see `DecisionProcess`; a network of one block, which has no decisions.
     """
 
-    net: ResNet
+    net: Network
 
-    def __init__(self, net: ResNet, alpha: float = ALPHA, cost: str | Tensor = "blocks") -> None:
+    def __init__(self, net: Network, alpha: float = ALPHA, cost: str | Tensor = "blocks") -> None:
         if len(net.blocks) < 2:
             raise ValueError("the network has one block, which always runs; expected at least two")
         super().__init__(net, len(net.blocks) - 1, alpha, cost)
-        self.feature_width = max(block.out_channels for block in net.blocks)  # of the widest stage
+        widths = [width for block in net.blocks for width in (block.in_features, block.out_features)]
+        self.feature_width = max(widths)  # of the widest stage
 
     def named_cost(self, cost: str) -> Tensor:
         """`"blocks"` or `"flops"`: [N]."""
@@ -81,7 +82,7 @@ class RoutingMDP(DecisionProcess):
     @property
     def dtype(self) -> torch.dtype:
         """Type of rewards and logits: the classifier's, at least float32."""
-        return torch.promote_types(self.net.fc.weight.dtype, torch.float32)
+        return torch.promote_types(self.net.dtype, torch.float32)
 
     def for_inference(self, precision: str = "fp32") -> Self:
         """The same process over a copy of the network with its batch norms folded."""
@@ -89,17 +90,27 @@ class RoutingMDP(DecisionProcess):
         copied.net = for_inference(self.net, precision)
         return copied
 
-    def block(self, t: int) -> Block:
+    def block(self, t: int) -> ResidualBlock:
         """The block that decision t is about."""
         return self.net.blocks[t + 1]
 
     def initial(self, images: Tensor, labels: Tensor) -> State:
         """Stem and first block: normalised images [B, 3, H, W], labels [B] → State at t = 0."""
-        return State(self.net.blocks[0](self.net.enter(images)), labels, 0)
+        return self.arrived(self.net.blocks[0](self.net.enter(images)), labels, 0)
+
+    def arrived(self, x: Tensor, labels: Tensor, t: int) -> State:
+        """The state at decision t: first run the layers that always run after the block before it."""
+        if t < self.num_decisions and (prefix := self.block(t).prefix) is not None:
+            x = prefix(x)
+        return State(x, labels, t)
 
     def features(self, state: State) -> Tensor:
-        """Pooled feature of the block's input: [B, C] float32."""
-        return pool(state.x, torch.float32)
+        """Pooled feature of the block's input, at the end of the last block's output: [B, C] float32."""
+        return self.pool(state, torch.float32)
+
+    def pool(self, state: State, dtype: torch.dtype) -> Tensor:
+        """Pooled feature in a floating-point type, see `layouts`: [B, C]."""
+        return self.block(min(state.t, self.num_decisions - 1)).layout.pool(state.x, dtype)
 
     def transition(self, state: State, action: Tensor, inplace: bool = False) -> State:
         """Move past one block.
@@ -118,44 +129,22 @@ class RoutingMDP(DecisionProcess):
         block, x = self.block(state.t), state.x
         skipped = block.shortcut(x)  # once for the whole batch: its batch norm moves once
         if action.dtype != torch.bool:
-            gate = action.to(skipped.dtype).view(-1, 1, 1, 1)
+            gate = action.to(skipped.dtype).view(-1, *[1] * (skipped.dim() - 1))
             executed = block.execute(x, skipped)
-            return State(gate * executed + (1 - gate) * skipped, state.y, state.t + 1)
+            return self.arrived(gate * executed + (1 - gate) * skipped, state.y, state.t + 1)
         index = action.nonzero().squeeze(1)
         if len(index) == 0:
             x = skipped
         elif len(index) == len(action):
             x = block.execute(x, skipped)
         else:
-            rows = take(x, index)
-            shortcut = rows if skipped is x else take(skipped, index)
+            layout = block.layout
+            rows = take(x, index, layout)
+            shortcut = rows if skipped is x else take(skipped, index, layout)
             executed = block.execute(rows, shortcut)
-            x = put(skipped, index, executed.to(skipped.dtype), inplace or skipped is not x)
-        return State(x, state.y, state.t + 1)
+            x = put(skipped, index, executed.to(skipped.dtype), inplace or skipped is not x, layout)
+        return self.arrived(x, state.y, state.t + 1)
 
     def logits(self, state: State) -> Tensor:
-        """The classifier on the last feature map: [B, K] float32."""
+        """The classifier on the last features: [B, K] float32."""
         return self.net.classify(state.x)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` of x [B, C, H, W] in channels-last memory, where `x[index]` would leave it."""
-    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
-
-
-def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool) -> Tensor:
-    """x [B, C, H, W], or a copy of it, with `rows` at `index`, in channels-last memory."""
-    x, rows = x.permute(0, 2, 3, 1), rows.permute(0, 2, 3, 1)
-    if not inplace:
-        return x.index_copy(0, index, rows).permute(0, 3, 1, 2)
-    if not (x.requires_grad or rows.requires_grad) and (_in_words(x) and _in_words(rows)):
-        # the same bytes as 64-bit integers: on a CPU copying costs by the number of elements
-        x.view(torch.int64).index_copy_(0, index, rows.view(torch.int64))
-    else:
-        x.index_copy_(0, index, rows)
-    return x.permute(0, 3, 1, 2)
-
-
-def _in_words(x: Tensor) -> bool:
-    """Whether each row of channels lies in memory as whole 64-bit words."""
-    return x.is_contiguous() and x.shape[-1] * x.element_size() % 8 == 0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from skipnet_rl.device import autocast
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.process import DecisionProcess
-from skipnet_rl.resnet import module_list, pool
+from skipnet_rl.resnet import module_list
 
 
 class Policy(Protocol):
@@ -108,7 +108,7 @@ class ValueBaseline(nn.Module):
 
     def __init__(self, mdp: RoutingMDP) -> None:
         super().__init__()
-        channels = [mdp.block(t).in_channels for t in range(mdp.num_decisions)]
+        channels = [mdp.block(t).in_features for t in range(mdp.num_decisions)]
         self.heads = module_list(nn.Linear(count, 1) for count in channels)
         for head in self.heads:
             nn.init.zeros_(head.weight)
@@ -117,7 +117,7 @@ class ValueBaseline(nn.Module):
     def forward(self, mdp: RoutingMDP, state: State) -> Tensor:
         """Predictions [B]."""
         head = self.heads[state.t]
-        pooled = pool(state.x.detach(), head.weight.dtype)
+        pooled = mdp.pool(state._replace(x=state.x.detach()), head.weight.dtype)
         with autocast("fp32", pooled.device):
             return head(pooled).squeeze(1)
 

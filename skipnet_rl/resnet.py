@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from skipnet_rl.blocks import Block, Bottleneck
 from skipnet_rl.device import autocast
+from skipnet_rl.layouts import pool
+from skipnet_rl.network import Network
 
 CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)
 IMAGENET_DEPTHS = (34, 50, 101)
@@ -67,7 +69,7 @@ class Architecture:
         return 2 + sum(self.blocks) * (3 if self.block is Bottleneck else 2)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Stem, blocks in one list, classifier.
 
     Args:
@@ -106,10 +108,24 @@ class ResNet(nn.Module):
         """The stage (0, 1, …) of each block."""
         return [stage for stage, count in enumerate(self.architecture.blocks) for _ in range(count)]
 
-    def input_shapes(self) -> list[tuple[int, int, int]]:
+    @property
+    def name(self) -> str:
+        """`"ResNet-110"`."""
+        return f"ResNet-{self.depth}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the classifier."""
+        return self.fc.weight.dtype
+
+    def about(self) -> dict[str, Any]:
+        """Depth and shortcut."""
+        return {"depth": self.depth, "shortcut": self.shortcut}
+
+    def input_shapes(self) -> list[tuple[int, ...]]:
         """(C, H, W) of each block's input for images of `image_size`."""
         size = -(-self.image_size // (4 if self.architecture.large_stem else 1))
-        shapes = []
+        shapes: list[tuple[int, ...]] = []
         for block in self.blocks:
             shapes.append((block.in_channels, size, size))
             size = (size - 1) // block.stride + 1
@@ -125,28 +141,16 @@ class ResNet(nn.Module):
         with autocast("fp32", x.device):  # bf16 logits would make the loss coarse
             return self.fc(pool(x.to(dtype), dtype))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The plain network, every block executed: [B, 3, H, W] → logits [B, K]."""
-        x = self.enter(images)
+    def to_bf16(self) -> None:
+        """Convert stem and blocks to bf16."""
+        self.stem.bfloat16()
         for block in self.blocks:
-            x = block(x)
-        return self.classify(x)
+            block.bfloat16()
 
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def pool(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Global average of each channel: [B, C, H, W] → [B, C] in `dtype`.
-
-    A bf16 map is summed in float32 and the sum is rounded: converting the whole map first took a sixth of an
-    episode on a CPU. The sum is over the channels-last view so that its gradient has the memory layout of the
-    other gradients of x.
-    """
-    _, _, height, width = x.shape
-    return x.permute(0, 2, 3, 1).sum(dim=(1, 2)).to(dtype) / (height * width)
 
 
 def _stem(plan: Architecture) -> nn.Sequential:

@@ -1,0 +1,180 @@
+"""From a model of torchvision, timm or one's own to a network whose blocks can be skipped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from skipnet_rl.adapted import AdaptedBlock, AdaptedNetwork
+from skipnet_rl.adapters import LAYOUTS, Family, family_of
+from skipnet_rl.probing import recorded
+from skipnet_rl.tracing import Part, crossing, trace
+
+IMAGE_SIZE = 224  # of models that do not say
+LISTED = 8  # kinds of modules in an error
+
+
+class Cut(NamedTuple):
+    """A block where the graph can be cut: its place in the graph, and how it is skipped."""
+
+    number: int
+    node: fx.Node
+    block: nn.Module
+    family: Family
+    shortcut: nn.Module | None
+
+
+def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
+    """Make a classifier's residual blocks the blocks of a network, for `RoutingMDP`.
+
+    The first block that is found always runs. Every later one is a decision if skipping it leaves the shape
+    as it is, or if it has a shortcut with parameters, such as a ResNet's downsampling. What has no shortcut
+    always runs. The model is not copied: it is `network.model`, and training the network trains it. Its own
+    stochastic depth is switched off, since a route says what runs; dropout stays as it is.
+
+    Args:
+        model: images [B, 3, H, W] → logits [B, K], built of blocks that `adapters` knows (`register` adds
+            more); its forward pass must not depend on the values that it computes.
+        image_size: side of the images (default: what the model says of itself, else 224).
+
+    Returns:
+        The network; with every block executed its logits are the model's, to the bit.
+
+    Raises:
+        ValueError: the model has no two known blocks in a row, with what it is made of; its forward pass has
+            no graph; it does not take images of that size.
+    """
+    size = image_size or usual_image_size(model)
+    known = [module for module in model.modules() if family_of(module)]
+    opened = {module for module in model.modules() if any(each in known for each in inside(module))}
+    if not known:
+        raise ValueError(f"no known residual block in {contents(model)}")
+    training = model.training
+    model.eval()
+    try:
+        graph = trace(model, opened)
+        shapes, pairs, classes = recorded(model, graph, size)
+    finally:
+        model.train(training)
+    cuts = find_cuts(model, graph, shapes)
+    if len(cuts) < 2:
+        raise ValueError(
+            f"fewer than two blocks in a row that can be skipped in {contents(model)}; a block can be "
+            "skipped where it is called with one feature and nothing else of the model passes it by"
+        )
+    leading = leading_tokens(model)
+    blocks = [adapted_block(cut, shapes, leading) for cut in cuts]
+    without_stochastic_depth(model)
+    return AdaptedNetwork(model, blocks, parts_of(graph, cuts), size, classes, pairs)
+
+
+def inside(module: nn.Module) -> list[nn.Module]:
+    """The modules in a module, without itself."""
+    return list(module.modules())[1:]
+
+
+def contents(model: nn.Module) -> str:
+    """What a model is made of, in words: its class, and the modules in it that have others in them."""
+    kinds = Counter(
+        f"{type(each).__module__}.{type(each).__name__}"
+        for each in inside(model)
+        if any(True for _ in each.children()) and type(each) not in (nn.Sequential, nn.ModuleList)
+    )
+    if not kinds:
+        kinds = Counter(type(each).__name__ for each in inside(model))
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED)) or "no modules"
+    return (
+        f"{type(model).__name__}, which is made of {listed}; if one of them is a residual block, register "
+        "its class: skipnet_rl.adapters.register(BlockClass)"
+    )
+
+
+def usual_image_size(model: Any) -> int:
+    """Side of the images that a model is built for, where it says so."""
+    embedding = getattr(model, "patch_embed", None)
+    stated = getattr(embedding, "img_size", None) or getattr(model, "image_size", None)
+    if stated is None:
+        stated = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", IMAGE_SIZE)
+    return int(stated[-1] if isinstance(stated, (tuple, list)) else stated)
+
+
+def leading_tokens(model: Any) -> int:
+    """Number of tokens that stand for no place of the image: class token, distillation, registers."""
+    stated = getattr(model, "num_prefix_tokens", None)
+    named = any(getattr(model, name, None) is not None for name in ("class_token", "cls_token"))
+    return int(named) if stated is None else stated
+
+
+def find_cuts(model: nn.Module, graph: fx.Graph, shapes: dict[str, torch.Size]) -> list[Cut]:
+    """The first block of the graph, and every later one that can be skipped."""
+    nodes: list[Any] = list(graph.nodes)
+    found: list[Cut] = []
+    for number, node in enumerate(nodes):
+        module = called(model, node)
+        family = None if module is None else family_of(module)
+        if module is None or family is None:
+            continue
+        alone = len(node.args) == 1 and not any(value is not None for value in node.kwargs.values())
+        if not alone or crossing(nodes, number) != {node.args[0]} or crossing(nodes, number + 1) != {node}:
+            continue
+        shortcut = family.adapter(module)
+        if isinstance(shortcut, nn.Identity) and shapes[node.name] != shapes[node.args[0].name]:
+            shortcut = None
+        if shortcut is not None or not found:
+            found.append(Cut(number, node, module, family, shortcut))
+    return found
+
+
+def called(model: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The layer of a traced model that a node calls; None for any other node."""
+    own = node.op == "call_module" and str(node.target).startswith("model.")
+    return model.get_submodule(str(node.target).removeprefix("model.")) if own else None
+
+
+def adapted_block(cut: Cut, shapes: dict[str, torch.Size], leading: int) -> AdaptedBlock:
+    """A block with its shortcut taken out of it, where that has parameters.
+
+    Raises:
+        ValueError: the block does not call the shortcut once, with its input.
+    """
+    layout = LAYOUTS[cut.family.layout](leading)
+    entering: Any = cut.node.args[0]
+    sizes = shapes[entering.name], shapes[cut.node.name]
+    if cut.shortcut is None or isinstance(cut.shortcut, nn.Identity):
+        return AdaptedBlock(cut.block, None, None, layout, sizes)
+    graph = trace(cut.block, {cut.block})
+    entry, *inner, last = graph.nodes
+    passed = [node for node in inner if called(cut.block, node) is cut.shortcut]
+    if [node.args for node in passed] != [(entry,)]:
+        raise ValueError(
+            f"the shortcut of {type(cut.block).__name__} is called {len(passed)} times; expected once, with "
+            "the block's input: register an adapter that returns another shortcut, or None"
+        )
+    rest = [node for node in inner if node is not passed[0]]
+    return AdaptedBlock(cut.block, cut.shortcut, Part(rest, (entry, *passed), last.args[0]), layout, sizes)
+
+
+def parts_of(graph: fx.Graph, cuts: Sequence[Cut]) -> list[Part | None]:
+    """What runs before the first block, between each two, and after the last; None where that is nothing."""
+    nodes: list[Any] = list(graph.nodes)
+    output = nodes[-1]
+    begins = [(0, nodes[0]), *((cut.number, cut.node) for cut in cuts)]
+    ends = [*((cut.number, cut.node.args[0]) for cut in cuts), (len(nodes) - 1, output.args[0])]
+    return [
+        None if entry is leaving else Part(nodes[begin + 1 : end], [entry], leaving)
+        for (begin, entry), (end, leaving) in zip(begins, ends, strict=True)
+    ]
+
+
+def without_stochastic_depth(model: nn.Module) -> None:
+    """Switch off the stochastic depth of torchvision and timm in a model."""
+    module: Any
+    for module in model.modules():
+        if type(module).__name__ == "StochasticDepth":
+            module.p = 0.0
+        elif type(module).__name__ == "DropPath":
+            module.drop_prob = 0.0

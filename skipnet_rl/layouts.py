@@ -1,0 +1,136 @@
+"""Where the channels of a feature stand in its dimensions, and what follows from that.
+
+A feature is a map [B, C, H, W], a map with the channels last [B, H, W, C], or tokens [B, T, D]. Each layout
+knows the pooled feature that gates and observations see, and how to bring the channels to the end, where
+gathering and scattering rows of a batch is fast.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Layout(ABC):
+    """Order of a feature's dimensions."""
+
+    name: str  # for messages
+
+    @abstractmethod
+    def pool(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The pooled feature, [B, width] in `dtype`."""
+
+    @abstractmethod
+    def width(self, shape: Sequence[int]) -> int:
+        """Width of the pooled feature of a feature of that shape."""
+
+    def inward(self, x: Tensor) -> Tensor:
+        """A view with the channels at the end."""
+        return x
+
+    def outward(self, x: Tensor) -> Tensor:
+        """The inverse of `inward`."""
+        return x
+
+
+class Maps(Layout):
+    """Feature maps [B, C, H, W]; the pooled feature is the mean over the places."""
+
+    name = "maps [B, C, H, W]"
+
+    def pool(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Mean over the places: [B, C, H, W] → [B, C]."""
+        return pool(x, dtype)
+
+    def width(self, shape: Sequence[int]) -> int:
+        """C."""
+        return shape[1]
+
+    def inward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, H, W, C]."""
+        return x.permute(0, 2, 3, 1)
+
+    def outward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] → [B, C, H, W]."""
+        return x.permute(0, 3, 1, 2)
+
+
+class ChannelsLast(Layout):
+    """Feature maps [B, H, W, C], as in Swin; the pooled feature is the mean over the places."""
+
+    name = "maps with the channels last [B, H, W, C]"
+
+    def pool(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Mean over the places: [B, H, W, C] → [B, C]."""
+        _, height, width, _ = x.shape
+        return x.sum(dim=(1, 2)).to(dtype) / (height * width)
+
+    def width(self, shape: Sequence[int]) -> int:
+        """C."""
+        return shape[-1]
+
+
+class Tokens(Layout):
+    """Tokens [B, T, D], of which the first `leading` stand for no place of the image.
+
+    The pooled feature is the mean over the places, D; where there is a class token it stands beside the mean,
+    2 D: what has been gathered of the class so far, and what the image still shows.
+
+    Args:
+        leading: number of tokens before those of the image: the class token, then others, such as those of a
+            distilled DeiT and registers.
+    """
+
+    name = "tokens [B, T, D]"
+
+    def __init__(self, leading: int = 0) -> None:
+        self.leading = leading
+
+    def pool(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Class token, where there is one, and mean over the places: [B, T, D] → [B, 2 D] or [B, D]."""
+        mean = x[:, self.leading :].sum(dim=1).to(dtype) / (x.shape[1] - self.leading)
+        return torch.cat([x[:, 0].to(dtype), mean], dim=1) if self.leading else mean
+
+    def width(self, shape: Sequence[int]) -> int:
+        """D or 2 D."""
+        return shape[-1] * (2 if self.leading else 1)
+
+
+MAPS = Maps()
+
+
+def pool(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Global average of each channel: [B, C, H, W] → [B, C] in `dtype`.
+
+    A bf16 map is summed in float32 and the sum is rounded: converting the whole map first took a sixth of an
+    episode on a CPU. The sum is over the channels-last view so that its gradient has the memory layout of the
+    other gradients of x.
+    """
+    _, _, height, width = x.shape
+    return x.permute(0, 2, 3, 1).sum(dim=(1, 2)).to(dtype) / (height * width)
+
+
+def take(x: Tensor, index: Tensor, layout: Layout = MAPS) -> Tensor:
+    """Rows `index` of x [B, …]; of maps in channels-last memory, where `x[index]` would leave it."""
+    return layout.outward(layout.inward(x).index_select(0, index))
+
+
+def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool, layout: Layout = MAPS) -> Tensor:
+    """x [B, …], or a copy of it, with `rows` at `index`; of maps in channels-last memory."""
+    x, rows = layout.inward(x), layout.inward(rows)
+    if not inplace:
+        return layout.outward(x.index_copy(0, index, rows))
+    if not (x.requires_grad or rows.requires_grad) and (_in_words(x) and _in_words(rows)):
+        # the same bytes as 64-bit integers: on a CPU copying costs by the number of elements
+        x.view(torch.int64).index_copy_(0, index, rows.view(torch.int64))
+    else:
+        x.index_copy_(0, index, rows)
+    return layout.outward(x)
+
+
+def _in_words(x: Tensor) -> bool:
+    """Whether each row of channels lies in memory as whole 64-bit words."""
+    return x.is_contiguous() and x.shape[-1] * x.element_size() % 8 == 0

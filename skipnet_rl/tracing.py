@@ -1,0 +1,125 @@
+"""A module's forward pass as a graph, and parts of that graph as functions.
+
+`torch.fx` records which layers a model calls, in which order and with what, so that its forward pass can be
+cut between two blocks without a line written for that model. Layers themselves are not looked into: a part
+calls the very modules of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+ENDS = ("placeholder", "output")
+
+
+class Whole(nn.Module):
+    """Calls a module with one argument, so that its other arguments are at their defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Any) -> Any:
+        """The module's output."""
+        return self.model(x)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, opened: set[nn.Module]) -> None:
+        super().__init__()
+        self.opened = opened
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a call of the module is one node of the graph."""
+        return m not in self.opened
+
+
+def trace(model: nn.Module, opened: Iterable[nn.Module]) -> fx.Graph:
+    """The graph of `Whole(model)`: its layers are called `model.…`.
+
+    Args:
+        model: what to trace.
+        opened: the modules to look into, `model` among them; all others are layers.
+
+    Raises:
+        ValueError: its forward pass depends on the values that it computes, and has no single graph.
+    """
+    try:
+        graph = _Tracer(set(opened)).trace(Whole(model))
+    except Exception as error:  # whatever the model's code raises when it is given proxies for tensors
+        raise ValueError(
+            f"the forward pass of {type(model).__name__} cannot be traced by torch.fx: {error}; expected one "
+            "that does not depend on the values it computes"
+        ) from error
+    without_dead_ends(graph)
+    return graph
+
+
+def without_dead_ends(graph: fx.Graph) -> None:
+    """Drop the nodes whose value nobody reads; checks of the model stay."""
+    graph.eliminate_dead_code(lambda node: node.op in ENDS or node.target is torch._assert)
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps the shape of each tensor in it, by node."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(Whole(model), graph=graph)
+        self.shapes: dict[str, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n.name] = value.shape
+        return value
+
+
+class Part:
+    """Nodes of a graph as a function of the values that enter them.
+
+    Called with an object that has the traced module as its `model`: the layers are that object's, so that a
+    copy of a network computes with its own.
+    """
+
+    def __init__(self, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], output: fx.Node) -> None:
+        graph, place = fx.Graph(), {}
+        for number, node in enumerate(inputs):
+            place[node] = graph.placeholder(f"x{number}")
+
+        def moved(node: fx.Node) -> fx.Node:
+            if node not in place:  # a parameter, which any part may read
+                place[node] = graph.node_copy(node, moved)
+            return place[node]
+
+        for node in nodes:
+            place[node] = graph.node_copy(node, moved)
+        graph.output(moved(output))
+        without_dead_ends(graph)
+        self.layers = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+        code = graph.python_code("self")
+        namespace = dict(code.globals)
+        exec(compile(code.src, "<part of a network>", "exec"), namespace)
+        self.function: Callable[..., Any] = namespace["forward"]
+
+    def __call__(self, owner: Any, *inputs: Tensor) -> Tensor:
+        """Run the part with the layers of `owner.model`."""
+        return self.function(owner, *inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Part:
+        """The same: it holds no layers."""
+        return self
+
+
+def crossing(nodes: Sequence[fx.Node], number: int) -> set[fx.Node]:
+    """The values that are computed before node `number` and read at or after it; parameters do not count."""
+    place = {node: index for index, node in enumerate(nodes)}
+    return {
+        node
+        for node in nodes[:number]
+        if node.op != "get_attr" and any(place[user] >= number for user in node.users)
+    }
