@@ -7,6 +7,7 @@ and one set of images, as long as the files behind them stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from envs.ids import depth_of, is_chain
+from envs.ids import depth_of, is_chain, is_model
 from envs.skipnet import SkipNetEnv
 from envs.specs import plain
 from envs.vector import SkipNetVectorEnv
@@ -25,6 +26,7 @@ from skipnet_rl.data import Images, load_images
 from skipnet_rl.data.places import data_folder, fingerprint
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.problem import Problem
 from skipnet_rl.process import DecisionProcess
@@ -60,10 +62,14 @@ def problem_of(id: str, **kwargs: Any) -> Problem:
         ValueError: the id of another kind of environment.
     """
     own = gym.spec(id).kwargs
-    if is_chain(id):
-        return ChainProblem(**{**own, **kwargs})
-    depth_of(id)
-    return Problem(**{**own, **kwargs})
+    if not is_chain(id) and not is_model(id):
+        depth_of(id)
+    return kind_of(own)(**{**own, **kwargs})
+
+
+def kind_of(kwargs: Mapping[str, Any]) -> type[Problem]:
+    """The kind of problem that keyword arguments describe."""
+    return ChainProblem if "networks" in kwargs else ModelProblem if "model" in kwargs else Problem
 
 
 @cpu_by_default()
@@ -72,12 +78,13 @@ def parts(split: str = "train", **kwargs: Any) -> tuple[DecisionProcess, Images,
 
     Args:
         split: `"train"`, `"val"` or `"test"`.
-        **kwargs: of `Problem`, or with `networks` those of `ChainProblem`; a warning where weights were
+        **kwargs: of `Problem`, with `networks` those of `ChainProblem`, with `model` those of `ModelProblem`;
+            a warning where weights were
             trained with another mean and std.
     """
     if not isinstance(split, str):
         raise ValueError(f"split is {split!r}; expected its name as text")
-    kind = ChainProblem if "networks" in kwargs else Problem
+    kind = kind_of(kwargs)
     own = {each.name for each in fields(kind)}
     problem = kind(**{name: value for name, value in kwargs.items() if name in own}).resolve()
     folder = data_folder(problem.data_dir, problem.dataset, problem.download)

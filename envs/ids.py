@@ -44,6 +44,15 @@ def is_chain(id: str) -> bool:
     return "networks" in gym.spec(id).kwargs
 
 
+def is_model(id: str) -> bool:
+    """Whether a registered id is that of models of other libraries.
+
+    Raises:
+        gymnasium.error.Error: no such id.
+    """
+    return "model" in gym.spec(id).kwargs
+
+
 THIRD = "resnet38-cifar10-hrl-1.0-gain6-ensemble"  # ResNet-38, executes a third of its blocks
 CHAINS: dict[str, list[int | str]] = {  # 38g is a ResNet-38 with gates
     "14x38": [14, 38],
@@ -58,6 +67,7 @@ CHAINS: dict[str, list[int | str]] = {  # 38g is a ResNet-38 with gates
 }
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     **{f"SkipResNet{depth}-v0": {"depth": depth} for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},
+    "SkipNet-v0": {"model": None},  # any model of torchvision or timm
     **{f"SkipChain{name}-v0": {"networks": networks} for name, networks in CHAINS.items()},
 }
 

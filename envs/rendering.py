@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ class Frame:
         reward: sum of the rewards so far.
         index, label: number and class name of the image.
         prediction: predicted class name at the end, else None.
-        depth: depth of the network.
+        network: name of the network.
     """
 
     image: NDArray[np.uint8]
@@ -41,7 +42,7 @@ class Frame:
     index: int
     label: str
     prediction: str | None
-    depth: int
+    network: str
 
     @classmethod
     @torch.no_grad()
@@ -62,7 +63,7 @@ class Frame:
             index=index,
             label=images.class_name(int(images.labels[index])),
             prediction=prediction,
-            depth=net.depth,
+            network=net.name,
         )
         if not isinstance(net, Chain):
             return frame
@@ -89,7 +90,7 @@ class Frame:
     @property
     def title(self) -> str:
         """Name of the network."""
-        return f"SkipResNet{self.depth}"
+        return re.sub("^ResNet-", "SkipResNet", self.network)
 
     @property
     def route_line(self) -> str:
@@ -120,7 +121,7 @@ class Frame:
         self._draw_cells(axes, stages, widest)
         for row, stage in enumerate(names):
             axes.text(0.1, row + 0.2, f"stage {stage + 1}", color=PALE, fontsize=8)
-        what = f"ResNet-{self.depth}, {sum(self.route)} of {len(self.route)} decided blocks executed"
+        what = f"{self.network}, {sum(self.route)} of {len(self.route)} decided blocks executed"
         self._draw_text(axes, what, len(names), widest)
 
     def _draw_cells(self, axes: Any, stages: Sequence[int], widest: int) -> None:
@@ -161,7 +162,7 @@ class ChainFrame(Frame):
     @property
     def title(self) -> str:
         """Names of the networks."""
-        return " → ".join(self.names)
+        return self.network
 
     @property
     def route_line(self) -> str:

@@ -94,6 +94,10 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
     log-probabilities, log p1 - log p2, entropy, log(1 - p1)) and the one-hot, D = 6 + N; C_i is the
     network's share of the mean FLOPs; FLOPs are over those of the last network; α is 0.05 N by default.
 
+    `SkipNet-v0` takes `model`, a classifier of torchvision or timm, see
+    `skipnet_rl.model_problem.ModelProblem`. W is the width of the pooled feature: of tokens D, or 2 D where
+    the class token stands beside the mean.
+
     ## Version History
 
     * v0: initial version.

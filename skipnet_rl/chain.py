@@ -65,6 +65,11 @@ class Chain(nn.Module):
         """Names of the networks."""
         return [str(member.name) for member in self.members]
 
+    @property
+    def name(self) -> str:
+        """Names of the networks in one text."""
+        return " → ".join(self.names)
+
     def forward(self, images: Tensor) -> Tensor:
         """The answer with every network asked: images [B, 3, H, W] → log-probabilities [B, K]."""
         first, *others = self.members

@@ -133,4 +133,6 @@ def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool, layout: Layout = 
 
 def _in_words(x: Tensor) -> bool:
     """Whether each row of channels lies in memory as whole 64-bit words."""
-    return x.is_contiguous() and x.shape[-1] * x.element_size() % 8 == 0
+    size = x.element_size()
+    # a dimension of one place may have any stride and counts as contiguous
+    return x.is_contiguous() and all(step * size % 8 == 0 for step in (x.shape[-1], *x.stride()[:-1]))

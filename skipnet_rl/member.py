@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from skipnet_rl.folding import for_inference
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.network import Network
 from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy, policy_macs
-from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
 
@@ -29,7 +29,7 @@ class Member(nn.Module):
     Args:
         net: the network.
         policy: greedy within the chain (default: every block).
-        name: for tables and pictures (default: its depth, and whether it has gates).
+        name: for tables and pictures (default: the network's, and whether it has gates).
         temperature: what the logits are divided by (Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern
             Neural Networks", ICML 2017). The class of an answer stays the same, and what it is worth to
             correct it does not depend on how overconfident a network is.
@@ -39,7 +39,7 @@ class Member(nn.Module):
     """
 
     def __init__(
-        self, net: ResNet, policy: Policy | None = None, name: str = "", temperature: float = 1.0
+        self, net: Network, policy: Policy | None = None, name: str = "", temperature: float = 1.0
     ) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature is {temperature!r}; expected a positive number, such as 2.0")
@@ -48,7 +48,7 @@ class Member(nn.Module):
         self.net, self.policy = net, AlwaysExecute() if policy is None else policy
         self.mdp = RoutingMDP(net)
         gated = "" if isinstance(self.policy, AlwaysExecute) else " with gates"
-        self.name = name or f"ResNet-{net.depth}{gated}"
+        self.name = name or f"{net.name}{gated}"
         self.num_classes, self.image_size, self.depth = net.num_classes, net.image_size, net.depth
 
     def forward(self, images: Tensor) -> Answer:

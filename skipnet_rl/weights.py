@@ -11,6 +11,7 @@ A tuned chain has no tensors, its file is the header alone, see `chain_file`.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from skipnet_rl.foreign import Backbone, architecture_of, check_padding, describ
 from skipnet_rl.gates import GATES, FeedForwardGate, RecurrentGate, make_gate
 from skipnet_rl.halting import HaltingGate
 from skipnet_rl.mdp import ALPHA, RoutingMDP
+from skipnet_rl.models import ModelName, take_over
+from skipnet_rl.network import Network
 from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy
 from skipnet_rl.policy_networks import ObservationPolicy, PolicyNetwork
 from skipnet_rl.resnet import Architecture, ResNet
@@ -66,6 +69,7 @@ class Expected(NamedTuple):
     num_classes: int | None = None
     new_classifier: bool = False
     network: Weights | None = None
+    model: ModelName | None = None
 
 
 @cpu_by_default()
@@ -77,6 +81,7 @@ def open_weights(
     num_classes: int | None = None,
     new_classifier: bool = False,
     network: Weights | None = None,
+    model: ModelName | None = None,
     seed: int | None = 0,
 ) -> Opened:
     """Open a network, whatever made it.
@@ -90,6 +95,7 @@ def open_weights(
         num_classes: K that is expected (default: the file's).
         new_classifier: replace a classifier of another number of classes by an untrained one, with a warning.
         network: what a policy stored without a network is to play on (default: what its header names).
+        model: the model of torchvision or timm that is expected (default: the file's).
         seed: of an untrained classifier; None draws it from PyTorch's global stream, which then moves on.
 
     Raises:
@@ -103,7 +109,7 @@ def open_weights(
     with torch.inference_mode(False), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # the CPU's alone: fork_rng restores no other here
-        expected = Expected(depth, shortcut, num_classes, new_classifier, network)
+        expected = Expected(depth, shortcut, num_classes, new_classifier, network, model)
         return KINDS[kind](stored, expected)
 
 
@@ -141,7 +147,9 @@ def _open_sb3(stored: Stored, expected: Expected) -> Opened:
         raise WeightsError(f"{stored.source} holds a policy without a network; name the one to play on")
     if network == "none":  # an untrained one
         wanted = {**stored.header, **{k: v for k, v in expected._asdict().items() if v is not None}}
-        net = untrained(wanted["depth"], wanted["num_classes"], wanted["shortcut"])
+        named = expected.model or ModelName.of(stored.header)
+        classes = wanted["num_classes"]
+        net = named.build(classes) if named else untrained(wanted["depth"], classes, wanted["shortcut"])
     else:
         net = open_weights(network, **expected._replace(network=None)._asdict()).network
     return _opened(stored, net, ObservationPolicy.of_sb3(stored.tensors, len(net.blocks) - 1))
@@ -172,7 +180,7 @@ KINDS: dict[str, Callable[[Stored, Expected], Opened]] = {
 }
 
 
-def new_policy(kind: str, net: ResNet, gain: float = 1.0) -> StoredPolicy:
+def new_policy(kind: str, net: Network, gain: float = 1.0) -> StoredPolicy:
     """A new gate, for `"act"` halting scores, or for `"fixed"` the route of every block.
 
     Raises:
@@ -185,9 +193,8 @@ def new_policy(kind: str, net: ResNet, gain: float = 1.0) -> StoredPolicy:
     return make_gate(kind, net, gain)
 
 
-def _opened(stored: Stored, net: ResNet, policy: Any) -> Opened:
-    known = {"depth": net.depth, "shortcut": net.shortcut}
-    known |= {"num_classes": net.num_classes}
+def _opened(stored: Stored, net: Network, policy: Any) -> Opened:
+    known = {**net.about(), "num_classes": net.num_classes}
     policy = policy.eval() if isinstance(policy, nn.Module) else policy
     return Opened(net, policy, {**stored.header, **known})
 
@@ -198,8 +205,30 @@ def _apart(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor
     return own, {name: value for name, value in tensors.items() if not name.startswith(prefix)}
 
 
-def _network(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> ResNet:
-    """The backbone among some tensors.
+def _network(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> Network:
+    """The network among some tensors: a model of another library where it is named, else a ResNet."""
+    stated = ModelName.of(stored.header)
+    if not (expected.model or stated):
+        return _resnet(stored, tensors, expected)
+    if expected.depth is not None or (stated and expected.model and stated != expected.model):
+        wanted = f"a ResNet-{expected.depth}" if expected.model is None else _words(expected.model)
+        raise WeightsError(f"{stored.source} does not fit: it holds {_words(stated)}; expected {wanted}")
+    classes = expected.num_classes or stored.header.get("num_classes")
+    if classes is None:
+        raise WeightsError(f"{stored.source} does not name its number of classes; give it: num_classes")
+    net = (expected.model or stated).build(classes)  # type: ignore[union-attr]
+    take_over(net, tensors, stored.source, expected.new_classifier)
+    return net.eval()
+
+
+def _words(model: ModelName | None) -> str:
+    if model is None:
+        return "no model of another library"
+    return f"{model.model} with {json.dumps(dict(model.arguments))} for {model.image_size} pixels"
+
+
+def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> ResNet:
+    """The ResNet among some tensors.
 
     What is left out is said in a warning of one line: a classifier of another number of classes, and what is
     no part of a ResNet, unless this project wrote it.

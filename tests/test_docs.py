@@ -37,6 +37,7 @@ from envs.vector import SkipNetVectorEnv
 from scripts import paired, results, results_page, ship_chains
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.gates import GATES
+from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.statistics import half_width, wilson_interval
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -140,7 +141,14 @@ def test_the_page_of_environments_has_every_argument():
     _, section = (DOCS / "environments.md").read_text().split("## Arguments")
     rows = [line.split("|")[1] for line in section.split("## ")[0].splitlines() if line.startswith("| `")]
     stated = re.findall(r"`(\w+)`", " ".join(rows))
-    takers = (ChainProblem, factory.parts, factory.make_vector_env, SkipNetEnv, SkipNetVectorEnv)
+    takers = (
+        ChainProblem,
+        ModelProblem,
+        factory.parts,
+        factory.make_vector_env,
+        SkipNetEnv,
+        SkipNetVectorEnv,
+    )
     known = {name for taker in takers for name in inspect.signature(taker).parameters}
     assert sorted(stated) == sorted(known - {"depth", "why", "kwargs", "mdp", "images"})
 

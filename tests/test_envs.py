@@ -369,6 +369,8 @@ def test_two_seeded_rollouts(id):
     one, two = (gym.make(id, **QUICK) for _ in range(2))
     if id.startswith("SkipChain"):
         width, decisions = 6, max(id.count("x"), 1)
+    elif id == "SkipNet-v0":
+        width, decisions = 512, 7  # of a ResNet-18
     else:
         depth = int(id.removeprefix("SkipResNet").removesuffix("-v0"))
         width, blocks = {34: (512, 16), 50: (2048, 16), 101: (2048, 33)}.get(depth, (64, (depth - 2) // 2))
@@ -389,7 +391,7 @@ def test_spec(id):
 def test_ids():
     depths = (14, 20, 32, 38, 44, 56, 74, 110, 152, 34, 50, 101)
     chains = {f"SkipChain{name}-v0" for name in CHAINS}
-    assert {f"SkipResNet{depth}-v0" for depth in depths} | chains == set(IDS)
+    assert {f"SkipResNet{depth}-v0" for depth in depths} | chains | {"SkipNet-v0"} == set(IDS)
     assert depths == (*resnet.CIFAR_DEPTHS, *resnet.IMAGENET_DEPTHS)
 
 

@@ -169,7 +169,7 @@ def test_pictures_show_names_as_they_are():
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("name", [r"$\frac{", "a$b$c", "katze\nhund"])
 def test_an_episodes_picture_and_line(name):
-    frame = Frame(np.zeros((8, 8, 3), np.uint8), [True], [0, 1], 0.0, 1, name, name, 8)
+    frame = Frame(np.zeros((8, 8, 3), np.uint8), [True], [0, 1], 0.0, 1, name, name, "ResNet-8")
     assert frame.picture().ndim == 3
     assert legible(name) in frame.line() and "\n" not in frame.line()
 

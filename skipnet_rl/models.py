@@ -1,0 +1,255 @@
+"""Models of torchvision and timm by name: `"torchvision/convnext_tiny"`, `"timm/deit_tiny_patch16_224"`.
+
+A name of torchvision is that of a function or of a class (`"torchvision/VisionTransformer"`), whose arguments
+then say everything. Arguments are JSON: ConvNeXt's stages are lists `[channels, channels after it, blocks]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skipnet_rl.adaptation import IMAGE_SIZE, adapt
+from skipnet_rl.adapted import AdaptedNetwork
+from skipnet_rl.checkpoint import fill
+from skipnet_rl.data.images import Statistics
+from skipnet_rl.errors import WeightsError, one_line, unknown_name
+
+LIBRARIES = ("torchvision", "timm")
+LISTED = 8  # names in an error
+PRETRAINED = "DEFAULT"  # weights that the library recommends, as torchvision calls them
+SIZED = {
+    "vit": "image_size",
+    "VisionTransformer": "image_size",
+    "maxvit": "input_size",
+    "MaxVit": "input_size",
+}
+PREFIXES = ("", "net.", "module.", "model.")  # that a state_dict's names may have
+
+
+class ModelName(NamedTuple):
+    """What builds a model.
+
+    Attributes:
+        model: library and name.
+        arguments: of the function or class; without the number of classes and the size of images.
+        image_size: side of the images, in pixels.
+    """
+
+    model: str
+    arguments: Mapping[str, Any]
+    image_size: int
+
+    @classmethod
+    def of(cls, header: Mapping[str, Any]) -> ModelName | None:
+        """The model that the header of a file names; None where it names none."""
+        if "model" not in header:
+            return None
+        arguments = header.get("model_kwargs", {})
+        size = header.get("image_size") or usual_image_size(header["model"], arguments)
+        return cls(header["model"], arguments, size)
+
+    def about(self) -> dict[str, Any]:
+        """What the header of a file says."""
+        return {"model": self.model, "model_kwargs": dict(self.arguments), "image_size": self.image_size}
+
+    def build(self, num_classes: int, weights: str | None = None, seed: int | None = 0) -> AdaptedNetwork:
+        """The network in evaluation mode, on the CPU, in channels-last memory.
+
+        Args:
+            num_classes: K.
+            weights: `"DEFAULT"` for the library's own weights, downloaded where they are not cached, with a
+                new classifier where these have another number of classes; None for random ones.
+            seed: of the random weights; None draws them from PyTorch's global stream.
+
+        Raises:
+            ValueError: an unknown library or model, or arguments that it does not take.
+            WeightsError: weights that it does not have, or that cannot be fetched.
+        """
+        with torch.inference_mode(False), torch.device("cpu"):
+            with torch.random.fork_rng(devices=[], enabled=seed is not None):
+                if seed is not None:
+                    torch.default_generator.manual_seed(seed)
+                model = self._made(num_classes)
+            if weights is not None:
+                take_over(model, self._pretrained(weights), f"{self.model} ({weights})")
+            net = adapt(model, self.image_size)
+        net.origin = self.about()
+        return net.to(memory_format=torch.channels_last).eval()
+
+    def _made(self, num_classes: int) -> nn.Module:
+        library, name = parted(self.model)
+        build = _builder(library, name)
+        arguments = {**_prepared(name, self.arguments), "num_classes": num_classes}
+        size = _size_argument(library, name)
+        try:
+            if size is None or size in arguments:
+                return build(**arguments)
+            square = (self.image_size, self.image_size)
+            try:
+                return build(**arguments, **{size: square if size == "input_size" else self.image_size})
+            except TypeError as error:
+                if library != "timm" or size not in str(error):
+                    raise
+                return build(**arguments)  # a model of timm for images of any size
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ValueError(
+                f"{self.model} does not take model_kwargs {json.dumps(dict(self.arguments))} for images of "
+                f"{self.image_size} pixels: {error}"
+            ) from error
+
+    def _pretrained(self, weights: str) -> Mapping[str, Tensor]:
+        library, name = parted(self.model)
+        try:
+            if library == "timm":
+                return _builder(library, name)(pretrained=True, **self.arguments).state_dict()
+            return _enum(name, weights).get_state_dict(progress=False)
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"the weights of {self.model} did not come: {error}") from error
+
+
+def parted(model: str) -> tuple[str, str]:
+    """Library and name.
+
+    Raises:
+        ValueError: no known library.
+    """
+    library, _, name = str(model).partition("/")
+    if library not in LIBRARIES or not name:
+        raise ValueError(
+            f"model is {model!r}; expected a library and a name, as torchvision/convnext_tiny or "
+            "timm/deit_tiny_patch16_224"
+        )
+    return library, name
+
+
+def usual_image_size(model: str, arguments: Mapping[str, Any]) -> int:
+    """Side of the images that a model is built for: its arguments', or its library's default."""
+    library, name = parted(model)
+    given = next(
+        (arguments[each] for each in ("image_size", "input_size", "img_size") if each in arguments), None
+    )
+    if given is None:
+        given = _timm_config(name).get("input_size", IMAGE_SIZE) if library == "timm" else IMAGE_SIZE
+    return int(given[-1] if isinstance(given, (tuple, list)) else given)
+
+
+def usual_statistics(model: str, weights: str) -> Statistics:
+    """Mean and std that the library's weights were trained with."""
+    library, name = parted(model)
+    if library == "timm":
+        config = _timm_config(name)
+        return Statistics(tuple(config["mean"]), tuple(config["std"]))
+    preset = _enum(name, weights).transforms()
+    return Statistics(tuple(preset.mean), tuple(preset.std))
+
+
+def take_over(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str, new_classifier: bool = True
+) -> None:
+    """Fill a model with tensors, under whichever of `PREFIXES` their names stand.
+
+    Args:
+        model: what to fill.
+        tensors: by name.
+        source: for messages.
+        new_classifier: keep the model's own last linear layer where that of the tensors has another number of
+            classes, with a warning.
+
+    Raises:
+        WeightsError: they do not fit.
+    """
+    own = model.state_dict()
+    taken = max(
+        (_renamed(tensors, own, prefix) for prefix in PREFIXES), key=lambda each: len(each.keys() & own)
+    )
+    last = [name for name, module in model.named_modules() if type(module) is nn.Linear][-1:]
+    head = {f"{name}.{leaf}" for name in last for leaf in ("weight", "bias")} & own.keys()
+    misfits = {name for name in head if name in taken and taken[name].shape != own[name].shape}
+    if misfits and new_classifier:
+        rows, wanted = (len(each[f"{last[0]}.weight"]) for each in (taken, own))
+        warnings.warn(
+            one_line(f"{source}: its classifier has {rows} classes, so that of the {wanted} is untrained"),
+            stacklevel=3,
+        )
+        taken = {**taken, **{name: own[name] for name in head}}
+    fill(model, taken, source)
+
+
+def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Names without a prefix, and with the `model.` of an adapted network where that lacks it."""
+    short = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    if any(name in own for name in short):
+        return short
+    return {f"model.{name}": value for name, value in short.items()}
+
+
+def _builder(library: str, name: str) -> Any:
+    if library == "timm":
+        timm = _timm()
+        if not timm.is_model(name):
+            raise unknown_name("model of timm", name, _near(name))
+        return lambda **arguments: timm.create_model(name, **arguments)
+    models = import_module("torchvision.models")
+    kind = getattr(models, name, None)
+    if isinstance(kind, type) and issubclass(kind, nn.Module):
+        return kind
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown_name("model of torchvision", name, known)
+    return models.get_model_builder(name)
+
+
+def _enum(name: str, weights: str) -> Any:
+    models = import_module("torchvision.models")
+    try:
+        return models.get_model_weights(name)[weights]
+    except (KeyError, ValueError) as error:
+        raise WeightsError(
+            f"torchvision has no weights {weights!r} of {name}; expected DEFAULT, for a model that it has "
+            "weights of, the path of a file, or None"
+        ) from error
+
+
+def _timm() -> Any:
+    try:
+        return import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            'models of timm need timm, which is not installed: pip install -e ".[timm]"'
+        ) from error
+
+
+def _near(name: str) -> list[str]:
+    """The names of timm's thousand models that are close to one."""
+    return difflib.get_close_matches(name, _timm().list_models(), n=LISTED, cutoff=0.5)
+
+
+def _timm_config(name: str) -> Mapping[str, Any]:
+    config = _timm().get_pretrained_cfg(name)
+    if config is None:
+        raise unknown_name("model of timm", name, _near(name))
+    return config.to_dict()
+
+
+def _size_argument(library: str, name: str) -> str | None:
+    """The argument that a model takes the size of images in; None where it takes any size."""
+    if library == "timm":
+        return "img_size"
+    return next((argument for start, argument in SIZED.items() if name.startswith(start)), None)
+
+
+def _prepared(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as their JSON means them: the stages of a ConvNeXt become torchvision's objects."""
+    made = dict(arguments)
+    if name == "ConvNeXt" and "block_setting" in made:
+        config = import_module("torchvision.models.convnext").CNBlockConfig
+        made["block_setting"] = [config(*each) for each in made["block_setting"]]
+    return made

@@ -1,0 +1,197 @@
+"""Models of other libraries by name: as environments, in files, and what is said of a mistake."""
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import envs  # noqa: F401
+from skipnet_rl.checkpoint import save_weights
+from skipnet_rl.data import load_images
+from skipnet_rl.errors import WeightsError
+from skipnet_rl.gates import RecurrentGate
+from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.model_problem import ModelProblem
+from skipnet_rl.models import ModelName
+from skipnet_rl.policies import AlwaysExecute, Biased
+from skipnet_rl.rollout import rollout
+from skipnet_rl.weights import open_weights
+from tests.models import VIT
+
+VIT_KWARGS = {key: value for key, value in VIT.items() if key != "image_size"}
+SMALL = {
+    "torchvision/VisionTransformer": (VIT_KWARGS, 32),
+    "torchvision/ConvNeXt": ({"block_setting": [[16, 32, 2], [32, None, 2]], "layer_scale": 0.1}, 32),
+    "torchvision/resnet18": ({}, 32),
+    "timm/vit_tiny_patch16_224": (
+        {
+            "patch_size": 8,
+            "embed_dim": 16,
+            "depth": 3,
+            "num_heads": 2,
+            "class_token": False,
+            "global_pool": "avg",
+        },
+        32,
+    ),
+    "timm/resnet10t": ({}, 64),
+}
+EVERY = pytest.mark.parametrize("model", SMALL)
+
+
+def named(model: str) -> ModelName:
+    if model.startswith("timm"):
+        pytest.importorskip("timm")
+    arguments, size = SMALL[model]
+    return ModelName(model, arguments, size)
+
+
+def as_arguments(model: str) -> dict:
+    name = named(model)
+    known = {"model": name.model, "model_kwargs": name.arguments, "image_size": name.image_size}
+    return {**known, "dataset": "rendered-digits", "weights": None}
+
+
+@EVERY
+@torch.no_grad()
+def test_the_environments_play_what_a_rollout_plays(model):
+    arguments = as_arguments(model)
+    env = gym.make_vec("SkipNet-v0", num_envs=2, split="val", **arguments)
+    single = gym.make("SkipNet-v0", split="val", **arguments)
+    net = named(model).build(10)
+    images, labels = load_images("rendered-digits", "val", None, False, net.image_size).batch(
+        torch.tensor([3, 5])
+    )
+    mdp = RoutingMDP(net)
+    routes = np.resize([[1, 0], [0, 1], [1, 1]], (mdp.num_decisions, 2)).astype(bool)
+    played = rollout(mdp, AlwaysExecute(), images, labels, routes=torch.from_numpy(routes).T)
+    observation, _ = env.reset(options={"index": [3, 5]})
+    alone, _ = single.reset(options={"index": 3})
+    assert observation.shape == (2, mdp.observation_size)
+    total = np.zeros(2)
+    for step in routes:
+        np.testing.assert_allclose(alone, observation[0], rtol=1e-3, atol=1e-4)
+        observation, reward, _, _, info = env.step(step.astype(int))
+        alone, _, terminated, _, about = single.step(int(step[0]))
+        total += reward
+    assert terminated
+    np.testing.assert_allclose(total, played.returns, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        info["final_info"]["compute_flops"], mdp.compute_flops(None, played.actions), rtol=1e-6
+    )
+    assert about["prediction"] == played.predictions[0]
+    assert gym.spec(json.loads(single.spec.to_json())["id"]).id == "SkipNet-v0"
+
+
+@EVERY
+@torch.no_grad()
+def test_a_file_opens_as_what_was_saved(model, tmp_path):
+    name = named(model)
+    net = name.build(10, seed=4)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, net, {"kind": "plain", **net.about(), "dataset": "rendered-digits", "num_classes": 10})
+    opened = open_weights(path)
+    batch = torch.randn(2, 3, net.image_size, net.image_size)
+    torch.testing.assert_close(opened.network(batch), net(batch), rtol=0.1, atol=0.05)  # half precision
+    assert opened.header["model"] == model and isinstance(opened.policy, AlwaysExecute)
+    problem = ModelProblem(weights=path, dataset="rendered-digits").resolve()
+    assert (problem.model, problem.image_size) == (model, name.image_size)
+    assert problem.named.about() == name.about()
+    assert torch.equal(problem.network(10)(batch), opened.network(batch))
+
+
+@torch.no_grad()
+def test_a_gated_file_opens_with_its_gate(tmp_path):
+    name = named("torchvision/VisionTransformer")
+    net = name.build(10)
+    gate = RecurrentGate(net)
+    both = torch.nn.ModuleDict({"net": net, "gate": gate})
+    save_weights(tmp_path / "hrl.safetensors", both, {"kind": "rnn", **net.about(), "num_classes": 10})
+    opened = open_weights(tmp_path / "hrl.safetensors")
+    batch, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
+    played = rollout(opened.mdp(), opened.policy, batch, labels)
+    expected = rollout(RoutingMDP(net), gate, batch, labels)
+    torch.testing.assert_close(played.gate_logits, expected.gate_logits, rtol=0.01, atol=0.01)
+    assert rollout(opened.mdp(), Biased(opened.policy, -9.0), batch, labels).actions.sum() == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+@torch.no_grad()
+def test_a_state_dict_of_the_model_itself_opens(prefix):
+    name = named("torchvision/ConvNeXt")
+    net = name.build(10, seed=7)
+    state = {f"{prefix}{key}": value for key, value in net.model.state_dict().items()}
+    opened = open_weights(state, model=name, num_classes=10)
+    batch = torch.randn(2, 3, 32, 32)
+    assert torch.equal(opened.network(batch), net(batch))
+
+
+def test_a_classifier_of_other_classes_begins_anew_with_a_warning():
+    name = named("torchvision/ConvNeXt")
+    state = name.build(5, seed=7).model.state_dict()
+    with pytest.raises(WeightsError, match="classifier.2.weight has shape"):
+        open_weights(state, model=name, num_classes=10)
+    with pytest.warns(UserWarning, match="its classifier has 5 classes, so that of the 10 is untrained"):
+        opened = open_weights(state, model=name, num_classes=10, new_classifier=True)
+    assert torch.equal(opened.network.model.features[0][0].weight, state["features.0.0.weight"])
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    net = named("torchvision/ConvNeXt").build(10)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, net, {"kind": "plain", **net.about(), "num_classes": 10})
+    with pytest.raises(WeightsError, match=r"it holds torchvision/ConvNeXt .*; expected a ResNet-20"):
+        open_weights(path, depth=20)
+    with pytest.raises(
+        WeightsError, match=r"it holds torchvision/ConvNeXt .*; expected torchvision/resnet18"
+    ):
+        open_weights(path, model=named("torchvision/resnet18"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "torchvision/convnext_tny"}, "did you mean 'convnext_tiny'"),
+        ({"model": "convnext"}, "expected a library and a name, as torchvision/convnext_tiny"),
+        ({"model": "torchvision/vgg11"}, "no known residual block in VGG"),
+        (
+            {"model": "torchvision/VisionTransformer"},
+            "does not take model_kwargs {} for images of 224 pixels",
+        ),
+        ({"model_kwargs": "[1]"}, "expected a JSON object"),
+        ({"image_size": 0}, "image_size is 0; expected a number of pixels"),
+        ({"num_classes": 4}, "num_classes is 4; the data set rendered-digits has 10"),
+        ({"weights": "nowhere.pth"}, "no weights file nowhere.pth"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        gym.make("SkipNet-v0", **{"dataset": "rendered-digits", "weights": None, **arguments})
+
+
+def test_a_mistyped_model_of_timm_gets_the_nearest_name():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="did you mean 'convnext_tiny'") as error:
+        ModelName("timm/convnext_tny", {}, 32).build(10)
+    assert len(str(error.value)) < 300
+
+
+def test_the_librarys_own_weights_bring_the_statistics_that_they_were_trained_with():
+    problem = ModelProblem(model="torchvision/convnext_tiny", weights="DEFAULT", dataset="rendered-digits")
+    assert problem.resolve().mean == (0.485, 0.456, 0.406)
+    own = ModelProblem(model="torchvision/convnext_tiny", weights=None, dataset="rendered-digits")
+    assert own.resolve().mean is None
+    with pytest.raises(WeightsError, match="torchvision has no weights 'DEFAULT' of VisionTransformer"):
+        ModelProblem(
+            model="torchvision/VisionTransformer", weights="DEFAULT", dataset="rendered-digits"
+        ).resolve()
+
+
+def test_untrained_networks_of_one_name_are_the_same():
+    name = named("torchvision/VisionTransformer")
+    one, other = (name.build(10).state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    with pytest.warns(UserWarning, match="no weights of torchvision/resnet18 are shipped"):
+        ModelProblem(dataset="rendered-digits", image_size=32).resolve().network(10)
