@@ -28,7 +28,7 @@ from agents.common.optimizers import OPTIMIZERS, falling
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
 from agents.common.situation import situation_of, trained_as
-from envs.ids import depth_of
+from envs.ids import depth_of, is_model
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import training_index
@@ -121,7 +121,10 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
     """The learner over the network of `--weights`."""
     args = setting.args
     opened = open_weights(
-        args.weights, depth=args.depth, shortcut=args.shortcut, num_classes=len(setting.train.classes)
+        args.weights,
+        depth=args.depth,
+        shortcut=None if args.other_library else args.shortcut,
+        num_classes=len(setting.train.classes),
     )
     if isinstance(opened.policy, AlwaysExecute):
         raise WeightsError(f"{args.weights} has no gates, whose routes it could be trained on")
@@ -144,7 +147,8 @@ def arguments(words: Sequence[str] | None = None) -> Args:
     weights = situation.weights
     if weights == "auto":
         dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
-        depth, kinds = depth_of(situation.env), tuple(GATES)
+        depth = None if is_model(situation.env) else depth_of(situation.env)
+        kinds = tuple(GATES)
         gated = catalogue.find_auto(depth, dataset, "projection", kinds, situation.alpha, start=False)
         weights = weights if gated is None else gated["name"]
     return replace(Args(weights=weights), **trained_as(weights))

@@ -46,10 +46,10 @@ from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast
 from skipnet_rl.distributed import share, shared_generator
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
+from skipnet_rl.network import Network
 from skipnet_rl.policies import Exploring, Policy, ValueBaseline
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.randomness import Stream
-from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rewards_to_go, rollout
 from skipnet_rl.terminal import say
 from skipnet_rl.weights import open_weights
@@ -148,7 +148,7 @@ class Learner(GatedLearner):
         args: Args,
         mdp: DecisionProcess,
         precision: str,
-        teachers: Sequence[ResNet] = (),
+        teachers: Sequence[Network] = (),
         costs: Tensor | None = None,
     ) -> None:
         torch.manual_seed(args.seed)

@@ -22,7 +22,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.distillation import SHARE, TaughtArgs, Teacher, distilled, teachers_of
 from agents.common.flags import Data, Method, Run, Schedule
 from agents.common.loop import learn
-from agents.common.optimizers import resume, sgd
+from agents.common.optimizers import adamw, resume, sgd
 from agents.common.outcome import finish, weights_header
 from agents.common.processes import start_run
 from agents.common.setting import Setting
@@ -36,6 +36,8 @@ from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.model_problem import ModelProblem
+from skipnet_rl.network import Network
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.problem import Problem
 from skipnet_rl.progress import image_progress
@@ -51,7 +53,7 @@ ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is 
 
 @dataclass(frozen=True)
 class Args(TaughtArgs):
-    """Train a ResNet with every block executed."""
+    """Train a network with every block executed: a ResNet, or a model of another library."""
 
     first_look: ClassVar[bool] = False
     takes_processes: ClassVar[bool] = True
@@ -76,6 +78,8 @@ class Args(TaughtArgs):
     """course of the learning rate: a cosine to zero, or step: divided by ten at 50 % and 75 % of the steps"""
     warmup: Schedule[float] = 0.05
     """share of the steps over which the learning rate rises from zero"""
+    optimizer: Schedule[Literal["sgd", "adamw"]] = "sgd"
+    """optimizer; transformers and ConvNeXt need adamw, with lr 0.001 and weight decay 0.05"""
     momentum: Schedule[float] = 0.9
     """momentum of Nesterov's SGD"""
     weight_decay: Schedule[float] = 5e-4
@@ -85,14 +89,20 @@ class Args(TaughtArgs):
     resume: Run[bool] = False
     """continuation from the checkpoint in --run-dir, where there is one"""
     # Without a policy there is nothing to choose.
-    env: str = ""  # follows from the depth
+    env: str = ""  # follows from the depth, or the model
     alpha: float = 0.0
     cost: Literal["blocks", "flops"] = "blocks"
     eval_images: int = 10**9  # all validation images
 
     def __post_init__(self) -> None:
-        """Name the environment of this depth."""
-        object.__setattr__(self, "env", f"SkipResNet{self.depth}-v0")
+        """Name the environment of this network."""
+        env = "SkipNet-v0" if self.other_library else f"SkipResNet{self.depth}-v0"
+        object.__setattr__(self, "env", env)
+
+    @property
+    def other_library(self) -> bool:
+        """Whether the network is a model of another library."""
+        return self.model is not None
 
     @property
     def networks(self) -> tuple[str | None, ...]:
@@ -126,9 +136,12 @@ def learning_rate(step: int, steps: int, args: Args) -> float:
     return args.lr * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
 
 
-def new_network(args: Args, problem: Problem, num_classes: int) -> ResNet:
+def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
     """A new network, or one that begins with the predictions of `--weights`."""
     torch.manual_seed(args.seed)
+    if isinstance(problem, ModelProblem):
+        new = problem.named.build(num_classes, seed=args.seed) if args.weights == "none" else None
+        return (new or problem.network(num_classes)).to(problem.device)
     net = ResNet(args.depth, num_classes, args.shortcut)
     if args.weights != "none":
         start = start_of(args, problem, num_classes)
@@ -157,10 +170,13 @@ def start_of(args: Args, problem: Problem, num_classes: int) -> ResNet:
 class Learner:
     """A backbone and its optimizer."""
 
-    def __init__(self, args: Args, net: ResNet, precision: str, teacher: Teacher | None = None) -> None:
+    def __init__(self, args: Args, net: Network, precision: str, teacher: Teacher | None = None) -> None:
         self.net, self.precision, self.teacher = net, precision, teacher
         self.mdp = RoutingMDP(net)
-        self.optimizer = sgd(net, args.lr, args.momentum, args.weight_decay)
+        if args.optimizer == "adamw":
+            self.optimizer = adamw(net, args.lr, args.weight_decay)
+        else:
+            self.optimizer = sgd(net, args.lr, args.momentum, args.weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
@@ -208,7 +224,7 @@ def play(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
         return replace(episode, loss=distilled(episode.loss, episode.logits, targets, args.share))
 
 
-def settled(net: ResNet, data: Images, args: Args) -> RoutingMDP:
+def settled(net: Network, data: Images, args: Args) -> RoutingMDP:
     """The network to validate: with stochastic depth a copy whose batch norms fit all blocks executed.
 
     The statistics of training come from networks with dropped blocks; with them the whole network looks worse

@@ -37,7 +37,7 @@ def find(name: object) -> dict[str, Any] | None:
 
 
 def find_auto(
-    depth: int,
+    depth: int | None,
     dataset: str,
     shortcut: str,
     kinds: Sequence[str] = ("plain",),
@@ -47,7 +47,7 @@ def find_auto(
     """The index entry of the network that "auto" stands for; None where none fits.
 
     Args:
-        depth, dataset, shortcut: what it must be for.
+        depth, dataset, shortcut: what it must be for; None is the depth of models of other libraries.
         kinds: acceptable kinds, the preferred one first. A plain network is the best one that executes every
             block.
         alpha: weight of the compute saving; the gated network trained at the nearest one is taken

@@ -11,6 +11,7 @@ from skipnet_rl import catalogue
 from skipnet_rl.chain import MIX, Chain, ChainMDP
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.member import Member
+from skipnet_rl.models import ModelName
 from skipnet_rl.problem import Cost, Problem, load_network
 from skipnet_rl.weights import open_weights, read_weights
 
@@ -31,7 +32,7 @@ class ChainProblem(Problem):
         weights: of the networks that are given by their depth: `"auto"`, or None or `"none"` (untrained).
         alpha: weight of the compute saving (default: 0.05 per decision).
         cost: `"flops"` (default) or `"blocks"`.
-        depth: of the last network, once resolved.
+        depth: of the last network, once resolved; 0 for a model of another library.
     """
 
     depth: int = 0
@@ -66,15 +67,22 @@ class ChainProblem(Problem):
         )
         if isinstance(temperature, tuple) and len(temperature) != len(named):
             raise ValueError(f"temperature is {temperature}; expected one number, or {len(named)} of them")
+        shape = shape_of(named[-1])
         why = problem.why[0], " → ".join(str(each) for each in named)
         return replace(
             problem,
             networks=named,
             mix=mix,
             temperature=temperature,
-            depth=depth_of_network(named[-1]),
+            depth=shape if isinstance(shape, int) else 0,
             why=why,
         )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the last network is made for."""
+        shape = shape_of(self.networks[-1])
+        return super().image_size if isinstance(shape, int) else shape.image_size
 
     def named(self, network: int | str) -> int | str:
         """The shipped network of a depth, where there is one; a name as it is."""
@@ -114,16 +122,16 @@ class ChainProblem(Problem):
         return ChainMDP(net, *self.payment)
 
 
-def depth_of_network(network: int | str) -> int:
-    """Depth of a network by its name.
+def shape_of(network: int | str) -> int | ModelName:
+    """Depth of a ResNet by its name, or the name of a model of another library.
 
     Raises:
         WeightsError: there is no such network.
     """
     if isinstance(network, int):
         return network
-    entry = catalogue.find(network)
-    depth = entry["depth"] if entry else read_weights(network).header.get("depth")
-    if depth is None:
+    header = catalogue.find(network) or read_weights(network).header
+    found = ModelName.of(header) or header.get("depth")
+    if found is None:
         raise WeightsError(f"{network} does not say its depth; give weights that open_weights can open")
-    return depth
+    return found

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from skipnet_rl.device import autocast
 from skipnet_rl.gates import Gate
 from skipnet_rl.mdp import RoutingMDP, State
-from skipnet_rl.resnet import ResNet, module_list, pool
+from skipnet_rl.network import Network
+from skipnet_rl.resnet import module_list
 from skipnet_rl.rollout import Trajectory
 
 EPSILON = 0.01  # so that an image can halt at the first unit (Graves 2016, section 2.2)
@@ -52,8 +53,9 @@ class Halting(NamedTuple):
         return self.units + self.remainder
 
     def mean(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The mean of the units' outputs under the distribution: L times [B, C, H, W] → [B, C, H, W]."""
-        weights = self.weights.to(outputs[0].dtype).view(*self.weights.shape, 1, 1, 1).unbind(dim=1)
+        """The mean of the units' outputs under the distribution: L times [B, …] → [B, …]."""
+        ones = [1] * (outputs[0].dim() - 1)
+        weights = self.weights.to(outputs[0].dtype).view(*self.weights.shape, *ones).unbind(dim=1)
         found = weights[0] * outputs[0]
         for weight, output in zip(weights[1:], outputs[1:], strict=True):
             found = torch.addcmul(found, weight, output)
@@ -82,18 +84,22 @@ class HaltingGate(Gate):
         net: the backbone to gate.
 
     Raises:
-        ValueError: every stage of the network has one block, which always runs.
+        ValueError: every stage of the network has one block, which always runs; layers between two blocks.
     """
 
-    def __init__(self, net: ResNet) -> None:
+    def __init__(self, net: Network) -> None:
         super().__init__()
+        if any(block.prefix is not None for block in net.blocks):
+            raise ValueError(
+                f"{net.name} has layers between its blocks that always run; halting needs stages of blocks "
+                "alone, such as a ResNet's or a ViT's"
+            )
         self.begins = [before != stage for before, stage in pairwise(net.stages)]
         if all(self.begins):
             raise ValueError(
-                f"every stage of this ResNet-{net.depth} has one block, which always runs; expected a deeper "
-                "network"
+                f"every stage of this {net.name} has one block, which always runs; expected a deeper network"
             )
-        widths = [block.in_channels for block in net.blocks[1:]]
+        widths = [block.in_features for block in net.blocks[1:]]
         self.numbers = [t - sum(self.begins[:t]) for t in range(len(widths))]  # of the scores
         self.scores = module_list(
             nn.Linear(width, 1) for width, begins in zip(widths, self.begins, strict=True) if not begins
@@ -107,7 +113,7 @@ class HaltingGate(Gate):
         if self.begins[state.t]:
             zeros = state.x.new_zeros(state.x.shape[0], dtype=self.scores[0].weight.dtype)
             return zeros + torch.inf, zeros
-        total = self.score(pool(state.x, self.scores[0].weight.dtype), state.t)
+        total = self.score(mdp.pool(state, self.scores[0].weight.dtype), state.t)
         total = total if hidden is None else hidden + total
         return margin(total), total
 

@@ -81,10 +81,10 @@ class ModelProblem(Problem):
         classes = self.num_classes or num_classes
         if classes < num_classes:
             raise ValueError(f"num_classes is {classes}; the data set {self.dataset} has {num_classes}")
-        return load_model(weights or self.weights, self.named, classes).to(self.device)
+        return load_named(weights or self.weights, self.named, classes).to(self.device)
 
 
-def load_model(
+def load_named(
     weights: str | Path | None, named: ModelName, num_classes: int, new_classifier: bool = True
 ) -> Any:
     """The network that weights of a named model stand for, on the CPU; see `ModelProblem`."""

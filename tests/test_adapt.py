@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from other_models import CLASSES, FAMILIES, SIZE, TORCHVISION, VIT, made
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +18,6 @@ from skipnet_rl.layouts import ChannelsLast, Tokens
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.rollout import rollout
-from tests.models import CLASSES, FAMILIES, SIZE, TORCHVISION, VIT, made
 
 EVERY = pytest.mark.parametrize("family", FAMILIES)
 

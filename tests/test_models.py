@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from other_models import VIT
 
 import envs  # noqa: F401
 from skipnet_rl.checkpoint import save_weights
@@ -18,7 +19,6 @@ from skipnet_rl.models import ModelName
 from skipnet_rl.policies import AlwaysExecute, Biased
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import open_weights
-from tests.models import VIT
 
 VIT_KWARGS = {key: value for key, value in VIT.items() if key != "image_size"}
 SMALL = {

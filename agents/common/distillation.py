@@ -19,7 +19,8 @@ from skipnet_rl import catalogue
 from skipnet_rl.chain import Chain
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.folding import for_inference
-from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.network import Network
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.weights import open_weights
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Teacher(nn.Module):
         precision: of their convolutions, see `for_inference`.
     """
 
-    def __init__(self, nets: Sequence[ResNet | Chain], precision: str) -> None:
+    def __init__(self, nets: Sequence[Network | Chain], precision: str) -> None:
         super().__init__()
         self.nets = nn.ModuleList(
             net.for_inference(precision) if isinstance(net, Chain) else for_inference(net, precision)
@@ -108,24 +109,23 @@ def check_teachers(teachers: Sequence[str], share: float, start: str | None = No
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
 
 
-def teachers_of(setting: Setting[Any]) -> list[ResNet]:
+def teachers_of(setting: Setting[Any]) -> list[Network]:
     """The networks of `--teacher`; where there is none, the plain network that the run is compared with."""
     args = setting.args
     if not args.teacher:
         return [setting.plain]
     classes = len(setting.train.classes)
-    depth, place = setting.net.depth, setting.device
-    return load_teachers(args.teacher, depth, classes, setting.dataset, args.shortcut, place)
+    return load_teachers(args.teacher, setting.net, classes, setting.dataset, args.shortcut, setting.device)
 
 
 def load_teachers(
     teachers: Sequence[str],
-    student: int,
+    student: Network | Chain,
     num_classes: int,
     dataset: str,
     shortcut: str,
     device: torch.device,
-) -> list[ResNet]:
+) -> list[Network]:
     """Open the teachers, whatever their depth; `"auto"` is the best shipped network of the student's depth.
 
     Raises:
@@ -133,19 +133,17 @@ def load_teachers(
         ValueError: a network for images of another size than the student's.
     """
     nets = []
-    size = Architecture.of_depth(student).image_size
+    student_depth = student.depth if isinstance(student, ResNet) else None
     for name in teachers:
-        entry = catalogue.find_auto(student, dataset, shortcut) if name == "auto" else None
+        entry = catalogue.find_auto(student_depth, dataset, shortcut) if name == "auto" else None
         if name == "auto" and entry is None:
-            raise WeightsError(
-                f"no ResNet-{student} on {dataset} is shipped to teach; name a file: --teacher"
-            )
-        depth = student if name == "torchvision" else None
+            raise WeightsError(f"no {student.name} on {dataset} is shipped to teach; name a file: --teacher")
+        depth = student_depth if name == "torchvision" else None
         net = open_weights(entry["name"] if entry else name, depth=depth, num_classes=num_classes).network
-        if net.image_size != size:
+        if net.image_size != student.image_size:
             raise ValueError(
-                f"the teacher {name} takes images of {net.image_size} pixels, a ResNet-{student} those of "
-                f"{size}"
+                f"the teacher {name} takes images of {net.image_size} pixels, a {student.name} those of "
+                f"{student.image_size}"
             )
         nets.append(net.to(device))
     return nets

@@ -10,15 +10,17 @@ from typing import Any
 
 from agents.common.sb3_policies import load_model
 from envs.factory import problem_of
-from envs.ids import depth_of, is_chain
+from envs.ids import depth_of, is_chain, is_model
 from skipnet_rl import catalogue
 from skipnet_rl.catalogue import START
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Record, load_records
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.model_problem import load_named, parsed
+from skipnet_rl.models import ModelName
+from skipnet_rl.network import Network
 from skipnet_rl.policies import Policy
 from skipnet_rl.problem import load_network
-from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import as_now
 from skipnet_rl.weights import open_weights
 
@@ -76,6 +78,13 @@ class FinishedRun:
         return self.args["depth"] if "depth" in self.args else depth_of(self.result["env"])
 
     @property
+    def model(self) -> ModelName | None:
+        """What builds its network, if that is a model of another library."""
+        if self.args.get("model") is None:
+            return None
+        return ModelName(self.args["model"], parsed(self.args["model_kwargs"]), self.args["image_size"])
+
+    @property
     def on_calibration_images(self) -> bool:
         """Whether its policy learned on half of the validation images."""
         learned_on = "calibration" if self.agent in ON_CALIBRATION_IMAGES else "train"
@@ -100,15 +109,17 @@ class FinishedRun:
         """The stored routes of each policy."""
         return load_records(self.folder / "routes.npz")
 
-    def network(self, num_classes: int, file: str | None = None) -> ResNet:
+    def network(self, num_classes: int, file: str | None = None) -> Network:
         """The backbone in one of the run's files, that of a shipped name, or the one that it started from."""
         shipped = file is None or catalogue.find(file)
         start = self._start if file is None else file if shipped else self._inside(file)
+        if self.model is not None:
+            return load_named(start, self.model, num_classes, new_classifier=False)
         return load_network(
             start, self.depth, num_classes, self.result["dataset"], self._shortcut, new_classifier=False
         )
 
-    def mdp(self, net: ResNet) -> RoutingMDP:
+    def mdp(self, net: Network) -> RoutingMDP:
         """The decision process of the run over a network."""
         return RoutingMDP(net, self.result["alpha"], self.result.get("cost", "blocks"))
 
@@ -156,10 +167,11 @@ class FinishedRun:
                 return chain.mdp(), chain.policy
             opened = open_weights(
                 self.weights(stage),
-                depth=self.depth,
-                shortcut=self._shortcut,
+                depth=None if self.model else self.depth,
+                shortcut=None if self.model else self._shortcut,
                 num_classes=num_classes,
                 network=self._start,
+                model=self.model,
             )
             return self.mdp(opened.network), opened.policy
         except (KeyError, TypeError, AttributeError) as error:
@@ -199,6 +211,9 @@ def restore_model(
     path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
 ) -> tuple[RoutingMDP, Policy]:
     """Decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
+    if is_model(env):
+        mdp = open_weights(weights, num_classes=num_classes).mdp(alpha)
+        return mdp, load_model(path, algorithm, mdp.num_decisions).eval()
     depth = depth_of(env)
     if weights == "auto" and (start := catalogue.find_auto(depth, dataset, "projection", START, alpha)):
         weights = start["name"]  # as the agents do

@@ -17,6 +17,7 @@ POSITIVE = {
     "episodes",
     "eval_every",
     "eval_images",
+    "image_size",
     "gate_gain",
     "jobs",
     "length",
@@ -71,6 +72,14 @@ def check_numbers(args: Any) -> None:
             if expected := _expected(name, value):
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
     check_statistics(getattr(args, "mean", None), getattr(args, "std", None))
+
+
+def check_model(args: Any) -> None:
+    """Raise a ValueError for flags of a model of another library with the id of a network of this one."""
+    given = [name for name in ("model", "model_kwargs", "image_size") if getattr(args, name) is not None]
+    if given and not args.other_library:
+        flag = given[0].replace("_", "-")
+        raise ValueError(f"--{flag} is of models of other libraries, and --env is {args.env}; use SkipNet-v0")
 
 
 def check_routes(batch_size: int, routes: int, baseline: str) -> None:

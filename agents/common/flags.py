@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
-from agents.common.flag_rules import check_choices, check_numbers
-from envs.ids import depth_of
+from agents.common.flag_rules import check_choices, check_model, check_numbers
+from envs.ids import depth_of, is_model
 
 T = TypeVar("T")
 
@@ -71,6 +71,13 @@ class CommonArgs:
     chain takes auto and none)"""
     shortcut: Data[Literal["projection", "pad", "pool"]] = "projection"
     """kind of shortcut where a block changes the shape"""
+    model: Data[str | None] = None
+    """classifier of torchvision or timm, such as torchvision/convnext_tiny, with --env SkipNet-v0 (default:
+    the one that a weights file names, else torchvision/resnet18)"""
+    model_kwargs: Data[str | None] = None
+    """further arguments of this model, JSON"""
+    image_size: Data[int | None] = None
+    """side in pixels of the images that it sees (default: the file's, else the model's)"""
     alpha: Method[float | None] = None
     """weight of the compute saving against the loss (default: 1; on a chain 0.05 per decision)"""
     cost: Method[Literal["blocks", "flops"] | None] = None
@@ -92,9 +99,14 @@ class CommonArgs:
     """traceback of an error"""
 
     @property
-    def depth(self) -> int:
-        """Depth of the network that the id names."""
-        return depth_of(self.env)
+    def depth(self) -> int | None:
+        """Depth of the ResNet that the id names; None for models of other libraries."""
+        return None if self.other_library else depth_of(self.env)
+
+    @property
+    def other_library(self) -> bool:
+        """Whether the network is a model of another library."""
+        return is_model(self.env)
 
     @property
     def images_per_step(self) -> int:
@@ -115,6 +127,7 @@ class CommonArgs:
         """Raise a ValueError for a name or number that makes no sense."""
         check_choices(self)
         check_numbers(self)
+        check_model(self)
 
 
 @dataclass(frozen=True)

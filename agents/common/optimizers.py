@@ -22,14 +22,24 @@ def sgd(
     net: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> torch.optim.Optimizer:
     """Nesterov's SGD, whose weight decay spares biases and batch norm."""
-    matrices = [p for p in net.parameters() if p.ndim > 1]
-    vectors = [p for p in net.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors}]
+    groups = _with_decay(net, weight_decay)
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if momentum:  # the fused step needs all buffers or none, and a block may be dropped in the first steps
         for weight in net.parameters():
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
+
+
+def adamw(net: nn.Module, lr: float, weight_decay: float = 0.05) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov, Hutter, ICLR 2019), whose weight decay spares biases and norms."""
+    return torch.optim.AdamW(_with_decay(net, weight_decay), lr, fused=True)
+
+
+def _with_decay(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay, vectors without."""
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    vectors = [p for p in net.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

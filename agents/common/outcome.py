@@ -29,9 +29,10 @@ def weights_header(setting: Setting, kind: str, agent: str, **more: Any) -> dict
         **more: further values that rebuilding the policy takes.
     """
     args = setting.args
-    about: dict[str, Any] = {"kind": kind, "depth": setting.net.depth, "shortcut": args.shortcut}
     if isinstance(setting.problem, ChainProblem):
         about = chain_header(setting.problem, kind)
+    else:
+        about = {"kind": kind, **setting.net.about()}
     if kind != "plain":  # the others were learned for a payment, some on half of the validation images
         about |= {"alpha": args.alpha, "cost": args.cost, "learned_on": setting.learned_on}
     return {

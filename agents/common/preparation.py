@@ -36,6 +36,12 @@ def check_trained(setting: Setting) -> None:
     """Raise a WeightsError, which says how to train one, if a run has no trained network to start from."""
     args = setting.args
     if args.weights == "auto":
+        if args.other_library:
+            raise WeightsError(
+                f"no weights of {setting.net.name} are shipped; train some: python -m agents.pretrain "
+                f"--model {setting.net.name}, and give the file: --weights runs/…/weights.safetensors "
+                "(or DEFAULT for the library's own, or none)"
+            )
         raise WeightsError(
             f"no ResNet-{args.depth} on {setting.dataset} is shipped; train one: python -m agents.pretrain "
             f"--depth {args.depth} --dataset {setting.dataset}, and give its weights: --weights "

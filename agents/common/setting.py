@@ -19,6 +19,7 @@ from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
+from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.problem import Problem
 from skipnet_rl.process import DecisionProcess
@@ -103,7 +104,7 @@ class Setting(Generic[ArgsT]):
         test = test.first(args.test_images or (args.first_look and TEST_IMAGES.get(dataset)) or len(test))
         classes = len(train.classes)
         alpha, cost = problem.payment
-        args = replace(args, weights=str(problem.weights), alpha=alpha, cost=cost)
+        args = replace(args, weights=str(problem.weights), alpha=alpha, cost=cost, **named_model(problem))
         if new_network is not None:
             made = new_network(args, problem, classes)
             return cls(args, problem, train, val, test, split_images, made, made, None)
@@ -206,15 +207,23 @@ class Setting(Generic[ArgsT]):
         return Run(run_folder(args.run_dir, args.env, agent, args.seed, resume), args, resume)
 
 
+def named_model(problem: Problem) -> dict[str, Any]:
+    """The flags that name a model of another library, as they were resolved, with its statistics."""
+    if not isinstance(problem, ModelProblem):
+        return {}
+    return {name: getattr(problem, name) for name in ("model", "model_kwargs", "image_size", "mean", "std")}
+
+
 def named_problem(args: CommonArgs) -> Problem:
     """The problem that the flags name, every `auto` resolved.
 
     Raises:
         ValueError: a chain, for an agent that works within one network.
     """
-    given = {each.name: getattr(args, each.name) for each in fields(Problem) if each.name in vars(args)}
+    kind: Any = ModelProblem if args.other_library else Problem
+    given = {each.name: getattr(args, each.name) for each in fields(kind) if each.name in vars(args)}
     if "depth" in given:  # pretraining, also at depths that no id has
-        return Problem(**given).resolve()
+        return kind(**given).resolve()
     if is_chain(args.env) and not args.takes_chains:
         raise ValueError(
             f"--env {args.env} is a chain of networks, and this agent works within one network; choose an "

@@ -17,14 +17,17 @@ import tyro
 from agents.common.distillation import SHARE
 from agents.common.presets import PRESETS, WHY
 from envs.factory import problem_of
-from envs.ids import depth_of, is_chain
+from envs.ids import depth_of, is_chain, is_model
 from skipnet_rl import catalogue
-from skipnet_rl.chain_problem import depth_of_network
+from skipnet_rl.chain_problem import shape_of
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.device import pick_device
 from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.flops import network_macs
-from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.model_problem import ModelProblem
+from skipnet_rl.models import PRETRAINED, ModelName
+from skipnet_rl.network import Network
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.stored import header_of
 
 USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
@@ -32,6 +35,7 @@ TOGETHER = 64  # pixels: of larger images a GPU's memory takes no larger batches
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
 FEWEST = 60  # of each of them that is not zero, whatever a network costs
+CHEAPEST = 0.5  # share of the usual cost below which a network takes no more steps: MACs are then not all
 GPU_STEPS, GPU_BATCH = 4, 4  # times as many and as large on a GPU, whose learning rate doubles: √4
 
 
@@ -44,6 +48,9 @@ class Situation:
     dataset: str = "auto"
     data_dir: Path | None = None
     weights: str = "auto"
+    model: str | None = None
+    model_kwargs: str | None = None
+    image_size: int | None = None
     gate: str = "rnn"
     gate_weights: str | None = None
     teacher: tuple[str, ...] = ()
@@ -74,7 +81,8 @@ def values_of(situation: Situation) -> dict[str, Any]:
     check_preset(given, situation.env)
     if is_chain(situation.env):
         return _of_chain(situation)
-    depth = depth_of(situation.env)
+    model = is_model(situation.env)
+    depth = None if model else depth_of(situation.env)
     dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
     gates = _gates(situation, depth, dataset) if given in ("auto", "gated") else {}
     if given == "gated" and not gates:
@@ -87,7 +95,7 @@ def values_of(situation: Situation) -> dict[str, Any]:
         name = "quick" if first_look else "gated" if gates else "plain"
     values = PRESETS[name] | gates
     if name in ("plain", "gated"):
-        values |= _scaled(values, [depth], [USUAL], situation.device)
+        values |= _scaled(values, [_network(situation)], [USUAL], situation.device)
     if situation.iterations == 0 and values.get("sp_iterations") == 0:
         values["sp_iterations"] = values["iterations"]
     if situation.weights == "none":  # there is nothing to prepare, and no teacher
@@ -95,7 +103,8 @@ def values_of(situation: Situation) -> dict[str, Any]:
     if situation.teacher:
         values["distillation"] = values.get("distillation") or SHARE
     about = trained_as(situation.weights)
-    images: dict[str, Any] = {key: about[key] for key in ("shortcut", "mean", "std") if key in about}
+    named = ("mean", "std", "model", "model_kwargs", "image_size") if model else ("shortcut", "mean", "std")
+    images: dict[str, Any] = {key: about[key] for key in named if key in about}
     return {**values, **images, "preset": name}
 
 
@@ -106,7 +115,7 @@ def scaled_to(situation: Situation, values: Mapping[str, Any]) -> dict[str, Any]
     """
     if is_chain(situation.env):  # which the run refuses, if the agent takes none
         return {}
-    found = _stored(situation) or _scaled(values, [depth_of(situation.env)], [USUAL], situation.device)
+    found = _stored(situation) or _scaled(values, [_network(situation)], [USUAL], situation.device)
     return {name: found[name] for name in found.keys() & values.keys() & {*STEPS, "batch_size", "lr"}}
 
 
@@ -123,8 +132,9 @@ def _of_chain(situation: Situation) -> dict[str, Any]:
     """The values of the preset for chains, whose payment is the environment's."""
     problem: Any = problem_of(situation.env)
     alpha, cost = problem.payment
-    depths = [depth_of_network(each) for each in problem.networks]
-    values = PRESETS["chain"] | _scaled(PRESETS["chain"], depths, USUAL_CHAIN, situation.device)
+    shapes = map(shape_of, problem.networks)
+    nets = [ResNet(shape) if isinstance(shape, int) else shape.build(2) for shape in shapes]
+    values = PRESETS["chain"] | _scaled(PRESETS["chain"], nets, USUAL_CHAIN, situation.device)
     taught = {"distillation": 0.0} if situation.weights == "none" else {}
     return {**values, **taught, "alpha": alpha, "cost": cost, "preset": "chain"}
 
@@ -135,7 +145,7 @@ def trained_as(weights: str) -> dict[str, Any]:
     Raises:
         WeightsError: there is no such file, or it is damaged.
     """
-    if weights in ("auto", "none", "torchvision"):
+    if weights in ("auto", "none", "torchvision", PRETRAINED):
         return {}
     header = header_of(weights)
     known = ["dataset", "alpha", "cost", "shortcut"]
@@ -143,10 +153,22 @@ def trained_as(weights: str) -> dict[str, Any]:
         known += ["mean", "std"]
     found = {name: header[name] for name in known if header.get(name) is not None}
     found |= {name: tuple(found[name]) for name in ("mean", "std") if name in found}
+    if (named := ModelName.of(header)) is not None:
+        about = {**named.about(), "model_kwargs": json.dumps(named.arguments, sort_keys=True)}
+        return found | {"env": "SkipNet-v0", **about}
     return found | ({"env": f"SkipResNet{header['depth']}-v0"} if "depth" in header else {})
 
 
-def _gates(situation: Situation, depth: int, dataset: str) -> dict[str, Any]:
+def _network(situation: Situation) -> Network:
+    """The network that the flags name, untrained: what its steps cost is what matters."""
+    if not is_model(situation.env):
+        return ResNet(depth_of(situation.env))
+    names = ("dataset", "data_dir", "weights", "model", "model_kwargs", "image_size")
+    problem = ModelProblem(**{name: getattr(situation, name) for name in names}, device="cpu").resolve()
+    return problem.named.build(2)
+
+
+def _gates(situation: Situation, depth: int | None, dataset: str) -> dict[str, Any]:
     """The flags of a network with gates to go on from: one that is named, or a shipped one; none: nothing."""
     given, weights = situation.gate_weights, situation.weights
     if given:
@@ -170,24 +192,27 @@ def _stored(situation: Situation) -> dict[str, Any] | None:
         return None
     args = json.loads(place.read_text(encoding="utf-8"))
     names = {"preset", "weights", "gate_weights", "alpha", "cost", "shortcut", "mean", "std"}
+    names |= {"model", "model_kwargs", "image_size"}
     names = names.union(*PRESETS.values())
     found = {name: args[name] for name in names & args.keys()}
     return found | {name: tuple(found[name]) for name in ("mean", "std") if found.get(name)}
 
 
 def _scaled(
-    values: Mapping[str, Any], depths: Sequence[int], usual: Sequence[int], device: str
+    values: Mapping[str, Any], nets: Sequence[Network], usual: Sequence[int], device: str
 ) -> dict[str, Any]:
     """Steps that take as long whatever the networks cost, and more and larger ones on a GPU.
 
     `usual` are the depths of the networks that the values are for.
     """
-    macs, wanted = (sum(network_macs(ResNet(each)).total for each in these) for these in (depths, usual))
-    cost = macs / wanted
+    macs, wanted = (
+        sum(network_macs(each).total for each in these) for these in (nets, [ResNet(each) for each in usual])
+    )
+    cost = max(macs / wanted, CHEAPEST)
     gpu = pick_device(device).type == "cuda"
     factor = (GPU_STEPS if gpu else 1) / cost
     scaled = {key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS}
-    if gpu and Architecture.of_depth(depths[-1]).image_size <= TOGETHER:
+    if gpu and nets[-1].image_size <= TOGETHER:
         larger = GPU_BATCH * values["batch_size"]
         scaled |= {"batch_size": larger, "lr": GPU_BATCH**0.5 * values["lr"]}
     return scaled

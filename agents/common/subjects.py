@@ -15,9 +15,11 @@ from envs.ids import depth_of
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.network import Network
 from skipnet_rl.normalisation import normalised, stated, warn_of_others
 from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.progress import load_images
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.weights import open_weights
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def restore(path: Path, args: Args) -> Subject:
     alpha = header.get("alpha", 0.0) if args.alpha is None else args.alpha
     mdp = opened.mdp(alpha)
     name = "all blocks" if plain else path.stem if path.is_file() else str(path)
-    env = "SkipChain-v0" if header["kind"] == "chain" else f"SkipResNet{mdp.net.depth}-v0"
+    env = "SkipChain-v0" if header["kind"] == "chain" else env_of(mdp.net)
     about = {"env": env, "dataset": dataset, "alpha": mdp.alpha}
     return Subject(name, about, mdp, opened.policy, images, args.out)
 
@@ -110,8 +112,13 @@ def restore_zip(path: Path, split: str, args: Args) -> Subject:
     mdp, policy = restore_model(
         path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
     )
-    about = {"env": f"SkipResNet{mdp.net.depth}-v0", "dataset": dataset, "alpha": mdp.alpha}
+    about = {"env": env_of(mdp.net), "dataset": dataset, "alpha": mdp.alpha}
     return Subject(path.stem, about, mdp, policy, images, args.out)
+
+
+def env_of(net: Network) -> str:
+    """The id of the environment over a network."""
+    return f"SkipResNet{net.depth}-v0" if isinstance(net, ResNet) else "SkipNet-v0"
 
 
 def load(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from skipnet_rl.folding import fold_batchnorm
 from skipnet_rl.gates import Hidden, RecurrentGate
+from skipnet_rl.layouts import MAPS
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import Policy, first_memory
 
@@ -36,12 +37,12 @@ class Episode(nn.Module):
         hidden, route = self.decide.start(images), []
         for t in range(self.mdp.num_decisions):
             execute, hidden = self.decide(self.mdp, state, hidden)
-            state = State(self.advance(state, execute), state.y, t + 1)
+            state = self.mdp.arrived(self.advance(state, execute), state.y, t + 1)
             route.append(execute.reshape(-1, 1))
         return self.mdp.logits(state), torch.cat(route, dim=1)
 
     def advance(self, state: State, execute: Tensor) -> Tensor:
-        """The features [B, C, H, W] after block `state.t`, where `execute` [B] is the decision."""
+        """The features [B, …] after block `state.t`, where `execute` [B] is the decision."""
         raise NotImplementedError
 
 
@@ -112,7 +113,10 @@ class RecurrentDecider(nn.Module):
         """Whether to execute, [1, B, 1] bool, and the cell's (h, c)."""
         count, size = state.x.shape[0], self.size
         h, c = hidden
-        feature = torch.relu(self.projections[state.t](state.x.mean(dim=(2, 3)))).unsqueeze(0)
+        # one operator for the mean of a map, where `Layout.pool` takes three
+        maps = mdp.block(state.t).layout is MAPS
+        pooled = state.x.mean(dim=(2, 3)) if maps else mdp.pool(state, torch.float32)
+        feature = torch.relu(self.projections[state.t](pooled)).unsqueeze(0)
         _, h, c = torch.onnx.ops.symbolic_multi_out(
             "LSTM",
             (feature, *self.weights, None, h, c),

@@ -51,6 +51,7 @@ def export_onnx(
 
     Raises:
         ModuleNotFoundError: the packages of the extra `export` are not installed.
+        ValueError: PyTorch cannot export the network, as torchvision's Swin.
     """
     onnx = _import_onnx()
     one_image, any_number = EPISODES[type(mdp)]
@@ -58,17 +59,21 @@ def export_onnx(
     size, count = mdp.net.image_size, 2 if batched else 1
     shapes = {"images": {0: torch.export.Dim("images")}} if batched else None
     images = torch.zeros(count, 3, size, size, device="cpu")
-    with torch.no_grad():
-        program = torch.onnx.export(
-            graph.eval(),
-            (images,),
-            input_names=["images"],
-            output_names=["logits", "route"],
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-            dynamic_shapes=shapes,
-        )
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                graph.eval(),
+                (images,),
+                input_names=["images"],
+                output_names=["logits", "route"],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=shapes,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f"PyTorch cannot export {mdp.net.name}: {cause}") from error
     assert program is not None
     model = program.model_proto
     _move_weights_into_branches(model.graph)
