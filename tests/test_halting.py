@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from other_models import SIZE, TORCHVISION
 from torch import nn
 from toys import spread
 
+from skipnet_rl import adapt
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.evaluate import evaluate
@@ -193,6 +195,11 @@ def test_at_first_every_unit_runs(tiny_net, batch):
 def test_a_network_with_nothing_to_skip_is_refused():
     with pytest.raises(ValueError, match="every stage of this ResNet-8 has one block, which always runs"):
         HaltingGate(ResNet(8))
+
+
+def test_a_model_with_layers_between_its_blocks_is_refused():
+    with pytest.raises(ValueError, match="ConvNeXt has layers between its blocks"):
+        HaltingGate(adapt(TORCHVISION["ConvNeXt"](), SIZE))
 
 
 def test_saved_and_opened_again_it_takes_the_same_routes(tiny_net, gate, tmp_path):

@@ -75,6 +75,7 @@ def test_pretraining_moves_every_layer_and_writes_what_builds_the_model_again(we
         ("static", {"points": 1, "rates": (0.5,), "eval_images": 50}),
         ("oracle", {}),
         ("reinforce", {"iterations": 2, "batch_size": 16, "eval_images": 50}),
+        ("act", {"iterations": 2, "tune_iterations": 1, "batch_size": 16, "eval_images": 50}),
         ("ppo", {"episodes": 64, "num_envs": 16, "length": 16, "eval_images": 50}),
     ],
 )
@@ -91,7 +92,7 @@ def test_an_agent_learns_a_policy_over_it(agent, more, weights, tmp_path):
     run = FinishedRun.read(tmp_path / "run")
     assert run.model is not None and run.model.model == MODEL
     assert len(run.network(10).blocks) == 3
-    if agent in ("reinforce", "ppo"):
+    if agent in ("reinforce", "act", "ppo"):
         mdp, policy = run.restore(10)
         images, labels = load_images("rendered-digits", "test").first(50).batch(torch.arange(50))
         with torch.no_grad():
