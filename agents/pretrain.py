@@ -22,6 +22,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.distillation import SHARE, TaughtArgs, Teacher, distilled, teachers_of
 from agents.common.flags import Data, Method, Run, Schedule
 from agents.common.loop import learn
+from agents.common.new_network import new_network
 from agents.common.optimizers import adamw, resume, sgd
 from agents.common.outcome import finish, weights_header
 from agents.common.processes import start_run
@@ -32,20 +33,13 @@ from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast, cpu_by_default
 from skipnet_rl.distributed import average_gradients, share, shared_generator
-from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate
-from skipnet_rl.growth import grow
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.network import Network
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
-from skipnet_rl.problem import Problem
 from skipnet_rl.progress import image_progress
 from skipnet_rl.randomness import Stream, step_generator
-from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import Trajectory, rollout
-from skipnet_rl.terminal import say
-from skipnet_rl.weights import open_weights
 
 EPOCHS, FEWEST_STEPS = 30, 1_500  # where no length is given
 ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is validated between epochs
@@ -134,37 +128,6 @@ def learning_rate(step: int, steps: int, args: Args) -> float:
     if args.schedule == "cosine":
         return args.lr * 0.5 * (1 + math.cos(math.pi * (progress - args.warmup) / (1 - args.warmup)))
     return args.lr * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
-
-
-def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
-    """A new network, or one that begins with the predictions of `--weights`."""
-    torch.manual_seed(args.seed)
-    if isinstance(problem, ModelProblem):
-        new = problem.named.build(num_classes, seed=args.seed) if args.weights == "none" else None
-        return (new or problem.network(num_classes)).to(problem.device)
-    net = ResNet(args.depth, num_classes, args.shortcut)
-    if args.weights != "none":
-        start = start_of(args, problem, num_classes)
-        if start.depth < net.depth:
-            say(f"weights: a ResNet-{start.depth}, which grows to a ResNet-{net.depth}")
-        grow(start, net)
-    elif args.zero_init_residual:
-        for block in net.blocks:
-            torch.nn.init.zeros_(block.last_norm.weight)
-    return net.to(problem.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def start_of(args: Args, problem: Problem, num_classes: int) -> ResNet:
-    """The network of `--weights`, of any depth; its classifier is new where the number of classes differs."""
-    weights = str(problem.weights)
-    if weights == "auto":  # none fits
-        raise WeightsError(
-            f"no ResNet-{args.depth} on {problem.dataset} is shipped to start from; name a file"
-        )
-    depth = args.depth if weights == "torchvision" else None
-    return open_weights(
-        weights, depth=depth, shortcut=args.shortcut, num_classes=num_classes, new_classifier=True, seed=None
-    ).network
 
 
 class Learner:

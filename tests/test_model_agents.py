@@ -17,12 +17,14 @@ import agents.static
 import envs  # noqa: F401
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
+from agents.common.new_network import new_network
 from agents.common.situation import situation_of, trained_as, values_of
 from skipnet_rl import adapt
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import open_weights
@@ -51,11 +53,9 @@ def test_pretraining_moves_every_layer_and_writes_what_builds_the_model_again(we
     known = {key: opened.header[key] for key in ("model", "model_kwargs", "image_size", "kind")}
     assert known == {**NAMED, "model_kwargs": json.loads(KWARGS), "kind": "plain"}
     assert "depth" not in opened.header
-    start = agents.pretrain.new_network(
+    start = new_network(
         agents.pretrain.Args(**NAMED, **SHORT),
-        agents.pretrain.ModelProblem(
-            **NAMED, weights=None, dataset="rendered-digits", device="cpu"
-        ).resolve(),
+        ModelProblem(**NAMED, weights=None, dataset="rendered-digits", device="cpu").resolve(),
         10,
     )
     moved = {
@@ -133,6 +133,12 @@ def test_flags_of_a_model_need_its_id(monkeypatch, capsys):
         ValueError, match="--model is of models of other libraries, and --env is SkipResNet20-v0"
     ):
         agents.static.Args(env="SkipResNet20-v0", model=MODEL).check()
+    with pytest.raises(ValueError, match="--depth is of the built-in ResNets, .* is torchvision/Vis"):
+        agents.pretrain.Args(**NAMED, depth=20).check()
+    with pytest.raises(ValueError, match="--shortcut is of the built-in ResNets, .* of SkipNet-v0; leave"):
+        agents.static.Args(env="SkipNet-v0", shortcut="pad").check()
+    with pytest.raises(ValueError, match="--image-size is of models of other libraries"):
+        agents.pretrain.Args(depth=20, image_size=32).check()
     with pytest.raises(
         WeightsError, match=r"no weights of torchvision/resnet18 are shipped; train some: python"
     ):

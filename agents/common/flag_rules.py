@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from envs.ids import is_chain
@@ -17,8 +18,8 @@ POSITIVE = {
     "episodes",
     "eval_every",
     "eval_images",
-    "image_size",
     "gate_gain",
+    "image_size",
     "jobs",
     "length",
     "minibatches",
@@ -56,6 +57,8 @@ NOT_NEGATIVE = {
     "weight_decay",
 }
 SHARES = {"distillation", "survival", "target", "warmup"}
+BUILT_IN = ("depth", "shortcut", "zero_init_residual")  # flags of this project's ResNets
+OTHER = ("model", "model_kwargs", "image_size")  # and those of models of other libraries
 
 
 def check_choices(args: Any) -> None:
@@ -75,11 +78,18 @@ def check_numbers(args: Any) -> None:
 
 
 def check_model(args: Any) -> None:
-    """Raise a ValueError for flags of a model of another library with the id of a network of this one."""
-    given = [name for name in ("model", "model_kwargs", "image_size") if getattr(args, name) is not None]
-    if given and not args.other_library:
-        flag = given[0].replace("_", "-")
-        raise ValueError(f"--{flag} is of models of other libraries, and --env is {args.env}; use SkipNet-v0")
+    """Raise a ValueError for flags of another library's models with a built-in network, or vice versa."""
+    usual = {each.name: each.default for each in fields(args)}
+    given = [name for name in (*BUILT_IN, *OTHER) if name in usual and getattr(args, name) != usual[name]]
+    wrong = [f"--{name.replace('_', '-')}" for name in given if (name in BUILT_IN) == args.other_library]
+    if wrong and args.other_library:
+        network = args.model or f"that of {args.env}"
+        raise ValueError(f"{wrong[0]} is of the built-in ResNets, and the network is {network}; leave it out")
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]} is of models of other libraries, and --env is {args.env}; name a model: "
+            "--env SkipNet-v0 --model torchvision/convnext_tiny"
+        )
 
 
 def check_routes(batch_size: int, routes: int, baseline: str) -> None:

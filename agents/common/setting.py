@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from agents.common.chains import look_at_chain, recorded
 from agents.common.flags import CommonArgs
-from envs.factory import problem_of
+from agents.common.problems import check_shipped, named_model, named_problem
 from envs.ids import is_chain
 from skipnet_rl import catalogue
 from skipnet_rl.chain import Chain
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images
-from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
-from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.policies import AlwaysExecute, Policy, RandomSkip
 from skipnet_rl.problem import Problem
 from skipnet_rl.process import DecisionProcess
@@ -205,41 +203,6 @@ class Setting(Generic[ArgsT]):
         """The run's folder."""
         args = self.args
         return Run(run_folder(args.run_dir, args.env, agent, args.seed, resume), args, resume)
-
-
-def named_model(problem: Problem) -> dict[str, Any]:
-    """The flags that name a model of another library, as they were resolved, with its statistics."""
-    if not isinstance(problem, ModelProblem):
-        return {}
-    return {name: getattr(problem, name) for name in ("model", "model_kwargs", "image_size", "mean", "std")}
-
-
-def named_problem(args: CommonArgs) -> Problem:
-    """The problem that the flags name, every `auto` resolved.
-
-    Raises:
-        ValueError: a chain, for an agent that works within one network.
-    """
-    kind: Any = ModelProblem if args.other_library else Problem
-    given = {each.name: getattr(args, each.name) for each in fields(kind) if each.name in vars(args)}
-    if "depth" in given:  # pretraining, also at depths that no id has
-        return kind(**given).resolve()
-    if is_chain(args.env) and not args.takes_chains:
-        raise ValueError(
-            f"--env {args.env} is a chain of networks, and this agent works within one network; choose an "
-            "id such as SkipResNet110-v0"
-        )
-    return problem_of(args.env, **given).resolve(catalogue.START if args.frozen else ("plain",))
-
-
-def check_shipped(problem: Problem) -> None:
-    """Raise a WeightsError where a chain has a network that is not shipped for its data set."""
-    missing = [each for each in getattr(problem, "networks", ()) if isinstance(each, int)]
-    if missing and problem.weights == "auto":
-        raise WeightsError(
-            f"no ResNet-{missing[0]} on {problem.dataset} is shipped; choose another data set or chain "
-            "(for rendered-digits SkipChain20x110-v0), or --weights none for untrained networks"
-        )
 
 
 def trains_chain(args: CommonArgs, problem: Problem) -> bool:

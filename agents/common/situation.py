@@ -35,7 +35,7 @@ TOGETHER = 64  # pixels: of larger images a GPU's memory takes no larger batches
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
 FEWEST = 60  # of each of them that is not zero, whatever a network costs
-CHEAPEST = 0.5  # share of the usual cost below which a network takes no more steps: MACs are then not all
+CHEAPEST = 0.5  # least cost, over the usual one, that a model of another library counts: MACs are not all
 GPU_STEPS, GPU_BATCH = 4, 4  # times as many and as large on a GPU, whose learning rate doubles: √4
 
 
@@ -208,7 +208,8 @@ def _scaled(
     macs, wanted = (
         sum(network_macs(each).total for each in these) for these in (nets, [ResNet(each) for each in usual])
     )
-    cost = max(macs / wanted, CHEAPEST)
+    built_in = all(isinstance(net, ResNet) for net in nets)
+    cost = macs / wanted if built_in else max(macs / wanted, CHEAPEST)
     gpu = pick_device(device).type == "cuda"
     factor = (GPU_STEPS if gpu else 1) / cost
     scaled = {key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS}
