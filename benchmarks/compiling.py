@@ -101,7 +101,7 @@ def blocks(step: Step) -> Step:
     """One compiled function executes all blocks."""
     execute = torch.compile(Block.execute, dynamic=True)
     for block in step.mdp.net.blocks:
-        block.execute = partial(execute, block)  # type: ignore[method-assign]
+        block.execute = partial(execute, block)
     return step
 
 
