@@ -34,15 +34,19 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
         data_dir: folder of the data set, for the picture of its images.
     """
     seeds = [_seeds(folder) for folder in folders]
-    sp, *hrl = [runs for runs in seeds if runs[0].agent in ("hybrid_reinforce", "finetune")]
+    plain, *hrl = [runs for runs in seeds if runs[0].agent != "pretrain"] or seeds[-1:]
     hrl.sort(key=lambda runs: (runs[0].result["alpha"], _title(runs[0])))
     hybrid = [_entry(runs, "HRL") for runs in hrl]
-    entries = [_entry(_by_backbone(sp), "all blocks"), _entry(sp, "SP"), *hybrid]
+    alone = plain[0].agent == "pretrain"  # a network without gates
+    entries = [_entry(plain if alone else _by_backbone(plain), "all blocks")]
+    entries += [] if alone else [_entry(plain, "SP"), *hybrid]
+    found = [_summary(name, entry) for entry in entries]
     stored = [row for row in results.read(out) if row["row"] != name]
-    if any((row["name"], row["depth"]) == ("all blocks", sp[0].depth) for row in stored):
-        del entries[0]  # another gate's row of this network has it
-    write_json(out / "results.json", {"schema": 1, "rows": stored + [_summary(name, e) for e in entries]})
-    for title, figure in _pictures(hybrid, data_dir).items():
+    same = ("name", "depth", "command")
+    if any(all(row[key] == found[0][key] for key in same) for row in stored):
+        del found[0]  # another gate's row of this network has it
+    write_json(out / "results.json", {"schema": 1, "rows": stored + found})
+    for title, figure in _pictures(hybrid, data_dir).items() if hybrid else ():
         plots.save_figure(figure, out / f"{name}-{title}.png")
     results.draw(out)
 
@@ -127,13 +131,14 @@ def _entry(runs: Sequence[FinishedRun], name: str) -> Entry:
 def _summary(name: str, entry: Entry) -> dict[str, Any]:
     first = entry.runs[0]
     plain = entry.name == "all blocks"
-    origin = lineage_before(first) if plain else lineage(first)
+    origin = lineage_before(first) if plain and first.agent != "pretrain" else lineage(first)
     made_by = origin.commands[-1] if origin.commands else ""  # nothing did an untrained network
     share = _share_of_teacher(made_by) if plain else _distillation(first)
     found = entry.summary()
     return {
         **found,
         "row": name,
+        "dataset": first.result["dataset"],
         "depth": first.depth,
         "gate": None if plain else read_header(first.weights())["kind"] + _gain(first),
         "alpha": found["alpha"] if entry.name == "HRL" else None,

@@ -24,6 +24,7 @@ PUBLISHED = {  # accuracy, depth, share of that network's computation
     "BlockDrop-110": (0.936, 110, 0.36),  # Wu et al. 2018, the authors' README; share of FLOPs
     "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
 }
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "imagenet": "ImageNet"}
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # networks that skip
 GATES = {  # name and marker
@@ -59,29 +60,36 @@ def mega_flops(depth: int) -> float:
     return 2e-6 * network_macs(ResNet(depth)).total
 
 
-def picture(rows: Sequence[Mapping[str, Any]], networks: Sequence[Mapping[str, Any]]) -> Figure:
+def picture(
+    rows: Sequence[Mapping[str, Any]],
+    networks: Sequence[Mapping[str, Any]],
+    dataset: str = "cifar10",
+) -> Figure:
     """Draw accuracy against FLOPs per image, a series for each `Kind`.
 
     Args:
         rows: rows of results.json.
         networks: entries of the index of shipped networks, and of not_shipped.json.
+        dataset: of the rows; networks for others are left out, as are the figures published for CIFAR-10.
     """
+    networks = [entry for entry in networks if entry["dataset"] == dataset]
     kinds: dict[Kind, list[Point]] = defaultdict(list)
     for kind, point in (*points_of_rows(rows, networks), *points_of_networks(networks)):
         kinds[kind].append(point)
     published = {
         name: (share * mega_flops(depth), 100 * accuracy)
         for name, (accuracy, depth, share) in PUBLISHED.items()
+        if dataset == "cifar10"
     }
     figure = plots.trade_off(
         [
             *_series(kinds),
             *(plots.Series([x], [y], HOLLOW) for x, y in published.values()),
-            *_legend(kinds),
+            *_legend(kinds, bool(published)),
         ],
         size=(8.5, 4.4),
         x_label="MFLOPs per image (2 × MACs, gates included)",
-        y_label="CIFAR-10 test accuracy (%)",
+        y_label=f"{NAMES.get(dataset, dataset)} test accuracy (%)",
     )
     axes = figure.axes[0]
     for name, at in published.items():
@@ -125,8 +133,8 @@ def points_of_rows(
 
 
 def is_plain(entry: Mapping[str, Any]) -> bool:
-    """Whether a listed network is for CIFAR-10, has no gates, and is not just a step to another one."""
-    return entry["dataset"] == "cifar10" and entry.get("stage") in PLAIN
+    """Whether a listed network has no gates, and is not just a step to another one."""
+    return entry.get("stage") in PLAIN
 
 
 def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
@@ -134,7 +142,7 @@ def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[
     for entry in networks:
         if is_plain(entry):
             kind = Kind(None, None, "distilled" in entry["stage"])
-        elif entry["dataset"] == "cifar10" and entry["name"].endswith(TUNED_ON):
+        elif entry["name"].endswith(TUNED_ON):
             kind = Kind(entry["depth"], entry["kind"], True)
         else:
             continue
@@ -144,13 +152,14 @@ def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[
         yield kind, Point(flops, 100 * accuracy, 100 * half)
 
 
-def _legend(kinds: Iterable[Kind]) -> Iterator[plots.Series]:
+def _legend(kinds: Iterable[Kind], published: bool) -> Iterator[plots.Series]:
     """Series without points that say what colours and markers mean."""
 
     def line(label: str, fmt: str, colour: str = "0.3", **looks: Any) -> plots.Series:
         return plots.Series([], [], {"fmt": fmt, "color": colour, **looks}, label)
 
-    yield plots.Series([], [], HOLLOW, "published")
+    if published:
+        yield plots.Series([], [], HOLLOW, "published")
     yield line("plain networks, ours", "s:")
     for depth in sorted({kind.depth for kind in kinds if kind.depth is not None}):
         yield line(f"ResNet-{depth} with gates, ours", "o", COLOURS.get(depth, "black"))

@@ -99,25 +99,31 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(list(text[0]), [list(row.values()) for row in text])
 
 
-def read_chains(out: Path) -> list[dict[str, Any]]:
+def read_chains(out: Path, dataset: str) -> list[dict[str, Any]]:
     """The rows of chains.json, if it is there; a ValueError where they are for another data set."""
     path = out / cascade.FILE
     if not path.is_file():
         return []
     found = _content(path)
-    if found["dataset"] != "cifar10":
-        raise ValueError(f"{path} is for {found['dataset']}, the rows beside it for cifar10; change --out")
+    if found["dataset"] != dataset:
+        raise ValueError(f"{path} is for {found['dataset']}, the rows beside it for {dataset}; change --out")
     return found["rows"]
 
 
 def draw(out: Path) -> None:
     """Make the table and the pictures; the one with chains only where chains.json is there."""
-    rows, chains = read(out), read_chains(out)
+    rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
+    dataset = rows[0].get("dataset", "cifar10")  # older files are all for CIFAR-10
+    if others := {row.get("dataset", "cifar10") for row in rows} - {dataset}:
+        raise ValueError(
+            f"{out} has rows for {dataset} and {', '.join(sorted(others))}; expected one of them"
+        )
+    chains = read_chains(out, dataset) if dataset == "cifar10" else []
     write_text(out / "results.md", table(rows))
     listed = networks(out)
-    plots.save_figure(picture.picture(rows, listed), out / "all_rows.png")
+    plots.save_figure(picture.picture(rows, listed, dataset), out / "all_rows.png")
     if chains:
         plots.save_figure(results_picture.picture(rows, listed, chains), out / "results.png")
     say(f"wrote {out}/results.md, all_rows.png{' and results.png' * bool(chains)}")

@@ -54,6 +54,7 @@ def picture(
     axes.set_xlabel("MFLOPs per image (2 × MACs, gates included)")
     axes.set_xticks(TICKS, map(str, TICKS))
     axes.minorticks_off()
+    networks = [entry for entry in networks if entry["dataset"] == "cifar10"]
     listed = [*points_of_rows(rows, networks), *points_of_networks(networks)]
     taught = [(kind.gate, point) for kind, point in listed if kind.taught]
     plain = sorted({(point.flops, point.accuracy) for gate, point in taught if gate is None})

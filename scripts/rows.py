@@ -1,8 +1,9 @@
-"""The rows of the results on CIFAR-10: networks, lengths of training, commands.
+"""The rows of the results: networks, data sets, lengths of training, commands.
 
-A row is a chain of commands: train the backbone, from nothing or grown out of a shipped network; for some
+A row is a series of commands: train the backbone, from nothing or grown out of a shipped network; for some
 networks restart it; then SP; from there HRL at one or several alphas; after some of these a longer tuning
-with the plain network as the teacher.
+with the plain network as the teacher, and the same with one route for all images as its control. The rows of
+chains train the backbones alone; `agents.cascade` makes chains of them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from agents.common.jobs import Job
 from agents.common.presets import PRESETS
+from skipnet_rl.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Schedule:
         runs: alpha of each HRL run and gain of its gates' initial weights; with gain 1 the gates are those of
             SP, otherwise new ones.
         taught: the runs that are tuned further, with the plain network as the teacher.
+        fixed: the runs that are tuned further in the same way on one route for all images.
+        survival: stochastic depth of the backbone, see `agents.pretrain`.
         changes: steps and learning rates with gates that differ from the preset's.
         teachers: shipped networks that teach in every step before that, if any.
     """
@@ -43,6 +48,8 @@ class Schedule:
     taught: tuple[tuple[float, float], ...]
     changes: dict[str, float] = field(default_factory=dict)
     teachers: tuple[str, ...] = ()
+    fixed: tuple[tuple[float, float], ...] = ()
+    survival: float = 1.0
 
 
 # ResNet-38: 2 CPU cores finish it in a night. The run at half of the FLOPs is tuned further, and the one of
@@ -88,16 +95,100 @@ LARGE = replace(
 )
 
 
+# As long as the field trains them, with stochastic depth (Huang et al. 2016, arXiv 1603.09382), which leaves
+# networks that are used to skips; on CPU cores a third of that.
+LONG = Schedule(
+    preset="gpu",
+    backbone={"backbone": 300},
+    batch_size=512,
+    lr=0.4,
+    distilled=2_000,
+    eval_every=250,
+    runs=((0.4, 1.0), (0.8, 1.0), (1.6, 1.0)),
+    taught=((0.8, 1.0),),
+    fixed=((0.8, 1.0),),
+    survival=0.5,
+)
+LONG_ON_CORES = replace(
+    LONG, preset="cores", backbone={"backbone": 100}, batch_size=128, lr=0.1, distilled=12_000
+)
+# ImageNet's networks start from torchvision's weights, as the paper's do.
+IMAGENET = replace(
+    LONG,
+    backbone={},
+    batch_size=256,
+    changes={"batch_size": 256, "lr": 0.05, "iterations": 20_000, "tune_iterations": 10_000},
+    distilled=20_000,
+    eval_every=1_000,
+    taught=(),
+    fixed=(),
+    survival=1.0,
+)
+
+
+def only_plain(schedule: Schedule) -> Schedule:
+    """The backbone of a schedule, without gates."""
+    return replace(schedule, runs=(), taught=(), fixed=())
+
+
 @dataclass(frozen=True)
 class Row:
-    """A network, its kind of gate, their training, and the shipped network that it grows out of."""
+    """A network and its training.
+
+    Attributes:
+        depth: of the network; of chains that of the last.
+        gate: kind of gate.
+        schedule: lengths and hyperparameters.
+        grown_from: shipped network that it grows out of, if any.
+        dataset: what it learns to classify.
+        on_cores: the schedule without a GPU, where that is another one.
+        chain: the rows whose backbones are chained, if it is a row of chains.
+        lacking: why nobody here could run it, if that is so.
+    """
 
     depth: int
     gate: str = "rnn"
     schedule: Schedule = GPU
     grown_from: str = ""
+    dataset: str = "cifar10"
+    on_cores: Schedule | None = None
+    chain: tuple[str, ...] = ()
+    lacking: str = ""
+
+    def schedule_on(self, device: str) -> Schedule:
+        """The schedule for a device, by its name or `"auto"`."""
+        cpu = self.on_cores is not None and pick_device(device).type == "cpu"
+        return self.on_cores if self.on_cores and cpu else self.schedule
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folders' folder, without the seed: rows with the same backbone share it."""
+        long = "-long" if self.on_cores and self.dataset == "cifar10" else ""
+        dataset = "" if self.dataset == "cifar10" else f"-{self.dataset}"
+        return f"resnet{self.depth}{long}{dataset}"
 
 
+def long_rows(dataset: str, end: str, lacking: str = "") -> dict[str, Row]:
+    """Plain networks, networks with gates and chains of a data set, trained long; names end in `end`."""
+    plain, taught = {"on_cores": only_plain(LONG_ON_CORES)}, {"on_cores": LONG_ON_CORES}
+    shared: dict[str, Any] = {"dataset": dataset, "lacking": lacking}
+    return {
+        f"resnet14-{end}": Row(14, schedule=only_plain(LONG), **plain, **shared),
+        f"resnet20-{end}": Row(20, schedule=LONG, **taught, **shared),
+        f"resnet38-{end}": Row(38, schedule=LONG, **taught, **shared),
+        f"resnet110-{end}": Row(110, schedule=LONG, **taught, **shared),
+        f"resnet110-ff2-{end}": Row(110, "ff2", LONG, **taught, **shared),
+        f"chains-{end}": Row(
+            110,
+            schedule=only_plain(LONG),
+            chain=(f"resnet14-{end}", f"resnet38-{end}", f"resnet110-{end}"),
+            **plain,
+            **shared,
+        ),
+    }
+
+
+NO_DATA = "data not at hand"
 ROWS = {
     "resnet110": Row(110),
     "resnet38": Row(38, schedule=CORES),
@@ -108,6 +199,13 @@ ROWS = {
     "resnet74-ff1": Row(74, "ff1", GROWN, "resnet38-cifar10-distilled"),
     "resnet110-ff2": Row(110, "ff2"),
     "resnet152-ff2": Row(152, "ff2", LARGE, "resnet110-cifar10-distilled"),
+    **long_rows("cifar10", "long"),
+    **long_rows("cifar100", "cifar100"),
+    **long_rows("svhn", "svhn", NO_DATA),
+    **{
+        f"resnet{depth}-imagenet": Row(depth, schedule=IMAGENET, dataset="imagenet", lacking=NO_DATA)
+        for depth in (34, 50, 101)
+    },
 }
 SHIPPED = {38: "resnet38-cifar10", 74: "resnet74-cifar10-distilled", 110: "resnet110-cifar10"}  # backbones
 STEPS = ("sp_iterations", "iterations", "tune_iterations")
@@ -117,8 +215,8 @@ STEPS = ("sp_iterations", "iterations", "tune_iterations")
 class Options:
     """Train and compare the rows."""
 
-    rows: tuple[str, ...] = tuple(ROWS)
-    """names of the rows, in this order"""
+    rows: tuple[str, ...] = ()
+    """names of the rows, in this order (default: all of CIFAR-10 but those that end in -long)"""
     length: float = 1.0
     """factor of every training's length but a preparation's; at 1 two CPU cores do a ResNet-38, and a GPU the
     deeper ones"""
@@ -127,13 +225,14 @@ class Options:
     shipped_backbone: bool = False
     """start from the shipped backbones, where there are any, instead of training them"""
     data_dir: Path | None = None
-    """folder of CIFAR-10's official files (else $SKIPNET_DATA, else ./data)"""
+    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: bool = False
     """fetch missing files through torchvision"""
     runs: Path = Path("runs/results")
     """folder of the run folders"""
-    out: Path = Path("runs/results/table")
-    """folder of the table and the pictures (those of docs/results.md: docs/results-cifar10)"""
+    out: Path | None = None
+    """folder of the table and the pictures of one data set (default: in --runs, table-<data set>; those of
+    docs/results.md: docs/results-cifar10)"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     seed: int = 0
@@ -143,12 +242,24 @@ class Options:
     debug: bool = False
     """show the traceback of an error"""
 
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The rows to run."""
+        usual = (name for name, row in ROWS.items() if row.dataset == "cifar10" and row.on_cores is None)
+        return self.rows or tuple(usual)
+
+    def table(self, row: Row) -> Path:
+        """Folder of the table that a row is in."""
+        return self.out or self.runs / f"table-{row.dataset}"
+
 
 def chain(name: str, options: Options) -> list[Job]:
     """The jobs of a row in order; networks of one depth share their backbone."""
     row = ROWS[name]
-    schedule = row.schedule
-    folder = options.runs / f"resnet{row.depth}-{options.seed}"
+    if row.chain:
+        return [pretraining(ROWS[member], options)[0][-1] for member in row.chain]
+    schedule = row.schedule_on(options.device)
+    folder = folder_of(row, options)
     taught, env = teaching(schedule.teachers), f"SkipResNet{row.depth}-v0"
 
     def gated(title: str, preset: str, alpha: float, *start: str) -> Job:
@@ -167,13 +278,16 @@ def chain(name: str, options: Options) -> list[Job]:
         )
         gate = () if row.gate == "rnn" else ("--gate", row.gate)
         flags = ("--preset", preset, "--env", env, *gate, "--alpha", str(alpha), *start, *taught, *changed)
-        return job("hybrid_reinforce", options, place(title), *flags)
+        return job("hybrid_reinforce", row, options, place(title), *flags)
 
     def place(title: str) -> Path:
         return folder / (title if row.gate == "rnn" else f"{row.gate}-{title}")
 
-    shipped = SHIPPED.get(row.depth) if options.shipped_backbone else None
-    jobs, backbone = ([], shipped) if shipped else pretraining(row, folder, options)
+    usual = options.shipped_backbone and row.dataset == "cifar10"
+    shipped = SHIPPED.get(row.depth) if usual else None
+    jobs, backbone = ([], shipped) if shipped else pretraining(row, options)
+    if not schedule.runs:
+        return jobs
     jobs.append(gated("sp", f"{schedule.preset}-sp", schedule.runs[0][0], "--weights", backbone))
     supervised = str(jobs[-1].folder / "sp.safetensors")
     for alpha, gain in schedule.runs:
@@ -182,28 +296,38 @@ def chain(name: str, options: Options) -> list[Job]:
         if gain != 1:
             title, preset, gates = f"{title}-gain{gain:g}", f"{preset}-gain{gain:g}", ()
         jobs.append(gated(title, preset, alpha, "--weights", supervised, *gates))
+        routed = str(jobs[-1].folder / "hrl.safetensors")
+        length = max(1, round(options.length * schedule.distilled))
+        flags = ("--env", env, "--alpha", str(alpha), "--weights", routed, *teaching([backbone]))
+        flags += ("--iterations", str(length), "--batch-size", str(schedule.batch_size))
+        flags += ("--eval-every", str(schedule.eval_every))
         if (alpha, gain) in schedule.taught:
-            routed = str(jobs[-1].folder / "hrl.safetensors")
-            length = max(1, round(options.length * schedule.distilled))
-            flags = ("--env", env, "--alpha", str(alpha), "--weights", routed, *teaching([backbone]))
-            flags += ("--iterations", str(length), "--batch-size", str(schedule.batch_size))
-            flags += ("--eval-every", str(schedule.eval_every))
-            jobs.append(job("finetune", options, place(f"{title}-distilled"), *flags))
+            jobs.append(job("finetune", row, options, place(f"{title}-distilled"), *flags))
+        if (alpha, gain) in schedule.fixed:
+            jobs.append(job("finetune", row, options, place(f"{title}-fixed"), *flags, "--fixed-route"))
     return jobs
 
 
-def pretraining(row: Row, folder: Path, options: Options) -> tuple[list[Job], str]:
-    """The backbone and its warm restarts, and the file of weights that they end with."""
-    schedule = row.schedule
+def folder_of(row: Row, options: Options) -> Path:
+    """Folder of the run folders of a row and a seed."""
+    return options.runs / f"{row.folder}-{options.seed}"
+
+
+def pretraining(row: Row, options: Options) -> tuple[list[Job], str]:
+    """The backbone and its warm restarts, and the weights that they end with: torchvision's without any."""
+    schedule, folder = row.schedule_on(options.device), folder_of(row, options)
     jobs: list[Job] = []
+    weights = "torchvision"
     start: tuple[str, ...] = ("--lr", f"{schedule.lr:g}")
     if origin := row.grown_from:
         start = ("--weights", origin, *start, "--warmup", "0.02")
     taught = teaching(schedule.teachers)
+    if schedule.survival < 1:
+        taught += ("--survival", f"{schedule.survival:g}")
     for name, epochs in schedule.backbone.items():
         length = ("--epochs", f"{epochs * options.length:g}", "--batch-size", str(schedule.batch_size))
         place = folder / name
-        jobs.append(job("pretrain", options, place, "--depth", str(row.depth), *length, *start, *taught))
+        jobs.append(job("pretrain", row, options, place, "--depth", str(row.depth), *length, *start, *taught))
         weights = str(place / "weights.safetensors")
         start = ("--weights", weights, "--lr", f"{schedule.lr / 2:g}", "--warmup", "0.02")
     return jobs, weights
@@ -214,8 +338,13 @@ def teaching(teachers: Sequence[str]) -> tuple[str, ...]:
     return ("--teacher", *teachers) if teachers else ()
 
 
-def job(agent: str, options: Options, folder: Path, *flags: str) -> Job:
+def weights_of(name: str, options: Options) -> list[str]:
+    """The backbones that a row of chains is made of: files, in order."""
+    return [pretraining(ROWS[member], options)[1] for member in ROWS[name].chain]
+
+
+def job(agent: str, row: Row, options: Options, folder: Path, *flags: str) -> Job:
     """A command of an agent with the flags that all have."""
     place = ("--data-dir", str(options.data_dir)) if options.data_dir else ()
-    shared = ("--dataset", "cifar10", "--seed", str(options.seed))
+    shared = ("--dataset", row.dataset, "--seed", str(options.seed))
     return Job(folder, (f"agents.{agent}", *shared, *flags, *place, "--device", options.device, "--resume"))

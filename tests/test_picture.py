@@ -9,7 +9,7 @@ from scripts import picture, results, results_picture
 from scripts.picture import Kind
 
 OUT = Path(__file__).parent.parent / "docs" / "results-cifar10"
-NETWORKS = results.networks(OUT)
+NETWORKS = [entry for entry in results.networks(OUT) if entry["dataset"] == "cifar10"]
 
 
 def row(name, depth, gate=None, distillation=0.0, over_seeds=None):
@@ -106,7 +106,7 @@ def test_the_chain_of_a_budget_is_chosen_on_the_validation_images():
 
 def test_what_the_picture_of_the_results_says():
     """Every number is a row's, and every published figure has its name."""
-    chains = results.read_chains(OUT)
+    chains = results.read_chains(OUT, "cifar10")
     (axes,) = results_picture.picture(results.read(OUT), NETWORKS, chains).axes
     texts = {text.get_text() for text in axes.texts}
     numbers = {text for text in texts if text.startswith("9")}
@@ -122,7 +122,7 @@ def test_what_the_picture_of_the_results_says():
 def test_chains_of_another_data_set_are_refused(tmp_path):
     (tmp_path / "chains.json").write_text(json.dumps({"dataset": "rendered-digits", "rows": []}))
     with pytest.raises(ValueError, match="is for rendered-digits, the rows beside it for cifar10"):
-        results.read_chains(tmp_path)
+        results.read_chains(tmp_path, "cifar10")
 
 
 @pytest.mark.parametrize("chains", [False, True])
@@ -133,3 +133,15 @@ def test_pictures_that_are_drawn(chains, tmp_path, monkeypatch):
         (tmp_path / name).write_bytes((OUT / name).read_bytes())
     results.draw(tmp_path)
     assert drawn == ["all_rows.png", *["results.png"] * chains]
+
+
+def test_networks_for_another_data_set_are_left_out():
+    figure = picture.picture([row("HRL", 38, "rnn")], results.networks(OUT), "cifar100")
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "CIFAR-100 test accuracy (%)" and not axes.texts
+    drawn = [line for line in axes.lines if len(line.get_xdata()) and line.get_marker() not in ("None", "_")]
+    assert {line.get_marker() for line in drawn} == {"o"}  # no diamonds, no squares
+    labels = {
+        text.get_text() for text in (*figure.legends, *([axes.get_legend()])) for text in text.get_texts()
+    }
+    assert "published" not in labels and "ResNet-38 with gates, ours" in labels

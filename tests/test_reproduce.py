@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,25 @@ def test_the_list_runs_nothing(tmp_path, no_work, capsys):
 def test_a_length_of_zero(no_work):
     with pytest.raises(ValueError, match="--length is 0.0; expected more than 0"):
         reproduce.main(rows.Options(length=0.0))
+
+
+def test_the_table_of_a_row_is_that_of_its_data_set(no_work):
+    options = rows.Options()
+    assert options.table(rows.ROWS["resnet38-cifar100"]).name == "table-cifar100"
+    with pytest.raises(ValueError, match="--out is for one data set, and the rows have cifar10, cifar100"):
+        reproduce.main(rows.Options(rows=("resnet38", "resnet38-cifar100"), out=Path("docs/results-cifar10")))
+
+
+def test_a_row_of_chains_ends_with_chains_of_its_backbones(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(reproduce, "load_images", lambda *rest: None)
+    monkeypatch.setattr(reproduce.jobs, "run", lambda *rest: [])
+    monkeypatch.setattr(reproduce.cascade, "main", made.append)
+    reproduce.main(rows.Options(rows=("chains-cifar100",), runs=tmp_path))
+    (options,) = made
+    small, middle, large = (
+        str(tmp_path / f"resnet{depth}-cifar100-0" / "backbone" / "weights.safetensors")
+        for depth in (14, 38, 110)
+    )
+    assert options.chains == (f"{small},{middle}", f"{middle},{large}", f"{small},{middle},{large}")
+    assert (options.dataset, options.out) == ("cifar100", tmp_path / "table-cifar100")

@@ -128,6 +128,22 @@ def test_the_table_is_that_of_the_runs(folders, finished, tmp_path, monkeypatch)
         assert results.read(tmp_path) == [*other, *kept]
 
 
+def test_a_network_without_gates_is_a_row_of_its_own(folders, tmp_path):
+    collect.add("resnet20", [folders[0].parent / "backbone"], tmp_path)
+    (row,) = results.read(tmp_path)
+    runs = [FinishedRun.read(folders[0].parent.parent / f"resnet20-{seed}" / "backbone") for seed in (0, 1)]
+    assert (row["name"], row["gate"], row["n"], row["dataset"]) == ("all blocks", None, 2, "rendered-digits")
+    assert row["accuracy"] == pytest.approx(sum(run.result["policies"][0]["accuracy"] for run in runs) / 2)
+    assert len(row["command"]) == 1 and "agents.pretrain" in row["command"][0]
+
+
+def test_rows_of_two_data_sets_are_refused(tmp_path):
+    stored = [{"accuracy": 0.5, "dataset": name} for name in ("cifar10", "cifar100")]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": stored}))
+    with pytest.raises(ValueError, match="has rows for cifar10 and cifar100; expected one of them"):
+        results.draw(tmp_path)
+
+
 def with_other_flags(finished, folders, place, seed, **flags):
     """Seed 0's folders in a copy of the runs in which SP of a seed had other flags."""
     copy = place / "runs"

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import parsed
@@ -21,6 +22,8 @@ GATED = {
     "grown": ("sp", "hrl-0.5", "hrl-1.0"),
     "large": ("sp", "hrl-0.5"),
 }
+STUDY = rows.Options().chosen
+LONG = [name for name in rows.ROWS if name not in STUDY]
 KINDS = {"resnet38": "cores", "resnet110": "gpu", "resnet74": "grown", "resnet152": "large"}
 EPOCHS = {"cores": [20, 7.5], "gpu": [35], "grown": [7], "large": [4]}  # at half of the length
 RATES = {  # of the plain network, with gates
@@ -39,7 +42,7 @@ ORIGINS = {"grown": "resnet38-cifar10-distilled", "large": "resnet110-cifar10-di
 TEACHERS = ("resnet110-cifar10", "resnet38-cifar10-distilled")
 
 
-@pytest.mark.parametrize("row", rows.ROWS)
+@pytest.mark.parametrize("row", STUDY)
 def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     options = rows.Options(runs=tmp_path, seed=3, length=0.5)
     gate, schedule = rows.ROWS[row].gate, rows.ROWS[row].schedule
@@ -73,7 +76,7 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
             assert dict(Counter(args.plan())) == expected
 
 
-@pytest.mark.parametrize("row", rows.ROWS)
+@pytest.mark.parametrize("row", STUDY)
 def test_what_each_command_goes_on_from(tmp_path, row):
     schedule, kind = rows.ROWS[row].schedule, KINDS[row.split("-")[0]]
     jobs = rows.chain(row, rows.Options(runs=tmp_path, length=0.5))
@@ -119,7 +122,7 @@ def names_of(row, jobs):
     }
 
 
-@pytest.mark.parametrize("row", rows.ROWS)
+@pytest.mark.parametrize("row", STUDY)
 def test_listed_networks_came_from_the_commands_of_their_row(row, tmp_path):
     jobs = rows.chain(row, rows.Options(runs=tmp_path))
     names, compared = names_of(row, jobs), 0
@@ -140,3 +143,61 @@ def test_listed_networks_came_from_the_commands_of_their_row(row, tmp_path):
 def test_the_shipped_backbone_instead(row, name, tmp_path):
     first = rows.chain(f"resnet{row}", rows.Options(runs=tmp_path, shipped_backbone=True))[0]
     assert first.command[0] == "agents.hybrid_reinforce" and name in first.command
+
+
+def test_the_usual_rows_are_those_of_the_page():
+    assert set(STUDY) == {
+        "resnet38", "resnet74", "resnet110", "resnet152", "resnet38-ff1", "resnet38-ff2", "resnet74-ff1",
+        "resnet110-ff2", "resnet152-ff2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("row", LONG)
+def test_long_rows_are_commands_that_start_from_those_before(row, device, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "pick_device", lambda name: SimpleNamespace(type=device))
+    known = rows.ROWS[row]
+    jobs = rows.chain(row, rows.Options(runs=tmp_path, seed=3))
+    for number, job in enumerate(jobs):
+        args = parsed(job.line)
+        args.check()
+        assert (args.dataset, args.seed, args.run_dir) == (known.dataset, 3, job.folder) and args.resume
+        assert known.chain or args.depth == known.depth
+        named = [args.weights, getattr(args, "gate_weights", None), *args.teacher]
+        needed = {Path(file).parent for file in named if file} - {Path(".")}
+        assert needed == {other.folder for other in jobs[:number] if job.needs([other])}
+    titles = [job.folder.name for job in jobs]
+    small = device == "cpu" and known.dataset != "imagenet"
+    plain = [parsed(job.line) for job in jobs if job.command[0] == "agents.pretrain"]
+    assert all((args.epochs, args.survival) == (100 if small else 300, 0.5) for args in plain)
+    assert all((args.batch_size, args.lr) == ((128, 0.1) if small else (512, 0.4)) for args in plain)
+    if known.chain:
+        assert [args.depth for args in plain] == [14, 38, 110] and len(plain) == len(jobs)
+    elif known.dataset == "imagenet":
+        assert titles == ["sp", "hrl-0.4", "hrl-0.8", "hrl-1.6"]
+        assert parsed(jobs[0].line).weights == "torchvision"
+    elif known.depth == 14:
+        assert titles == ["backbone"]
+    else:
+        gate = "ff2-" if known.gate == "ff2" else ""
+        gated = ["sp", "hrl-0.4", "hrl-0.8", "hrl-0.8-distilled", "hrl-0.8-fixed", "hrl-1.6"]
+        assert titles == ["backbone", *(gate + title for title in gated)]
+        taught, fixed = (parsed(job.line) for job in jobs[4:6])
+        assert fixed.fixed_route and not taught.fixed_route
+        same = {"fixed_route": False, "run_dir": None}
+        assert dataclasses.replace(fixed, **same) == dataclasses.replace(taught, **same)
+
+
+def test_rows_of_one_backbone_share_it_and_no_others():
+    def folders(name):
+        return {job.folder for job in rows.chain(name, rows.Options()) if job.command[0] == "agents.pretrain"}
+
+    assert folders("resnet110-long") == folders("resnet110-ff2-long") < folders("chains-long")
+    assert folders("resnet110") == folders("resnet110-ff2")
+    for name, other in (("resnet110", "resnet110-long"), ("resnet110-long", "resnet110-cifar100")):
+        assert not folders(name) & folders(other)
+
+
+def test_rows_without_data_say_so():
+    for name, row in rows.ROWS.items():
+        assert bool(row.lacking) == (row.dataset in ("svhn", "imagenet")), name
