@@ -35,6 +35,7 @@ from envs import factory
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from scripts import paired, results, results_page, ship_chains
+from scripts.rows import ROWS, Options
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.gates import GATES
 from skipnet_rl.model_problem import ModelProblem
@@ -293,6 +294,15 @@ def test_intervals_of_older_rows_are_counted_anew(tmp_path, added):
     (read,) = results.read(tmp_path)
     n = added.get("n_images", 10_000)
     assert (read["n_images"], read["accuracy_ci95"]) == (n, pytest.approx(wilson_interval(0.9 * n, n)))
+
+
+def test_rows_that_were_not_run_are_named():
+    page = (DOCS / "results.md").read_text()
+    for name, row in ROWS.items():
+        line = next((line for line in page.splitlines() if f"`{name}`" in line), None)
+        assert (line is None) == (name in Options().chosen), name
+        if line:
+            assert line.endswith(f"| {row.lacking or 'no GPU at hand'} |"), name
 
 
 def test_the_table_of_results():

@@ -141,7 +141,5 @@ def test_networks_for_another_data_set_are_left_out():
     assert axes.get_ylabel() == "CIFAR-100 test accuracy (%)" and not axes.texts
     drawn = [line for line in axes.lines if len(line.get_xdata()) and line.get_marker() not in ("None", "_")]
     assert {line.get_marker() for line in drawn} == {"o"}  # no diamonds, no squares
-    labels = {
-        text.get_text() for text in (*figure.legends, *([axes.get_legend()])) for text in text.get_texts()
-    }
+    labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
     assert "published" not in labels and "ResNet-38 with gates, ours" in labels
