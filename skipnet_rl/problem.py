@@ -19,7 +19,8 @@ from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.stored import weights_name
-from skipnet_rl.weights import open_weights, untrained
+from skipnet_rl.stored_networks import untrained
+from skipnet_rl.weights import open_weights
 
 Cost = Literal["blocks", "flops"]
 

@@ -18,7 +18,8 @@ from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.problem import load_network
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
-from skipnet_rl.weights import open_weights, untrained
+from skipnet_rl.stored_networks import untrained
+from skipnet_rl.weights import open_weights
 
 
 def load_into(weights, net: ResNet, exact: bool = False) -> None:

@@ -9,7 +9,8 @@ from toys import load_first
 from benchmarks import information, predictors
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.weights import Opened, open_weights, untrained
+from skipnet_rl.stored_networks import untrained
+from skipnet_rl.weights import Opened, open_weights
 
 SMALL, GATED = "resnet20-rendered-digits", "resnet110-rendered-digits-hrl"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from other_models import FAMILIES, SIZE, VIT, made
 
+import agents.act
 import agents.hybrid_reinforce
 import agents.oracle
 import agents.ppo

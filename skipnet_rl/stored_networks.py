@@ -1,0 +1,123 @@
+"""The network among the tensors of a weights file, see `weights`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from skipnet_rl.checkpoint import fill
+from skipnet_rl.errors import WeightsError, one_line
+from skipnet_rl.foreign import Backbone, architecture_of, check_padding, describe, find_backbone
+from skipnet_rl.models import ModelName, take_over
+from skipnet_rl.network import Network
+from skipnet_rl.resnet import Architecture, ResNet
+from skipnet_rl.stored import Header, Stored, Weights
+
+
+class Expected(NamedTuple):
+    """Requirements of a caller of `open_weights`; None leaves a value to the file."""
+
+    depth: int | None = None
+    shortcut: str | None = None
+    num_classes: int | None = None
+    new_classifier: bool = False
+    network: Weights | None = None
+    model: ModelName | None = None
+
+
+def untrained(depth: int, num_classes: int, shortcut: str = "projection", seed: int = 0) -> ResNet:
+    """A new network in evaluation mode, on the CPU, in channels-last memory; the same for the same seed."""
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        net = ResNet(depth, num_classes, shortcut)
+        return net.to(memory_format=torch.channels_last).eval()
+
+
+def network_of(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> Network:
+    """The network among some tensors: a model of another library where it is named, else a ResNet."""
+    stated = ModelName.of(stored.header)
+    if not (expected.model or stated):
+        return _resnet(stored, tensors, expected)
+    if expected.depth is not None or (stated and expected.model and stated != expected.model):
+        wanted = f"a ResNet-{expected.depth}" if expected.model is None else _words(expected.model)
+        raise WeightsError(f"{stored.source} does not fit: it holds {_words(stated)}; expected {wanted}")
+    classes = expected.num_classes or stored.header.get("num_classes")
+    if classes is None:
+        raise WeightsError(f"{stored.source} does not name its number of classes; give it: num_classes")
+    net = (expected.model or stated).build(classes)  # type: ignore[union-attr]
+    take_over(net, tensors, stored.source, expected.new_classifier)
+    return net.eval()
+
+
+def _words(model: ModelName | None) -> str:
+    if model is None:
+        return "no model of another library"
+    return f"{model.model} with {json.dumps(dict(model.arguments))} for {model.image_size} pixels"
+
+
+def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> ResNet:
+    """The ResNet among some tensors.
+
+    What is left out is said in a warning of one line: a classifier of another number of classes, and what is
+    no part of a ResNet, unless this project wrote it.
+    """
+    header, source = stored.header, stored.source
+    found = find_backbone(tensors, source)
+    plan = (
+        _architecture(found, header, source)
+        if expected.depth is None
+        else Architecture.of_depth(expected.depth)
+    )
+    has_weights = any(".shortcut." in name for name in found.tensors)
+    shortcut = expected.shortcut or header.get("shortcut") or ("projection" if has_weights else "pad")
+    classes = expected.num_classes or (
+        len(found.tensors["fc.weight"]) if "fc.weight" in found.tensors else 10
+    )
+    net = ResNet(plan, classes, shortcut).to(memory_format=torch.channels_last)
+    taken, notes = dict(found.tensors), []
+    own = {name: value for name, value in net.state_dict().items() if name.startswith("fc.")}
+    misfit = any(name not in taken or taken[name].shape != own[name].shape for name in own)
+    if misfit and expected.new_classifier:
+        has = f"has {len(taken['fc.weight'])} classes" if "fc.weight" in taken else "is missing"
+        notes.append(f"its classifier {has}, so that of the network's {classes} classes is untrained")
+        taken |= own
+    if found.left_out and not found.own:
+        notes.append(
+            f"left out {len(found.left_out)} tensors beside the backbone, such as {found.left_out[0]}"
+        )
+    try:
+        check_padding(tensors, net, source)
+        fill(net, taken, source)
+    except WeightsError as error:
+        came, wanted = describe(found.tensors), describe(net.state_dict())
+        wanted = "exactly the layers of one" if wanted == came else wanted
+        remedy = "build the network that it holds, or give other weights"
+        raise WeightsError(f"{error}. It holds {came}; expected {wanted}: {remedy}") from None
+    if notes:
+        warnings.warn(one_line(f"{source}: {'; '.join(notes)}"), stacklevel=5)
+    return net.eval()
+
+
+def _architecture(found: Backbone, header: Header, source: str) -> Architecture:
+    """The header, completed from the tensors' shapes; a contradiction is an error."""
+    plan = architecture_of(found.tensors)
+    if plan is None:
+        raise WeightsError(f"{source} holds no whole residual block")
+    if (stated := header.get("depth", plan.depth)) != plan.depth:
+        raise WeightsError(
+            f"{source} is damaged: its header says ResNet-{stated}, and it holds {describe(found.tensors)}"
+        )
+    with torch.device("meta"):  # shapes first: those of a damaged file may ask for any amount of memory
+        shapes = {name: value.shape for name, value in ResNet(plan, 1).state_dict().items()}
+    for name, shape in shapes.items():
+        came = found.tensors.get(name) if name.startswith("blocks.") else None
+        if came is not None and came.shape != shape:
+            raise WeightsError(
+                f"{source} does not fit: layer {name} has shape {tuple(came.shape)}, expected {tuple(shape)}"
+            )
+    return plan
