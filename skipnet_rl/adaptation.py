@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from torch import fx, nn
 
 from skipnet_rl.adapted import AdaptedBlock, AdaptedNetwork
 from skipnet_rl.adapters import LAYOUTS, Family, family_of
+from skipnet_rl.errors import check_count, in_short
+from skipnet_rl.network import Network
 from skipnet_rl.probing import recorded
 from skipnet_rl.tracing import Part, crossing, trace
 
@@ -34,7 +37,8 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
     The first block that is found always runs. Every later one is a decision if skipping it leaves the shape
     as it is, or if it has a shortcut with parameters, such as a ResNet's downsampling. What has no shortcut
     always runs. The model is not copied: it is `network.model`, and training the network trains it. Its own
-    stochastic depth is switched off, since a route says what runs; dropout stays as it is.
+    stochastic depth is switched off, since a route says what runs; dropout stays as it is, and so does each
+    layer's mode, such as that of frozen batch norms.
 
     Args:
         model: images [B, 3, H, W] → logits [B, K], built of blocks that `adapters` knows (`register` adds
@@ -45,31 +49,60 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
         The network; with every block executed its logits are the model's, to the bit.
 
     Raises:
+        TypeError: the model is no module.
         ValueError: the model has no two known blocks in a row, with what it is made of; its forward pass has
-            no graph; it does not take images of that size.
+            no graph; it does not take images of that size; its blocks have another layout than their class
+            is registered with; it is compiled or adapted already.
     """
-    size = image_size or usual_image_size(model)
+    check_model(model)
+    size = usual_image_size(model) if image_size is None else image_size
+    check_count("image_size", size, "a number of pixels, such as 224")
     known = [module for module in model.modules() if family_of(module)]
     opened = {module for module in model.modules() if any(each in known for each in inside(module))}
     if not known:
-        raise ValueError(f"no known residual block in {contents(model)}")
-    training = model.training
-    model.eval()
-    try:
+        raise ValueError(
+            f"no known residual block in {type(model).__name__}, which is made of {contents(model)}; if one "
+            "of them is a residual block, register its class: skipnet_rl.adapters.register(BlockClass)"
+        )
+    with evaluating(model):
         graph = trace(model, opened)
         shapes, pairs, classes = recorded(model, graph, size)
-    finally:
-        model.train(training)
     cuts = find_cuts(model, graph, shapes)
     if len(cuts) < 2:
         raise ValueError(
-            f"fewer than two blocks in a row that can be skipped in {contents(model)}; a block can be "
-            "skipped where it is called with one feature and nothing else of the model passes it by"
+            f"fewer than two blocks in a row that can be skipped among the {len(known)} known ones of "
+            f"{type(model).__name__}, which is made of {contents(model)}; a block can be skipped where its "
+            "adapter returns a shortcut, it is called with one feature, and nothing else of the model passes "
+            "it by"
         )
     leading = leading_tokens(model)
     blocks = [adapted_block(cut, shapes, leading) for cut in cuts]
     without_stochastic_depth(model)
     return AdaptedNetwork(model, blocks, parts_of(graph, cuts), size, classes, pairs)
+
+
+def check_model(model: object) -> None:
+    """Raise a TypeError for anything but a module, and a ValueError for one that cannot be cut any more."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is {in_short(model)}; expected a torch.nn.Module, such as torchvision.models.resnet18()"
+        )
+    if any(isinstance(each, Network) for each in model.modules()):
+        raise ValueError(f"{type(model).__name__} is adapted already: give it to RoutingMDP as it is")
+    if any(type(each).__name__ == "OptimizedModule" for each in model.modules()):
+        raise ValueError(f"{type(model).__name__} is compiled code; give the model before torch.compile")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, after which each module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def inside(module: nn.Module) -> list[nn.Module]:
@@ -78,7 +111,7 @@ def inside(module: nn.Module) -> list[nn.Module]:
 
 
 def contents(model: nn.Module) -> str:
-    """What a model is made of, in words: its class, and the modules in it that have others in them."""
+    """What a model is made of, in words: the modules in it that have others in them."""
     kinds = Counter(
         f"{type(each).__module__}.{type(each).__name__}"
         for each in inside(model)
@@ -86,11 +119,7 @@ def contents(model: nn.Module) -> str:
     )
     if not kinds:
         kinds = Counter(type(each).__name__ for each in inside(model))
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED)) or "no modules"
-    return (
-        f"{type(model).__name__}, which is made of {listed}; if one of them is a residual block, register "
-        "its class: skipnet_rl.adapters.register(BlockClass)"
-    )
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED)) or "no modules"
 
 
 def usual_image_size(model: Any) -> int:
@@ -139,11 +168,18 @@ def adapted_block(cut: Cut, shapes: dict[str, torch.Size], leading: int) -> Adap
     """A block with its shortcut taken out of it, where that has parameters.
 
     Raises:
-        ValueError: the block does not call the shortcut once, with its input.
+        ValueError: the block does not call the shortcut once, with its input; its features have another
+            number of dimensions than the layout.
     """
     layout = LAYOUTS[cut.family.layout](leading)
     entering: Any = cut.node.args[0]
     sizes = shapes[entering.name], shapes[cut.node.name]
+    for shape in sizes:
+        if len(shape) != layout.dimensions:
+            raise ValueError(
+                f"{type(cut.block).__name__} has a feature of shape {tuple(shape)}, and its class is "
+                f"registered for {layout.name}; register it with the layout that fits: {', '.join(LAYOUTS)}"
+            )
     if cut.shortcut is None or isinstance(cut.shortcut, nn.Identity):
         return AdaptedBlock(cut.block, None, None, layout, sizes)
     graph = trace(cut.block, {cut.block})

@@ -80,7 +80,7 @@ class Between:
 class AdaptedNetwork(Network):
     """Another project's model, cut into stem, blocks and classifier; `adapt` makes it.
 
-    Training it trains the model, whose parameters it has, under the prefix `model.`.
+    Training it trains the model, whose parameters it has, under the prefix `model.`. It can be pickled.
 
     Attributes:
         model: the model.
@@ -107,7 +107,7 @@ class AdaptedNetwork(Network):
             block.prefix = Between(self, part) if part else None
         self._image_size, self.num_classes, self.pairs = image_size, num_classes, pairs
         self.origin: dict[str, Any] = {}
-        self.train(model.training)
+        self.training = model.training  # its own alone: parts of the model may be frozen
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from skipnet_rl.errors import in_short
 from skipnet_rl.layouts import MAPS, ChannelsLast, Layout, Tokens
 
 Adapter = Callable[[nn.Module], nn.Module | None]
@@ -91,8 +92,15 @@ def register(block: type[nn.Module], adapter: Adapter = identity, layout: str = 
         layout: `"maps"` [B, C, H, W], `"channels-last"` [B, H, W, C] or `"tokens"` [B, T, D].
 
     Raises:
+        TypeError: no class of modules, or an adapter that cannot be called.
         ValueError: an unknown layout.
     """
+    if not (isinstance(block, type) and issubclass(block, nn.Module)):
+        raise TypeError(
+            f"block is {in_short(block)}; expected the class of the blocks, as in register(BlockClass)"
+        )
+    if not callable(adapter):
+        raise TypeError(f"adapter is {adapter!r}; expected a function from a block to its shortcut, or none")
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     TABLE[qualified(block)] = Family(adapter, layout)

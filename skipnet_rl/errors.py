@@ -33,6 +33,26 @@ def one_line(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ", printable).strip()
 
 
+def in_short(value: object) -> str:
+    """A value that was given for another kind of thing: text as it is, anything else by its class.
+
+    >>> in_short("resnet18"), in_short([1, 2])
+    ("'resnet18'", 'a list')
+    """
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def check_count(name: str, value: object, expected: str) -> None:
+    """Raise a ValueError for anything but a whole number above zero.
+
+    >>> check_count("image_size", 64.0, "a number of pixels, such as 224")
+    Traceback (most recent call last):
+    ValueError: image_size is 64.0; expected a number of pixels, such as 224
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
 def unknown_name(kind: str, name: object, known: Iterable[object]) -> ValueError:
     """A ValueError that lists the known names and suggests the nearest one.
 

@@ -18,6 +18,7 @@ class Layout(ABC):
     """Order of a feature's dimensions."""
 
     name: str  # for messages
+    dimensions = 4
 
     @abstractmethod
     def pool(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,6 +86,7 @@ class Tokens(Layout):
     """
 
     name = "tokens [B, T, D]"
+    dimensions = 3
 
     def __init__(self, leading: int = 0) -> None:
         self.leading = leading

@@ -22,20 +22,23 @@ def recorded(
         ValueError: the model does not take such an image, or does not answer with logits [B, K].
     """
     shapeless = on_meta(model)
-    norms = Norms(shapeless)
-    recorder = Recorder(shapeless, graph)
     image = torch.empty(1, 3, size, size, device="meta")
     try:
         with torch.no_grad():
-            logits = recorder.run(image)
+            logits = shapeless(image)  # whose words name numbers where the graph's name nodes
     except (RuntimeError, AssertionError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{type(model).__name__} does not take images of {size} pixels: {str(error).splitlines()[0]}; "
+            f"{type(model).__name__} does not take images of {size} pixels: {why}; "
             "give the size that it is built for as image_size"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{type(model).__name__} answers with {came}; expected logits of shape (1, K)")
+    norms = Norms(shapeless)
+    recorder = Recorder(shapeless, graph)
+    with torch.no_grad():
+        recorder.run(image)
     return recorder.shapes, norms.pairs(), logits.shape[1]
 
 

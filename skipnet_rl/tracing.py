@@ -7,7 +7,9 @@ calls the very modules of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -102,9 +104,25 @@ class Part:
         without_dead_ends(graph)
         self.layers = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
         code = graph.python_code("self")
-        namespace = dict(code.globals)
-        exec(compile(code.src, "<part of a network>", "exec"), namespace)
+        self._compile(code.src, code.globals)
+
+    def _compile(self, source: str, names: Mapping[str, Any]) -> None:
+        self.source, self.names = source, dict(names)
+        namespace = dict(names)
+        exec(compile(source, "<part of a network>", "exec"), namespace)
         self.function: Callable[..., Any] = namespace["forward"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The source, which is compiled again; modules by name, since pickle takes none."""
+        modules = {name: each.__name__ for name, each in self.names.items() if isinstance(each, ModuleType)}
+        others = {name: each for name, each in self.names.items() if name not in modules}
+        return {"layers": self.layers, "source": self.source, "modules": modules, "names": others}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Compile the source."""
+        self.layers = state["layers"]
+        modules = {name: import_module(each) for name, each in state["modules"].items()}
+        self._compile(state["source"], {**state["names"], **modules})
 
     def __call__(self, owner: Any, *inputs: Tensor) -> Tensor:
         """Run the part with the layers of `owner.model`."""

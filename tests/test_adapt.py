@@ -1,6 +1,7 @@
 """Models of other projects as networks: the same logits, and blocks that are truly skipped."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -280,13 +281,68 @@ def test_a_block_that_something_passes_by_is_no_decision(table):
         adapt(made(Skipping), SIZE)
 
 
+def test_an_adapter_without_shortcuts_is_not_asked_for_again(table):
+    register(Own, lambda block: None)
+    with pytest.raises(
+        ValueError, match="among the 3 known ones of OwnNet.*its adapter returns a shortcut"
+    ) as it:
+        adapt(made(OwnNet), SIZE)
+    assert "register" not in str(it.value)
+
+
+def test_a_layout_of_other_dimensions_is_refused(table):
+    register(Own, layout="tokens")
+    with pytest.raises(
+        ValueError, match=r"Own has a feature of shape \(1, 8, 15, 15\), .* for tokens \[B, T, D\]"
+    ):
+        adapt(made(OwnNet), SIZE)
+
+
 def test_errors_say_what_came():
     with pytest.raises(ValueError, match=r"no known residual block in VGG.*registers? its class"):
         adapt(torch.nn.modules.module.Module.eval(TORCH_VGG()))
     with pytest.raises(ValueError, match="VisionTransformer does not take images of 48 pixels.*image_size"):
         adapt(made(TORCHVISION["ViT"]), 48)
+    with pytest.raises(ValueError) as refused:
+        adapt(made(TORCHVISION["ViT"]), 64)
+    assert "Expected 32 but got 64" in str(refused.value) and "Proxy" not in str(refused.value)
     with pytest.raises(ValueError, match="unknown layout 'map'"):
         register(Own, identity, "map")
+    with pytest.raises(TypeError, match="adapter is 'maps'; expected a function"):
+        register(Own, "maps")
+    for block in ("Own", Own(3, 3)):
+        with pytest.raises(TypeError, match="block is ('Own'|a Own); expected the class of the blocks"):
+            register(block)
+    with pytest.raises(TypeError, match="model is 'resnet18'; expected a torch.nn.Module"):
+        adapt("resnet18")
+
+
+@pytest.mark.parametrize("size", ["64", 64.0, (64, 64), -5, 0, True])
+def test_a_size_is_a_number_of_pixels(size):
+    with pytest.raises(ValueError, match="image_size is .*; expected a number of pixels, such as 224"):
+        adapt(made(TORCHVISION["ResNet"]), size)
+
+
+def test_what_is_compiled_or_adapted_already_is_refused():
+    model = made(TORCHVISION["ResNet"])
+    with pytest.raises(ValueError, match="give the model before torch.compile"):
+        adapt(torch.compile(model), SIZE)
+    with pytest.raises(ValueError, match="AdaptedNetwork is adapted already"):
+        adapt(adapt(model, SIZE), SIZE)
+
+
+@pytest.mark.parametrize("family", ["ResNet", "ConvNeXt", "ViT", "Swin", "EfficientNet"])
+@torch.no_grad()
+def test_a_network_can_be_pickled(family):
+    mdp, stored = RoutingMDP(adapted(family)), io.BytesIO()
+    torch.save(mdp.net, stored)
+    stored.seek(0)
+    opened = RoutingMDP(torch.load(stored, weights_only=False))
+    routes = routes_of(mdp, 3)
+    one, other = (
+        rollout(each, AlwaysExecute(), images(3), labels(3), routes=routes) for each in (mdp, opened)
+    )
+    assert torch.equal(one.logits, other.logits) and not routes.all()
 
 
 def TORCH_VGG() -> nn.Module:
@@ -311,3 +367,13 @@ def test_training_mode_and_size_are_the_models():
     net = adapt(model)
     assert net.training and model.training and net.image_size == VIT["image_size"]
     assert net.model is model and not net.eval().model.training
+
+
+def test_frozen_batch_norms_stay_frozen():
+    model = made(TORCHVISION["ResNet"]).train()
+    frozen = [each for each in model.modules() if isinstance(each, nn.BatchNorm2d)]
+    for norm in frozen:
+        norm.eval()
+    net = adapt(model, SIZE)
+    assert net.training and model.training and model.layer1.training
+    assert not any(norm.training for norm in frozen)
