@@ -54,9 +54,10 @@ class Args(TaughtArgs):
     depth: Data[int] = 110
     """depth, 6n + 2 (14, 20, 32, 38, …, 110, 152) for CIFAR-sized images; 34, 50, 101 for ImageNet's"""
     weights: Data[str] = "none"
-    """network to start from (a warm restart): a file, a shipped name, or torchvision for torchvision's. A
-    shallower one grows: the blocks it lacks begin as their shortcuts, so that the deeper network starts with
-    the same predictions. A classifier of another number of classes begins anew"""
+    """network to start from (a warm restart): a file, a shipped name, or torchvision for torchvision's; for a
+    model of another library a file, or DEFAULT for the library's own. A shallower ResNet grows: the blocks it
+    lacks begin as their shortcuts, so that the deeper network starts with the same predictions. A classifier
+    of another number of classes begins anew"""
     zero_init_residual: Method[bool] = True
     """the usual initial weights; by default each block starts as its shortcut (Goyal et al. 2017, arXiv
     1706.02677), which deep networks need"""

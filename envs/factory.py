@@ -31,6 +31,9 @@ from skipnet_rl.normalisation import normalised
 from skipnet_rl.problem import Problem
 from skipnet_rl.process import DecisionProcess
 
+KINDS: dict[str, type[Problem]] = {"depth": Problem, "networks": ChainProblem, "model": ModelProblem}
+IDS = "an id such as SkipResNet20-v0 gives the depth; networks go with SkipChain-v0, a model with SkipNet-v0"
+
 
 def make_env(**kwargs: Any) -> SkipNetEnv:
     """Entry point of `gymnasium.make("SkipResNet110-v0", …)` and `gymnasium.make("SkipChain14x110-v0", …)`.
@@ -68,8 +71,21 @@ def problem_of(id: str, **kwargs: Any) -> Problem:
 
 
 def kind_of(kwargs: Mapping[str, Any]) -> type[Problem]:
-    """The kind of problem that keyword arguments describe."""
-    return ChainProblem if "networks" in kwargs else ModelProblem if "model" in kwargs else Problem
+    """The kind of problem that keyword arguments describe: each registered id gives one of `KINDS`.
+
+    Raises:
+        ValueError: arguments of another kind.
+    """
+    named = [name for name in KINDS if name in kwargs] or ["depth"]
+    if len(named) > 1:
+        came = " and ".join(f"{name} {kwargs[name]!r}" for name in named)
+        raise ValueError(f"{came} do not go together; {IDS}")
+    kind = KINDS[named[0]]
+    others = {each.name for other in KINDS.values() for each in fields(other)}
+    strange = sorted(kwargs.keys() & (others - {each.name for each in fields(kind)}))
+    if strange:
+        raise ValueError(f"{strange[0]} {kwargs[strange[0]]!r} does not go with a {named[0]}; {IDS}")
+    return kind
 
 
 @cpu_by_default()
@@ -78,9 +94,11 @@ def parts(split: str = "train", **kwargs: Any) -> tuple[DecisionProcess, Images,
 
     Args:
         split: `"train"`, `"val"` or `"test"`.
-        **kwargs: of `Problem`, with `networks` those of `ChainProblem`, with `model` those of `ModelProblem`;
-            a warning where weights were
-            trained with another mean and std.
+        **kwargs: of `Problem`, with `networks` those of `ChainProblem`, with `model` those of
+            `ModelProblem`; a warning where weights were trained with another mean and std.
+
+    Raises:
+        ValueError: arguments of another kind, and those that the problem refuses.
     """
     if not isinstance(split, str):
         raise ValueError(f"split is {split!r}; expected its name as text")

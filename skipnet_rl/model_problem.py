@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from skipnet_rl.errors import WeightsError
+from skipnet_rl.errors import WeightsError, check_count
 from skipnet_rl.models import PRETRAINED, ModelName, usual_image_size, usual_statistics
 from skipnet_rl.problem import Problem
 from skipnet_rl.stored import header_of
@@ -43,9 +43,20 @@ class ModelProblem(Problem):
         """The same with every default filled in, see `Problem`; `model_kwargs` as JSON.
 
         Raises:
-            ValueError: what `Problem.resolve` raises; arguments that are no JSON object; an unknown library.
+            ValueError: what `Problem.resolve` raises; arguments that are no JSON object; an unknown library;
+                a size or number of classes below 1; a shortcut, or `"torchvision"`, of the built-in ResNets.
         """
+        if self.shortcut != "projection":
+            raise ValueError(
+                f"shortcut is {self.shortcut!r}, which is of the built-in ResNets; other models "
+                "have their own: leave it out"
+            )
         problem: Any = super().resolve(kinds)
+        if problem.weights == "torchvision":
+            raise ValueError(
+                f"weights is 'torchvision', which is of the built-in ResNets; {PRETRAINED!r} is for the "
+                "weights that a model's library has"
+            )
         header = {} if problem.weights in (None, "none", "auto", PRETRAINED) else stated(problem.weights)
         model = self.model or header.get("model") or MODEL
         same = header.get("model") == model
@@ -54,8 +65,9 @@ class ModelProblem(Problem):
         size = self.image_size
         if size is None:
             size = (same and header.get("image_size")) or usual_image_size(model, arguments)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"image_size is {size!r}; expected a number of pixels, such as 224")
+        check_count("image_size", size, "a number of pixels, such as 224")
+        if self.num_classes is not None:
+            check_count("num_classes", self.num_classes, "a number of classes, such as 10")
         if problem.weights == PRETRAINED and self.mean is None and self.std is None:
             mean, std = usual_statistics(model, PRETRAINED)
             problem = replace(problem, mean=mean, std=std)
@@ -78,7 +90,7 @@ class ModelProblem(Problem):
             ValueError: arguments that the model does not take, or fewer classes than the data set has.
             WeightsError: weights that are missing, damaged or of another model.
         """
-        classes = self.num_classes or num_classes
+        classes = num_classes if self.num_classes is None else self.num_classes
         if classes < num_classes:
             raise ValueError(f"num_classes is {classes}; the data set {self.dataset} has {num_classes}")
         return load_named(weights or self.weights, self.named, classes).to(self.device)

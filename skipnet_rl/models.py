@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -31,6 +31,13 @@ SIZED = {
     "maxvit": "input_size",
     "MaxVit": "input_size",
 }
+ELSEWHERE = {  # arguments of models that are no part of model_kwargs
+    "num_classes": "leave it out, and give the number of classes as num_classes: it is else the data set's",
+    "weights": f"leave it out, and give weights, as {PRETRAINED!r} or the path of a file",
+    "pretrained": f"leave it out, and give weights, as {PRETRAINED!r} or the path of a file",
+}
+# what the code of a model raises where its arguments do not fit each other
+REFUSALS = (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 PREFIXES = ("", "net.", "module.", "model.")  # that a state_dict's names may have
 
 
@@ -87,9 +94,11 @@ class ModelName(NamedTuple):
     def _made(self, num_classes: int) -> nn.Module:
         library, name = parted(self.model)
         build = _builder(library, name)
-        arguments = {**_prepared(name, self.arguments), "num_classes": num_classes}
+        for given in self.arguments.keys() & ELSEWHERE.keys():
+            raise ValueError(f"model_kwargs has {given} {self.arguments[given]!r}; {ELSEWHERE[given]}")
         size = _size_argument(library, name)
         try:
+            arguments = {**_prepared(name, self.arguments), "num_classes": num_classes}
             if size is None or size in arguments:
                 return build(**arguments)
             square = (self.image_size, self.image_size)
@@ -99,10 +108,10 @@ class ModelName(NamedTuple):
                 if library != "timm" or size not in str(error):
                     raise
                 return build(**arguments)  # a model of timm for images of any size
-        except (TypeError, ValueError, AssertionError) as error:
+        except REFUSALS as error:
             raise ValueError(
                 f"{self.model} does not take model_kwargs {json.dumps(dict(self.arguments))} for images of "
-                f"{self.image_size} pixels: {error}"
+                f"{self.image_size} pixels: {one_line(f'{type(error).__name__}: {error}')}"
             ) from error
 
     def _pretrained(self, weights: str) -> Mapping[str, Tensor]:
@@ -195,7 +204,7 @@ def _builder(library: str, name: str) -> Any:
     if library == "timm":
         timm = _timm()
         if not timm.is_model(name):
-            raise unknown_name("model of timm", name, _near(name))
+            raise _unknown(library, name, timm.list_models())
         return lambda **arguments: timm.create_model(name, **arguments)
     models = import_module("torchvision.models")
     kind = getattr(models, name, None)
@@ -203,18 +212,26 @@ def _builder(library: str, name: str) -> Any:
         return kind
     known = models.list_models(module=models)
     if name not in known:
-        raise unknown_name("model of torchvision", name, known)
+        classes = [
+            each
+            for each, kind in vars(models).items()
+            if isinstance(kind, type) and issubclass(kind, nn.Module)
+        ]
+        raise _unknown(library, name, [*known, *classes])
     return models.get_model_builder(name)
 
 
 def _enum(name: str, weights: str) -> Any:
+    is_class = isinstance(_builder("torchvision", name), type)
     models = import_module("torchvision.models")
     try:
         return models.get_model_weights(name)[weights]
     except (KeyError, ValueError) as error:
+        why = (
+            "it has those of functions, such as vit_b_16, and none of a class" if is_class else "it has none"
+        )
         raise WeightsError(
-            f"torchvision has no weights {weights!r} of {name}; expected DEFAULT, for a model that it has "
-            "weights of, the path of a file, or None"
+            f"torchvision has no weights {weights!r} of {name}: {why}; expected the path of a file, or None"
         ) from error
 
 
@@ -227,15 +244,21 @@ def _timm() -> Any:
         ) from error
 
 
-def _near(name: str) -> list[str]:
-    """The names of timm's thousand models that are close to one."""
-    return difflib.get_close_matches(name, _timm().list_models(), n=LISTED, cutoff=0.5)
+def _unknown(library: str, name: str, known: Sequence[str]) -> ValueError:
+    """An error with the nearest of a library's many names."""
+    near = difflib.get_close_matches(name, known, n=LISTED, cutoff=0.5)
+    if not near:
+        return ValueError(
+            f"unknown model of {library} {name!r}, and none of its {len(known)} names is near; see the list: "
+            f"{'timm.list_models()' if library == 'timm' else 'torchvision.models.list_models()'}"
+        )
+    return unknown_name(f"model of {library}", name, near)
 
 
 def _timm_config(name: str) -> Mapping[str, Any]:
     config = _timm().get_pretrained_cfg(name)
     if config is None:
-        raise unknown_name("model of timm", name, _near(name))
+        raise _unknown("timm", name, _timm().list_models())
     return config.to_dict()
 
 

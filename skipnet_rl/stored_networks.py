@@ -43,9 +43,10 @@ def network_of(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected
     stated = ModelName.of(stored.header)
     if not (expected.model or stated):
         return _resnet(stored, tensors, expected)
-    if expected.depth is not None or (stated and expected.model and stated != expected.model):
-        wanted = f"a ResNet-{expected.depth}" if expected.model is None else _words(expected.model)
-        raise WeightsError(f"{stored.source} does not fit: it holds {_words(stated)}; expected {wanted}")
+    own = None if stated else stored.header.get("depth")
+    if expected.depth is not None or own or (stated and expected.model and stated != expected.model):
+        came, wanted = _words(stated, own), _words(expected.model, expected.depth)
+        raise WeightsError(f"{stored.source} does not fit: it holds {came}; expected {wanted}")
     classes = expected.num_classes or stored.header.get("num_classes")
     if classes is None:
         raise WeightsError(f"{stored.source} does not name its number of classes; give it: num_classes")
@@ -54,9 +55,9 @@ def network_of(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected
     return net.eval()
 
 
-def _words(model: ModelName | None) -> str:
+def _words(model: ModelName | None, depth: int | None) -> str:
     if model is None:
-        return "no model of another library"
+        return "no model of another library" if depth is None else f"a ResNet-{depth}"
     return f"{model.model} with {json.dumps(dict(model.arguments))} for {model.image_size} pixels"
 
 

@@ -9,6 +9,7 @@ import torch
 from other_models import FAMILIES, SIZE, VIT, made
 
 import agents.act
+import agents.finetune
 import agents.hybrid_reinforce
 import agents.oracle
 import agents.ppo
@@ -19,7 +20,7 @@ import envs  # noqa: F401
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
 from agents.common.new_network import new_network
-from agents.common.situation import situation_of, trained_as, values_of
+from agents.common.situation import describe, situation_of, trained_as, values_of
 from skipnet_rl import adapt
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
@@ -122,6 +123,24 @@ def test_a_preset_takes_no_more_than_twice_the_steps_for_a_tiny_model(weights):
     tiny = values_of(situation_of(line))
     usual = values_of(situation_of(["--env", "SkipResNet20-v0", *line[2:3], "none", *line[4:]]))
     assert tiny["iterations"] == 2 * usual["iterations"]
+
+
+def test_what_a_file_says_of_its_model_is_for_that_model_alone(weights):
+    line = ["--env", "SkipNet-v0", "--weights", weights, "--dataset", "rendered-digits", "--device", "cpu"]
+    own = values_of(situation_of([*line, "--model", MODEL]))
+    assert own["image_size"] == SIZE and json.loads(own["model_kwargs"]) == json.loads(KWARGS)
+    other = values_of(situation_of([*line, "--model", "torchvision/resnet18"]))
+    assert not other.keys() & {"image_size", "model_kwargs"} and other["model"] == "torchvision/resnet18"
+    fine = agents.finetune.arguments([*line, "--model", "torchvision/resnet18"])
+    assert fine.image_size is None and fine.model_kwargs is None
+
+
+def test_a_presets_line_tells_what_the_preset_set(weights):
+    words = ["--env", "SkipNet-v0", "--weights", weights, "--dataset", "rendered-digits", "--device", "cpu"]
+    line = describe(agents.hybrid_reinforce.arguments(words))
+    assert "iterations" in line and not any(
+        each in line for each in (MODEL, "image size", "mean", "weights /")
+    )
 
 
 def test_flags_of_a_model_need_its_id(monkeypatch, capsys):

@@ -164,11 +164,61 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ({"image_size": 0}, "image_size is 0; expected a number of pixels"),
         ({"num_classes": 4}, "num_classes is 4; the data set rendered-digits has 10"),
         ({"weights": "nowhere.pth"}, "no weights file nowhere.pth"),
+        ({"num_classes": 0}, "num_classes is 0; expected a number of classes"),
+        ({"num_classes": "12"}, "num_classes is '12'; expected a number of classes"),
+        (
+            {"model_kwargs": {"num_classes": 5}},
+            "model_kwargs has num_classes 5; leave it out.* as num_classes",
+        ),
+        ({"model_kwargs": {"weights": "DEFAULT"}}, "model_kwargs has weights 'DEFAULT'; .* give weights"),
+        ({"model_kwargs": {"pretrained": True}}, "model_kwargs has pretrained True; leave it out"),
+        ({"weights": "torchvision"}, "weights is 'torchvision', .*'DEFAULT' is for"),
+        ({"depth": 20}, "depth 20 and model None do not go together; an id such as SkipResNet20-v0"),
+        ({"shortcut": "pad"}, "shortcut is 'pad', which is of the built-in ResNets"),
+        ({"mix": 0.5}, "mix 0.5 does not go with a model"),
+        ({"model": "torchvision/VisionTransfomer"}, "did you mean 'VisionTransformer'"),
+        (
+            {"model": "torchvision/qqqqqq"},
+            r"none of its \d+ names is near; see the list: torchvision.models.list",
+        ),
+        ({"model": "torchvision/VisionTransfomer", "weights": "DEFAULT"}, "did you mean 'VisionTransformer'"),
     ],
 )
 def test_mistakes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         gym.make("SkipNet-v0", **{"dataset": "rendered-digits", "weights": None, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("torchvision/VisionTransformer", {**VIT_KWARGS, "patch_size": 0}),  # ZeroDivisionError
+        ("torchvision/VisionTransformer", {**VIT_KWARGS, "hidden_dim": -16}),  # RuntimeError
+        ("torchvision/ConvNeXt", {"block_setting": [[16, 32]]}),  # TypeError
+        ("torchvision/ConvNeXt", {"block_setting": {"a": 1}}),
+        ("torchvision/mobilenet_v2", {"inverted_residual_setting": [[1, 2]]}),
+        ("torchvision/shufflenet_v2_x1_0", {"stages_repeats": [1]}),
+        ("torchvision/resnet18", {"norm_layer": "batch"}),  # TypeError
+        ("torchvision/resnet18", {"replace_stride_with_dilation": 3}),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(model, arguments):
+    with pytest.raises(ValueError, match=f"^{model} does not take model_kwargs .* for images of 32 pixels: "):
+        ModelName(model, arguments, 32).build(10)
+
+
+@pytest.mark.parametrize("name", ["image_size", "model_kwargs", "num_classes", "model", "networks"])
+def test_a_resnet_of_here_takes_nothing_of_a_model(name):
+    given = {"model": "torchvision/resnet18", "model_kwargs": {}, "networks": [14, 20]}.get(name, 32)
+    with pytest.raises(ValueError, match=f"{name} .* do(es)? not go .*; an id such as SkipResNet20-v0"):
+        gym.make("SkipResNet20-v0", dataset="rendered-digits", **{name: given})
+
+
+def test_a_file_of_a_resnet_is_named_where_a_model_is_expected():
+    with pytest.raises(
+        WeightsError, match="it holds a ResNet-20; expected torchvision/VisionTransformer with"
+    ):
+        open_weights("resnet20-rendered-digits", model=named("torchvision/VisionTransformer"), num_classes=10)
 
 
 def test_a_mistyped_model_of_timm_gets_the_nearest_name():
@@ -183,7 +233,7 @@ def test_the_librarys_own_weights_bring_the_statistics_that_they_were_trained_wi
     assert problem.resolve().mean == (0.485, 0.456, 0.406)
     own = ModelProblem(model="torchvision/convnext_tiny", weights=None, dataset="rendered-digits")
     assert own.resolve().mean is None
-    with pytest.raises(WeightsError, match="torchvision has no weights 'DEFAULT' of VisionTransformer"):
+    with pytest.raises(WeightsError, match="no weights 'DEFAULT' of VisionTransformer: it has those of func"):
         ModelProblem(
             model="torchvision/VisionTransformer", weights="DEFAULT", dataset="rendered-digits"
         ).resolve()

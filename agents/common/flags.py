@@ -67,8 +67,8 @@ class CommonArgs:
     """standard deviation of these pixels (default: the data set's own)"""
     weights: Data[str] = "auto"
     """backbone to start from: a file (.safetensors, or a PyTorch state_dict of this or another project), the
-    name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's, or none (a
-    chain takes auto and none)"""
+    name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's, DEFAULT for
+    those that the library of --model has, or none (a chain takes auto and none)"""
     shortcut: Data[Literal["projection", "pad", "pool"]] = "projection"
     """kind of shortcut where a block changes the shape"""
     model: Data[str | None] = None

@@ -102,7 +102,7 @@ def values_of(situation: Situation) -> dict[str, Any]:
         values |= {"warmup_iterations": 0, "distillation": 0.0}
     if situation.teacher:
         values["distillation"] = values.get("distillation") or SHARE
-    about = trained_as(situation.weights)
+    about = trained_as(situation.weights, situation.model)
     named = ("mean", "std", "model", "model_kwargs", "image_size") if model else ("shortcut", "mean", "std")
     images: dict[str, Any] = {key: about[key] for key in named if key in about}
     return {**values, **images, "preset": name}
@@ -139,8 +139,11 @@ def _of_chain(situation: Situation) -> dict[str, Any]:
     return {**values, **taught, "alpha": alpha, "cost": cost, "preset": "chain"}
 
 
-def trained_as(weights: str) -> dict[str, Any]:
+def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
     """The flags that a weights file knows: id, data set, alpha, cost, shortcut, the pixels' mean and std.
+
+    Arguments and image size of the file's model are those of that model alone: `model` is the one that is
+    given, if any.
 
     Raises:
         WeightsError: there is no such file, or it is damaged.
@@ -155,6 +158,7 @@ def trained_as(weights: str) -> dict[str, Any]:
     found |= {name: tuple(found[name]) for name in ("mean", "std") if name in found}
     if (named := ModelName.of(header)) is not None:
         about = {**named.about(), "model_kwargs": json.dumps(named.arguments, sort_keys=True)}
+        about = about if model in (None, named.model) else {"model": model}
         return found | {"env": "SkipNet-v0", **about}
     return found | ({"env": f"SkipResNet{header['depth']}-v0"} if "depth" in header else {})
 
@@ -230,6 +234,12 @@ QUIET = {
     "precision",
     "dataset",
     "env",
+    "weights",
+    "mean",
+    "std",
+    "model",
+    "model_kwargs",
+    "image_size",
 }
 
 
