@@ -84,7 +84,7 @@ def kind_of(kwargs: Mapping[str, Any]) -> type[Problem]:
     others = {each.name for other in KINDS.values() for each in fields(other)}
     strange = sorted(kwargs.keys() & (others - {each.name for each in fields(kind)}))
     if strange:
-        raise ValueError(f"{strange[0]} {kwargs[strange[0]]!r} does not go with a {named[0]}; {IDS}")
+        raise ValueError(f"{strange[0]} {kwargs[strange[0]]!r} does not go with {named[0]}; {IDS}")
     return kind
 
 

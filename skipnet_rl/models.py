@@ -20,7 +20,7 @@ from skipnet_rl.adaptation import IMAGE_SIZE, adapt
 from skipnet_rl.adapted import AdaptedNetwork
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data.images import Statistics
-from skipnet_rl.errors import WeightsError, one_line, unknown_name
+from skipnet_rl.errors import WeightsError, check_count, one_line, unknown_name
 
 LIBRARIES = ("torchvision", "timm")
 LISTED = 8  # names in an error
@@ -140,14 +140,20 @@ def parted(model: str) -> tuple[str, str]:
 
 
 def usual_image_size(model: str, arguments: Mapping[str, Any]) -> int:
-    """Side of the images that a model is built for: its arguments', or its library's default."""
+    """Side of the images that a model is built for: its arguments', or its library's default.
+
+    Raises:
+        ValueError: an unknown library or model; arguments that state no number of pixels.
+    """
     library, name = parted(model)
     given = next(
         (arguments[each] for each in ("image_size", "input_size", "img_size") if each in arguments), None
     )
     if given is None:
         given = _timm_config(name).get("input_size", IMAGE_SIZE) if library == "timm" else IMAGE_SIZE
-    return int(given[-1] if isinstance(given, (tuple, list)) else given)
+    side = given[-1] if isinstance(given, (tuple, list)) and given else given
+    check_count("image_size", side, "a number of pixels, such as 224")
+    return side
 
 
 def usual_statistics(model: str, weights: str) -> Statistics:
