@@ -151,7 +151,7 @@ def usual_image_size(model: str, arguments: Mapping[str, Any]) -> int:
     )
     if given is None:
         given = _timm_config(name).get("input_size", IMAGE_SIZE) if library == "timm" else IMAGE_SIZE
-    side = given[-1] if isinstance(given, (tuple, list)) and given else given
+    side: Any = given[-1] if isinstance(given, (tuple, list)) and given else given
     check_count("image_size", side, "a number of pixels, such as 224")
     return side
 
