@@ -42,6 +42,7 @@ from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import Trajectory, rollout
 
 EPOCHS, FEWEST_STEPS = 30, 1_500  # where no length is given
+MOMENTUM = 0.9  # of SGD, where none is given
 ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is validated between epochs
 
 
@@ -75,8 +76,8 @@ class Args(TaughtArgs):
     """share of the steps over which the learning rate rises from zero"""
     optimizer: Schedule[Literal["sgd", "adamw"]] = "sgd"
     """optimizer; transformers and ConvNeXt need adamw, with lr 0.001 and weight decay 0.05"""
-    momentum: Schedule[float] = 0.9
-    """momentum of Nesterov's SGD"""
+    momentum: Schedule[float | None] = None
+    """momentum of Nesterov's SGD (default: 0.9); adamw has none"""
     weight_decay: Schedule[float] = 5e-4
     """weight decay of convolutions and the classifier's matrix"""
     test_images: Run[int | None] = None
@@ -109,6 +110,14 @@ class Args(TaughtArgs):
         super().check()
         if self.distillation not in (0, SHARE) and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
+        if self.momentum is not None and self.optimizer != "sgd":
+            raise ValueError(f"--momentum is of sgd, and --optimizer is {self.optimizer}; leave it out")
+
+    def resolved(self) -> Args:
+        """The same with SGD's usual momentum where none is given."""
+        if self.momentum is not None or self.optimizer != "sgd":
+            return self
+        return replace(self, momentum=MOMENTUM)
 
     def steps(self, images: int) -> int:
         """Number of training steps; raises a ValueError if it is zero."""
@@ -140,7 +149,9 @@ class Learner:
         if args.optimizer == "adamw":
             self.optimizer = adamw(net, args.lr, args.weight_decay)
         else:
-            self.optimizer = sgd(net, args.lr, args.momentum, args.weight_decay)
+            momentum = args.resolved().momentum
+            assert momentum is not None, "SGD has a momentum"
+            self.optimizer = sgd(net, args.lr, momentum, args.weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
@@ -204,7 +215,7 @@ def settled(net: Network, data: Images, args: Args) -> RoutingMDP:
 @cpu_by_default()
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate on the test set once, write the run folder; returns result.json's content."""
-    setting = Setting.of(args, new_network)
+    setting = Setting.of(args.resolved(), new_network)
     data, net = setting.train, setting.net
     steps = args.steps(len(data))
     teacher = Teacher(teachers_of(setting), setting.precision) if args.share else None

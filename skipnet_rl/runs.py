@@ -201,9 +201,10 @@ def as_stored(args: Any) -> dict[str, Any]:
 
 
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:
-    """Convert args.json of an older run: a flag that takes several values is a list."""
+    """Convert args.json of an older run: a flag with several values is a list, AdamW has no momentum."""
     older = {key: stored[key] for key in LISTS & stored.keys() if not isinstance(stored[key], list)}
-    return {**stored, **{key: [] if value is None else [value] for key, value in older.items()}}
+    unused = {"momentum": None} if stored.get("optimizer") == "adamw" else {}
+    return {**stored, **{key: [] if value is None else [value] for key, value in older.items()}, **unused}
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -596,6 +596,9 @@ def test_a_teacher_is_named_by_its_weights(tmp_path, monkeypatch):
         ),
         ({"weights": "resnet20-rendered-digits", "depth": 14}, "a ResNet-20 cannot grow to a ResNet-14"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "--momentum is of sgd, and --optimizer is adamw"),
+        ({"momentum": 1.0}, "--momentum is 1.0; expected 0 or more, and less than 1"),
+        ({"momentum": -0.1}, "--momentum is -0.1; expected 0 or more, and less than 1"),
     ],
 )
 def test_pretraining_refuses_flags_without_sense(tmp_path, flags, message):
@@ -613,6 +616,7 @@ def test_resume_with_other_arguments_is_refused(tmp_path, few_images):
         "run_dir": tmp_path / "run",
     }
     pretrain.train(pretrain.Args(**flags))
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["momentum"] == 0.9  # as in older runs
     with pytest.raises(ValueError, match=r"cannot resume with lr 0\.3: the run was started with 0\.1"):
         pretrain.train(pretrain.Args(**flags, lr=0.3, resume=True))
 

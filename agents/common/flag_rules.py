@@ -45,7 +45,6 @@ NOT_NEGATIVE = {
     "joint",
     "joint_lr",
     "lr",
-    "momentum",
     "penalty",
     "policy_weight",
     "restarts",
@@ -129,6 +128,8 @@ def _expected(name: str, value: Any) -> str | None:
         return "more than 0"
     if name in NOT_NEGATIVE and value < 0:
         return "0 or more"
+    if name == "momentum" and not 0 <= value < 1:
+        return "0 or more, and less than 1"
     if name in SHARES and not 0 <= value <= 1:
         return "a share between 0 and 1"
     return None
