@@ -165,6 +165,14 @@ def test_processes_end_with_the_runner(played, monkeypatch):
         os.kill(process, 0)
 
 
+def test_a_job_does_not_see_the_ctrl_c_that_ends_its_runner(played):
+    """It would print its own traceback, whatever it is importing."""
+    job = played(code="os.kill(os.getpid(), 2)")
+    assert jobs.run([job], OneByOne()) == [] and attempts(job) == 1
+    with pytest.raises(KeyboardInterrupt):  # the runner does, as before
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_several_at_a_time_need_ray(monkeypatch):
     monkeypatch.setattr("agents.common.cluster.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"need Ray.*pip install .*sweep.*--workers 1"):

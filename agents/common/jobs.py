@@ -11,7 +11,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,8 +95,9 @@ class OneByOne:
         self.running: tuple[Job, subprocess.Popen[bytes]] | None = None
 
     def start(self, job: Job) -> None:
-        """Start a process."""
-        self.running = job, subprocess.Popen([sys.executable, *job.line[1:]], env=os.environ | self.env)
+        """Start a process, which the terminal's Ctrl-C does not reach: the pool ends it, with one message."""
+        with sigint_held_back():
+            self.running = job, subprocess.Popen([sys.executable, *job.line[1:]], env=os.environ | self.env)
 
     def wait(self) -> tuple[Job, str]:
         """Wait for it; an exit status other than 0 is what went wrong."""
@@ -115,6 +117,22 @@ class OneByOne:
             process = self.running[1]
             process.terminate()  # at any moment: a checkpoint is written whole or not at all
             process.wait()
+
+
+@contextmanager
+def sigint_held_back() -> Iterator[None]:
+    """Block SIGINT in this block, and for good in the processes that it starts.
+
+    They stay in the terminal's process group, so that they end with the terminal and stop on Ctrl-Z.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work(pool: Pool, take: Callable[[], Job | None], ended: Callable[[Job, bool], None]) -> None:
