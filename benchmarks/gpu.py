@@ -3,8 +3,9 @@
     python -m benchmarks.gpu --minutes 4 --out runs/gpu
 
 Each part is a benchmark of its own in a process of its own. It is cut off at its share of the time that is
-left, and what it has written by then counts; an error is noted, and the next part begins. `gpu.json` holds
-the results of all parts so far at any time, `gpu.md` the tables, and each part's folder what it printed.
+left, and what it has written by then counts; an error is noted, and the next part begins. The time begins
+when this module is imported. `gpu.json` holds the results of all parts so far at any time, `gpu.md` the
+tables, and each part's folder what it printed.
 Without a GPU the same parts run at a small size on the CPU. It needs no data set but rendered-digits.
 """
 
@@ -66,7 +67,7 @@ class Options:
     """Measure everything that needs a GPU."""
 
     minutes: float = 4.0
-    """time for all parts together"""
+    """time for all parts together, from the end of this command's own imports"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     only: tuple[str, ...] = ()
