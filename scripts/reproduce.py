@@ -12,6 +12,7 @@ of a row `scripts.results` makes the table and the pictures in `--out` from the 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from agents import cascade
@@ -42,6 +43,9 @@ def main(options: Options) -> None:
         row = chain(name, options)
         if options.list:
             say("\n".join(f"{job.folder}: {'done' if job.done() else ' '.join(job.line)}" for job in row))
+            if ROWS[name].chain:
+                tuned = chains_of(name, options, options.table(ROWS[name]))
+                say(f"{tuned.out}: {line_of(tuned)}")
             continue
         jobs.exit_if_failed(jobs.run(row, pool_of(options.jobs, threads=None)))
         place = options.table(ROWS[name])
@@ -56,6 +60,13 @@ def chains_of(name: str, options: Options, out: Path) -> cascade.Options:
     small, middle, large = weights_of(name, options)
     chains = (f"{small},{middle}", f"{middle},{large}", f"{small},{middle},{large}")
     return cascade.Options(chains, data_dir=options.data_dir, dataset=ROWS[name].dataset, out=out)
+
+
+def line_of(options: cascade.Options) -> str:
+    """The command line of `agents.cascade` that has these options."""
+    data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
+    rest = ["--dataset", options.dataset, *data, "--out", str(options.out)]
+    return shlex.join(["python", "-m", "agents.cascade", "--chains", *options.chains, *rest])
 
 
 if __name__ == "__main__":

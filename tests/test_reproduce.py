@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from agents import cascade
+from agents.common.parsing import parse
 from scripts import reproduce, rows
 
 
@@ -30,6 +32,17 @@ def test_the_list_runs_nothing(tmp_path, no_work, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{done.folder}: done"
     assert lines[1:] == [f"{job.folder}: {shlex.join(job.line)}" for job in others]
+
+
+def test_the_list_of_a_row_of_chains_ends_with_the_command_that_tunes_them(tmp_path, no_work, capsys):
+    options = rows.Options(rows=("chains-long",), runs=tmp_path, data_dir=Path("data"), list=True)
+    reproduce.main(options)
+    *backbones, last = capsys.readouterr().out.splitlines()
+    place, line = last.split(": ")
+    assert len(backbones) == len(rows.chain("chains-long", options)) and place == f"{tmp_path}/table-cifar10"
+    python, dash, module, *words = shlex.split(line)
+    assert (python, dash, module) == ("python", "-m", "agents.cascade")
+    assert parse(cascade.Options, words) == reproduce.chains_of("chains-long", options, Path(place))
 
 
 def test_a_length_of_zero(no_work):
