@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from agents import static
 from agents.common import setting
+from agents.common.estimate import in_words
 from skipnet_rl import progress
 from skipnet_rl.data import digits, load_images
 from skipnet_rl.evaluate import evaluate
@@ -95,3 +96,12 @@ def test_drawing_digits_shows_a_bar_once(at_once, monkeypatch, tmp_path, capsys)
         assert torch.equal(torch.from_numpy(some), drawn.images[:3])
     finally:
         digits._labels.cache_clear()
+
+
+@pytest.mark.parametrize("training, evaluation, said", [
+    (0.4, 2.8, "4 seconds: 1 second of training, 3 seconds of evaluation"),
+    (300, 40, "6 minutes: 5 minutes of training, 1 minute of evaluation"),
+    (3_600, 3_700, "2.0 hours: 1.0 hours of training, 1.0 hours of evaluation"),
+])  # fmt: skip
+def test_an_estimate_is_the_sum_of_its_parts(training, evaluation, said):
+    assert in_words(training, evaluation) == said

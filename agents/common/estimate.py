@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 
 import torch
@@ -14,6 +15,7 @@ from skipnet_rl.device import autocast
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance
 
+UNITS = ((60, "second", 1, 0), (7_200, "minute", 60, 0), (math.inf, "hour", 3_600, 1))  # each up to a limit
 SAMPLE, GPU_SAMPLE = 32, 512  # images of the steps that are timed; a GPU takes as long for fewer
 PART = 0.8  # of a whole network's time that a policy's routes take, before anything is known of them
 
@@ -62,14 +64,15 @@ def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance | None) -> 
     rows = 1 + 3 * PART  # the whole network, random skipping on both networks, the policy
     seconds = looked.seconds_per_image if looked else seconds_of_evaluation(setting)
     evaluation = seconds * (rows * len(setting.test) + PART * on_the_way)
-    say(
-        f"time: about {_minutes(train + evaluation)}: {_minutes(train)} of training, "
-        f"{_minutes(evaluation)} of evaluation"
-    )
+    say(f"time: about {in_words(train, evaluation)}")
 
 
-def _minutes(seconds: float) -> str:
-    if seconds < 60:
-        return f"{max(seconds, 1):.0f} seconds"
-    minutes = round(seconds / 60)
-    return f"{minutes:,} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{seconds / 3600:.1f} hours"
+def in_words(training: float, evaluation: float) -> str:
+    """Seconds of training and of evaluation, and their sum, in the unit that suits the sum."""
+    total = training + evaluation
+    unit, size, digits = next((unit, size, digits) for limit, unit, size, digits in UNITS if total < limit)
+    least = 10.0**-digits
+    parts = [max(round(each / size, digits), least) for each in (training, evaluation)]
+    texts = (f"{count:,.{digits}f}" for count in (sum(parts), *parts))
+    whole, *each = (f"{text} {unit}{'s' * (text != '1')}" for text in texts)
+    return f"{whole}: {each[0]} of training, {each[1]} of evaluation"
