@@ -120,6 +120,21 @@ def test_other_flags_are_separate_rows(tmp_path):
     assert names == {"all blocks": 1, "PPO alpha=1.0": 2, "PPO alpha=3.0": 1}
 
 
+def test_found_values_are_rounded_where_that_tells_the_rows_apart(tmp_path):
+    """As in the folders' names of a search."""
+
+    def named(*rates):
+        runs = [
+            seeds(tmp_path / f"{len(rates)}-{rate}", "ppo", [0.8], [0.6], alpha=1.0, lr=rate)[0]
+            for rate in rates
+        ]
+        return [entry.name for entry in collect(runs)][1:]
+
+    assert named(0.001605191133358, 0.02) == ["PPO lr=0.00161", "PPO lr=0.02"]
+    close = ["PPO lr=0.001605191133358", "PPO lr=0.00160519"]
+    assert named(0.001605191133358, 0.00160519, 0.3) == [*close, "PPO lr=0.3"]
+
+
 def test_curves_over_alpha_join_what_differs_in_nothing_else(tmp_path):
     """Two alphas of the same flags are a curve; a third run with another gate stands alone."""
     runs = [

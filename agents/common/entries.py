@@ -170,13 +170,22 @@ def random_at_rate(name: str, runs: Sequence[FinishedRun]) -> tuple[float, ...]:
     return tuple(map(max, found)) if name == runs[0].policy_name and all(found) else ()
 
 
+def rounded(value: Any) -> Any:
+    """A flag's value to three digits, as in the folders' names of a search; what is no float as it is."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
 def labels(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
     """A name for each group; where two would have the same, the flags in which they differ are added."""
     names: dict[tuple[str, str, str], str] = {}
+    exact: dict[tuple[str, str, str], str] = {}
     for key in keys:
         same = [json.loads(other[2]) for other in keys if other[:2] == key[:2]]
         own = json.loads(key[2])
         differing = [flag for flag in own if any(other.get(flag) != own[flag] for other in same)]
-        names[key] = " ".join([key[1], *(f"{flag}={own[flag]}" for flag in differing)])
+        names[key] = " ".join([key[1], *(f"{flag}={rounded(own[flag])}" for flag in differing)])
+        exact[key] = " ".join([key[1], *(f"{flag}={own[flag]}" for flag in differing)])
+    alike = {name for name in names.values() if list(names.values()).count(name) > 1}
+    names = {key: exact[key] if name in alike else name for key, name in names.items()}
     clashes = {name for name in names.values() if list(names.values()).count(name) > 1}
     return {key: f"{name} ({key[0]})" if name in clashes else name for key, name in names.items()}
