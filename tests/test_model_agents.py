@@ -51,6 +51,15 @@ def weights(tmp_path_factory) -> str:
     return str(folder / "run" / "weights.safetensors")
 
 
+def test_pretraining_says_that_no_model_is_shipped(tmp_path):
+    args = agents.pretrain.Args(**NAMED, **SHORT, weights="auto", run_dir=tmp_path / "run")
+    with pytest.raises(
+        WeightsError, match=f"no weights of {MODEL} are shipped .*DEFAULT for the library's own"
+    ):
+        agents.pretrain.train(args)
+    assert not (tmp_path / "run").exists()
+
+
 def test_pretraining_moves_every_layer_and_writes_what_builds_the_model_again(weights):
     opened = open_weights(weights)
     known = {key: opened.header[key] for key in ("model", "model_kwargs", "image_size", "kind")}

@@ -9,6 +9,7 @@ import torch
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.growth import grow
 from skipnet_rl.model_problem import ModelProblem
+from skipnet_rl.models import PRETRAINED
 from skipnet_rl.network import Network
 from skipnet_rl.problem import Problem
 from skipnet_rl.resnet import ResNet
@@ -23,6 +24,11 @@ def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
     """A new network, or one that begins with the predictions of `--weights`."""
     torch.manual_seed(args.seed)
     if isinstance(problem, ModelProblem):
+        if problem.weights == "auto":
+            raise WeightsError(
+                f"no weights of {problem.model} are shipped to start from; name a file, {PRETRAINED} for the "
+                "library's own, or none"
+            )
         new = problem.named.build(num_classes, seed=args.seed) if args.weights == "none" else None
         return (new or problem.network(num_classes)).to(problem.device)
     net = ResNet(args.depth, num_classes, args.shortcut)
