@@ -108,10 +108,16 @@ def find_file(weights: str | os.PathLike[str]) -> Path:
         return path
     near = catalogue.nearest(name)
     hint = f"; did you mean the shipped {near}?" if near else ""
-    what = "is a folder" if path.is_dir() else "does not exist"
+    what = f"is a folder{_inside(path)}" if path.is_dir() else "does not exist"
     raise WeightsError(
         f"no weights file {name}: it is no shipped network, and {path.absolute()} {what}{hint}"
     )
+
+
+def _inside(folder: Path) -> str:
+    """Weights files of a folder, three at most, as advice; nothing where there are none."""
+    files = sorted(file.name for file in folder.glob(f"*{OWN}") if file.is_file())[:3]
+    return f"; name a file in it, such as {' or '.join(files)}" if files else ""
 
 
 def weights_name(weights: object) -> str:

@@ -165,6 +165,12 @@ def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path, monkeypatch):
     assert str(tmp_path / "resnet38-cifar10-distiled") in message
     with pytest.raises(WeightsError, match="is a folder$"):
         open_weights(tmp_path)
+    for name in ("sp.safetensors", "hrl.safetensors", "result.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        WeightsError, match=r"name a file in it, such as hrl\.safetensors or sp\.safetensors$"
+    ):
+        open_weights(tmp_path)
 
 
 def policies(net: ResNet) -> dict[str, torch.nn.Module]:
