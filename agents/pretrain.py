@@ -39,6 +39,7 @@ from skipnet_rl.network import Network
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.progress import image_progress
 from skipnet_rl.randomness import Stream, step_generator
+from skipnet_rl.resnet import Architecture
 from skipnet_rl.rollout import Trajectory, rollout
 
 EPOCHS, FEWEST_STEPS = 30, 1_500  # where no length is given
@@ -59,6 +60,8 @@ class Args(TaughtArgs):
     model of another library a file, or DEFAULT for the library's own. A shallower ResNet grows: the blocks it
     lacks begin as their shortcuts, so that the deeper network starts with the same predictions. A classifier
     of another number of classes begins anew"""
+    model: Data[str | None] = None
+    """classifier of torchvision or timm, such as torchvision/convnext_tiny, instead of a ResNet of --depth"""
     zero_init_residual: Method[bool] = True
     """the usual initial weights; by default each block starts as its shortcut (Goyal et al. 2017, arXiv
     1706.02677), which deep networks need"""
@@ -108,6 +111,8 @@ class Args(TaughtArgs):
     def check(self) -> None:
         """Raise a ValueError for a name or number that makes no sense."""
         super().check()
+        if not self.other_library:
+            Architecture.of_depth(self.depth)
         if self.distillation not in (0, SHARE) and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
         if self.momentum is not None and self.optimizer != "sgd":

@@ -127,6 +127,42 @@ def test_refused_before_anything_starts(words, message, capsys, monkeypatch, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words, message", [
+    ("--agent ppo --grid env=SkipResNet14-v0,SkipResNet99-v0", "env=SkipResNet99-v0: Environment `Skip"),
+    ("--grid env=SkipResNet99-v0", "env=SkipResNet99-v0: Environment `SkipResNet99"),
+    ("--agent ppo --grid weights=none,nonexist", "weights=nonexist: no weights file nonexist"),
+    ("--agent ppo --grid seed=0 -- --weights resnet38-cifar10-distiled", "did you mean the shipped resnet38"),
+    ("--grid gate_weights=elsewhere", "gate_weights=elsewhere: no weights file elsewhere"),
+    ("--agent pretrain --grid teacher=resnet38-cifar10,b", "teacher=b: no weights file b"),
+    ("--agent pretrain --grid weights=none,b", "weights=b: no weights file b"),
+    ("--agent pretrain --grid depth=14,21", "depth=21: depth 21 is not 6n+2"),
+])  # fmt: skip
+def test_what_does_not_exist_is_not_listed(words, message, capsys, monkeypatch, tmp_path):
+    before, dashes, after = words.partition(" -- ")
+    line = [*before.split(), "--out", str(tmp_path), "--list", "--", *after.split()]
+    assert message in refused(capsys, monkeypatch, *line)
+
+
+def test_weights_exist_or_are_those_of_another_run(tmp_path):
+    taught = Plan("pretrain", ("--teacher", f"{tmp_path}/depth=14/weights.safetensors"), tmp_path)
+    jobs = [taught.job({"depth": depth}) for depth in ("14", "20")]
+    taught.check(jobs)
+    with pytest.raises(ValueError, match="depth=20: no weights file .*depth=14/weights.safetensors"):
+        taught.check(jobs[1:])
+    (file := tmp_path / "mine.safetensors").touch()
+    plan = Plan("ppo", (), tmp_path)
+    for weights in (str(file), "auto", "none", "torchvision", "resnet38-cifar10"):
+        plan.check([plan.job({"weights": weights})])
+
+
+def test_a_flag_that_cannot_be_read_points_to_the_help_of_its_agent(tmp_path, capsys):
+    plan = planned(tmp_path, "stray", agent="ppo")
+    with pytest.raises(SystemExit):
+        plan.check([plan.job({"seed": "0"})])
+    said = capsys.readouterr()
+    assert "python -m agents.ppo --help" in " ".join((said.out + said.err).replace("│", " ").split())
+
+
 def test_there_is_a_table_for_each_environment(tmp_path, monkeypatch):
     compared = {}
     monkeypatch.setattr(sweep.compare, "main", lambda args: compared.update({args.out: args.runs}))
@@ -201,8 +237,13 @@ def test_a_search_chooses_on_validation_images_and_goes_on(tmp_path, capsys):
     stored = json.loads((tmp_path / "search.json").read_text())
     assert stored["best"] == [str(nearest.folder)] and len(stored["trials"]) == 20
     assert stored["objective"] == "return" and f"{nearest.folder}: return -0.0" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is a search with ranges .*; name another folder"):
+    theirs, ours = "gate=rnn,ff1 lr=0.001:1.0:log", "gate=rnn,ff1 lr=0.001:2.0:log"
+    with pytest.raises(
+        ValueError, match=f"is a search with ranges {theirs}, not {ours}; name another folder"
+    ):
         searching(tmp_path, lr="0.001:2:log", gate="rnn,ff1")
+    first.study.set_user_attr("ranges", {name: repr(each) for name, each in first.ranges.items()})
+    assert searching(tmp_path, lr="0.001:1:log", gate="rnn,ff1").study.trials  # as earlier versions wrote it
 
 
 def test_where_alpha_varies_a_search_finds_a_trade_off(tmp_path):

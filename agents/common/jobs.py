@@ -47,7 +47,11 @@ class Job:
 
     def needs(self, others: Iterable[Job]) -> bool:
         """Whether its flags name the folder of one of the others."""
-        return any(flag.startswith(f"{other.folder}/") for other in others for flag in self.command)
+        return any(other.makes(flag) for other in others for flag in self.command)
+
+    def makes(self, path: str) -> bool:
+        """Whether a path is inside its folder."""
+        return path.startswith(f"{self.folder}/")
 
     def prepare(self) -> None:
         """Make room for an attempt: what cannot be resumed starts in a new folder."""

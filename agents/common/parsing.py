@@ -28,7 +28,12 @@ def headings(args_type: type) -> dict[str, Heading]:
     return {name: marks[0] for name, marks in found.items() if marks and isinstance(marks[0], Heading)}
 
 
-def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: ArgsT | None = None) -> ArgsT:
+def parse(
+    args_type: type[ArgsT],
+    words: Sequence[str] | None = None,
+    default: ArgsT | None = None,
+    command: str | None = None,
+) -> ArgsT:
     """Read a command line.
 
     Args:
@@ -36,6 +41,7 @@ def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: A
             documented fields are all flags, under one heading.
         words: the command line; None for that of this process.
         default: values of the flags that are not given, and of all fields that are not flags.
+        command: the module whose flags they are (default: that of this process).
 
     Raises:
         ValueError: a value that is not one of a flag's choices.
@@ -44,24 +50,26 @@ def parse(args_type: type[ArgsT], words: Sequence[str] | None = None, default: A
     _check_choices(args_type, words)
     if not headings(args_type):
         flat = _flat(args_type)  # type: ignore[arg-type]
-        return args_type(**vars(_read(flat, args_type, words, default and flat(**vars(default)))))
+        given = _read(flat, args_type, words, default and flat(**vars(default)), command)
+        return args_type(**vars(given))
     start = args_type() if default is None else default
     form, parts = _form(args_type)  # type: ignore[arg-type]
     values = {
         name: part(**{flag.name: getattr(start, flag.name) for flag in fields(part)})
         for name, part in parts.items()
     }
-    found = _read(form, args_type, words, form(**values))
+    found = _read(form, args_type, words, form(**values), command)
     given = {name: value for part in vars(found).values() for name, value in vars(part).items()}
     return replace(start, **given)  # type: ignore[type-var]
 
 
-def _read(form: type, args_type: type, words: Sequence[str], default: Any) -> Any:
+def _read(form: type, args_type: type, words: Sequence[str], default: Any, command: str | None) -> Any:
     """Parse the words into a form, whose help begins with the docstring of `args_type`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
+    command = command or (spec and spec.name)
     return tyro.cli(
         form,
-        prog=spec and f"python -m {spec.name}",  # as a user types it
+        prog=command and f"python -m {command}",  # as a user types it
         args=words,
         default=tyro.MISSING_NONPROP if default is None else default,
         description=inspect.getdoc(args_type),

@@ -10,14 +10,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from gymnasium.error import Error as GymnasiumError
+
 from agents.common.flags import CommonArgs
 from agents.common.jobs import Job
 from agents.common.parsing import headings, parse
+from envs.ids import is_chain
+from skipnet_rl import catalogue
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.files import as_name
+from skipnet_rl.models import PRETRAINED
 from skipnet_rl.runs import NOT_COMPARED
+from skipnet_rl.stored import find_file
 
 OWN = ("run_dir", "resume")  # flags that a sweep gives to each run
+NOT_FILES = (None, "auto", "none", "torchvision", PRETRAINED)  # names of weights that stand for no one file
 
 
 def parted(flag: str, specs: Iterable[str]) -> dict[str, str]:
@@ -144,16 +151,29 @@ class Plan:
         """Read the command line of each job as the agent will.
 
         Raises:
-            ValueError: a value that makes no sense; two jobs with the same folder.
+            ValueError: a value that makes no sense; an environment or weights that do not exist, unless
+                another job is to make them; two jobs with the same folder.
             SystemExit: words that cannot be read, which are printed.
         """
-        module: Any = importlib.import_module(f"agents.{self.agent}")
-        for job in jobs:
-            words = [*job.line[3:], *(["--device", "cpu"] if self.elsewhere else [])]
-            default = module.arguments(words) if hasattr(module, "arguments") else None
-            try:
-                parse(self.args_type, words, default).check()
-            except ValueError as error:
-                raise ValueError(f"{job.folder.name}: {error}") from error
         if twice := {str(job.folder) for job in jobs if [each.folder for each in jobs].count(job.folder) > 1}:
             raise ValueError(f"several runs would have the folder {', '.join(sorted(twice))}")
+        name = f"agents.{self.agent}"
+        module: Any = importlib.import_module(name)
+        for job in jobs:
+            words = [*job.line[3:], *(["--device", "cpu"] if self.elsewhere else [])]
+            try:
+                default = module.arguments(words) if hasattr(module, "arguments") else None
+                args = parse(self.args_type, words, default, command=name)
+                args.check()
+                self._check_existing(args, jobs)
+            except (ValueError, GymnasiumError) as error:
+                raise ValueError(f"{job.folder.name}: {error}") from error
+
+    def _check_existing(self, args: CommonArgs, jobs: Sequence[Job]) -> None:
+        """Raise an error for an environment or weights that neither exist nor are to be made by a job."""
+        if "env" in self.flags:
+            is_chain(args.env)
+        for weights in (args.weights, *args.networks):
+            made = any(job.makes(str(weights)) for job in jobs)
+            if weights not in NOT_FILES and not made and catalogue.find(str(weights)) is None:
+                find_file(str(weights))

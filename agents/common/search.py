@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +77,10 @@ class Range:
         if not low < high or (log and low <= 0):
             raise ValueError(f"--range has {name}={text}; expected LOW < HIGH{', and LOW > 0' * log}")
         return cls(low, high, log, int in number)
+
+    def __str__(self) -> str:
+        """As on a command line."""
+        return ",".join(self.values) or f"{self.low}:{self.high}{':log' * self.log}"
 
     def distribution(self) -> Any:
         """As Optuna has it."""
@@ -148,15 +153,18 @@ class Search:
         )
         ours = {
             "agent": self.plan.agent,
-            "flags": list(self.plan.words),
-            "ranges": {name: repr(each) for name, each in self.ranges.items()},
+            "flags": shlex.join(self.plan.words),
+            "ranges": " ".join(f"{name}={each}" for name, each in self.ranges.items()),
             "objective": self.objective,
         }
+        older = {  # as earlier versions wrote them
+            "flags": list(self.plan.words),
+            "ranges": {name: repr(each) for name, each in self.ranges.items()},
+        }
         for key, value in ours.items():
-            if study.user_attrs.get(key, value) != value:
-                raise ValueError(
-                    f"{path} is a search with {key} {study.user_attrs[key]}, not {value}; name another folder"
-                )
+            before = study.user_attrs.get(key, value)
+            if before not in (value, older.get(key)):
+                raise ValueError(f"{path} is a search with {key} {before}, not {value}; name another folder")
             study.set_user_attr(key, value)
         # the draws go on where those of earlier calls ended
         with warnings.catch_warnings():
