@@ -6,11 +6,9 @@ then say everything. Arguments are JSON: ConvNeXt's stages are lists `[channels,
 
 from __future__ import annotations
 
-import difflib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,17 +18,10 @@ from skipnet_rl.adaptation import IMAGE_SIZE, adapt
 from skipnet_rl.adapted import AdaptedNetwork
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data.images import Statistics
-from skipnet_rl.errors import WeightsError, check_count, one_line, unknown_name
+from skipnet_rl.errors import WeightsError, check_count, one_line
+from skipnet_rl.libraries import model_builder, parted, prepared, size_argument, timm_config, weights_of
 
-LIBRARIES = ("torchvision", "timm")
-LISTED = 8  # names in an error
 PRETRAINED = "DEFAULT"  # weights that the library recommends, as torchvision calls them
-SIZED = {
-    "vit": "image_size",
-    "VisionTransformer": "image_size",
-    "maxvit": "input_size",
-    "MaxVit": "input_size",
-}
 ELSEWHERE = {  # arguments of models that are no part of model_kwargs
     "num_classes": "leave it out, and give the number of classes as num_classes: it is else the data set's",
     "weights": f"leave it out, and give weights, as {PRETRAINED!r} or the path of a file",
@@ -93,12 +84,12 @@ class ModelName(NamedTuple):
 
     def _made(self, num_classes: int) -> nn.Module:
         library, name = parted(self.model)
-        build = _builder(library, name)
+        build = model_builder(library, name)
         for given in self.arguments.keys() & ELSEWHERE.keys():
             raise ValueError(f"model_kwargs has {given} {self.arguments[given]!r}; {ELSEWHERE[given]}")
-        size = _size_argument(library, name)
+        size = size_argument(library, name)
         try:
-            arguments = {**_prepared(name, self.arguments), "num_classes": num_classes}
+            arguments = {**prepared(name, self.arguments), "num_classes": num_classes}
             if size is None or size in arguments:
                 return build(**arguments)
             square = (self.image_size, self.image_size)
@@ -118,25 +109,10 @@ class ModelName(NamedTuple):
         library, name = parted(self.model)
         try:
             if library == "timm":
-                return _builder(library, name)(pretrained=True, **self.arguments).state_dict()
-            return _enum(name, weights).get_state_dict(progress=False)
+                return model_builder(library, name)(pretrained=True, **self.arguments).state_dict()
+            return weights_of(name, weights).get_state_dict(progress=False)
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"the weights of {self.model} did not come: {error}") from error
-
-
-def parted(model: str) -> tuple[str, str]:
-    """Library and name.
-
-    Raises:
-        ValueError: no known library.
-    """
-    library, _, name = str(model).partition("/")
-    if library not in LIBRARIES or not name:
-        raise ValueError(
-            f"model is {model!r}; expected a library and a name, as torchvision/convnext_tiny or "
-            "timm/deit_tiny_patch16_224"
-        )
-    return library, name
 
 
 def usual_image_size(model: str, arguments: Mapping[str, Any]) -> int:
@@ -150,7 +126,7 @@ def usual_image_size(model: str, arguments: Mapping[str, Any]) -> int:
         (arguments[each] for each in ("image_size", "input_size", "img_size") if each in arguments), None
     )
     if given is None:
-        given = _timm_config(name).get("input_size", IMAGE_SIZE) if library == "timm" else IMAGE_SIZE
+        given = timm_config(name).get("input_size", IMAGE_SIZE) if library == "timm" else IMAGE_SIZE
     side: Any = given[-1] if isinstance(given, (tuple, list)) and given else given
     check_count("image_size", side, "a number of pixels, such as 224")
     return side
@@ -160,9 +136,9 @@ def usual_statistics(model: str, weights: str) -> Statistics:
     """Mean and std that the library's weights were trained with."""
     library, name = parted(model)
     if library == "timm":
-        config = _timm_config(name)
+        config = timm_config(name)
         return Statistics(tuple(config["mean"]), tuple(config["std"]))
-    preset = _enum(name, weights).transforms()
+    preset = weights_of(name, weights).transforms()
     return Statistics(tuple(preset.mean), tuple(preset.std))
 
 
@@ -204,81 +180,3 @@ def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: s
     if any(name in own for name in short):
         return short
     return {f"model.{name}": value for name, value in short.items()}
-
-
-def _builder(library: str, name: str) -> Any:
-    if library == "timm":
-        timm = _timm()
-        if not timm.is_model(name):
-            raise _unknown(library, name, timm.list_models())
-        return lambda **arguments: timm.create_model(name, **arguments)
-    models = import_module("torchvision.models")
-    kind = getattr(models, name, None)
-    if isinstance(kind, type) and issubclass(kind, nn.Module):
-        return kind
-    known = models.list_models(module=models)
-    if name not in known:
-        classes = [
-            each
-            for each, kind in vars(models).items()
-            if isinstance(kind, type) and issubclass(kind, nn.Module)
-        ]
-        raise _unknown(library, name, [*known, *classes])
-    return models.get_model_builder(name)
-
-
-def _enum(name: str, weights: str) -> Any:
-    is_class = isinstance(_builder("torchvision", name), type)
-    models = import_module("torchvision.models")
-    try:
-        return models.get_model_weights(name)[weights]
-    except (KeyError, ValueError) as error:
-        why = (
-            "it has those of functions, such as vit_b_16, and none of a class" if is_class else "it has none"
-        )
-        raise WeightsError(
-            f"torchvision has no weights {weights!r} of {name}: {why}; expected the path of a file, or None"
-        ) from error
-
-
-def _timm() -> Any:
-    try:
-        return import_module("timm")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            'models of timm need timm, which is not installed: pip install -e ".[timm]"'
-        ) from error
-
-
-def _unknown(library: str, name: str, known: Sequence[str]) -> ValueError:
-    """An error with the nearest of a library's many names."""
-    near = difflib.get_close_matches(name, known, n=LISTED, cutoff=0.5)
-    if not near:
-        return ValueError(
-            f"unknown model of {library} {name!r}, and none of its {len(known)} names is near; see the list: "
-            f"{'timm.list_models()' if library == 'timm' else 'torchvision.models.list_models()'}"
-        )
-    return unknown_name(f"model of {library}", name, near)
-
-
-def _timm_config(name: str) -> Mapping[str, Any]:
-    config = _timm().get_pretrained_cfg(name)
-    if config is None:
-        raise _unknown("timm", name, _timm().list_models())
-    return config.to_dict()
-
-
-def _size_argument(library: str, name: str) -> str | None:
-    """The argument that a model takes the size of images in; None where it takes any size."""
-    if library == "timm":
-        return "img_size"
-    return next((argument for start, argument in SIZED.items() if name.startswith(start)), None)
-
-
-def _prepared(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as their JSON means them: the stages of a ConvNeXt become torchvision's objects."""
-    made = dict(arguments)
-    if name == "ConvNeXt" and "block_setting" in made:
-        config = import_module("torchvision.models.convnext").CNBlockConfig
-        made["block_setting"] = [config(*each) for each in made["block_setting"]]
-    return made
