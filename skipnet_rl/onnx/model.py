@@ -110,6 +110,7 @@ def onnx_session(path: Path, threads: int = 1) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors: it warns of each constant that no node uses
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
