@@ -36,6 +36,11 @@ def parted(model: str) -> tuple[str, str]:
     return library, name
 
 
+def check_model(model: str) -> None:
+    """Raise a ValueError unless a library has a model of that name, as `"torchvision/convnext_tiny"`."""
+    model_builder(*parted(model))
+
+
 def model_builder(library: str, name: str) -> Any:
     """The function or class that makes a model.
 

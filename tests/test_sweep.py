@@ -135,6 +135,7 @@ def test_refused_before_anything_starts(words, message, capsys, monkeypatch, tmp
     ("--grid gate_weights=elsewhere", "gate_weights=elsewhere: no weights file elsewhere"),
     ("--agent pretrain --grid teacher=resnet38-cifar10,b", "teacher=b: no weights file b"),
     ("--agent pretrain --grid weights=none,b", "weights=b: no weights file b"),
+    ("--agent pretrain --grid model=torchvision/resnet18,torchvision/resnt18", "did you mean 'resnet18'"),
     ("--agent pretrain --grid depth=14,21", "depth=21: depth 21 is not 6n+2"),
 ])  # fmt: skip
 def test_what_does_not_exist_is_not_listed(words, message, capsys, monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ from envs.ids import is_chain
 from skipnet_rl import catalogue
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.files import as_name
+from skipnet_rl.libraries import check_model
 from skipnet_rl.models import PRETRAINED
 from skipnet_rl.runs import NOT_COMPARED
 from skipnet_rl.stored import find_file
@@ -170,9 +171,11 @@ class Plan:
                 raise ValueError(f"{job.folder.name}: {error}") from error
 
     def _check_existing(self, args: CommonArgs, jobs: Sequence[Job]) -> None:
-        """Raise an error for an environment or weights that neither exist nor are to be made by a job."""
+        """Raise an error for an environment, model or weights that neither exist nor are made by a job."""
         if "env" in self.flags:
             is_chain(args.env)
+        if args.model is not None:
+            check_model(args.model)
         for weights in (args.weights, *args.networks):
             made = any(job.makes(str(weights)) for job in jobs)
             if weights not in NOT_FILES and not made and catalogue.find(str(weights)) is None:
