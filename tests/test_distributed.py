@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from toys import slow
 
 from skipnet_rl.distributed import average_gradients, from_leader, processes, share
 from skipnet_rl.randomness import SharedGenerator, for_images, step_generator
@@ -92,9 +93,11 @@ def test_one_process_shares_with_nobody() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("-m agents.ppo --env SkipResNet14-v0", "this command runs in one process"),
+        slow("-m agents.ppo --env SkipResNet14-v0", "this command runs in one process"),
         (f"{RUN} --batch-size 36 --routes 4", "is 9 images per step, which 2 processes cannot share equally"),
-        ("-m agents.hybrid_reinforce --env SkipChain20x110-v0", "is a chain, which trains in one process"),
+        slow(
+            "-m agents.hybrid_reinforce --env SkipChain20x110-v0", "is a chain, which trains in one process"
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused(words: str, message: str) -> None:
