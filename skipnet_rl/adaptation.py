@@ -37,8 +37,9 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
     The first block that is found always runs. Every later one is a decision if skipping it leaves the shape
     as it is, or if it has a shortcut with parameters, such as a ResNet's downsampling. What has no shortcut
     always runs. The model is not copied: it is `network.model`, and training the network trains it. Its own
-    stochastic depth is switched off, since a route says what runs; dropout stays as it is, and so does each
-    layer's mode, such as that of frozen batch norms.
+    stochastic depth is switched off, since a route says what runs. Layers of dropout stay as they are, and so
+    does each layer's mode, such as that of frozen batch norms; `functional.dropout` between the layers that
+    are called is off.
 
     Args:
         model: images [B, 3, H, W] → logits [B, K], built of blocks that `adapters` knows (`register` adds
@@ -76,7 +77,8 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
             "it by"
         )
     leading = leading_tokens(model)
-    blocks = [adapted_block(cut, shapes, leading) for cut in cuts]
+    with evaluating(model):
+        blocks = [adapted_block(cut, shapes, leading) for cut in cuts]
     without_stochastic_depth(model)
     return AdaptedNetwork(model, blocks, parts_of(graph, cuts), size, classes, pairs)
 
@@ -149,6 +151,8 @@ def find_cuts(model: nn.Module, graph: fx.Graph, shapes: dict[str, torch.Size]) 
             continue
         alone = len(node.args) == 1 and not any(value is not None for value in node.kwargs.values())
         if not alone or crossing(nodes, number) != {node.args[0]} or crossing(nodes, number + 1) != {node}:
+            continue
+        if not {node.name, node.args[0].name} <= shapes.keys():  # it takes or gives several features
             continue
         shortcut = family.adapter(module)
         if isinstance(shortcut, nn.Identity) and shapes[node.name] != shapes[node.args[0].name]:

@@ -275,6 +275,54 @@ class Skipping(OwnNet):
         return self.head(last.mean(dim=(2, 3)) + first.mean())
 
 
+class Paired(nn.Module):
+    """Takes and gives two features."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, pair):
+        return self.conv(pair[0]), pair[1]
+
+
+class PairedNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, CLASSES)
+        self.body = nn.ModuleList(Paired() for _ in range(3))
+
+    def forward(self, x):
+        pair = self.stem(x), self.stem(x)
+        for block in self.body:
+            pair = block(pair)
+        return self.head((pair[0] + pair[1]).mean(dim=(2, 3)))
+
+
+def test_a_block_of_two_features_is_no_decision(table):
+    register(Paired)
+    with pytest.raises(ValueError, match="fewer than two blocks in a row.*called with one feature"):
+        adapt(PairedNet(), 16)
+
+
+class Dropping(Own):
+    """Its dropout is a function and not a layer."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
+def test_functional_dropout_is_off_in_a_block_with_a_projection(table):
+    register(Dropping, lambda block: nn.Identity() if block.fit is None else block.fit)
+    model = OwnNet(CLASSES).train()
+    model.body[1], model.body[2] = Dropping(8, 8), Dropping(8, 12)
+    _, block, *_ = adapt(model, SIZE).blocks
+    x = torch.rand(2, 8, 8, 8)
+    assert model.body[2].training and block.bypass is model.body[2].fit
+    first, second = (block.execute(x, block.shortcut(x)) for _ in range(2))
+    assert torch.equal(first, second) and not torch.equal(block(x), block(x))
+
+
 def test_a_block_that_something_passes_by_is_no_decision(table):
     register(Own, lambda block: nn.Identity() if block.fit is None else block.fit)
     with pytest.raises(ValueError, match="fewer than two blocks in a row.*nothing else of the model passes"):
