@@ -51,17 +51,9 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Options(measure.Options):
+class Options(steps.StepOptions):
     """Time compiled training steps."""
 
-    step: steps.Kind = "pretraining"
-    """pretraining, or hybrid"""
-    depth: int = 110
-    """depth of the network"""
-    batch_size: int = 128
-    """episodes per step"""
-    precision: str = "auto"
-    """bf16, fp32, or auto"""
     ways: tuple[Way, ...] = get_args(Way)
     """ways to take the step besides eager; those that device and step have are taken"""
     repeats: int = 3

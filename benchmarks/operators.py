@@ -29,17 +29,8 @@ SHOWN = 12  # operations
 
 
 @dataclass(frozen=True)
-class Options(measure.Options):
+class Options(steps.StepOptions):
     """Profile training steps."""
-
-    step: steps.Kind = "pretraining"
-    """pretraining, or hybrid"""
-    depth: int = 110
-    """depth of the network"""
-    batch_size: int = 128
-    """episodes per step"""
-    precision: str = "auto"
-    """bf16, fp32, or auto"""
 
 
 def profiled(step: steps.Step, cuda: bool) -> dict[str, Any]:

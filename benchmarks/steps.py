@@ -7,19 +7,34 @@ of HRL in `agents.hybrid_reinforce`: sampled routes, half of the blocks executed
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from agents import hybrid_reinforce, pretrain
-from benchmarks import training
+from benchmarks import measure, training
 from skipnet_rl.data import load_images
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
 
 Kind = Literal["pretraining", "hybrid"]
 LABELS = {"pretraining": "pretraining", "hybrid": "HRL, half executed"}
+
+
+@dataclass(frozen=True)
+class StepOptions(measure.Options):
+    """Options of a benchmark of one training step."""
+
+    step: Kind = "pretraining"
+    """pretraining, or hybrid"""
+    depth: int = 110
+    """depth of the network"""
+    batch_size: int = 128
+    """episodes per step"""
+    precision: str = "auto"
+    """bf16, fp32, or auto"""
 
 
 class Step(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,15 +177,17 @@ def rounded(value: Any) -> Any:
 
 def labels(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
     """A name for each group; where two would have the same, the flags in which they differ are added."""
-    names: dict[tuple[str, str, str], str] = {}
-    exact: dict[tuple[str, str, str], str] = {}
+    differing: dict[tuple[str, str, str], dict[str, Any]] = {}
     for key in keys:
         same = [json.loads(other[2]) for other in keys if other[:2] == key[:2]]
         own = json.loads(key[2])
-        differing = [flag for flag in own if any(other.get(flag) != own[flag] for other in same)]
-        names[key] = " ".join([key[1], *(f"{flag}={rounded(own[flag])}" for flag in differing)])
-        exact[key] = " ".join([key[1], *(f"{flag}={own[flag]}" for flag in differing)])
+        differing[key] = {flag: own[flag] for flag in own if any(o.get(flag) != own[flag] for o in same)}
+
+    def named(key: tuple[str, str, str], shown: Callable[[Any], Any]) -> str:
+        return " ".join([key[1], *(f"{flag}={shown(value)}" for flag, value in differing[key].items())])
+
+    names = {key: named(key, rounded) for key in keys}
     alike = {name for name in names.values() if list(names.values()).count(name) > 1}
-    names = {key: exact[key] if name in alike else name for key, name in names.items()}
+    names = {key: named(key, str) if name in alike else name for key, name in names.items()}
     clashes = {name for name in names.values() if list(names.values()).count(name) > 1}
     return {key: f"{name} ({key[0]})" if name in clashes else name for key, name in names.items()}

@@ -109,9 +109,9 @@ def values_of(situation: Situation) -> dict[str, Any]:
 
 
 def scaled_to(situation: Situation, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of an agent's values for a ResNet-20 on a CPU that another network or device changes.
+    """Scale an agent's values, made for a ResNet-20 on a CPU, to the network and the device of a run.
 
-    Of a resumed run they are those that it began with.
+    Only what changes is returned; for a resumed run, what it began with.
     """
     if is_chain(situation.env):  # which the run refuses, if the agent takes none
         return {}
