@@ -18,13 +18,20 @@ from skipnet_rl.statistics import half_width, wilson_interval
 from skipnet_rl.weights import FIXED
 
 PUBLISHED = {  # accuracy, depth, share of that network's computation
-    "SkipNet-38": (0.9275, 38, 0.703),  # Wang et al. 2018, the authors' README; shares of blocks
-    "SkipNet-74": (0.9277, 74, 0.523),
-    "SkipNet-110": (0.9330, 110, 0.495),
-    "BlockDrop-110": (0.936, 110, 0.36),  # Wu et al. 2018, the authors' README; share of FLOPs
-    "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
+    "cifar10": {
+        "SkipNet-38": (0.9275, 38, 0.703),  # Wang et al. 2018, the authors' README; shares of blocks
+        "SkipNet-74": (0.9277, 74, 0.523),
+        "SkipNet-110": (0.9330, 110, 0.495),
+        "BlockDrop-110": (0.936, 110, 0.36),  # Wu et al. 2018, the authors' README; share of FLOPs
+        "ResNet-110": (0.936, 110, 1.0),  # He et al. 2016, table 6: the best of five runs, 93.57
+    },
 }
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "imagenet": "ImageNet"}
+# plain ResNets by depth, 300 epochs: https://github.com/D-X-Y/AutoDL-Projects, docs/BASELINE.md
+PLAIN_PUBLISHED = {
+    "cifar10": {20: 0.9274, 32: 0.9381, 56: 0.9426, 110: 0.9486},
+    "cifar100": {20: 0.6862, 32: 0.7044, 56: 0.7318, 110: 0.7482},
+}
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "imagenet": "ImageNet"}
 ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # networks that skip
 GATES = {  # name and marker
@@ -70,7 +77,7 @@ def picture(
     Args:
         rows: rows of results.json.
         networks: entries of the index of shipped networks, and of not_shipped.json.
-        dataset: of the rows; networks for others are left out, as are the figures published for CIFAR-10.
+        dataset: of the rows; networks for others are left out.
     """
     networks = [entry for entry in networks if entry["dataset"] == dataset]
     kinds: dict[Kind, list[Point]] = defaultdict(list)
@@ -78,8 +85,7 @@ def picture(
         kinds[kind].append(point)
     published = {
         name: (share * mega_flops(depth), 100 * accuracy)
-        for name, (accuracy, depth, share) in PUBLISHED.items()
-        if dataset == "cifar10"
+        for name, (accuracy, depth, share) in PUBLISHED.get(dataset, {}).items()
     }
     figure = plots.trade_off(
         [
@@ -89,7 +95,7 @@ def picture(
         ],
         size=(8.5, 4.4),
         x_label="MFLOPs per image (2 × MACs, gates included)",
-        y_label=f"{NAMES.get(dataset, dataset)} test accuracy (%)",
+        y_label=f"{DATASETS.get(dataset, dataset)} test accuracy (%)",
     )
     axes = figure.axes[0]
     for name, at in published.items():

@@ -20,7 +20,7 @@ from agents.common import jobs
 from agents.common.cli import main_with_named_errors
 from agents.common.cluster import pool_of
 from agents.common.flag_rules import check_numbers
-from scripts import collect
+from scripts import collect, results
 from scripts.rows import ROWS, Options, chain, weights_of
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import unknown_name
@@ -51,6 +51,7 @@ def main(options: Options) -> None:
         place = options.table(ROWS[name])
         if ROWS[name].chain:
             cascade.main(chains_of(name, options, place))
+            results.draw_chains(place)
         else:
             collect.add(name, [job.folder for job in row], place, options.data_dir)
 

@@ -4,7 +4,8 @@
 
 `results.json` has a row for each network and policy, seeds averaged; a backbone that several policies start
 from has one row. Commands and hours are those of the first seed. Adding a network leaves the rows of others
-as they are, with the machine that they came from.
+as they are, with the machine that they came from. Data sets have folders side by side, and the picture of
+their chains, `results.png`, is beside these.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from skipnet_rl.files import write_text
 from skipnet_rl.statistics import half_width, wilson_interval
 from skipnet_rl.terminal import say
 
+PICTURE = "results.png"
 TEST_IMAGES = 10_000  # images of CIFAR-10 behind every row, also behind older ones that do not say so
 
 
@@ -111,7 +113,12 @@ def read_chains(out: Path, dataset: str) -> list[dict[str, Any]]:
 
 
 def draw(out: Path) -> None:
-    """Make the table and the pictures; the one with chains only where chains.json is there."""
+    """Make the table of single networks and their picture.
+
+    Raises:
+        FileNotFoundError: there are no rows.
+        ValueError: there are rows of two data sets.
+    """
     rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
@@ -120,21 +127,37 @@ def draw(out: Path) -> None:
         raise ValueError(
             f"{out} has rows for {dataset} and {', '.join(sorted(others))}; expected one of them"
         )
-    chains = read_chains(out, dataset) if dataset == "cifar10" else []
     write_text(out / "results.md", table(rows))
-    listed = networks(out)
-    plots.save_figure(picture.picture(rows, listed, dataset), out / "all_rows.png")
-    if chains:
-        plots.save_figure(results_picture.picture(rows, listed, chains), out / "results.png")
-    say(f"wrote {out}/results.md, all_rows.png{' and results.png' * bool(chains)}")
+    plots.save_figure(picture.picture(rows, networks(out), dataset), out / "all_rows.png")
+    say(f"wrote {out}/results.md and all_rows.png")
+
+
+def with_chains(out: Path) -> dict[str, Path]:
+    """Files of chains by data set, in the order of their folders: `out` and those beside it named like it."""
+    kind = out.name.rpartition("-")[0] or out.name
+    files = sorted({out / cascade.FILE, *out.parent.glob(f"{kind}-*/{cascade.FILE}")})
+    return {_content(file)["dataset"]: file for file in files if file.is_file()}
+
+
+def draw_chains(out: Path) -> None:
+    """Make results.png beside `out`: every data set with chains in a panel of its own."""
+    panels = [
+        results_picture.Panel(dataset, read(file.parent), networks(out), read_chains(file.parent, dataset))
+        for dataset, file in with_chains(out).items()
+    ]
+    if panels:
+        plots.save_figure(results_picture.picture(panels), out.parent / PICTURE)
+        say(f"wrote {out.parent / PICTURE}")
 
 
 def main(options: Options) -> None:
     """Make the table and the pictures, and the page if asked for."""
     draw(options.out)
+    draw_chains(options.out)
     if options.page:
-        found = (_content(options.out / name) for name in (paired.FILE, cascade.FILE))
-        for name, text in results_page.parts(networks(options.out), *found).items():
+        chains = {dataset: _content(file) for dataset, file in with_chains(options.out).items()}
+        pairs = _content(options.out / paired.FILE)
+        for name, text in results_page.parts(networks(options.out), pairs, chains).items():
             renew(options.page, name, text)
         say(f"wrote {options.page}")
 

@@ -28,13 +28,13 @@ def parts(
     Args:
         networks: entries of the index of shipped networks, then of not_shipped.json.
         pairs: content of paired.json, whose float32 accuracies take the place of the index's.
-        chains: content of chains.json.
+        chains: content of chains.json by data set.
     """
     return {
         "networks": table(networks, pairs),
         "commands": commands(networks),
         "paired": paired.table(pairs),
-        "chains": cascade.table(chains),
+        **{f"chains-{dataset}": cascade.table(found) for dataset, found in chains.items()},
     }
 
 
@@ -85,9 +85,9 @@ def by_flag(command: str) -> list[list[str]]:
 def commands(networks: Sequence[Mapping[str, Any]]) -> str:
     """A block of shell commands for each depth and data set, each command after those that it needs."""
     known = {entry["name"]: entry for entry in networks}
-    ordered = sorted(in_order(known), key=lambda entry: _family(entry["name"]))  # stable
+    ordered = sorted(in_order(known), key=_family)  # stable
     blocks = []
-    for (depth, dataset), members in groupby(ordered, key=lambda entry: _family(entry["name"])):
+    for (depth, dataset), members in groupby(ordered, key=_family):
         lines = "\n".join(line for entry in members for line in (_title(entry), command(entry, known)))
         blocks.append(f"### ResNet-{depth}, {dataset}\n\n```bash\n{lines}\n```\n")
     return "\n".join(blocks)
@@ -107,9 +107,9 @@ def in_order(known: Mapping[str, Mapping[str, Any]]) -> Iterable[Mapping[str, An
     return placed.values()
 
 
-def _family(name: str) -> tuple[int, str]:
-    network, *rest = name.split("-")
-    return int(network.removeprefix("resnet")), "rendered-digits" if "rendered" in rest else "cifar10"
+def _family(entry: Mapping[str, Any]) -> tuple[int, str]:
+    """Depth, by the name since a network that was not evaluated does not list it, and data set."""
+    return int(entry["name"].split("-")[0].removeprefix("resnet")), entry["dataset"]
 
 
 def _title(entry: Mapping[str, Any]) -> str:

@@ -3,66 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from scripts.picture import PUBLISHED, Point, mega_flops, points_of_networks, points_of_rows
-from skipnet_rl.plots import BLUE, GREEN, GREY, INK, titled_axes
+from scripts.picture import (
+    DATASETS,
+    PLAIN_PUBLISHED,
+    PUBLISHED,
+    Kind,
+    Point,
+    mega_flops,
+    points_of_networks,
+    points_of_rows,
+)
+from skipnet_rl.plots import BLUE, GREEN, GREY, INK, titled_panels
 from skipnet_rl.statistics import half_width
 from skipnet_rl.weights import FIXED
 
 Place = tuple[float, float]
+Beside = tuple[float, float, str]  # where a name stands, in points from what it names: x, y, alignment
 TITLE = "Choosing by the image pays once there is an answer"
 SUBTITLE = (
-    "CIFAR-10, 10,000 test images, ours with teachers. Thin bars: 95 % intervals over the images.\n"
-    "Chains: at each budget the best on validation images. Hollow: published by the authors."
+    "Test images; thin bars are 95 % intervals. Chains: at each budget the best on validation images.\n"
+    "Numbers are depths. Hollow: published by others; those plain networks were trained for 300 epochs."
 )
-TICKS = (50, 75, 100, 150, 200, 300, 500, 700)
-# where a name stands, in points from what it names: x, y, alignment
-PLACES = {
-    "SkipNet-38": (4, 7, "center"),
-    "SkipNet-74": (8, -7, "left"),
-    "SkipNet-110": (8, -3, "left"),
-    "BlockDrop-110": (5, -15, "right"),
-}
-BESIDE = (8, -10, "left")
-DEPTHS = {
-    14: (-8, -4, "right"),
-    20: BESIDE,
-    38: (-6, 5, "right"),
-    74: BESIDE,
-    110: BESIDE,
-    152: (0, -15, "center"),
-}
+TICKS = (50, 100, 200, 500)
+ABOVE: Beside = (-4, 5, "right")
+BELOW: Beside = (5, -12, "left")
+RIGHT: Beside = (8, -4, "left")
+CHAINS = "chains of networks"
+MARKERS = {"SkipNet": "D", "BlockDrop": "^"}  # of published figures
 
 
-def picture(
-    rows: Iterable[Mapping[str, Any]],
-    networks: Sequence[Mapping[str, Any]],
-    chains: Sequence[Mapping[str, Any]],
-) -> Figure:
-    """Draw chains, plain networks, networks with gates, and published figures.
+class Panel(NamedTuple):
+    """What is drawn of one data set.
 
-    Args:
+    Attributes:
+        dataset: its name.
         rows: rows of results.json.
-        networks: entries of the index of shipped networks, and of not_shipped.json.
+        networks: entries of the index of shipped networks, and of not_shipped.json; those of other data sets
+            are left out.
         chains: rows of chains.json.
     """
-    figure, axes = titled_axes(TITLE, SUBTITLE)
-    axes.set(xscale="log", xlim=(47, 780), ylim=(90.75, 94.55), ylabel="accuracy (%)")
-    axes.set_xlabel("MFLOPs per image (2 × MACs, gates included)")
+
+    dataset: str
+    rows: Sequence[Mapping[str, Any]]
+    networks: Sequence[Mapping[str, Any]]
+    chains: Sequence[Mapping[str, Any]]
+
+
+def picture(panels: Sequence[Panel]) -> Figure:
+    """Draw chains, plain networks, networks with gates, and published figures, a panel for each data set."""
+    figure, axes = titled_panels(TITLE, SUBTITLE, len(panels))
+    for each, panel in zip(axes, panels, strict=True):
+        _draw(each, panel)
+    axes[0].set_ylabel("accuracy (%)")
+    handles = {
+        label: handle
+        for each in axes
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True)
+    }
+    labels = sorted(handles, key=lambda label: label != CHAINS)  # first, the rest as drawn
+    axes[-1].legend(map(handles.get, labels), labels, loc="lower right", frameon=False, fontsize=9)
+    return figure
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    networks = [entry for entry in panel.networks if entry["dataset"] == panel.dataset]
+    listed = [*points_of_rows(panel.rows, networks), *points_of_networks(networks)]
+    axes.set_title(DATASETS.get(panel.dataset, panel.dataset), loc="left", fontsize=11, color=INK)
+    axes.set(xscale="log", xlim=(44, 800), xlabel="MFLOPs per image")
     axes.set_xticks(TICKS, map(str, TICKS))
     axes.minorticks_off()
-    networks = [entry for entry in networks if entry["dataset"] == "cifar10"]
-    listed = [*points_of_rows(rows, networks), *points_of_networks(networks)]
-    taught = [(kind.gate, point) for kind, point in listed if kind.taught]
-    plain = sorted({(point.flops, point.accuracy) for gate, point in taught if gate is None})
-    gated = [(point.flops, point.accuracy) for gate, point in taught if gate not in (None, FIXED)]
-    _draw_networks(axes, plain, gated)
-    _draw_published(axes)
-    _draw_chains(axes, best_chains(chains))
-    return figure
+    if panel.chains:
+        _draw_chains(axes, best_chains(panel.chains))
+    _draw_networks(axes, plain_networks(listed), gated_networks(listed))
+    _draw_published(axes, panel.dataset)
+    axes.margins(y=0.06)
+
+
+def plain_networks(listed: Iterable[tuple[Kind, Point]]) -> list[Place]:
+    """Cost and accuracy of the plain networks, one of each cost: the one that had teachers, if any had."""
+    best: dict[float, tuple[bool, float]] = {}
+    for kind, point in listed:
+        if kind.gate is None:
+            best[point.flops] = max(best.get(point.flops, (False, 0.0)), (kind.taught, point.accuracy))
+    return sorted((flops, accuracy) for flops, (_, accuracy) in best.items())
+
+
+def gated_networks(listed: Iterable[tuple[Kind, Point]]) -> list[Place]:
+    """Cost and accuracy of the networks with gates: those that had teachers, or all where none had."""
+    gated = [(kind, point) for kind, point in listed if kind.gate not in (None, FIXED)]
+    taught = any(kind.taught for kind, _ in gated)
+    return sorted((point.flops, point.accuracy) for kind, point in gated if kind.taught == taught)
 
 
 def best_chains(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
@@ -79,38 +113,45 @@ def best_chains(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 
 def _draw_networks(axes: Any, plain: Sequence[Place], gated: Sequence[Place]) -> None:
-    """Plain networks on a line with their names, networks with gates as points."""
-    axes.plot(*zip(*gated, strict=True), ls="", marker="o", ms=5.5, color=BLUE, alpha=0.45, mew=0)
-    axes.plot(*zip(*plain, strict=True), color=INK, lw=1.8, marker="s", ms=5)
+    """Networks with gates as points, plain networks on a line with their depths."""
+    if gated:
+        looks = {"ls": "", "marker": "o", "ms": 5.5, "color": BLUE, "alpha": 0.45, "mew": 0}
+        axes.plot(*zip(*gated, strict=True), **looks, label="one network with gates")
+    if plain:
+        axes.plot(*zip(*plain, strict=True), color=INK, lw=1.8, marker="s", ms=5, label="plain ResNets")
     for place in plain:
-        depth = min(DEPTHS, key=lambda each: abs(mega_flops(each) - place[0]))
-        _name(axes, str(depth), place, DEPTHS[depth], INK)
-    axes.text(390, 92.95, "plain ResNets, by depth", color=INK, fontsize=10.5, va="top")
-    axes.text(232, 92.37, "one network with gates", color=BLUE, fontsize=10.5)
+        _name(axes, str(depth_of(place)), place, ABOVE, INK)
 
 
-def _draw_published(axes: Any) -> None:
-    """Published figures as hollow points, each with its name."""
-    for name, beside in PLACES.items():
-        accuracy, depth, share = PUBLISHED[name]
-        point = share * mega_flops(depth), 100 * accuracy
-        axes.plot(*point, "D", mfc="white", color=GREY, ms=6.5, zorder=4)
-        _name(axes, name, point, beside, GREY, fontsize=8)
+def depth_of(place: Place) -> int:
+    """Depth of the plain network that costs this much."""
+    return min(range(8, 212, 6), key=lambda depth: abs(mega_flops(depth) - place[0]))
+
+
+def _draw_published(axes: Any, dataset: str) -> None:
+    """Published figures with their depths: plain networks on a dashed curve, the others as hollow points."""
+    looks = {"mfc": "white", "color": GREY, "zorder": 6}
+    if plain := PLAIN_PUBLISHED.get(dataset):
+        places = [(mega_flops(depth), 100 * accuracy) for depth, accuracy in plain.items()]
+        label = "plain ResNets, published"
+        axes.plot(*zip(*places, strict=True), ls="--", lw=1.2, marker="s", ms=5, **looks, label=label)
+        for depth, place in zip(plain, places, strict=True):
+            _name(axes, str(depth), place, BELOW, GREY)
+    for name, (accuracy, depth, share) in PUBLISHED.get(dataset, {}).items():
+        method, _ = name.split("-")
+        if method in MARKERS:
+            point = share * mega_flops(depth), 100 * accuracy
+            axes.plot(*point, MARKERS[method], ms=6.5, **looks, label=f"{method}, published")
+            _name(axes, str(depth), point, RIGHT, GREY)
 
 
 def _draw_chains(axes: Any, points: Sequence[Point]) -> None:
-    """The chains on a line with their intervals and accuracies."""
-    flops, accuracies, halves = zip(*points, strict=True)
-    axes.errorbar(flops, accuracies, halves, fmt="o-", color=GREEN, lw=2.5, ms=8, elinewidth=0.7, zorder=5)
-    for point in points:
-        _name(axes, f"{point.accuracy:.2f}", point[:2], (-6, 5, "right"), GREEN, weight="bold")
-    text = "chains: the next network is asked where the answer is not sure"
-    axes.text(49, 94.38, text, color=GREEN, fontsize=10.5, weight="bold", va="center")
+    """The chains on a line with their intervals."""
+    looks = {"fmt": "o-", "color": GREEN, "lw": 2.5, "ms": 7, "elinewidth": 0.7, "zorder": 5}
+    axes.errorbar(*zip(*points, strict=True), **looks, label=CHAINS)
 
 
-def _name(
-    axes: Any, text: str, place: Place, beside: tuple[float, float, str], colour: str, **looks: Any
-) -> None:
+def _name(axes: Any, text: str, place: Place, beside: Beside, colour: str, **looks: Any) -> None:
     """Write a name beside what it names."""
     x, y, side = beside
     looks = {"textcoords": "offset points", "ha": side, "color": colour, "fontsize": 9, **looks}

@@ -179,7 +179,7 @@ def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]
         "test_accuracy": row["accuracy"],
         "test_images": result["n_images"],
         "seed": result["seed"],
-        "command": without_places(command),
+        "command": without_places(command, run_dir=False),
         "wall_time_s": round(origin.seconds),
         "machine": origin.machine,
         "after": list(names.values()),

@@ -221,9 +221,10 @@ NETWORKS = results.networks(DOCS / "results-cifar10")
 
 def test_the_page_of_results_is_that_of_its_files():
     """Made again by `python -m scripts.results --page docs/results.md`."""
-    files = (DOCS / "results-cifar10" / script.FILE for script in (paired, cascade))
-    text = (DOCS / "results.md").read_text()
-    for name, part in results_page.parts(NETWORKS, *(json.loads(file.read_text()) for file in files)).items():
+    out, text = DOCS / "results-cifar10", (DOCS / "results.md").read_text()
+    chains = {name: json.loads(file.read_text()) for name, file in results.with_chains(out).items()}
+    pairs = json.loads((out / paired.FILE).read_text())
+    for name, part in results_page.parts(NETWORKS, pairs, chains).items():
         assert f"<!-- {name} -->\n{part}<!-- end of {name} -->" in text, name
 
 

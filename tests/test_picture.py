@@ -104,19 +104,53 @@ def test_the_chain_of_a_budget_is_chosen_on_the_validation_images():
     assert drawn == [(50, 93), (100, 93), (150, 92)]
 
 
+def panel(dataset="cifar10", chains=()):
+    """A panel of what is listed; rows only of CIFAR-10."""
+    rows = results.read(OUT) if dataset == "cifar10" else []
+    return results_picture.Panel(dataset, rows, results.networks(OUT), chains)
+
+
+def texts_of(axes) -> set[str]:
+    return {text.get_text() for text in axes.texts}
+
+
 def test_what_the_picture_of_the_results_says():
-    """Every number is a row's, and every published figure has its name."""
+    """Every point is a row's, and plain and published networks have their depths."""
     chains = results.read_chains(OUT, "cifar10")
-    (axes,) = results_picture.picture(results.read(OUT), NETWORKS, chains).axes
-    texts = {text.get_text() for text in axes.texts}
-    numbers = {text for text in texts if text.startswith("9")}
-    assert len(numbers) == 6 and numbers <= {f"{100 * row['accuracy']:.2f}" for row in chains}
-    assert {"14", "20", "38", "74", "110", "152"} <= texts
-    assert {"SkipNet-38", "SkipNet-74", "SkipNet-110", "BlockDrop-110"} <= texts
-    single, plain, *published = (line for line in axes.lines if len(line.get_xdata()))
-    assert len(plain.get_xdata()) == 6 and len(single.get_xdata()) > 10
-    hollow = [line for line in published if line.get_marker() == "D"]
-    assert {line.get_markerfacecolor() for line in hollow} == {"white"} and len(hollow) == 4
+    (axes,) = results_picture.picture([panel(chains=chains)]).axes
+    lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    drawn, *_ = lines[results_picture.CHAINS].lines
+    assert len(drawn.get_xdata()) == 6
+    assert {*zip(*drawn.get_data(), strict=True)} <= {
+        (row["mega_flops"], 100 * row["accuracy"]) for row in chains
+    }
+    assert texts_of(axes) == {"14", "20", "32", "38", "56", "74", "110", "152"}
+    assert len(lines["plain ResNets"].get_xdata()) == 6
+    assert len(lines["one network with gates"].get_xdata()) > 10
+    assert list(lines["plain ResNets, published"].get_ydata()) == pytest.approx([92.74, 93.81, 94.26, 94.86])
+    markers = [(line.get_marker(), line.get_markerfacecolor()) for line in axes.lines]
+    assert markers.count(("D", "white")) == 3 and markers.count(("^", "white")) == 1
+
+
+def test_each_data_set_has_a_panel_and_all_share_a_legend():
+    chains = [chain(0.5, 0.7, 80, "a", "b", accuracy=0.65)]
+    figure = results_picture.picture([panel(), panel("cifar100", chains)])
+    first, second = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["CIFAR-10", "CIFAR-100"]
+    assert first.get_legend() is None
+    labels = [text.get_text() for text in second.get_legend().get_texts()]
+    assert labels[0] == results_picture.CHAINS and "SkipNet, published" in labels and len(labels) == 6
+    assert "20" in texts_of(second) and "152" not in texts_of(second)
+
+
+def test_a_plain_network_with_a_teacher_hides_the_one_without():
+    points = [picture.Point(80.0, accuracy, 0.5) for accuracy in (91, 92, 90)]
+    kinds = [Kind(None, None, False), Kind(None, None, True), Kind(20, "rnn", False)]
+    listed = list(zip(kinds, points, strict=True))
+    assert results_picture.plain_networks(listed) == [(80, 92)]
+    assert results_picture.gated_networks(listed) == [(80, 90)]
+    taught = (Kind(20, "rnn", True), picture.Point(70.0, 89.0, 0.5))
+    assert results_picture.gated_networks([*listed, taught]) == [(70, 89)]
 
 
 def test_chains_of_another_data_set_are_refused(tmp_path):
@@ -125,20 +159,31 @@ def test_chains_of_another_data_set_are_refused(tmp_path):
         results.read_chains(tmp_path, "cifar10")
 
 
-@pytest.mark.parametrize("chains", [False, True])
-def test_pictures_that_are_drawn(chains, tmp_path, monkeypatch):
+def test_pictures_that_are_drawn(tmp_path, monkeypatch):
+    """The picture of chains is beside the folders of all data sets, and only of folders named alike."""
     drawn = []
-    monkeypatch.setattr(results.plots, "save_figure", lambda figure, path: drawn.append(path.name))
-    for name in ("results.json", *["chains.json"] * chains):
-        (tmp_path / name).write_bytes((OUT / name).read_bytes())
-    results.draw(tmp_path)
-    assert drawn == ["all_rows.png", *["results.png"] * chains]
+    monkeypatch.setattr(results.plots, "save_figure", lambda figure, path: drawn.append((path, figure.axes)))
+    out = tmp_path / "table-cifar10"
+    out.mkdir()
+    (out / "results.json").write_bytes((OUT / "results.json").read_bytes())
+    results.draw_chains(out)
+    assert not drawn
+    results.draw(out)
+    assert [path for path, _ in drawn] == [out / "all_rows.png"]
+    for folder, dataset in (("table-cifar10", "cifar10"), ("table-svhn", "svhn"), ("other", "cifar100")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        rows = [chain(0.5, 0.9, 80, "a", "b")]
+        (tmp_path / folder / "chains.json").write_text(json.dumps({"dataset": dataset, "rows": rows}))
+    results.draw_chains(out)
+    path, axes = drawn[-1]
+    assert path == tmp_path / "results.png"
+    assert [each.get_title(loc="left") for each in axes] == ["CIFAR-10", "SVHN"]
 
 
 def test_networks_for_another_data_set_are_left_out():
-    figure = picture.picture([row("HRL", 38, "rnn")], results.networks(OUT), "cifar100")
+    figure = picture.picture([row("HRL", 38, "rnn")], results.networks(OUT), "svhn")
     (axes,) = figure.axes
-    assert axes.get_ylabel() == "CIFAR-100 test accuracy (%)" and not axes.texts
+    assert axes.get_ylabel() == "SVHN test accuracy (%)" and not axes.texts
     drawn = [line for line in axes.lines if len(line.get_xdata()) and line.get_marker() not in ("None", "_")]
     assert {line.get_marker() for line in drawn} == {"o"}  # no diamonds, no squares
     labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}

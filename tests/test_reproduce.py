@@ -62,6 +62,8 @@ def test_a_row_of_chains_ends_with_chains_of_its_backbones(tmp_path, monkeypatch
     monkeypatch.setattr(reproduce, "load_images", lambda *rest: None)
     monkeypatch.setattr(reproduce.jobs, "run", lambda *rest: [])
     monkeypatch.setattr(reproduce.cascade, "main", made.append)
+    drawn = []
+    monkeypatch.setattr(reproduce.results, "draw_chains", drawn.append)
     reproduce.main(rows.Options(rows=("chains-cifar100",), runs=tmp_path))
     (options,) = made
     small, middle, large = (
@@ -70,3 +72,4 @@ def test_a_row_of_chains_ends_with_chains_of_its_backbones(tmp_path, monkeypatch
     )
     assert options.chains == (f"{small},{middle}", f"{middle},{large}", f"{small},{middle},{large}")
     assert (options.dataset, options.out) == ("cifar100", tmp_path / "table-cifar100")
+    assert drawn == [options.out]

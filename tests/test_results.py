@@ -274,7 +274,7 @@ def test_what_is_shipped_is_what_the_run_measured(folders, tmp_path, monkeypatch
     assert (hybrid["after"], supervised["after"], plain["after"]) == (["supervised"], ["plain"], [])
     assert (hybrid["kind"], plain["kind"]) == ("rnn", "plain")
     run = FinishedRun.read(folders[2])
-    command = f"python -m agents.hybrid_reinforce --weights {run.args['weights']} --device cpu"
+    command = f"python -m agents.hybrid_reinforce --weights {run.args['weights']} --device cpu --run-dir a"
     told = dataclasses.replace(run, result={**run.result, "command": command})
     _, entry = ship.describe(told, None)
     assert entry["command"] == "python -m agents.hybrid_reinforce --weights supervised"

@@ -12,7 +12,17 @@ from skipnet_rl.plots.accuracy import (
     pareto_front,
     trade_off,
 )
-from skipnet_rl.plots.canvas import BLUE, COLOURS, GREEN, GREY, INK, palette, save_figure, titled_axes
+from skipnet_rl.plots.canvas import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    INK,
+    palette,
+    save_figure,
+    titled_axes,
+    titled_panels,
+)
 from skipnet_rl.plots.comparison import computation_reduction
 from skipnet_rl.plots.factors import difficulty
 from skipnet_rl.plots.pictures import easy_and_hard, pick_easy_and_hard
@@ -43,6 +53,7 @@ __all__ = [
     "skip_rate_by_class",
     "skipped_layers",
     "titled_axes",
+    "titled_panels",
     "trade_off",
     "training_curves",
     "write_plots",

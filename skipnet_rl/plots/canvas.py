@@ -46,11 +46,23 @@ def plain_axes(width: float = 7, height: float = 3.6) -> tuple[Figure, Any]:
 
 def titled_axes(title: str, subtitle: str) -> tuple[Figure, Any]:
     """A figure that says its message: a title, two lines below it, and its only axes."""
-    figure = Figure(figsize=(8.4, 4.5), dpi=150)
-    axes = figure.add_axes((0.075, 0.12, 0.905, 0.65))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.text(0.017, 0.93, title, fontsize=14, weight="bold", color=INK)
-    figure.text(0.017, 0.825, subtitle, fontsize=9.5, color=GREY, linespacing=1.4)
+    figure, (axes,) = titled_panels(title, subtitle, 1)
+    return figure, axes
+
+
+def titled_panels(title: str, subtitle: str, count: int) -> tuple[Figure, list[Any]]:
+    """A figure that says its message: a title, two lines below it, and its axes side by side."""
+    width = 8.4 if count == 1 else 5.2 * count
+    height = 4.5 if count == 1 else 5.2
+    figure = Figure(figsize=(width, height), dpi=150)
+    sides = {"left": 0.63 / width, "right": 1 - 0.17 / width, "bottom": 0.54 / height}
+    top = 1 - (1.03 if count == 1 else 1.25) / height
+    grid = figure.add_gridspec(1, count, **sides, top=top, wspace=0.12)
+    axes = [figure.add_subplot(place) for place in grid]
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    figure.text(0.143 / width, 1 - 0.32 / height, title, fontsize=14, weight="bold", color=INK)
+    figure.text(0.143 / width, 1 - 0.79 / height, subtitle, fontsize=9.5, color=GREY, linespacing=1.4)
     return figure, axes
 
 
