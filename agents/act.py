@@ -135,7 +135,7 @@ def mean_accuracy(learner: Learner, images: Images) -> float:
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step on the loss and the ponder cost, or on the loss of the thresholded routes."""
     device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device, non_blocking=True)
+    index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.model.train()
     rates = {"net": args.left(step) * args.lr}

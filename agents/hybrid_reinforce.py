@@ -199,8 +199,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     device = data.device
     routes = args.routes if stage == "hrl" and learner.held_out is None else 1
     order = training_index(step, args.batch_size // routes, len(data), args.seed)
-    index = share(order).to(device, non_blocking=True)
-    images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
+    images, labels = data.training_batch(share(order), shared_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images).repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)

@@ -63,6 +63,7 @@ class Records(Images):
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Records [B, n, K + 1] and labels of `index` [B]."""
+        index = self.placed(index)
         return self.answers[index], self.labels[index]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ def held_out_episodes(learner: Any, step: int, args: Any) -> Trajectory | None:
     if data is None:
         return None
     count, seed, device = args.batch_size // args.routes, args.seed, data.device
-    index = training_index(step, count, len(data), seed, Stream.HELD_OUT_ORDER).to(device, non_blocking=True)
+    index = training_index(step, count, len(data), seed, Stream.HELD_OUT_ORDER)
     images, labels = data.training_batch(
         index, step_generator(seed, step, device, Stream.HELD_OUT_AUGMENTATION)
     )
