@@ -82,6 +82,18 @@ class ModelName(NamedTuple):
         net.origin = self.about()
         return net.to(memory_format=torch.channels_last).eval()
 
+    def outline(self, num_classes: int) -> AdaptedNetwork:
+        """The network for its shapes and MACs, in a moment: on the `meta` device, where it has no values.
+
+        Raises:
+            ValueError: see `build`.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                return adapt(self._made(num_classes), self.image_size)
+        except ValueError:  # some models, such as RegNet, compute their widths with tensors
+            return self.build(num_classes)
+
     def _made(self, num_classes: int) -> nn.Module:
         library, name = parted(self.model)
         build = model_builder(library, name)

@@ -12,6 +12,7 @@ import envs  # noqa: F401
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.model_problem import ModelProblem
@@ -115,6 +116,19 @@ def test_a_gated_file_opens_with_its_gate(tmp_path):
     expected = rollout(RoutingMDP(net), gate, batch, labels)
     torch.testing.assert_close(played.gate_logits, expected.gate_logits, rtol=0.01, atol=0.01)
     assert rollout(opened.mdp(), Biased(opened.policy, -9.0), batch, labels).actions.sum() == 0
+
+
+@pytest.mark.parametrize(
+    "model, device", [*((model, "meta") for model in SMALL), ("torchvision/regnet_x_400mf", "cpu")]
+)
+def test_an_outline_costs_what_the_network_costs(model, device):
+    """RegNet computes its widths with tensors, which have no values on `meta`."""
+    name = named(model) if model in SMALL else ModelName(model, {}, 32)
+    before = torch.random.get_rng_state()
+    outline = name.outline(10)
+    assert {each.device.type for each in outline.parameters()} == {device}
+    assert network_macs(outline) == network_macs(name.build(10))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
