@@ -1,12 +1,14 @@
 """Models of other libraries by name: as environments, in files, and what is said of a mistake."""
 
 import json
+import re
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from other_models import VIT
+from torchvision.models import resnet18
 
 import envs  # noqa: F401
 from skipnet_rl.checkpoint import save_weights
@@ -18,6 +20,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.models import ModelName
 from skipnet_rl.policies import AlwaysExecute, Biased
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import open_weights
 
@@ -116,6 +119,26 @@ def test_a_gated_file_opens_with_its_gate(tmp_path):
     expected = rollout(RoutingMDP(net), gate, batch, labels)
     torch.testing.assert_close(played.gate_logits, expected.gate_logits, rtol=0.01, atol=0.01)
     assert rollout(opened.mdp(), Biased(opened.policy, -9.0), batch, labels).actions.sum() == 0
+
+
+@pytest.mark.parametrize("wrapped", ["", "module."])
+def test_weights_of_another_network_are_named(wrapped):
+    """What came, what was expected and what to do, whether or not it is a network that is known here."""
+    name = named("torchvision/VisionTransformer")
+
+    def refused(state):
+        state = {f"{wrapped}{key}": value for key, value in state.items()}
+        with pytest.raises(WeightsError) as error:
+            open_weights(state, model=name, num_classes=10)
+        return str(error.value)
+
+    expected = "; expected torchvision/VisionTransformer with .* 32 pixels: build the network that it holds"
+    own = "It holds a ResNet-14 of 7 classes with projection shortcuts" + expected
+    assert re.search(own, refused(ResNet(14, 7).state_dict()))
+    theirs = "It holds a residual network with stages of 2, 2, 2, 2 blocks of 5 classes" + ".*" + expected
+    assert re.search(theirs, refused(resnet18(num_classes=5).state_dict()))
+    first = f"It holds 2 tensors, first {wrapped}0.weight, {wrapped}0.bias" + expected
+    assert re.search(first, refused(torch.nn.Sequential(torch.nn.Linear(2, 3)).state_dict()))
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,11 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: 
     device = images.device
 
     def shifts(count: int) -> Tensor:
+        """Row and column of each crop in its padded image: [2, count, 1]."""
         return torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=device)
 
     def coins(count: int) -> Tensor:
+        """Uniform in 0 … 1, [count, 1]."""
         return torch.rand((count, 1), generator=generator, device=device)
 
     offset = for_images(shifts, count, generator, dim=1)
