@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import fx, nn
 from skipnet_rl.adapted import AdaptedBlock, AdaptedNetwork
 from skipnet_rl.adapters import LAYOUTS, Family, family_of
 from skipnet_rl.errors import check_count, in_short
+from skipnet_rl.modules import evaluation_mode
 from skipnet_rl.network import Network
 from skipnet_rl.probing import recorded
 from skipnet_rl.tracing import Part, crossing, trace
@@ -65,7 +65,7 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
             f"no known residual block in {type(model).__name__}, which is made of {contents(model)}; if one "
             "of them is a residual block, register its class: skipnet_rl.adapters.register(BlockClass)"
         )
-    with evaluating(model):
+    with evaluation_mode(model):
         graph = trace(model, opened)
         shapes, pairs, classes = recorded(model, graph, size)
     cuts = find_cuts(model, graph, shapes)
@@ -77,7 +77,7 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
             "it by"
         )
     leading = leading_tokens(model)
-    with evaluating(model):
+    with evaluation_mode(model):
         blocks = [adapted_block(cut, shapes, leading) for cut in cuts]
     without_stochastic_depth(model)
     return AdaptedNetwork(model, blocks, parts_of(graph, cuts), size, classes, pairs)
@@ -93,18 +93,6 @@ def check_model(model: object) -> None:
         raise ValueError(f"{type(model).__name__} is adapted already: give it to RoutingMDP as it is")
     if any(type(each).__name__ == "OptimizedModule" for each in model.modules()):
         raise ValueError(f"{type(model).__name__} is compiled code; give the model before torch.compile")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, after which each module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def inside(module: nn.Module) -> list[nn.Module]:

@@ -13,8 +13,8 @@ from skipnet_rl.chain import Chain, ChainMDP, check_mix
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.evaluate import evaluation_mode
 from skipnet_rl.gates import make_gate
+from skipnet_rl.modules import evaluation_mode
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress
 from skipnet_rl.randomness import Stream, step_generator
