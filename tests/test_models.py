@@ -121,6 +121,18 @@ def test_a_gated_file_opens_with_its_gate(tmp_path):
     assert rollout(opened.mdp(), Biased(opened.policy, -9.0), batch, labels).actions.sum() == 0
 
 
+@torch.no_grad()
+def test_both_classifiers_of_a_distilled_deit_are_replaced():
+    pytest.importorskip("timm")
+    arguments = {"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    name = ModelName("timm/deit_tiny_distilled_patch16_224", arguments, 32)
+    theirs = name.build(7, seed=1)
+    with pytest.warns(UserWarning, match="its classifier has 7 classes, so that of the 10 is untrained"):
+        found = open_weights(theirs.state_dict(), model=name, num_classes=10, new_classifier=True).network
+    assert found.model.head.out_features == found.model.head_dist.out_features == 10
+    assert torch.equal(found.model.blocks[2].mlp.fc2.weight, theirs.model.blocks[2].mlp.fc2.weight)
+
+
 @pytest.mark.parametrize("wrapped", ["", "module."])
 def test_weights_of_another_network_are_named(wrapped):
     """What came, what was expected and what to do, whether or not it is a network that is known here."""
