@@ -56,7 +56,7 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
             is registered with; it is compiled or adapted already.
     """
     check_model(model)
-    size = usual_image_size(model) if image_size is None else image_size
+    size = image_size_of(model) if image_size is None else image_size
     check_count("image_size", size, "a number of pixels, such as 224")
     known = [module for module in model.modules() if family_of(module)]
     opened = {module for module in model.modules() if any(each in known for each in inside(module))}
@@ -112,7 +112,7 @@ def contents(model: nn.Module) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED)) or "no modules"
 
 
-def usual_image_size(model: Any) -> int:
+def image_size_of(model: Any) -> int:
     """Side of the images that a model is built for, where it says so."""
     embedding = getattr(model, "patch_embed", None)
     stated = getattr(embedding, "img_size", None) or getattr(model, "image_size", None)

@@ -46,8 +46,8 @@ def network_of(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected
     if not (expected.model or stated):
         return _resnet(stored, tensors, expected)
     own = None if stated else stored.header.get("depth")
-    if expected.depth is not None or own or (stated and expected.model and stated != expected.model):
-        came, wanted = _words(stated, own), _words(expected.model, expected.depth)
+    came, wanted = _words(stated, own), _words(expected.model, expected.depth)
+    if expected.depth is not None or own or (stated and expected.model and came != wanted):
         raise WeightsError(f"{stored.source} does not fit: it holds {came}; expected {wanted}: {REMEDY}")
     classes = expected.num_classes or stored.header.get("num_classes")
     if classes is None:
@@ -65,7 +65,8 @@ def network_of(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected
 def _words(model: ModelName | None, depth: int | None) -> str:
     if model is None:
         return "no model of another library" if depth is None else f"a ResNet-{depth}"
-    return f"{model.model} with {json.dumps(dict(model.arguments))} for {model.image_size} pixels"
+    arguments = json.dumps(dict(model.arguments), sort_keys=True)
+    return f"{model.model} with {arguments} for {model.image_size} pixels"
 
 
 def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> ResNet:

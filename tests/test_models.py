@@ -187,6 +187,14 @@ def test_a_classifier_of_other_classes_begins_anew_with_a_warning():
     assert torch.equal(opened.network.model.features[0][0].weight, state["features.0.0.weight"])
 
 
+def test_arguments_are_the_same_as_tuples_and_as_the_lists_of_a_file(tmp_path):
+    name = ModelName("torchvision/ConvNeXt", {"block_setting": ((16, 32, 2), (32, None, 2))}, 32)
+    net = name.build(10)
+    save_weights(path := tmp_path / "w.safetensors", net, {"kind": "plain", **net.about(), "num_classes": 10})
+    opened = open_weights(path, model=name)
+    assert opened.header["model_kwargs"] == name.arguments and len(opened.network.blocks) == 4
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     net = named("torchvision/ConvNeXt").build(10)
     path = tmp_path / "weights.safetensors"
