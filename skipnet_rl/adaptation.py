@@ -80,6 +80,7 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
     with evaluation_mode(model):
         blocks = [adapted_block(cut, shapes, leading) for cut in cuts]
     without_stochastic_depth(model)
+    pairs = whole_pairs(model, pairs, cuts)
     return AdaptedNetwork(model, blocks, parts_of(graph, cuts), size, classes, pairs)
 
 
@@ -195,6 +196,25 @@ def parts_of(graph: fx.Graph, cuts: Sequence[Cut]) -> list[Part | None]:
     return [
         None if entry is leaving else Part(nodes[begin + 1 : end], [entry], leaving)
         for (begin, entry), (end, leaving) in zip(begins, ends, strict=True)
+    ]
+
+
+def whole_pairs(
+    model: nn.Module, pairs: Sequence[tuple[str, str]], cuts: Sequence[Cut]
+) -> list[tuple[str, str]]:
+    """The pairs of convolution and batch norm of which a shortcut has both or none.
+
+    A skipped image takes the shortcut alone, so that a batch norm behind it cannot be folded into it.
+    """
+    shortcuts = [set(cut.shortcut.modules()) for cut in cuts if cut.shortcut is not None]
+
+    def belongs(name: str, modules: set[nn.Module]) -> bool:
+        return model.get_submodule(name.removeprefix("model.")) in modules
+
+    return [
+        (conv, norm)
+        for conv, norm in pairs
+        if all(belongs(conv, modules) == belongs(norm, modules) for modules in shortcuts)
     ]
 
 

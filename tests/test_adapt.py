@@ -292,6 +292,35 @@ def test_a_batch_norm_is_folded_only_where_no_function_reads_the_convolution_bes
     torch.testing.assert_close(fold_batchnorm(net)(images(2)), net(images(2)), rtol=1e-4, atol=1e-5)
 
 
+class NormBehind(nn.Module):
+    """A block with a convolution as its shortcut, behind which there is a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fit, self.norm, self.conv = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.norm(self.fit(x)) + self.conv(x)
+
+
+@torch.no_grad()
+def test_a_batch_norm_behind_a_shortcut_stays(table):
+    """A skipped image takes the convolution alone."""
+    register(Reader)
+    register(NormBehind, lambda block: block.fit)
+    model = made(ClassifierFirst)
+    model.body[1] = NormBehind()
+    model.body[1].norm.running_mean.fill_(3.0)
+    mdp = RoutingMDP(adapt(model.eval(), SIZE))
+    assert len(mdp.net.pairs) == 2
+    routes = torch.tensor([[True, True], [False, True]])
+    found, expected = (
+        rollout(each, AlwaysExecute(), images(2), labels(2), routes=routes).logits
+        for each in (mdp.for_inference(), mdp)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_in_bf16_the_classifier_is_what_comes_last_wherever_the_model_defines_it(table):
     register(Reader)
