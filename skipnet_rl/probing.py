@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from skipnet_rl.adapters import family_of
+from skipnet_rl.errors import first_line
 from skipnet_rl.flops import on_meta
 from skipnet_rl.tracing import Recorder
 
@@ -30,9 +31,8 @@ def recorded(
         with torch.no_grad():
             logits = shapeless(image)  # whose words name numbers where the graph's name nodes
     except (RuntimeError, AssertionError, ValueError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{type(model).__name__} does not take images of {size} pixels: {why}; "
+            f"{type(model).__name__} does not take images of {size} pixels: {first_line(error)}; "
             "give the size that it is built for as image_size"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
