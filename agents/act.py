@@ -40,9 +40,10 @@ from agents.common.situation import scaled_to, situation_of
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast
-from skipnet_rl.evaluate import evaluation_mode, usual_batch_size
+from skipnet_rl.evaluate import usual_batch_size
 from skipnet_rl.halting import HaltingGate, pondered
 from skipnet_rl.mdp import RoutingMDP
+from skipnet_rl.modules import evaluation_mode
 from skipnet_rl.randomness import step_generator
 from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.tolerance import Tolerance
@@ -135,7 +136,7 @@ def mean_accuracy(learner: Learner, images: Images) -> float:
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step on the loss and the ponder cost, or on the loss of the thresholded routes."""
     device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device, non_blocking=True)
+    index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.model.train()
     rates = {"net": args.left(step) * args.lr}

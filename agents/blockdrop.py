@@ -114,7 +114,7 @@ def bounded(logits: Tensor, bound: float) -> Tensor:
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One self-critical step; the backbone follows the cross-entropy in the joint stage."""
     device, mdp = data.device, learner.mdp
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device, non_blocking=True)
+    index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.policy.train()
     draws = step_generator(args.seed, step, device, Stream.ROUTES)

@@ -103,7 +103,7 @@ def frequent_route(setting: Setting[Args], opened: Opened) -> Tensor:
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step of the backbone on thresholded routes."""
     device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device, non_blocking=True)
+    index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images)
     images = images.contiguous(memory_format=torch.channels_last)

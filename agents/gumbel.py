@@ -98,7 +98,7 @@ def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Te
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step of the preparation, or on the loss and the penalty."""
     device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed).to(device, non_blocking=True)
+    index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     learner.model.train()
     draws = step_generator(args.seed, step, device, Stream.ROUTES)

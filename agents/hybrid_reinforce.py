@@ -35,10 +35,10 @@ from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, adam, staged
 from agents.common.preparation import prepared_episode
-from agents.common.presets import Preset
+from agents.common.presets import Preset, describe
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import describe, situation_of, values_of
+from agents.common.situation import situation_of, values_of
 from envs.ids import is_chain
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images
@@ -199,8 +199,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     device = data.device
     routes = args.routes if stage == "hrl" and learner.held_out is None else 1
     order = training_index(step, args.batch_size // routes, len(data), args.seed)
-    index = share(order).to(device, non_blocking=True)
-    images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
+    images, labels = data.training_batch(share(order), shared_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images).repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)

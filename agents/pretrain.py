@@ -187,7 +187,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 def play(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
     """The episodes of a step; a teacher sees the same images."""
     device, mdp = data.device, learner.mdp
-    index = share(training_index(step, args.batch_size, len(data), args.seed)).to(device, non_blocking=True)
+    index = share(training_index(step, args.batch_size, len(data), args.seed))
     images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
     targets = None if learner.teacher is None else learner.teacher(images)
     with autocast(learner.precision, device):

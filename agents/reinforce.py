@@ -98,7 +98,7 @@ class Learner:
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """One step: sample routes, weigh their log-probabilities by the advantages."""
     device = data.device
-    index = training_index(step, args.images_per_step, len(data), args.seed).to(device, non_blocking=True)
+    index = training_index(step, args.images_per_step, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
     images, labels = repeated(images, args.routes), labels.repeat_interleave(args.routes)
     learner.gate.train()

@@ -29,7 +29,8 @@ from agents.common.finished import FinishedRun
 from agents.common.flag_rules import check_choices, check_numbers
 from agents.common.jobs import Job, Pool
 from agents.common.plan import Plan, grid_of
-from agents.common.search import Budget, Objective, Search, ranges_of
+from agents.common.ranges import ranges_of
+from agents.common.search import Budget, Objective, Search
 from skipnet_rl.files import as_name
 from skipnet_rl.terminal import say
 

@@ -18,7 +18,7 @@ from agents import hybrid_reinforce
 from agents.common.chains import recorded
 from agents.common.cli import main_with_named_errors
 from agents.common.setting import Setting
-from agents.common.tables import markdown, publish
+from agents.common.tables import markdown, points, publish
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
@@ -130,15 +130,10 @@ def _cells(same: list[dict[str, Any]]) -> list[str]:
     means = [mean_interval(list(values))[0] for values in single]
     return [
         f"{100 * flops:.1f} %",
-        _points(*mean_interval([row["accuracy"] for row in same])),
-        _points(*mean_interval(gains), sign="+") if gains else "",
+        points(*mean_interval([row["accuracy"] for row in same])),
+        points(*mean_interval(gains), sign="+") if gains else "",
         ", ".join(f"{100 * value:.2f}" for value in means),
     ]
-
-
-def _points(mean: float, half: float, sign: str = "") -> str:
-    """A mean over seeds and the half of its interval, where there are seeds."""
-    return f"{100 * mean:{sign}.2f}" + (f" ± {100 * half:.2f}" if half == half else "")
 
 
 if __name__ == "__main__":

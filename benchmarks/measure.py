@@ -71,11 +71,11 @@ def take_turns(
     for turn in tqdm(range(repeats + 1), desc="turns", leave=False, disable=None):
         for name, run in candidates.items():
             if cuda:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             begun = time.perf_counter()
             run()
             if cuda:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             if turn:
                 seconds[name].append(time.perf_counter() - begun)
     return {name: Timing.of(found) for name, found in seconds.items()}

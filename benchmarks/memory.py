@@ -118,16 +118,17 @@ def peak(case: Case) -> dict[str, Any]:
 
     On a CPU call it before anything large: a new process's peak counts from its parent's size.
     """
-    if torch.device(case.device).type != "cuda":
+    device = torch.device(case.device)
+    if device.type != "cuda":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return pool.apply(_resident_of, (case,))
     gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    found: dict[str, Any] = {"imports": torch.cuda.memory_allocated() / MIB, "dataset": case.dataset}
+    torch.cuda.reset_peak_memory_stats(device)
+    found: dict[str, Any] = {"imports": torch.cuda.memory_allocated(device) / MIB, "dataset": case.dataset}
     try:
         case.run()
-        return {**found, "peak": torch.cuda.max_memory_allocated() / MIB}
+        return {**found, "peak": torch.cuda.max_memory_allocated(device) / MIB}
     except torch.OutOfMemoryError:
         return {**found, "peak": None}
 

@@ -33,14 +33,15 @@ class Options(steps.StepOptions):
     """Profile training steps."""
 
 
-def profiled(step: steps.Step, cuda: bool) -> dict[str, Any]:
+def profiled(step: steps.Step, device: torch.device) -> dict[str, Any]:
     """Seconds and calls per step of the dearest operations, of all of them, and the number of kernels."""
+    cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as found:
         for _ in range(STEPS):
             step.take()
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
     spent = {
         each.key: (each.self_device_time_total if cuda else each.self_cpu_time_total, each.count)
         for each in found.key_averages()
@@ -90,7 +91,7 @@ def main(options: Options) -> dict[str, Any]:
         "depth": options.depth,
         "batch_size": options.batch_size,
         "timings": timings,
-        **profiled(step, device.type == "cuda"),
+        **profiled(step, device),
     }
     measure.publish(f"operators-{options.step}-{device.type}", found, table(found), options)
     return found

@@ -90,7 +90,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
 
 def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> None:
     """Take one step with every block computed."""
-    index = training_index(0, args.batch_size, len(data), args.seed).to(data.device)
+    index = training_index(0, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, 0, data.device))
     mdp.net.train()
     draws = step_generator(args.seed, 0, data.device, Stream.ROUTES)

@@ -103,7 +103,7 @@ class Lockstep:
             self.index = np.concatenate([each.integers(size, size=share) for each in rngs])
         else:
             self.index = check_index(given, self.size, size)
-        index = torch.from_numpy(self.index).to(self.device)
+        index = torch.from_numpy(self.index)
         if self.augment:
             images, labels = self._augmented(index.split(share), rngs)
         else:

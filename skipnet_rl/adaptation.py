@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import fx, nn
 from skipnet_rl.adapted import AdaptedBlock, AdaptedNetwork
 from skipnet_rl.adapters import LAYOUTS, Family, family_of
 from skipnet_rl.errors import check_count, in_short
+from skipnet_rl.modules import evaluation_mode
 from skipnet_rl.network import Network
 from skipnet_rl.probing import recorded
 from skipnet_rl.tracing import Part, crossing, trace
@@ -56,7 +56,7 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
             is registered with; it is compiled or adapted already.
     """
     check_model(model)
-    size = usual_image_size(model) if image_size is None else image_size
+    size = image_size_of(model) if image_size is None else image_size
     check_count("image_size", size, "a number of pixels, such as 224")
     known = [module for module in model.modules() if family_of(module)]
     opened = {module for module in model.modules() if any(each in known for each in inside(module))}
@@ -65,7 +65,7 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
             f"no known residual block in {type(model).__name__}, which is made of {contents(model)}; if one "
             "of them is a residual block, register its class: skipnet_rl.adapters.register(BlockClass)"
         )
-    with evaluating(model):
+    with evaluation_mode(model):
         graph = trace(model, opened)
         shapes, pairs, classes = recorded(model, graph, size)
     cuts = find_cuts(model, graph, shapes)
@@ -77,9 +77,10 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
             "it by"
         )
     leading = leading_tokens(model)
-    with evaluating(model):
+    with evaluation_mode(model):
         blocks = [adapted_block(cut, shapes, leading) for cut in cuts]
     without_stochastic_depth(model)
+    pairs = whole_pairs(model, pairs, cuts)
     return AdaptedNetwork(model, blocks, parts_of(graph, cuts), size, classes, pairs)
 
 
@@ -93,18 +94,6 @@ def check_model(model: object) -> None:
         raise ValueError(f"{type(model).__name__} is adapted already: give it to RoutingMDP as it is")
     if any(type(each).__name__ == "OptimizedModule" for each in model.modules()):
         raise ValueError(f"{type(model).__name__} is compiled code; give the model before torch.compile")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, after which each module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def inside(module: nn.Module) -> list[nn.Module]:
@@ -124,7 +113,7 @@ def contents(model: nn.Module) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED)) or "no modules"
 
 
-def usual_image_size(model: Any) -> int:
+def image_size_of(model: Any) -> int:
     """Side of the images that a model is built for, where it says so."""
     embedding = getattr(model, "patch_embed", None)
     stated = getattr(embedding, "img_size", None) or getattr(model, "image_size", None)
@@ -207,6 +196,25 @@ def parts_of(graph: fx.Graph, cuts: Sequence[Cut]) -> list[Part | None]:
     return [
         None if entry is leaving else Part(nodes[begin + 1 : end], [entry], leaving)
         for (begin, entry), (end, leaving) in zip(begins, ends, strict=True)
+    ]
+
+
+def whole_pairs(
+    model: nn.Module, pairs: Sequence[tuple[str, str]], cuts: Sequence[Cut]
+) -> list[tuple[str, str]]:
+    """The pairs of convolution and batch norm of which a shortcut has both or none.
+
+    A skipped image takes the shortcut alone, so that a batch norm behind it cannot be folded into it.
+    """
+    shortcuts = [set(cut.shortcut.modules()) for cut in cuts if cut.shortcut is not None]
+
+    def belongs(name: str, modules: set[nn.Module]) -> bool:
+        return model.get_submodule(name.removeprefix("model.")) in modules
+
+    return [
+        (conv, norm)
+        for conv, norm in pairs
+        if all(belongs(conv, modules) == belongs(norm, modules) for modules in shortcuts)
     ]
 
 

@@ -9,6 +9,7 @@ runs, before the decision about the next block.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class AdaptedNetwork(Network):
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the classifier."""
-        return next(each.dtype for each in reversed(list(self.parameters())) if each.is_floating_point())
+        return _precision([*reversed(self._tensors(self._head)), *self.parameters()])
 
     def about(self) -> dict[str, Any]:
         """What builds the model again."""
@@ -148,7 +149,8 @@ class AdaptedNetwork(Network):
 
     def enter(self, images: Tensor) -> Tensor:
         """What comes before the first block: [B, 3, H, W] → features [B, …]."""
-        images = images.to(next(self.model.parameters()).dtype)
+        stem = [] if self._stem is None else self._tensors(self._stem)
+        images = images.to(_precision([*stem, *self.blocks[0].model.parameters(), *self.parameters()]))
         return images if self._stem is None else self._stem(self, images)
 
     def classify(self, x: Tensor) -> Tensor:
@@ -158,8 +160,20 @@ class AdaptedNetwork(Network):
 
     def to_bf16(self) -> None:
         """Convert everything but the layers after the last block to bf16."""
-        kept = [self.get_submodule(name) for name in self._head.layers if name in dict(self.named_modules())]
-        own = {parameter for module in kept for parameter in module.state_dict(keep_vars=True).values()}
+        own = set(self._tensors(self._head))
         for tensor in [*self.parameters(), *self.buffers()]:
             if tensor not in own and tensor.is_floating_point():
                 tensor.data = tensor.data.bfloat16()
+
+    def _tensors(self, part: Part) -> list[Tensor]:
+        """Parameters and buffers that a part of the network computes with, in the order of their use."""
+        found: list[Tensor] = []
+        for name in part.layers:
+            layer: Any = reduce(getattr, name.split("."), self)
+            found += [layer] if isinstance(layer, Tensor) else [*layer.parameters(), *layer.buffers()]
+        return found
+
+
+def _precision(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Type of the first tensor of floating-point numbers."""
+    return next(each.dtype for each in tensors if each.is_floating_point())

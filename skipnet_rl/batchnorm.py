@@ -58,7 +58,7 @@ def recalibrate(
     draws = step_generator(seed, 0, "cpu", Stream.NORM_ORDER)
     order = torch.randperm(len(data), generator=draws, device="cpu")
     device = data.device
-    for number, index in enumerate(order.to(device).split(batch_size)[:batches]):
+    for number, index in enumerate(order.split(batch_size)[:batches]):
         draws = step_generator(seed, number, device, Stream.NORM_AUGMENTATION)
         images, labels = data.training_batch(index, draws)
         with autocast(precision, device):

@@ -33,6 +33,15 @@ def one_line(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ", printable).strip()
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class where it has none.
+
+    >>> first_line(ValueError("no size\\nin detail")), first_line(AssertionError())
+    ('no size', 'AssertionError')
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+
+
 def in_short(value: object) -> str:
     """A value that was given for another kind of thing: text as it is, anything else by its class.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from skipnet_rl.data import Images
 from skipnet_rl.device import autocast
 from skipnet_rl.files import whole_file
 from skipnet_rl.flops import compute_blocks
+from skipnet_rl.modules import evaluation_mode
 from skipnet_rl.policies import Policy, policy_macs
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.rollout import Trajectory, rollout
@@ -218,17 +218,3 @@ def load_records(path: Path) -> dict[str, Record]:
         raise
     except DAMAGE as error:
         raise ValueError(f"{path} does not hold routes: {error}") from error
-
-
-@contextmanager
-def evaluation_mode(policy: Policy) -> Iterator[None]:
-    """Put a policy that is a module into evaluation mode, and restore each submodule at the end."""
-    modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
-    training = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, was_training in zip(modules, training, strict=True):
-            module.training = was_training

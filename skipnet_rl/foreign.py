@@ -47,6 +47,7 @@ STEM = {
     "embedder.embedder.normalization": "stem.1",
 }
 CLASSIFIERS = ("fc", "linear", "classifier", "classifier.1", "head", "head.fc", "last_linear")
+LISTED = 3  # names in a message
 LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 BESIDE = re.compile(r"(\w*gate\w*|control)\..+|n_averaged")  # gates, and counts of averaged weights
 INSIDE = (  # layers of a block
@@ -180,6 +181,17 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
     )
     weights = any(".shortcut." in name for name in tensors)
     return f"a {kind}{classes} with {'projection shortcuts' if weights else 'shortcuts without weights'}"
+
+
+def contents(state: Mapping[str, Tensor], source: str) -> str:
+    """What a state_dict holds, in words: a ResNet, or else the names of its first tensors."""
+    try:
+        found = find_backbone(state, source).tensors
+        if architecture_of(found) is not None:
+            return describe(found)
+    except WeightsError:  # no ResNet, or several
+        pass
+    return f"{len(state)} tensor{'s' * (len(state) != 1)}, first {', '.join(list(state)[:LISTED]) or 'none'}"
 
 
 def _places(name: str) -> tuple[str, Place | None]:

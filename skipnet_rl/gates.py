@@ -18,8 +18,8 @@ from skipnet_rl.errors import unknown_name
 from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.layouts import MAPS, pool
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.modules import module_list
 from skipnet_rl.network import Network
-from skipnet_rl.resnet import module_list
 
 INITIAL_RATE = 0.9  # mostly "execute": a backbone not trained with skips breaks down under many
 Hidden = tuple[Tensor, Tensor]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from skipnet_rl.device import autocast
 from skipnet_rl.gates import Gate
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.modules import module_list
 from skipnet_rl.network import Network
-from skipnet_rl.resnet import module_list
 from skipnet_rl.rollout import Trajectory
 
 EPSILON = 0.01  # so that an image can halt at the first unit (Graves 2016, section 2.2)

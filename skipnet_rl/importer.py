@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipnet_rl.errors import WeightsError
+from skipnet_rl.errors import WeightsError, first_line
 from skipnet_rl.foreign import has_blocks
 from skipnet_rl.resnet import IMAGENET_DEPTHS
 
@@ -84,13 +84,12 @@ def _harmless() -> list[Any]:
 
 def _reason(error: Exception) -> str:
     """Why a file could not be read, and what to do where its content is at fault."""
-    text = str(error) or type(error).__name__
-    if found := re.search(r"GLOBAL ([\w.]+)", text):
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return (
             f"it holds a {found[1]}, which could run code when it is read; expected tensors alone, as "
             "torch.save(network.state_dict(), path) writes them"
         )
-    return text.splitlines()[0]
+    return first_line(error)
 
 
 def torchvision_weights(depth: int) -> dict[str, Tensor]:

@@ -82,6 +82,18 @@ class ModelName(NamedTuple):
         net.origin = self.about()
         return net.to(memory_format=torch.channels_last).eval()
 
+    def outline(self, num_classes: int) -> AdaptedNetwork:
+        """The network for its shapes and MACs, in a moment: on the `meta` device, where it has no values.
+
+        Raises:
+            ValueError: see `build`.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                return adapt(self._made(num_classes), self.image_size)
+        except ValueError:  # some models, such as RegNet, compute their widths with tensors
+            return self.build(num_classes)
+
     def _made(self, num_classes: int) -> nn.Module:
         library, name = parted(self.model)
         build = model_builder(library, name)
@@ -151,8 +163,8 @@ def take_over(
         model: what to fill.
         tensors: by name.
         source: for messages.
-        new_classifier: keep the model's own last linear layer where that of the tensors has another number of
-            classes, with a warning.
+        new_classifier: keep the model's own classifier, its last linear layer and others of as many classes,
+            where that of the tensors has another number of classes, with a warning.
 
     Raises:
         WeightsError: they do not fit.
@@ -161,16 +173,23 @@ def take_over(
     taken = max(
         (_renamed(tensors, own, prefix) for prefix in PREFIXES), key=lambda each: len(each.keys() & own)
     )
-    last = [name for name, module in model.named_modules() if type(module) is nn.Linear][-1:]
-    head = {f"{name}.{leaf}" for name in last for leaf in ("weight", "bias")} & own.keys()
-    misfits = {name for name in head if name in taken and taken[name].shape != own[name].shape}
-    if misfits and new_classifier:
-        rows, wanted = (len(each[f"{last[0]}.weight"]) for each in (taken, own))
+    linear = {name: each for name, each in model.named_modules() if type(each) is nn.Linear}
+    wanted = [each.out_features for each in linear.values()][-1:]
+    heads = {  # of a distilled DeiT two
+        name: len(came)
+        for name, layer in linear.items()
+        if (came := taken.get(f"{name}.weight")) is not None
+        and [layer.out_features] == wanted
+        and came.shape[1:] == layer.weight.shape[1:]
+        and len(came) != layer.out_features
+    }
+    if heads and new_classifier:
+        rows = max(heads.values())
         warnings.warn(
-            one_line(f"{source}: its classifier has {rows} classes, so that of the {wanted} is untrained"),
+            one_line(f"{source}: its classifier has {rows} classes, so that of the {wanted[0]} is untrained"),
             stacklevel=3,
         )
-        taken = {**taken, **{name: own[name] for name in head}}
+        taken = {**taken, **{name: own[name] for name in own if name.rpartition(".")[0] in heads}}
     fill(model, taken, source)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from skipnet_rl.device import autocast
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.modules import module_list
 from skipnet_rl.process import DecisionProcess
-from skipnet_rl.resnet import module_list
 
 
 class Policy(Protocol):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from skipnet_rl.adapters import family_of
+from skipnet_rl.errors import first_line
 from skipnet_rl.flops import on_meta
 from skipnet_rl.tracing import Recorder
 
@@ -27,9 +31,8 @@ def recorded(
         with torch.no_grad():
             logits = shapeless(image)  # whose words name numbers where the graph's name nodes
     except (RuntimeError, AssertionError, ValueError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{type(model).__name__} does not take images of {size} pixels: {why}; "
+            f"{type(model).__name__} does not take images of {size} pixels: {first_line(error)}; "
             "give the size that it is built for as image_size"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -37,26 +40,37 @@ def recorded(
         raise ValueError(f"{type(model).__name__} answers with {came}; expected logits of shape (1, K)")
     norms = Norms(shapeless)
     recorder = Recorder(shapeless, graph)
-    with torch.no_grad():
+    with torch.no_grad(), norms:
         recorder.run(image)
     return recorder.shapes, norms.pairs(), logits.shape[1]
 
 
-class Norms:
-    """Watches a model's forward pass for batch norms that can be folded into a convolution.
+class Norms(TorchFunctionMode):
+    """Watches a model's forward pass for batch norms that can be folded into a convolution; a context.
 
     Args:
         model: what to watch.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self.model = model
         self.written: dict[int, tuple[str, Tensor]] = {}  # the tensors, too: no other gets their number
-        self.readers: dict[int, list[str]] = {}
+        self.readers: dict[int, list[str]] = {}  # layers
+        self.reads: Counter[int] = Counter()  # by any function, a layer's own included
         self.calls: Counter[str] = Counter()
         for name, module in model.named_modules():
             if not any(True for _ in module.children()):
                 module.register_forward_hook(lambda *call, name=name: self._watch(name, *call))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Count each output of a convolution that a function computes with."""
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(each, Tensor) for each in tree_leaves(result)):
+            self.reads.update({id(each) for each in tree_leaves((args, kwargs))} & self.written.keys())
+        return result
 
     def _watch(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.calls[name] += 1
@@ -70,12 +84,12 @@ class Norms:
         """Names, within `Whole`, of each convolution and of the batch norm that alone reads its output.
 
         Both are called once and belong to the same block: past the border of a block there is a shortcut that
-        reads the convolution's output, too.
+        reads the convolution's output, too. No function between the layers reads it either.
         """
         found = []
         for number, (conv, _) in self.written.items():
             readers = self.readers.get(number, [])
-            if len(readers) != 1 or {self.calls[conv], self.calls[readers[0]]} != {1}:
+            if len(readers) != 1 or {self.calls[conv], self.calls[readers[0]], self.reads[number]} != {1}:
                 continue
             is_norm = type(self.model.get_submodule(readers[0])) is nn.BatchNorm2d
             if is_norm and self._block_of(conv) == self._block_of(readers[0]):

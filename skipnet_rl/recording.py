@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from skipnet_rl.chain import Chain
 from skipnet_rl.data import Images
 from skipnet_rl.device import autocast
-from skipnet_rl.evaluate import evaluation_mode, usual_batch_size
+from skipnet_rl.evaluate import usual_batch_size
 from skipnet_rl.member import Answer
+from skipnet_rl.modules import evaluation_mode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,6 +64,7 @@ class Records(Images):
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Records [B, n, K + 1] and labels of `index` [B]."""
+        index = self.placed(index)
         return self.answers[index], self.labels[index]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,9 @@ CVPR 2016 (arXiv 1512.03385), section 4.2 and table 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,11 @@ from torch import Tensor, nn
 from skipnet_rl.blocks import Block, Bottleneck
 from skipnet_rl.device import autocast
 from skipnet_rl.layouts import pool
+from skipnet_rl.modules import module_list
 from skipnet_rl.network import Network
 
 CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)
 IMAGENET_DEPTHS = (34, 50, 101)
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-def module_list(modules: Iterable[ModuleT]) -> Sequence[ModuleT]:
-    """`nn.ModuleList` whose items keep their class for the type checker."""
-    return cast("Sequence[ModuleT]", nn.ModuleList(modules))
 
 
 @dataclass(frozen=True)

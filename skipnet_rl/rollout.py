@@ -76,6 +76,7 @@ def choose(logit: Tensor, mode: str, generator: torch.Generator | None = None) -
     """
 
     def uniform() -> Tensor:
+        """A number in 0 … 1 for each image, [B]."""
         return for_images(
             lambda count: torch.rand(count, device=logit.device, generator=generator), len(logit), generator
         )

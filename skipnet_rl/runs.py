@@ -201,10 +201,9 @@ def as_stored(args: Any) -> dict[str, Any]:
 
 
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:
-    """Convert args.json of an older run: a flag with several values is a list, AdamW has no momentum."""
+    """Convert args.json of an older run: a flag with several values is a list."""
     older = {key: stored[key] for key in LISTS & stored.keys() if not isinstance(stored[key], list)}
-    unused = {"momentum": None} if stored.get("optimizer") == "adamw" else {}
-    return {**stored, **{key: [] if value is None else [value] for key, value in older.items()}, **unused}
+    return {**stored, **{key: [] if value is None else [value] for key, value in older.items()}}
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:

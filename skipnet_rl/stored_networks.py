@@ -12,11 +12,13 @@ from torch import Tensor
 
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.errors import WeightsError, one_line
-from skipnet_rl.foreign import Backbone, architecture_of, check_padding, describe, find_backbone
+from skipnet_rl.foreign import Backbone, architecture_of, check_padding, contents, describe, find_backbone
 from skipnet_rl.models import ModelName, take_over
 from skipnet_rl.network import Network
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.stored import Header, Stored, Weights
+
+REMEDY = "build the network that it holds, or give other weights"
 
 
 class Expected(NamedTuple):
@@ -44,21 +46,27 @@ def network_of(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected
     if not (expected.model or stated):
         return _resnet(stored, tensors, expected)
     own = None if stated else stored.header.get("depth")
-    if expected.depth is not None or own or (stated and expected.model and stated != expected.model):
-        came, wanted = _words(stated, own), _words(expected.model, expected.depth)
-        raise WeightsError(f"{stored.source} does not fit: it holds {came}; expected {wanted}")
+    came, wanted = _words(stated, own), _words(expected.model, expected.depth)
+    if expected.depth is not None or own or (stated and expected.model and came != wanted):
+        raise WeightsError(f"{stored.source} does not fit: it holds {came}; expected {wanted}: {REMEDY}")
     classes = expected.num_classes or stored.header.get("num_classes")
     if classes is None:
         raise WeightsError(f"{stored.source} does not name its number of classes; give it: num_classes")
-    net = (expected.model or stated).build(classes)  # type: ignore[union-attr]
-    take_over(net, tensors, stored.source, expected.new_classifier)
+    named = expected.model or stated
+    net = named.build(classes)  # type: ignore[union-attr]
+    try:
+        take_over(net, tensors, stored.source, expected.new_classifier)
+    except WeightsError as error:
+        came, wanted = contents(tensors, stored.source), _words(named, None)
+        raise WeightsError(f"{error}. It holds {came}; expected {wanted}: {REMEDY}") from None
     return net.eval()
 
 
 def _words(model: ModelName | None, depth: int | None) -> str:
     if model is None:
         return "no model of another library" if depth is None else f"a ResNet-{depth}"
-    return f"{model.model} with {json.dumps(dict(model.arguments))} for {model.image_size} pixels"
+    arguments = json.dumps(dict(model.arguments), sort_keys=True)
+    return f"{model.model} with {arguments} for {model.image_size} pixels"
 
 
 def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> ResNet:
@@ -97,8 +105,7 @@ def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -
     except WeightsError as error:
         came, wanted = describe(found.tensors), describe(net.state_dict())
         wanted = "exactly the layers of one" if wanted == came else wanted
-        remedy = "build the network that it holds, or give other weights"
-        raise WeightsError(f"{error}. It holds {came}; expected {wanted}: {remedy}") from None
+        raise WeightsError(f"{error}. It holds {came}; expected {wanted}: {REMEDY}") from None
     if notes:
         warnings.warn(one_line(f"{source}: {'; '.join(notes)}"), stacklevel=5)
     return net.eval()

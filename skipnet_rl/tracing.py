@@ -102,7 +102,8 @@ class Part:
             place[node] = graph.node_copy(node, moved)
         graph.output(moved(output))
         without_dead_ends(graph)
-        self.layers = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+        reads = (node for node in graph.nodes if node.op in ("call_module", "get_attr"))
+        self.layers = list(dict.fromkeys(str(node.target) for node in reads))  # in the order of their use
         code = graph.python_code("self")
         self._compile(code.src, code.globals)
 

@@ -259,6 +259,78 @@ def test_a_class_of_ones_own_is_registered(table):
     torch.testing.assert_close(folded(images(2)), net(images(2)), rtol=1e-3, atol=1e-4)
 
 
+class Reader(nn.Module):
+    """A block that, with `again`, reads what its convolution gives beside the batch norm."""
+
+    def __init__(self, again: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norm, self.again = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), again
+
+    def forward(self, x):
+        found = self.conv(x)
+        return x + F.relu(self.norm(found)) + (found if self.again else 0)
+
+
+class ClassifierFirst(nn.Module):
+    """Its classifier is its first layer in the order of the constructor."""
+
+    def __init__(self, num_classes: int, again: bool = False) -> None:
+        super().__init__()
+        self.head, self.stem = nn.Linear(8, num_classes), nn.Conv2d(3, 8, 3, stride=4)
+        self.body = nn.Sequential(Reader(), Reader(again), Reader())
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("again", [False, True])
+@torch.no_grad()
+def test_a_batch_norm_is_folded_only_where_no_function_reads_the_convolution_beside_it(table, again):
+    register(Reader)
+    net = adapt(made(ClassifierFirst, again=again), SIZE)
+    assert len(net.pairs) == (2 if again else 3)
+    torch.testing.assert_close(fold_batchnorm(net)(images(2)), net(images(2)), rtol=1e-4, atol=1e-5)
+
+
+class NormBehind(nn.Module):
+    """A block with a convolution as its shortcut, behind which there is a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fit, self.norm, self.conv = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.norm(self.fit(x)) + self.conv(x)
+
+
+@torch.no_grad()
+def test_a_batch_norm_behind_a_shortcut_stays(table):
+    """A skipped image takes the convolution alone."""
+    register(Reader)
+    register(NormBehind, lambda block: block.fit)
+    model = made(ClassifierFirst)
+    model.body[1] = NormBehind()
+    model.body[1].norm.running_mean.fill_(3.0)
+    mdp = RoutingMDP(adapt(model.eval(), SIZE))
+    assert len(mdp.net.pairs) == 2
+    routes = torch.tensor([[True, True], [False, True]])
+    found, expected = (
+        rollout(each, AlwaysExecute(), images(2), labels(2), routes=routes).logits
+        for each in (mdp.for_inference(), mdp)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_in_bf16_the_classifier_is_what_comes_last_wherever_the_model_defines_it(table):
+    register(Reader)
+    net = adapt(made(ClassifierFirst), SIZE)
+    copied = for_inference(net, "bf16")
+    assert copied.dtype == copied.model.head.weight.dtype == torch.float32
+    assert copied.model.stem.weight.dtype == copied.model.body[2].conv.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(copied(images(2)), net(images(2)), rtol=0.1, atol=0.05)
+
+
 def test_a_block_that_changes_the_shape_without_a_shortcut_is_no_decision(table):
     register(Own, identity)
     net = adapt(made(OwnNet), SIZE)

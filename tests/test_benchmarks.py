@@ -7,7 +7,7 @@ import torch
 from toys import load_first, toy_chain
 
 from agents import hybrid_reinforce
-from benchmarks import chain_training, deferral, soak, throughput, training
+from benchmarks import chain_training, deferral, measure, soak, throughput, training
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.thresholds import tune
@@ -24,6 +24,14 @@ def test_candidates_run(module):
     assert len(candidates) > 2
     for run in candidates.values():
         run()
+
+
+def test_the_device_that_is_timed_is_waited_for(monkeypatch):
+    """And not the current one, which may be another GPU."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
+    measure.take_turns({"a": lambda: calls.append("a")}, 1, "cuda:1")
+    assert calls == ["cuda:1", "a", "cuda:1"] * 2  # the first turn does not count
 
 
 @pytest.mark.parametrize("part", [soak.environment, soak.training])

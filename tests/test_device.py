@@ -199,6 +199,23 @@ def test_images_in_files(elsewhere, tmp_path):
     assert images.picture(0)[0, 0].tolist() == [250, 0, 0]
 
 
+def test_an_index_on_the_cpu_selects_images_of_any_device(tmp_path, tiny_images):
+    """Those in files are looked up by its numbers, which a tensor on `meta` does not have."""
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    labels = torch.zeros(2, dtype=torch.int64, device="cpu")
+    files = ImageFiles("x", "train", (str(tmp_path / "a.png"),) * 2, labels, ("a",), size=8)
+    index = torch.tensor([1, 0], device="cpu")
+    for images in (files, tiny_images):
+        found, labels = images.to("meta").batch(index)
+        assert found.is_meta and labels.is_meta and len(found) == len(labels) == 2
+        assert [batch.device.type for batch, _ in images.to("meta").batches(2)][:1] == ["meta"]
+    draws = torch.Generator("cpu").manual_seed(0)
+    found, labels = files.to("meta").training_batch(index, draws)
+    assert found.is_meta and labels.is_meta and len(found) == len(labels) == 2
+
+
 @pytest.mark.parametrize("elsewhere", ["meta"], indirect=True)
 def test_an_agent(elsewhere, tmp_path, few_images):
     args = reinforce.Args(

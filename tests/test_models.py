@@ -1,22 +1,26 @@
 """Models of other libraries by name: as environments, in files, and what is said of a mistake."""
 
 import json
+import re
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from other_models import VIT
+from torchvision.models import resnet18
 
 import envs  # noqa: F401
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
+from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.models import ModelName
 from skipnet_rl.policies import AlwaysExecute, Biased
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 from skipnet_rl.weights import open_weights
 
@@ -117,6 +121,51 @@ def test_a_gated_file_opens_with_its_gate(tmp_path):
     assert rollout(opened.mdp(), Biased(opened.policy, -9.0), batch, labels).actions.sum() == 0
 
 
+@torch.no_grad()
+def test_both_classifiers_of_a_distilled_deit_are_replaced():
+    pytest.importorskip("timm")
+    arguments = {"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    name = ModelName("timm/deit_tiny_distilled_patch16_224", arguments, 32)
+    theirs = name.build(7, seed=1)
+    with pytest.warns(UserWarning, match="its classifier has 7 classes, so that of the 10 is untrained"):
+        found = open_weights(theirs.state_dict(), model=name, num_classes=10, new_classifier=True).network
+    assert found.model.head.out_features == found.model.head_dist.out_features == 10
+    assert torch.equal(found.model.blocks[2].mlp.fc2.weight, theirs.model.blocks[2].mlp.fc2.weight)
+
+
+@pytest.mark.parametrize("wrapped", ["", "module."])
+def test_weights_of_another_network_are_named(wrapped):
+    """What came, what was expected and what to do, whether or not it is a network that is known here."""
+    name = named("torchvision/VisionTransformer")
+
+    def refused(state):
+        state = {f"{wrapped}{key}": value for key, value in state.items()}
+        with pytest.raises(WeightsError) as error:
+            open_weights(state, model=name, num_classes=10)
+        return str(error.value)
+
+    expected = "; expected torchvision/VisionTransformer with .* 32 pixels: build the network that it holds"
+    own = "It holds a ResNet-14 of 7 classes with projection shortcuts" + expected
+    assert re.search(own, refused(ResNet(14, 7).state_dict()))
+    theirs = "It holds a residual network with stages of 2, 2, 2, 2 blocks of 5 classes" + ".*" + expected
+    assert re.search(theirs, refused(resnet18(num_classes=5).state_dict()))
+    first = f"It holds 2 tensors, first {wrapped}0.weight, {wrapped}0.bias" + expected
+    assert re.search(first, refused(torch.nn.Sequential(torch.nn.Linear(2, 3)).state_dict()))
+
+
+@pytest.mark.parametrize(
+    "model, device", [*((model, "meta") for model in SMALL), ("torchvision/regnet_x_400mf", "cpu")]
+)
+def test_an_outline_costs_what_the_network_costs(model, device):
+    """RegNet computes its widths with tensors, which have no values on `meta`."""
+    name = named(model) if model in SMALL else ModelName(model, {}, 32)
+    before = torch.random.get_rng_state()
+    outline = name.outline(10)
+    assert {each.device.type for each in outline.parameters()} == {device}
+    assert network_macs(outline) == network_macs(name.build(10))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
 @torch.no_grad()
 def test_a_state_dict_of_the_model_itself_opens(prefix):
@@ -136,6 +185,14 @@ def test_a_classifier_of_other_classes_begins_anew_with_a_warning():
     with pytest.warns(UserWarning, match="its classifier has 5 classes, so that of the 10 is untrained"):
         opened = open_weights(state, model=name, num_classes=10, new_classifier=True)
     assert torch.equal(opened.network.model.features[0][0].weight, state["features.0.0.weight"])
+
+
+def test_arguments_are_the_same_as_tuples_and_as_the_lists_of_a_file(tmp_path):
+    name = ModelName("torchvision/ConvNeXt", {"block_setting": ((16, 32, 2), (32, None, 2))}, 32)
+    net = name.build(10)
+    save_weights(path := tmp_path / "w.safetensors", net, {"kind": "plain", **net.about(), "num_classes": 10})
+    opened = open_weights(path, model=name)
+    assert opened.header["model_kwargs"] == name.arguments and len(opened.network.blocks) == 4
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

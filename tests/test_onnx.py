@@ -18,7 +18,7 @@ from skipnet_rl.data import load_images
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.onnx import compare_with_torch, export_onnx, export_plain, onnx_session
-from skipnet_rl.policies import FixedRoute
+from skipnet_rl.policies import AlwaysExecute, FixedRoute
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
@@ -297,3 +297,14 @@ def test_a_failed_export_leaves_no_file(checkpoint, monkeypatch):
         with pytest.raises(type(error)):
             export.main(args)
         assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_an_export_that_fails_without_a_word_names_the_kind_of_error(monkeypatch, tiny_net, tmp_path):
+    """As an assertion in PyTorch's exporter does."""
+
+    def fail(*args, **kwargs):
+        raise torch.onnx.OnnxExporterError("long advice") from AssertionError()
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ValueError, match="PyTorch cannot export ResNet-20: AssertionError"):
+        export_onnx(RoutingMDP(tiny_net), AlwaysExecute(), tmp_path / "model.onnx")

@@ -11,8 +11,8 @@ from agents import act
 from agents.common import situation
 from agents.common.optimizers import staged
 from agents.common.parsing import parse
-from agents.common.presets import PRESETS, WHY, Preset
-from agents.common.situation import STEPS, describe, situation_of, values_of
+from agents.common.presets import PRESETS, WHY, Preset, describe
+from agents.common.situation import STEPS, situation_of, values_of
 from agents.hybrid_reinforce import Args, arguments
 from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import save_weights

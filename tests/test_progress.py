@@ -6,8 +6,8 @@ import torch
 from tqdm import tqdm
 
 from agents import static
-from agents.common import setting
-from agents.common.estimate import in_words
+from agents.common import estimate, setting
+from agents.common.estimate import in_words, seconds_per_image
 from skipnet_rl import progress
 from skipnet_rl.data import digits, load_images
 from skipnet_rl.evaluate import evaluate
@@ -105,3 +105,17 @@ def test_drawing_digits_shows_a_bar_once(at_once, monkeypatch, tmp_path, capsys)
 ])  # fmt: skip
 def test_an_estimate_is_the_sum_of_its_parts(training, evaluation, said):
     assert in_words(training, evaluation) == said
+
+
+def test_the_first_call_is_not_timed(monkeypatch, tiny_images):
+    """A first call takes 100 s, a second one 8 s, for all images."""
+    clock, durations = [0.0], [100.0, 8.0]
+
+    def call(images, labels):
+        assert len(images) == len(labels) == len(tiny_images)
+        clock[0] += durations.pop(0)
+        return torch.zeros((), device="cpu")
+
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(estimate, "SAMPLE", 1_000)
+    assert seconds_per_image(call, tiny_images) == 8 / len(tiny_images)

@@ -58,13 +58,6 @@ def test_older_runs_had_one_teacher_or_none(before, now):
         check_same(before, {**now, "teacher": ["other"]})
 
 
-def test_older_runs_with_adamw_named_a_momentum_that_it_does_not_have():
-    before, now = ({"optimizer": "adamw", "lr": 0.1, "momentum": momentum} for momentum in (0.9, None))
-    assert as_now(before) == now
-    check_same(before, now)
-    assert as_now(sgd := {"optimizer": "sgd", "momentum": 0.9}) == sgd
-
-
 def test_resume_starts_anew_where_there_is_nothing_to_continue(tmp_path):
     """A job that may be restarted at any time has the flag from the start on."""
     run = Run(tmp_path / "new", Args(), resume=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from forked import outcome
@@ -18,7 +19,8 @@ from agents.common import jobs
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import CommonArgs
 from agents.common.plan import Plan, grid_of
-from agents.common.search import Budget, Range, Search, ranges_of, validated
+from agents.common.ranges import Range, ranges_of
+from agents.common.search import Budget, Search, validated
 from skipnet_rl.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -243,8 +245,14 @@ def test_a_search_chooses_on_validation_images_and_goes_on(tmp_path, capsys):
         ValueError, match=f"is a search with ranges {theirs}, not {ours}; name another folder"
     ):
         searching(tmp_path, lr="0.001:2:log", gate="rnn,ff1")
-    first.study.set_user_attr("ranges", {name: repr(each) for name, each in first.ranges.items()})
-    assert searching(tmp_path, lr="0.001:1:log", gate="rnn,ff1").study.trials  # as earlier versions wrote it
+
+
+def test_folders_of_a_search_have_rounded_values(tmp_path):
+    found = searching(tmp_path, lr="0.001:1:log", gate_lr="0:2000", gate="rnn,ff1")
+    params = {"lr": 0.0123456, "gate_lr": 1234.5678, "gate": "ff1"}
+    job = found.job(SimpleNamespace(number=3, params=params))
+    assert job.folder.name == "003-gate=ff1,gate_lr=1230.0,lr=0.0123"
+    assert job.line[3:9] == ["--gate", "ff1", "--gate-lr", "1234.5678", "--lr", "0.0123456"]
 
 
 def test_where_alpha_varies_a_search_finds_a_trade_off(tmp_path):

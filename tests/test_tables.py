@@ -1,10 +1,11 @@
 """Tables that commands print and that pages show."""
 
+import math
 import re
 
 import pytest
 
-from agents.common.tables import markdown, print_table, renew
+from agents.common.tables import markdown, points, print_table, renew
 
 
 def test_names_are_printed_whole(capsys):
@@ -55,3 +56,8 @@ def test_a_part_of_a_page_is_renewed(tmp_path):
     assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- end of a -->\nafter\n"
     with pytest.raises(ValueError, match="has no part between <!-- b --> and <!-- end of b -->; add"):
         renew(page, "b", "new\n")
+
+
+def test_points_of_one_run_have_no_interval():
+    assert points(0.9312, 0.0025) == "93.12 ± 0.25"
+    assert points(0.0125, math.nan, "+") == "+1.25"

@@ -13,8 +13,8 @@ from skipnet_rl.chain import Chain, ChainMDP, check_mix
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
-from skipnet_rl.evaluate import evaluation_mode
 from skipnet_rl.gates import make_gate
+from skipnet_rl.modules import evaluation_mode
 from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress
 from skipnet_rl.randomness import Stream, step_generator
@@ -62,7 +62,7 @@ def held_out_episodes(learner: Any, step: int, args: Any) -> Trajectory | None:
     if data is None:
         return None
     count, seed, device = args.batch_size // args.routes, args.seed, data.device
-    index = training_index(step, count, len(data), seed, Stream.HELD_OUT_ORDER).to(device, non_blocking=True)
+    index = training_index(step, count, len(data), seed, Stream.HELD_OUT_ORDER)
     images, labels = data.training_batch(
         index, step_generator(seed, step, device, Stream.HELD_OUT_AUGMENTATION)
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from agents.common.flags import TrainingArgs
 from agents.common.setting import Setting
+from skipnet_rl.data import Images
 from skipnet_rl.device import autocast
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance
@@ -23,31 +26,39 @@ PART = 0.8  # of a whole network's time that a policy's routes take, before anyt
 def seconds_of_training(setting: Setting) -> float:
     """Seconds of a training step for each of its images, with all blocks executed, timed on a copy."""
     net = copy.deepcopy(setting.net).train()
-    count = min(GPU_SAMPLE if setting.device.type == "cuda" else SAMPLE, len(setting.train))
-    images, labels = setting.train.batch(torch.arange(count, device=setting.device))
-    images = images.contiguous(memory_format=torch.channels_last)
-    for _ in range(2):  # the first is slower, and not timed
-        begun = time.perf_counter()
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
         with autocast(setting.precision, setting.device):
             loss = F.cross_entropy(net(images), labels)
         loss.backward()
-        loss.item()  # a GPU is waited for
-        taken = time.perf_counter() - begun
-    return taken / len(labels)
+        return loss
+
+    return seconds_per_image(step, setting.train)
 
 
 @torch.no_grad()
 def seconds_of_evaluation(setting: Setting) -> float:
     """Seconds in which all networks of a chain answer one image."""
     chain = setting.net.for_inference(setting.precision)
-    count = min(GPU_SAMPLE if setting.device.type == "cuda" else SAMPLE, len(setting.val))
-    images, _ = setting.val.batch(torch.arange(count, device=setting.device))
-    for _ in range(2):  # the first is slower, and not timed
-        begun = time.perf_counter()
+
+    def answer(images: Tensor, _: Tensor) -> Tensor:
         with autocast(setting.precision, setting.device):
-            chain(images).sum().item()  # a GPU is waited for
-        taken = time.perf_counter() - begun
-    return taken / count
+            return chain(images).sum()
+
+    return seconds_per_image(answer, setting.val)
+
+
+def seconds_per_image(function: Callable[[Tensor, Tensor], Tensor], data: Images) -> float:
+    """Seconds that a function of images [B, 3, H, W] and labels [B] takes for each; its second call is timed.
+
+    The function returns a scalar, which is read so that a GPU is waited for.
+    """
+    count = min(GPU_SAMPLE if data.device.type == "cuda" else SAMPLE, len(data))
+    images, labels = data.batch(torch.arange(count, device="cpu"))
+    function(images, labels).item()
+    begun = time.perf_counter()
+    function(images, labels).item()
+    return (time.perf_counter() - begun) / count
 
 
 def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance | None) -> None:

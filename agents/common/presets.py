@@ -6,6 +6,7 @@ A row holds what differs from the defaults of `hybrid_reinforce.Args`. Which row
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Literal
 
 Preset = Literal[
@@ -144,3 +145,32 @@ WHY = {
     "chain": "goes on from trained networks",
     "paper": "the paper's schedule",
 }
+QUIET = {  # flags that the line about a run leaves out
+    "preset",
+    "debug",
+    "run_dir",
+    "resume",
+    "data_dir",
+    "download",
+    "device",
+    "precision",
+    "dataset",
+    "env",
+    "weights",
+    "mean",
+    "std",
+    "model",
+    "model_kwargs",
+    "image_size",
+}
+
+
+def describe(args: Any) -> str:
+    """One line: the preset and its reason, and every flag that differs from its default."""
+    told = {
+        field.name: getattr(args, field.name)
+        for field in fields(args)
+        if field.name not in QUIET and getattr(args, field.name) != field.default
+    }
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+    return f"{args.preset} ({WHY.get(args.preset, 'flags as given')})" + (f": {settings}" if settings else "")

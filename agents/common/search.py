@@ -11,14 +11,16 @@ import re
 import shlex
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from agents.common.entries import rounded
 from agents.common.jobs import Job, Pool, work
-from agents.common.plan import Plan, parted, values_of
+from agents.common.plan import Plan
+from agents.common.ranges import Range
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.terminal import say
 
@@ -48,59 +50,6 @@ class Budget:
         if self.minutes is None:
             return trials < (self.trials or 0)
         return time.monotonic() - begun < 60 * self.minutes
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, whole ones or not, or some values."""
-
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    whole: bool = False
-    values: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, name: str, text: str, kind: Any) -> Range:
-        """Read LOW:HIGH, LOW:HIGH:log or VALUE,VALUE…; `kind` is the type of the flag."""
-        if ":" not in text:
-            return cls(values=tuple(values_of("range", name, text)))
-        number = {int, float} & {kind, *get_args(kind)}
-        match = re.fullmatch(r"([^:]+):([^:]+)(:log)?", text)
-        try:
-            assert match is not None and number
-            low, high = (number.copy().pop()(match[side]) for side in (1, 2))
-        except (AssertionError, ValueError) as error:
-            numbers = "numbers LOW:HIGH or LOW:HIGH:log, or " if number else ""
-            raise ValueError(f"--range has {name}={text}; expected {numbers}values A,B,C") from error
-        log = match[3] is not None
-        if not low < high or (log and low <= 0):
-            raise ValueError(f"--range has {name}={text}; expected LOW < HIGH{', and LOW > 0' * log}")
-        return cls(low, high, log, int in number)
-
-    def __str__(self) -> str:
-        """As on a command line."""
-        return ",".join(self.values) or f"{self.low}:{self.high}{':log' * self.log}"
-
-    def distribution(self) -> Any:
-        """As Optuna has it."""
-        from optuna import distributions
-
-        if self.values:
-            return distributions.CategoricalDistribution(self.values)
-        kind: Any = distributions.IntDistribution if self.whole else distributions.FloatDistribution
-        return kind(self.low, self.high, log=self.log)
-
-    def ends(self) -> tuple[str, str]:
-        """The first and the last value."""
-        return (self.values[0], self.values[-1]) if self.values else (f"{self.low}", f"{self.high}")
-
-
-def ranges_of(specs: Iterable[str], plan: Plan) -> dict[str, Range]:
-    """The ranges of a command line, by flag; a ValueError for an unknown flag or no range."""
-    texts = parted("range", specs)
-    plan.check_names(texts)
-    return {name: Range.of(name, text, plan.flags[name]) for name, text in sorted(texts.items())}
 
 
 class Search:
@@ -157,13 +106,8 @@ class Search:
             "ranges": " ".join(f"{name}={each}" for name, each in self.ranges.items()),
             "objective": self.objective,
         }
-        older = {  # as earlier versions wrote them
-            "flags": list(self.plan.words),
-            "ranges": {name: repr(each) for name, each in self.ranges.items()},
-        }
         for key, value in ours.items():
-            before = study.user_attrs.get(key, value)
-            if before not in (value, older.get(key)):
+            if (before := study.user_attrs.get(key, value)) != value:
                 raise ValueError(f"{path} is a search with {key} {before}, not {value}; name another folder")
             study.set_user_attr(key, value)
         # the draws go on where those of earlier calls ended
@@ -174,12 +118,10 @@ class Search:
 
     def job(self, trial: Any) -> Job:
         """The run of a trial, whose folder names its number and its values, rounded."""
-        values = {name: str(trial.params[name]) for name in self.ranges}
-        shown = {
-            name: f"{value:.3g}" if isinstance(value := trial.params[name], float) else str(value)
-            for name in self.ranges
-        }
-        return self.plan.job(values, f"{trial.number:03d}-", shown)
+        values = {name: trial.params[name] for name in self.ranges}
+        given = {name: str(value) for name, value in values.items()}
+        shown = {name: str(rounded(value)) for name, value in values.items()}
+        return self.plan.job(given, f"{trial.number:03d}-", shown)
 
     def run(self, pool: Pool, budget: Budget) -> list[Job]:
         """Search until the budget is used up; returns the jobs that failed."""

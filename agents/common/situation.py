@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from agents.common.distillation import SHARE
-from agents.common.presets import PRESETS, WHY
+from agents.common.presets import PRESETS
 from envs.factory import problem_of
 from envs.ids import depth_of, is_chain, is_model
 from skipnet_rl import catalogue
@@ -164,12 +164,12 @@ def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
 
 
 def _network(situation: Situation) -> Network:
-    """The network that the flags name, untrained: what its steps cost is what matters."""
+    """The network that the flags name, for what its steps cost; a model of another library has no values."""
     if not is_model(situation.env):
         return ResNet(depth_of(situation.env))
     names = ("dataset", "data_dir", "weights", "model", "model_kwargs", "image_size")
     problem = ModelProblem(**{name: getattr(situation, name) for name in names}, device="cpu").resolve()
-    return problem.named.build(2)
+    return problem.named.outline(2)
 
 
 def _gates(situation: Situation, depth: int | None, dataset: str) -> dict[str, Any]:
@@ -221,34 +221,3 @@ def _scaled(
         larger = GPU_BATCH * values["batch_size"]
         scaled |= {"batch_size": larger, "lr": GPU_BATCH**0.5 * values["lr"]}
     return scaled
-
-
-QUIET = {
-    "preset",
-    "debug",
-    "run_dir",
-    "resume",
-    "data_dir",
-    "download",
-    "device",
-    "precision",
-    "dataset",
-    "env",
-    "weights",
-    "mean",
-    "std",
-    "model",
-    "model_kwargs",
-    "image_size",
-}
-
-
-def describe(args: Any) -> str:
-    """One line: the preset and its reason, and every flag that differs from its default."""
-    told = {
-        field.name: getattr(args, field.name)
-        for field in fields(args)
-        if field.name not in QUIET and getattr(args, field.name) != field.default
-    }
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
-    return f"{args.preset} ({WHY.get(args.preset, 'flags as given')})" + (f": {settings}" if settings else "")

@@ -35,8 +35,11 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: boo
 
 
 def points(value: float, half: float, sign: str = "") -> str:
-    """A share and the half width of its interval in percent; with `sign="+"` a difference in points."""
-    return f"{100 * value:{sign}.2f} ± {100 * half:.2f}"
+    """A share and the half width of its interval in percent; with `sign="+"` a difference in points.
+
+    A `half` of nan, that of the mean of one value, is left out.
+    """
+    return f"{100 * value:{sign}.2f}" + ("" if math.isnan(half) else f" ± {100 * half:.2f}")
 
 
 def publish(module: str, path: Path, found: Mapping[str, Any], text: str) -> dict[str, Any]:

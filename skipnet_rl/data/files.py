@@ -73,7 +73,7 @@ class ImageFiles(Images):
             DataDamagedError: a file cannot be read as an image, see `pixels.read_image`.
         """
         paths = [self.paths[i] for i in index.tolist()]
-        return self._stack([partial(self._central, path) for path in paths]), self.labels[index]
+        return self._stack([partial(self._central, path) for path in paths]), self.labels[self.placed(index)]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same with a random resized crop and a random flip of each image.
@@ -89,7 +89,7 @@ class ImageFiles(Images):
         paths = [self.paths[i] for i in index.tolist()]
         boxes = [self._box(path, seed) for path, seed in zip(paths, seeds, strict=True)]
         crops = [partial(self._crop, path, *box) for path, box in zip(paths, boxes, strict=True)]
-        return self._stack(crops), self.labels[index]
+        return self._stack(crops), self.labels[self.placed(index)]
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """The central crop of one image: [size, size, 3] uint8."""

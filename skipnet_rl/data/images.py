@@ -60,7 +60,11 @@ class Images(ABC):
 
     @abstractmethod
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images [B, 3, H, W] and labels [B] of `index` [B]."""
+        """Normalised images [B, 3, H, W] and labels [B] of `index` [B].
+
+        The index may be on any device, best on the CPU: images in files are looked up by its numbers there,
+        and images in memory send it to where they are.
+        """
 
     @abstractmethod
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -97,13 +101,17 @@ class Images(ABC):
         """The same images, normalised with another mean and standard deviation per channel."""
         return replace(self, mean=mean, std=std)  # type: ignore[type-var]
 
+    def placed(self, index: Tensor) -> Tensor:
+        """`index` [B] on the device of the batches; a GPU is not waited for."""
+        return index.to(self.device, non_blocking=True)
+
     def first(self, count: int) -> Self:
         """The first `count` images, or all if there are fewer."""
         return self.subset(torch.arange(min(count, len(self)), device=self.device))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over all images in order; the last batch may be smaller."""
-        for index in torch.arange(len(self), device=self.device).split(batch_size):
+        for index in torch.arange(len(self), device="cpu").split(batch_size):
             yield self.batch(index)
 
     def normalise(self, images: Tensor) -> Tensor:

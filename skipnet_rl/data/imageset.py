@@ -64,11 +64,13 @@ class ImageSet(Images):
         return replace(self, size=None if size == self.images.shape[-1] else size)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels of `index` [B]."""
+        """Normalised images and labels of `index` [B], on any device."""
+        index = self.placed(index)
         return self._resize(self.normalise(self.images[index])), self.labels[index]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same with a random crop of each image, and a random flip if that keeps the class."""
+        index = self.placed(index)
         images = augment(self.images[index], generator, flip=self.flip, padding=self.padding)
         return self._resize(self.normalise(images)), self.labels[index]
 
@@ -98,9 +100,11 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: 
     device = images.device
 
     def shifts(count: int) -> Tensor:
+        """Row and column of each crop in its padded image: [2, count, 1]."""
         return torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=device)
 
     def coins(count: int) -> Tensor:
+        """Uniform in 0 … 1, [count, 1]."""
         return torch.rand((count, 1), generator=generator, device=device)
 
     offset = for_images(shifts, count, generator, dim=1)

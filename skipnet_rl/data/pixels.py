@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from skipnet_rl.errors import DataDamagedError
+from skipnet_rl.errors import DataDamagedError, first_line
 
 PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")  # modes that Pillow converts correctly
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -52,7 +52,7 @@ def read_image(path: str) -> Tensor:
 
 
 def _unreadable(path: str, error: Exception) -> DataDamagedError:
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    reason = first_line(error)
     return DataDamagedError(f"{path} is not a readable image: {reason}; replace or remove it")
 
 

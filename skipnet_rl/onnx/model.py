@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from skipnet_rl.chain import ChainMDP
+from skipnet_rl.errors import first_line
 from skipnet_rl.files import whole_file
 from skipnet_rl.folding import fold_batchnorm
 from skipnet_rl.mdp import RoutingMDP
@@ -72,8 +73,9 @@ def export_onnx(
                 dynamic_shapes=shapes,
             )
     except torch.onnx.OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ValueError(f"PyTorch cannot export {mdp.net.name}: {cause}") from error
+        raise ValueError(
+            f"PyTorch cannot export {mdp.net.name}: {first_line(error.__cause__ or error)}"
+        ) from error
     assert program is not None
     model = program.model_proto
     _move_weights_into_branches(model.graph)
