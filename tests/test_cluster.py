@@ -60,11 +60,11 @@ def test_a_run_reads_the_variables_of_the_sweep(tmp_path, monkeypatch):
     assert variables["SKIPNET_DATA"] == "data" and "OMP_NUM_THREADS" not in variables
     monkeypatch.delenv("SKIPNET_DATA")
 
-    def leave(*given):
-        os._exit(worker.play(["reads"], f"{tmp_path}/log", str(tmp_path), 3, True, *given))
+    def leave(given):
+        os._exit(worker.play(["reads"], f"{tmp_path}/log", str(tmp_path), 3, True, given))
 
     assert forked(leave, variables) == 0
-    assert forked(leave) == 1 and "KeyError: 'SKIPNET_DATA'" in (tmp_path / "log").read_text()
+    assert forked(leave, {}) == 1 and "KeyError: 'SKIPNET_DATA'" in (tmp_path / "log").read_text()
 
 
 def test_a_run_ends_with_its_machines_ray(tmp_path):
@@ -75,7 +75,7 @@ def test_a_run_ends_with_its_machines_ray(tmp_path):
     if (parent := os.fork()) == 0:  # not `forked`, which waits for the run, too
         try:
             if os.fork() == 0:
-                worker.play(["sleeps"], f"{tmp_path}/log", str(tmp_path), 1, True)
+                worker.play(["sleeps"], f"{tmp_path}/log", str(tmp_path), 1, True, {})
             while not (tmp_path / "begun").exists():
                 time.sleep(0.01)
         finally:

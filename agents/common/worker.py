@@ -29,7 +29,7 @@ def play(
     place: str,
     threads: int,
     sees_gpus: bool,
-    variables: Mapping[str, str] | None = None,
+    variables: Mapping[str, str],
 ) -> int:
     """Run a module as `python -m` does, in this process; returns the exit status.
 
@@ -51,7 +51,7 @@ def play(
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.chdir(place)
     sys.path.insert(0, place)
-    os.environ |= {**(variables or {}), "OMP_NUM_THREADS": str(threads)}
+    os.environ |= {**variables, "OMP_NUM_THREADS": str(threads)}
     if not sees_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     sys.argv = list(words)
