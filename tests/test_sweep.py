@@ -1,17 +1,13 @@
-"""A sweep: what it runs, what it refuses, what a search chooses, and what a killed worker loses."""
+"""A sweep: what it runs, what it refuses, what a search chooses."""
 
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from forked import outcome
 from test_jobs import Instant
 
 from agents import sweep
@@ -21,7 +17,6 @@ from agents.common.flags import CommonArgs
 from agents.common.plan import Plan, grid_of
 from agents.common.ranges import Range, ranges_of
 from agents.common.search import Budget, Search, validated
-from skipnet_rl.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("--env", "SkipResNet14-v0", "--dataset", "rendered-digits", "--weights", "none")
@@ -302,57 +297,3 @@ def test_without_kept_weights_the_last_validation_counts(tmp_path):
     lines = [{"step": step, "train/accuracy": 1.0, "val/accuracy": step / 10} for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert validated(tmp_path) == {"accuracy": 0.2}
-
-
-def started(out, *flags):
-    """A sweep over two seeds, tiny but long enough to be killed in the middle."""
-    words = ["--grid", "seed=0,1", "--out", str(out), *flags, "--", *SMALL, "--precision", "fp32"]
-    words += shlex.split("--sp-iterations 2 --iterations 120 --tune-iterations 3 --batch-size 8 --routes 2")
-    words += ["--test-images", "100"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "agents.sweep", *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},  # not for the runs: each has one
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-@pytest.mark.slow
-def test_a_killed_worker_loses_nothing(tmp_path, record_property):
-    """Two Ray workers, one killed after a checkpoint, against runs one at a time that nothing interrupts."""
-    pytest.importorskip("ray")
-    psutil = pytest.importorskip("psutil")
-    process = started(tmp_path / "killed", "--workers", "2")
-    folder = tmp_path / "killed" / "seed=0"
-    while not (folder / "checkpoint" / "state.json").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    time.sleep(0.3)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.is_running() and f"ray::{folder}" in " ".join(child.cmdline())
-    ]
-    assert len(workers) == 1 and not (folder / "result.json").exists()
-    os.kill(workers[0].pid, signal.SIGKILL)
-    step = load_checkpoint(folder / "checkpoint")["step"]
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert f"{folder}: its process was lost (WorkerCrashedError); trying once more" in said
-    attempts = (tmp_path / "killed" / "seed=0.log").read_text().split("dataset: ")[1:]
-    assert len(attempts) == 2 and step > 0 and f"{step}/125 [00:00<?" in attempts[1]  # not from the start
-    print(said)
-    whole = started(tmp_path / "whole", "--workers", "1")
-    printed, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, printed
-    for seed in ("seed=0", "seed=1"):
-        assert outcome(tmp_path / "killed" / seed) == outcome(tmp_path / "whole" / seed)
-        result = json.loads((tmp_path / "killed" / seed / "result.json").read_text())
-        assert result["machine"].startswith("1 thread of")
-    assert (tmp_path / "killed" / "comparison" / "comparison.json").exists()
-    before = (folder / "result.json").stat().st_mtime_ns
-    again = started(tmp_path / "killed")
-    assert again.wait(120) == 0 and (folder / "result.json").stat().st_mtime_ns == before
-    record_property("kills", 1)

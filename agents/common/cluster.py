@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from agents.common.jobs import Job, OneByOne, Pool
-from agents.common.worker import play
+from agents.common.worker import own_variables, play
 
 STORE = 80 * 2**20  # bytes of Ray's store of objects, nearly its least: only lines of text go through it
+CLIENT_PORT = 10_001  # of Ray's own addresses that name no port
+PATIENCE = 10.0  # seconds in which a machine answers
 SHARES = 10_000  # Ray rounds a share of a GPU to so many parts
 
 
@@ -68,12 +71,14 @@ class Cluster:
 
         Raises:
             ConnectionError: there is no cluster at the address.
-            ValueError: no machine has room for a run.
+            ValueError: the address is none; no machine has room for a run.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # `play` hides the GPUs itself
         import ray
 
+        if self.address is not None:
+            check_address(self.address)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address is None:
             here = max(1, cores() // self.threads) if self.workers is None else self.workers
@@ -111,9 +116,9 @@ class Cluster:
 
         # one process for each run, and none of Ray's own attempts: `work` counts them
         options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus}
-        options |= {"max_calls": 1, "max_retries": 0}
+        options |= {"max_calls": 1, "max_retries": 0, "scheduling_strategy": "SPREAD"}
         task = ray.remote(**options)(play).options(name=str(job.folder))
-        where = (f"{job.folder}.log", os.getcwd(), self.threads, bool(self.gpus))
+        where = (f"{job.folder}.log", os.getcwd(), self.threads, bool(self.gpus), own_variables())
         self.running[task.remote(job.line[2:], *where)] = job
 
     def wait(self) -> tuple[Job, str]:
@@ -156,6 +161,30 @@ class Cluster:
         if not self.gpus:
             return sys.maxsize
         return int(count) * int(1 / self.gpus + 1e-9) if self.gpus < 1 else int(count // self.gpus)
+
+
+def check_address(address: str) -> None:
+    """Check that a machine answers at the address of a cluster; Ray itself tries for many minutes.
+
+    Raises:
+        ConnectionError: none does.
+        ValueError: it is no address.
+    """
+    if address == "auto":
+        return
+    client = address.startswith("ray://")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if client and not colon:
+        host, port = port, str(CLIENT_PORT)
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise ValueError(f"--address is {address!r}; expected auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"no Ray cluster answers at {address} ({error}); `ray start --head`, which starts one, "
+            "prints its address"
+        ) from error
 
 
 def last_line(text: str) -> str:

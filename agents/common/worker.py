@@ -9,12 +9,28 @@ import os
 import runpy
 import socket
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
+PREFIX = "SKIPNET_"  # of the environment variables that a run reads, such as SKIPNET_DATA
 
-def play(words: Sequence[str], log: str, place: str, threads: int, sees_gpus: bool) -> int:
+
+def own_variables() -> dict[str, str]:
+    """The environment variables of this process that a run reads, wherever it is."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+
+
+def play(
+    words: Sequence[str],
+    log: str,
+    place: str,
+    threads: int,
+    sees_gpus: bool,
+    variables: Mapping[str, str],
+) -> int:
     """Run a module as `python -m` does, in this process; returns the exit status.
 
     Args:
@@ -23,6 +39,7 @@ def play(words: Sequence[str], log: str, place: str, threads: int, sees_gpus: bo
         place: folder that relative paths start from.
         threads: CPU threads.
         sees_gpus: whether it may use the GPUs that Ray gave to this process.
+        variables: environment variables; a worker inherits those of the process that started Ray.
 
     Raises:
         FileNotFoundError: there is no such folder on this machine.
@@ -31,9 +48,10 @@ def play(words: Sequence[str], log: str, place: str, threads: int, sees_gpus: bo
         raise FileNotFoundError(
             f"{place} is not on {socket.gethostname()}; a cluster's machines need a file system in common"
         )
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.chdir(place)
     sys.path.insert(0, place)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # a worker inherits that of the process that started Ray
+    os.environ |= {**variables, "OMP_NUM_THREADS": str(threads)}
     if not sees_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     sys.argv = list(words)
@@ -42,6 +60,16 @@ def play(words: Sequence[str], log: str, place: str, threads: int, sees_gpus: bo
             os.dup2(file.fileno(), standard)
         with redirect_stdout(file), redirect_stderr(file):
             return _status_of(words[0])
+
+
+def _end_with(parent: int, every: float = 0.5) -> None:
+    """End this process once its parent has ended, Ray's own process on this machine.
+
+    Ray counts the run as lost then, but does not end it; it would write its folder beside the next attempt.
+    """
+    while os.getppid() == parent:
+        time.sleep(every)
+    os._exit(1)
 
 
 def _status_of(module: str) -> int:
