@@ -1,4 +1,4 @@
-"""Blocks compiled for training compute what they compute without, once per kind; a missing compiler is named."""
+"""Compiled blocks compute in training what they compute without, once per kind; a missing compiler is named."""
 
 import copy
 import dataclasses
@@ -41,7 +41,7 @@ def compiler_missing() -> str:
 
 
 def resnet(depth=14, dtype=torch.float64):
-    """A ResNet in training mode; in float64 no rounding decides on which side of a ReLU's bend a number is."""
+    """A ResNet in training mode; in float64, where rounding puts no number on the other side of a ReLU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(depth)
         return ResNet(depth).to(dtype).to(memory_format=torch.channels_last).train()
@@ -53,7 +53,7 @@ def batch(size=32, count=B):
 
 
 def some_routes(decisions, seed=0, count=B):
-    """Random routes, of which one block executes one image alone."""
+    """Random routes; one block executes one image alone."""
     routes = torch.rand(count, decisions, generator=torch.Generator().manual_seed(seed)) < 0.6
     routes[:, 0] = torch.arange(count) == 3
     return routes
@@ -69,21 +69,23 @@ def taken(net, routes, size=32):
     return [episode.logits.detach(), *gradients, *net.buffers()]
 
 
-@pytest.mark.parametrize("backend", [TRACED, pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_step_is_that_of_the_blocks_as_they_are(backend):
+@pytest.mark.parametrize(
+    "backend, depth, kinds", [(TRACED, 8, 3), pytest.param("inductor", 14, 5, marks=pytest.mark.slow)]
+)
+def test_a_step_is_that_of_the_blocks_as_they_are(backend, depth, kinds):
     if backend == "inductor" and (missing := compiler_missing()):
         pytest.skip(missing)
-    plain = resnet()
+    plain = resnet(depth)
     net = copy.deepcopy(plain)
     before = {name: each.clone() for name, each in net.state_dict().items()}
-    assert compile_blocks(net, B, backend=backend) == 5
+    assert compile_blocks(net, B, backend=backend) == kinds
     assert list(net.state_dict()) == list(before)
     assert all(torch.equal(each, before[name]) for name, each in net.state_dict().items())
     copied = copy.deepcopy(net)
     for seed, count in enumerate((B, B, 7)):
-        routes = some_routes(5, seed, count)
+        routes = some_routes(len(net.blocks) - 1, seed, count)
         expected = taken(plain, routes)
-        assert len(expected) > 40
+        assert len(expected) > 20
         for each in (net, copied):
             for found, value in zip(taken(each, routes), expected, strict=True):
                 torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-10)
@@ -140,7 +142,8 @@ def test_networks_of_a_chain_share_their_kinds():
     assert counter.frame_count == 5
 
 
-@pytest.mark.parametrize("name, blocks, compilations", [("ResNet", 8, 10), ("ConvNeXt", 4, 2), ("ViT", 3, 1)])
+# features in another order of memory count again: maps of one place, and the tokens before the first block
+@pytest.mark.parametrize("name, blocks, compilations", [("ResNet", 8, 12), ("ConvNeXt", 4, 2), ("ViT", 3, 2)])
 def test_models_of_other_libraries(name, blocks, compilations):
     torch.manual_seed(0)
     plain = adapt(TORCHVISION[name](num_classes=CLASSES), SIZE).double().train()
@@ -200,7 +203,7 @@ def test_a_run_ends_at_its_start_where_nothing_can_be_compiled(
 
 @pytest.mark.parametrize("agent, made", [(pretrain, backbone), (hybrid_reinforce, small)])
 def test_a_compiled_run_is_that_without(agent, made, tmp_path, few_images, monkeypatch, capsys):
-    monkeypatch.setattr(compiled, "compile_blocks", partial(compile_blocks, backend=TRACED))
+    monkeypatch.setattr(compiled, "compile_blocks", partial(compile_blocks, backend="eager"))
     cpu = torch.device("cpu")
     args = made(cpu, run_dir=tmp_path / "compiled", compile=True)
     found, expected = agent.train(args), agent.train(made(cpu, run_dir=tmp_path / "plain"))
