@@ -45,12 +45,12 @@ def compile_blocks(
     does a batch of one image. Names of parameters stay, a deep copy is compiled, too, and an unpickled one is
     not. Results differ by rounding; layers that draw random numbers draw others.
 
-    First a forward and a backward pass of a copy compile everything, so that nothing fails later. PyTorch
-    compiles a kind again where another batch size needs other kernels, up to three times for a CIFAR ResNet.
+    First a step of a copy compiles every kind, so that what is missing is missed at once. PyTorch compiles a
+    kind again where another batch size or order in memory needs other code.
 
     Args:
         net: a network, or a chain of them, on its device.
-        batch_size: images of the trial, best those of a training step.
+        batch_size: images of that step, best those of a training step.
         precision: of the convolutions in training, `"bf16"` or `"fp32"`.
         training: whether batch norms are in training mode then.
         backend: see `torch.compile`.
@@ -64,14 +64,15 @@ def compile_blocks(
     """
     device = next(net.parameters()).device
     size: Any = net.image_size
-    images = torch.zeros(batch_size, 3, size, size, device=device).contiguous(
+    images = torch.zeros(max(batch_size, 2), 3, size, size, device=device).contiguous(
         memory_format=torch.channels_last
     )
+    drawn = [device] if device.type == "cuda" else []  # whose random numbers stay where they are
     kinds: Kinds = {}
     tried = copy.deepcopy(net).train(training)
     try:
         _bind(tried, kinds, backend)
-        with torch.enable_grad(), autocast(precision, device):
+        with torch.random.fork_rng(drawn), torch.enable_grad(), autocast(precision, device):
             for network in _networks(tried):
                 _take(network, images)
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""Compiled blocks compute in training what they compute without, once per kind; a missing compiler is named."""
+"""Compiled blocks compute in training what they compute without, once per kind; what is missing is named."""
 
 import copy
 import dataclasses
