@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.common.cli import main_with_named_errors
-from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.flags import CompiledArgs, Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepLast
 from agents.common.learner import ModelLearner
 from agents.common.optimizers import adam
@@ -51,7 +51,7 @@ from skipnet_rl.weights import ACT
 
 
 @dataclass(frozen=True)
-class Args(TrainingArgs):
+class Args(CompiledArgs, TrainingArgs):
     """Train halting scores and backbone together."""
 
     tau: Method[float | None] = None

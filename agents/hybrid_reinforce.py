@@ -30,7 +30,7 @@ from agents.common.chains import held_out_episodes, new_gate
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, check_teachers, distilled, teachers_of
 from agents.common.flag_rules import check_gates, check_routes
-from agents.common.flags import Method, Schedule, TrainingArgs
+from agents.common.flags import CompiledArgs, Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, adam, staged
@@ -56,7 +56,7 @@ from skipnet_rl.weights import open_weights
 
 
 @dataclass(frozen=True)
-class Args(TrainingArgs):
+class Args(CompiledArgs, TrainingArgs):
     """Learn which blocks to run, image by image."""
 
     takes_chains: ClassVar[bool] = True

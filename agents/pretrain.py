@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from agents.common.cli import main_with_named_errors
+from agents.common.compiled import compile_where_asked
 from agents.common.distillation import SHARE, TaughtArgs, Teacher, distilled, teachers_of
 from agents.common.flags import Data, Method, Run, Schedule
 from agents.common.loop import learn
@@ -225,6 +226,7 @@ def train(args: Args) -> dict[str, Any]:
     steps = args.steps(len(data))
     teacher = Teacher(teachers_of(setting), setting.precision) if args.share else None
     learner = Learner(args, net, setting.precision, teacher)
+    compile_where_asked(setting, net)
     run = start_run(setting, "pretrain")
     wall_time = learn(
         run,

@@ -6,7 +6,7 @@
 eager     the step of `agents.pretrain`, or with `--step hybrid` of `agents.hybrid_reinforce`, as it is
 tuned     on a GPU: cuDNN tries its algorithms for every shape (`torch.backends.cudnn.benchmark`)
 graphs    on a GPU: forward and backward pass recorded once (`torch.cuda.make_graphed_callables`)
-blocks    `torch.compile` of a block's execution, for all blocks and batch sizes
+blocks    `torch.compile` of what each kind of block executes, for all batch sizes, as with `--compile`
 network   `torch.compile` of the whole forward pass, for one batch size
 overhead  on a GPU: the same with `mode="reduce-overhead"`, which records CUDA graphs
 
@@ -32,7 +32,7 @@ from torch import Tensor
 from agents.common.tables import markdown
 from benchmarks import measure, steps
 from benchmarks.steps import Step
-from skipnet_rl.blocks import Block
+from skipnet_rl.compiling import compile_blocks
 from skipnet_rl.device import autocast, resolve_precision
 
 Way = Literal["tuned", "graphs", "blocks", "network", "overhead"]
@@ -89,11 +89,9 @@ def graphs(step: Step, options: Options, precision: str) -> Step:
     return step
 
 
-def blocks(step: Step) -> Step:
-    """One compiled function executes all blocks."""
-    execute = torch.compile(Block.execute, dynamic=True)
-    for block in step.mdp.net.blocks:
-        block.execute = partial(execute, block)
+def blocks(step: Step, options: Options, precision: str) -> Step:
+    """Each kind of block is compiled once, as with `--compile`."""
+    compile_blocks(step.mdp.net, options.batch_size, precision)
     return step
 
 
@@ -116,7 +114,7 @@ def ways(options: Options, device: torch.device, precision: str) -> dict[str, Ca
     found: dict[str, tuple[bool, Callable[[Step], Step]]] = {
         "tuned": (cuda, tuned),
         "graphs": (cuda and static, lambda step: graphs(step, options, precision)),
-        "blocks": (True, blocks),
+        "blocks": (True, lambda step: blocks(step, options, precision)),
         "network": (static, network),
         "overhead": (cuda and static, lambda step: network(step, "reduce-overhead")),
     }

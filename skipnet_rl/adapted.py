@@ -8,7 +8,7 @@ runs, before the decision about the next block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -45,6 +45,16 @@ class AdaptedBlock:
         self.prefix: Between | None = None
 
     @property
+    def computing(self) -> tuple[str, ...]:
+        """See `network.ResidualBlock`."""
+        return ("execute",) if self._rest is None else ("execute", "forward")
+
+    @property
+    def kind(self) -> Hashable:
+        """Its layers in words, and the code behind its shortcut, which each block has for itself."""
+        return repr(self.model), tuple(self.in_shape), self._rest
+
+    @property
     def in_features(self) -> int:
         """Width of the pooled feature of its input."""
         return self.layout.width(self.in_shape)
@@ -62,9 +72,13 @@ class AdaptedBlock:
         """The executed block, given its shortcut."""
         return self.model(x) if self._rest is None else self._rest(self, x, shortcut)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The executed block, as the model has it."""
+        return self.model(x)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The executed block."""
-        return self.model(x)
+        return self.execute(x, x) if self._rest is None else self.forward(x)
 
 
 class Between:

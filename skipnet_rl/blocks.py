@@ -65,6 +65,7 @@ class Block(nn.Module):
     expansion = 1  # output channels per channel of the 3×3 convolution
     layout = MAPS
     prefix = None  # nothing between the blocks
+    computing = ("execute",)
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
         super().__init__()
@@ -74,6 +75,11 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
+
+    @property
+    def kind(self) -> str:
+        """Its layers in words."""
+        return repr(self)
 
     @property
     def in_features(self) -> int:

@@ -138,7 +138,7 @@ def check_alike(**values: Any) -> None:
         for name, value in every[0].items():
             if other[name] != value:
                 raise ValueError(
-                    f"process {number} has another {name} than process 0: {other[name]}, not {value}; "
+                    f"process {number} has other {name} than process 0: {other[name]}, not {value}; "
                     "give all of them the same"
                 )
 

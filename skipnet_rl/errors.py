@@ -22,6 +22,10 @@ class WeightsError(ValueError):
         super().__init__(one_line(message))
 
 
+class CompilationError(ValueError):
+    """PyTorch cannot compile a network's blocks on this machine."""
+
+
 def one_line(text: str) -> str:
     """Text from a file or another library without line breaks and terminal control sequences.
 

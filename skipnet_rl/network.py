@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,16 @@ from skipnet_rl.layouts import Layout
 
 class ResidualBlock(Protocol):
     """A block that runs, or is passed over on its shortcut."""
+
+    @property
+    def computing(self) -> tuple[str, ...]:
+        """Names of the methods that run its layers."""
+        ...
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for blocks that compute the same but for their weights."""
+        ...
 
     @property
     def layout(self) -> Layout:

@@ -120,6 +120,13 @@ def test_other_flags_are_separate_rows(tmp_path):
     assert names == {"all blocks": 1, "PPO alpha=1.0": 2, "PPO alpha=3.0": 1}
 
 
+def test_seeds_from_before_a_flag_go_with_later_ones(tmp_path):
+    older = run(tmp_path, "gumbel", 0, [row("Gumbel", 0.8)])
+    later = [run(tmp_path, "gumbel", 1, [row("Gumbel", 0.8)], compile=each) for each in (False, True)]
+    names = {entry.name: len(entry.rows) for entry in collect([older, *later])}
+    assert names == {"Gumbel": 2, "Gumbel compile=True": 1}
+
+
 def test_found_values_are_rounded_where_that_tells_the_rows_apart(tmp_path):
     """As in the folders' names of a search."""
 

@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from toys import slow
 
@@ -104,6 +106,29 @@ def test_what_cannot_be_shared_is_refused(words: str, message: str) -> None:
     started = torchrun(*words.split())
     output, _ = started.communicate(timeout=120)
     assert started.returncode != 0 and message in output, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--alpha 1.$RANK", "process 1 has other flags than process 0"),
+        ("--dataset imagefolder --data-dir {folder}/$RANK", "process 1 has other images than process 0"),
+    ],
+)
+def test_processes_that_differ_end(flags: str, message: str, tmp_path: Path) -> None:
+    """Each says in what; nothing is written."""
+    rng = np.random.default_rng(0)
+    for number in range(128):
+        part = "test" if number % 8 < 2 else "train"
+        file = tmp_path / str(number % 2) / part / "ab"[number // 8 % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    run = f"{sys.executable} {RUN} {flags.format(folder=tmp_path)} --run-dir {tmp_path}/run"
+    started = torchrun("--no-python", "bash", "-c", run)
+    output, _ = started.communicate(timeout=120)
+    assert started.returncode != 0 and message in output, output
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

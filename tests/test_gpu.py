@@ -20,12 +20,13 @@ from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.checkpoint import load_checkpoint
+from skipnet_rl.compiling import compile_blocks
 from skipnet_rl.data import load_images
 from skipnet_rl.device import pick_device
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.folding import for_inference
 from skipnet_rl.mdp import RoutingMDP
-from skipnet_rl.policies import RandomSkip
+from skipnet_rl.policies import AlwaysExecute, RandomSkip
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
 from skipnet_rl.runs import Run
@@ -291,6 +292,27 @@ def test_gradients_of_bf16_steps_are_float32_in_the_weights_layout(device, tiny_
                 assert weight.grad.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=0.05, atol=0)
     assert losses["bf16"] != losses["fp32"]
+
+
+def test_compiled_blocks_train_as_they_do_without(device, tiny_net, tiny_images):
+    """On the CPU without the code for it, which takes a minute to compile."""
+    data, net = tiny_images.to(device), tiny_net.to(device).train()
+    images, labels = data.training_batch(torch.arange(B, device=device), step_generator(0, 0, device))
+    routes, found = routes_of(RoutingMDP(net)).to(device), {}
+    for name in ("plain", "compiled"):
+        trained = copy.deepcopy(net)
+        if name == "compiled":
+            compile_blocks(trained, B, backend="inductor" if device.type == "cuda" else "aot_eager")
+        episode = rollout(RoutingMDP(trained), AlwaysExecute(), images, labels, routes=routes)
+        episode.loss.mean().backward()
+        found[name] = episode.logits.detach(), [each.grad for each in trained.parameters()]
+    (expected, plain), (logits, gradients) = found["plain"], found["compiled"]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    for gradient, other in zip(gradients, plain, strict=True):
+        assert (gradient is None) == (other is None)
+        if gradient is not None:  # a ReLU's bend makes much of rounding
+            assert (gradient - other).norm() <= 0.05 * other.norm() + 1e-4
+            assert gradient.ndim < 4 or gradient.is_contiguous(memory_format=torch.channels_last)
 
 
 # seeds

@@ -187,7 +187,7 @@ def test_unknown_parts_and_no_time_are_refused(tmp_path):
 
 
 def test_a_way_that_cannot_be_compiled_is_noted_and_the_others_go_on(tmp_path, monkeypatch):
-    def none(step):
+    def none(step, options, precision):
         raise RuntimeError("no compiler\nhere")
 
     monkeypatch.setattr(compiling, "blocks", none)

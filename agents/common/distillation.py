@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.common.flags import CommonArgs, Method
+from agents.common.flags import CompiledArgs, Method
 from skipnet_rl import catalogue
 from skipnet_rl.chain import Chain
 from skipnet_rl.errors import WeightsError
@@ -31,7 +31,7 @@ SHARE = 0.9  # of the teachers in the loss, where they are named and no other sh
 
 
 @dataclass(frozen=True)
-class TaughtArgs(CommonArgs):
+class TaughtArgs(CompiledArgs):
     """Flags of an agent that learns from the labels, and from teachers where some are named."""
 
     teacher: Method[tuple[str, ...]] = ()

@@ -35,6 +35,8 @@ NOT_A_FLAG = {
     "test_images",
 }
 
+UNLESS_GIVEN = [("compile", False)]  # flags that older runs lack, with what they had in effect
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -105,11 +107,15 @@ def wider_interval(row: Mapping[str, Any]) -> tuple[float, float]:
 def flags(run: FinishedRun) -> dict[str, Any]:
     """The arguments that make two runs comparable as seeds of one another.
 
-    Those that are None or empty are left out, so a flag that a run is too old to have is as one that was
-    not given.
+    Those that are None, empty or as in `UNLESS_GIVEN` are left out, so a flag that a run is too old to have
+    is as one that was not given.
     """
     left_out = NOT_A_FLAG - {"eval_images"} if "greedy_order" in run.result else NOT_A_FLAG  # chosen on them
-    return {key: value for key, value in run.args.items() if key not in left_out and value not in (None, [])}
+    return {
+        key: value
+        for key, value in run.args.items()
+        if key not in left_out and value not in (None, []) and (key, value) not in UNLESS_GIVEN
+    }
 
 
 def collect(runs: Sequence[FinishedRun]) -> list[Entry]:

@@ -162,7 +162,15 @@ class TrainingArgs(CommonArgs):
 
 
 @dataclass(frozen=True)
-class PreparedArgs(TrainingArgs):
+class CompiledArgs(CommonArgs):
+    """Flags of an agent that trains the network, whose blocks it can compile."""
+
+    compile: Run[bool] = False
+    """training steps through compiled blocks; the start takes longer, and PyTorch needs a compiler"""
+
+
+@dataclass(frozen=True)
+class PreparedArgs(CompiledArgs, TrainingArgs):
     """Flags of an agent that prepares the network for skips where it must."""
 
     warmup_iterations: Schedule[int] = 250

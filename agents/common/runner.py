@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from agents.common.compiled import compile_where_asked
 from agents.common.estimate import print_estimate
 from agents.common.flags import TrainingArgs
 from agents.common.keeper import Keeper, Learner
@@ -49,6 +50,7 @@ def run_agent(
     setting, tolerance, costs = look(Setting.of(args))
     args = setting.args
     learner = make_learner(setting, costs)
+    compile_where_asked(setting, learner.mdp.net)
     run = start_run(setting, agent.replace("_", "-"))
     keeper = make_keeper(setting, learner, run.folder if run else Path())
     if run and args.trains_networks:
