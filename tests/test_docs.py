@@ -36,6 +36,7 @@ from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from scripts import paired, results, results_page, ship_chains
 from scripts.rows import ROWS, Options
+from skipnet_rl import adapters
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.gates import GATES
 from skipnet_rl.model_problem import ModelProblem
@@ -102,6 +103,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
 def test_python_on_a_page_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SKIPNET_DATA", raising=False)
+    monkeypatch.setattr(adapters, "TABLE", dict(adapters.TABLE))  # a page registers a block of its own
     if "torchrl" in code:
         pytest.importorskip("torchrl")
     for many, few in FEWER.items():

@@ -58,7 +58,7 @@ def titled_panels(title: str, subtitle: str, count: int) -> tuple[Figure, list[A
     sides = {"left": 0.63 / width, "right": 1 - 0.17 / width, "bottom": 0.54 / height}
     top = 1 - (1.03 if count == 1 else 1.25) / height
     grid = figure.add_gridspec(1, count, **sides, top=top, wspace=0.12)
-    axes = [figure.add_subplot(place) for place in grid]
+    axes = [figure.add_subplot(grid[0, number]) for number in range(count)]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     figure.text(0.143 / width, 1 - 0.32 / height, title, fontsize=14, weight="bold", color=INK)
