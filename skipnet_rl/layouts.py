@@ -133,6 +133,11 @@ def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool, layout: Layout = 
     return layout.outward(x)
 
 
+def share_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors lie in the same memory, as a tensor and a view of it do."""
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+
+
 def _in_words(x: Tensor) -> bool:
     """Whether each row of channels lies in memory as whole 64-bit words."""
     size = x.element_size()

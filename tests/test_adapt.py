@@ -259,6 +259,38 @@ def test_a_class_of_ones_own_is_registered(table):
     torch.testing.assert_close(folded(images(2)), net(images(2)), rtol=1e-3, atol=1e-4)
 
 
+class Fewer(nn.Module):
+    """Its shortcut is a view of its input: every other place of the first channels."""
+
+    def forward(self, x):
+        return x[:, :6, ::2, ::2]
+
+
+class Narrowing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fit, self.conv = Fewer(), nn.Conv2d(8, 6, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.fit(x) + self.conv(x)
+
+
+@torch.no_grad()
+def test_a_shortcut_that_is_a_view_leaves_the_state_as_it_is(table):
+    register(Own)
+    register(Narrowing, lambda block: block.fit)
+    model = OwnNet(CLASSES)
+    model.body = nn.Sequential(*model.body[:2], Narrowing(), nn.Conv2d(6, 12, 1))
+    mdp = RoutingMDP(adapt(model.eval(), SIZE))
+    assert mdp.net.blocks[1].bypass is model.body[2].fit
+    state = mdp.initial(images(4), labels(4))
+    before, some = state.x.clone(), torch.tensor([True, False, True, False])
+    found, mixed = (mdp.transition(state, action) for action in (some, some.float()))
+    assert torch.equal(state.x, before)
+    torch.testing.assert_close(found.x, mixed.x)
+    torch.testing.assert_close(mdp.transition(state, some, inplace=True).x, mixed.x)
+
+
 class Reader(nn.Module):
     """A block that, with `again`, reads what its convolution gives beside the batch norm."""
 
