@@ -7,7 +7,7 @@ import torch
 from toys import load_first, toy_chain
 
 from agents import hybrid_reinforce
-from benchmarks import chain_training, deferral, measure, soak, throughput, training
+from benchmarks import chain_training, deferral, measure, scaling, soak, throughput, training
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.thresholds import tune
@@ -32,6 +32,14 @@ def test_the_device_that_is_timed_is_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
     measure.take_turns({"a": lambda: calls.append("a")}, 1, "cuda:1")
     assert calls == ["cuda:1", "a", "cuda:1"] * 2  # the first turn does not count
+
+
+def test_scaling_names_its_files_by_the_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "memory", lambda options, device: {})  # of processes of its own
+    sizes = {"depth": 14, "depths": (14,), "batch": 2, "batches": (1,), "repeats": 1}
+    found = scaling.main(scaling.Options(device="cpu", precision="fp32", out=tmp_path, **sizes))
+    assert {case["batch"] for case in found["cases"].values()} == {1, 2}
+    assert {path.name for path in tmp_path.iterdir()} == {"scaling-cpu.json", "scaling-cpu.png"}
 
 
 @pytest.mark.parametrize("part", [soak.environment, soak.training])
