@@ -155,6 +155,23 @@ def test_the_pooled_feature_of_tokens_has_the_class_token_beside_the_mean_over_p
     torch.testing.assert_close(Tokens().pool(state.x, torch.float32), state.x.mean(dim=1))
 
 
+@pytest.mark.parametrize(
+    "family, leading, has_class",
+    [
+        ("timm's ViT with registers", 3, True),
+        ("timm's ViT with registers alone", 2, False),
+        ("DeiT", 2, True),
+    ],
+)
+def test_registers_are_no_class_token(family, leading, has_class):
+    mdp = RoutingMDP(adapted(family))
+    state = mdp.initial(images(2), labels(2))
+    assert state.x.shape == (2, leading + 16, 16) and mdp.feature_width == (32 if has_class else 16)
+    mean = state.x[:, leading:].mean(dim=1)
+    expected = torch.cat([state.x[:, 0], mean], dim=1) if has_class else mean
+    torch.testing.assert_close(mdp.features(state), expected)
+
+
 def test_the_pooled_feature_of_a_map_with_the_channels_last_is_the_mean_over_places():
     mdp = RoutingMDP(adapted("Swin"))
     state = mdp.initial(images(2), labels(2))
