@@ -15,10 +15,11 @@ from skipnet_rl.flops import network_macs
 from skipnet_rl.resnet import ResNet
 
 NOT_MEASURED = "not measured"
+Show = Callable[[Mapping[str, Any]], str | None]  # a part's results as text; None for what it had not reached
 LARGE = (34, 50, 101)  # ImageNet's networks
 IMAGES, EPOCHS = 1_281_167, (120, 40)  # of ImageNet; of SP and HRL as the authors publish them
 CARDS = 8
-DETAILS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+DETAILS: dict[str, tuple[str, Show]] = {
     "Tests": ("tests", checks.table),
     "Ways to take a pretraining step": ("compiling", compiling.table),
     "Ways to take an HRL step": ("compiling-hybrid", compiling.table),
@@ -63,7 +64,7 @@ class Row:
 
     what: str
     part: str
-    shown: Callable[[Mapping[str, Any]], str]
+    shown: Show
     aim: str = ""
 
 
@@ -77,9 +78,12 @@ def steps_per_second(found: Mapping[str, Any]) -> str:
     return f"{found['num_envs'] * found['decisions'] / found['timings']['all']['median']:,.0f}"
 
 
-def images_per_second(found: Mapping[str, Any]) -> str:
+def images_per_second(found: Mapping[str, Any]) -> str | None:
     """Images per second of a step as it is, and the seconds that an epoch takes."""
-    per_second, _ = compiling.speed(found, "eager") or (0.0, 0.0)
+    reached = compiling.speed(found, "eager")
+    if reached is None:
+        return None
+    per_second, _ = reached
     return f"{per_second:,.0f} ({compiling.EPOCH / per_second:,.1f} s per {compiling.EPOCH:,} images)"
 
 
@@ -146,13 +150,13 @@ def half_over_all(found: Mapping[str, Any]) -> str:
     return ratio(found, "all", "half")
 
 
-def shown(parts: Mapping[str, Any], name: str, show: Callable[[Mapping[str, Any]], str]) -> str:
+def shown(parts: Mapping[str, Any], name: str, show: Show) -> str:
     """A part's results as text; what is missing is said to be not measured, and why."""
     part = parts.get(name, {"found": None, "error": None})
-    try:
-        return show(part["found"])
-    except (TypeError, KeyError, ValueError, ZeroDivisionError):  # cut off before these results
-        return f"{NOT_MEASURED}: {part['error']}" if part["error"] else NOT_MEASURED
+    text = None if part["found"] is None else show(part["found"])
+    if text is not None:
+        return text
+    return f"{NOT_MEASURED}: {part['error']}" if part["error"] else NOT_MEASURED
 
 
 @cache
@@ -168,10 +172,13 @@ def imagenet(found: Mapping[str, Any], sizes: Sizes, command: str) -> str:
     One network is measured; the others are scaled from it by their MACs.
     """
 
-    def hours(depth: int) -> Callable[[Mapping[str, Any]], str]:
-        def of(measured: Mapping[str, Any]) -> str:
+    def hours(depth: int) -> Show:
+        def of(measured: Mapping[str, Any]) -> str | None:
             reached = [compiling.speed(measured, name) for name in measured["ways"]]
-            per_second = max(each[0] for each in reached if each) * macs(sizes.large) / macs(depth)
+            speeds = [each[0] for each in reached if each]
+            if not speeds:
+                return None
+            per_second = max(speeds) * macs(sizes.large) / macs(depth)
             return f"{sum(EPOCHS) * IMAGES / per_second / CARDS / 3600:,.1f}"
 
         return of

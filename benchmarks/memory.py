@@ -22,10 +22,10 @@ import gymnasium as gym
 import torch
 import tyro
 
-import envs  # noqa: F401  (registers the ids)
 from agents import hybrid_reinforce, pretrain
 from agents.common.tables import markdown
 from benchmarks import measure
+from envs import factory  # importing it registers the ids
 from skipnet_rl.data import load_images
 from skipnet_rl.device import resolve_precision
 from skipnet_rl.mdp import RoutingMDP
@@ -122,6 +122,7 @@ def peak(case: Case) -> dict[str, Any]:
     if device.type != "cuda":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return pool.apply(_resident_of, (case,))
+    factory.clear_cache()  # or the networks and images of earlier cases count, too
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

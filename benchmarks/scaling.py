@@ -171,9 +171,10 @@ def main(options: Options) -> dict[str, Any]:
         },
         "memory": used,
     }
-    measure.publish("scaling", found, table(found), options)
+    name = f"scaling-{device.type}"
+    measure.publish(name, found, table(found), options)
     folder = measure.DOCS / "benchmarks" if options.write else options.out
-    plots.save_figure(picture(found), folder / "scaling.png")
+    plots.save_figure(picture(found), folder / f"{name}.png")
     return found
 
 

@@ -132,6 +132,12 @@ def _network(problem: Problem, num_classes: int, contents: tuple[str, ...]) -> A
     return problem.mdp(problem.network(num_classes)).for_inference(problem.precision).net
 
 
+def clear_cache() -> None:
+    """Drop the networks and images that later environments would share."""
+    _images.cache_clear()
+    _network.cache_clear()
+
+
 def _content(weights: str | Path | None) -> str:
     """Digest of a weights file, so that a new file of the same name is read again; "" if there is none."""
     path = Path(weights or "auto")

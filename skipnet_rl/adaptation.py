@@ -122,11 +122,14 @@ def image_size_of(model: Any) -> int:
     return int(stated[-1] if isinstance(stated, (tuple, list)) else stated)
 
 
-def leading_tokens(model: Any) -> int:
-    """Number of tokens that stand for no place of the image: class token, distillation, registers."""
-    stated = getattr(model, "num_prefix_tokens", None)
+def leading_tokens(model: Any) -> tuple[int, bool]:
+    """Number of tokens that stand for no place of the image, and whether the first is a class token.
+
+    The others are those of distillation and registers.
+    """
     named = any(getattr(model, name, None) is not None for name in ("class_token", "cls_token"))
-    return int(named) if stated is None else stated
+    class_token = getattr(model, "has_class_token", named)
+    return getattr(model, "num_prefix_tokens", int(class_token)), class_token
 
 
 def find_cuts(model: nn.Module, graph: fx.Graph, shapes: dict[str, torch.Size]) -> list[Cut]:
@@ -157,14 +160,14 @@ def called(model: nn.Module, node: fx.Node) -> nn.Module | None:
     return model.get_submodule(str(node.target).removeprefix("model.")) if own else None
 
 
-def adapted_block(cut: Cut, shapes: dict[str, torch.Size], leading: int) -> AdaptedBlock:
+def adapted_block(cut: Cut, shapes: dict[str, torch.Size], leading: tuple[int, bool]) -> AdaptedBlock:
     """A block with its shortcut taken out of it, where that has parameters.
 
     Raises:
         ValueError: the block does not call the shortcut once, with its input; its features have another
             number of dimensions than the layout.
     """
-    layout = LAYOUTS[cut.family.layout](leading)
+    layout = LAYOUTS[cut.family.layout](*leading)
     entering: Any = cut.node.args[0]
     sizes = shapes[entering.name], shapes[cut.node.name]
     for shape in sizes:

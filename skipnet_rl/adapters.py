@@ -16,9 +16,9 @@ from skipnet_rl.errors import in_short
 from skipnet_rl.layouts import MAPS, ChannelsLast, Layout, Tokens
 
 Adapter = Callable[[nn.Module], nn.Module | None]
-LAYOUTS: dict[str, Callable[[int], Layout]] = {  # made from the number of tokens that stand for no place
-    "maps": lambda leading: MAPS,
-    "channels-last": lambda leading: ChannelsLast(),
+LAYOUTS: dict[str, Callable[[int, bool], Layout]] = {  # made from the arguments of `Tokens`
+    "maps": lambda leading, class_token: MAPS,
+    "channels-last": lambda leading, class_token: ChannelsLast(),
     "tokens": Tokens,
 }
 

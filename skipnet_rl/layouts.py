@@ -83,22 +83,23 @@ class Tokens(Layout):
     Args:
         leading: number of tokens before those of the image: the class token, then others, such as those of a
             distilled DeiT and registers.
+        class_token: whether the first of them is a class token.
     """
 
     name = "tokens [B, T, D]"
     dimensions = 3
 
-    def __init__(self, leading: int = 0) -> None:
-        self.leading = leading
+    def __init__(self, leading: int = 0, class_token: bool = False) -> None:
+        self.leading, self.class_token = leading, class_token
 
     def pool(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Class token, where there is one, and mean over the places: [B, T, D] → [B, 2 D] or [B, D]."""
         mean = x[:, self.leading :].sum(dim=1).to(dtype) / (x.shape[1] - self.leading)
-        return torch.cat([x[:, 0].to(dtype), mean], dim=1) if self.leading else mean
+        return torch.cat([x[:, 0].to(dtype), mean], dim=1) if self.class_token else mean
 
     def width(self, shape: Sequence[int]) -> int:
         """D or 2 D."""
-        return shape[-1] * (2 if self.leading else 1)
+        return shape[-1] * (2 if self.class_token else 1)
 
 
 MAPS = Maps()
@@ -131,6 +132,11 @@ def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool, layout: Layout = 
     else:
         x.index_copy_(0, index, rows)
     return layout.outward(x)
+
+
+def share_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors lie in the same memory, as a tensor and a view of it do."""
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
 def _in_words(x: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from skipnet_rl.flops import NetworkMacs, block_costs, network_macs
 from skipnet_rl.folding import for_inference
-from skipnet_rl.layouts import put, take
+from skipnet_rl.layouts import put, share_memory, take
 from skipnet_rl.network import Network, ResidualBlock
 from skipnet_rl.process import ALPHA, Action, DecisionProcess, check_action
 
@@ -142,7 +142,8 @@ class RoutingMDP(DecisionProcess):
             rows = take(x, index, layout)
             shortcut = rows if skipped is x else take(skipped, index, layout)
             executed = block.execute(rows, shortcut)
-            x = put(skipped, index, executed.to(skipped.dtype), inplace or skipped is not x, layout)
+            own = skipped is not x and not share_memory(skipped, x)  # a new tensor, to be written over
+            x = put(skipped, index, executed.to(skipped.dtype), inplace or own, layout)
         return self.arrived(x, state.y, state.t + 1)
 
     def logits(self, state: State) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from skipnet_rl.adaptation import IMAGE_SIZE, adapt
 from skipnet_rl.adapted import AdaptedNetwork
@@ -29,6 +30,7 @@ ELSEWHERE = {  # arguments of models that are no part of model_kwargs
 }
 # what the code of a model raises where its arguments do not fit each other
 REFUSALS = (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+EMBEDDINGS = {"pos_embed", "encoder.pos_embedding"}  # of positions, in timm and torchvision
 PREFIXES = ("", "net.", "module.", "model.")  # that a state_dict's names may have
 
 
@@ -64,12 +66,15 @@ class ModelName(NamedTuple):
         Args:
             num_classes: K.
             weights: `"DEFAULT"` for the library's own weights, downloaded where they are not cached, with a
-                new classifier where these have another number of classes; None for random ones.
+                new classifier where these have another number of classes, and position embeddings that are
+                interpolated where these are for images of another size, each with a warning; None for random
+                ones.
             seed: of the random weights; None draws them from PyTorch's global stream.
 
         Raises:
             ValueError: an unknown library or model, or arguments that it does not take.
-            WeightsError: weights that it does not have, or that cannot be fetched.
+            WeightsError: weights that it does not have, that cannot be fetched, or that are for images of
+                another size alone.
         """
         with torch.inference_mode(False), torch.device("cpu"):
             with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -77,7 +82,7 @@ class ModelName(NamedTuple):
                     torch.default_generator.manual_seed(seed)
                 model = self._made(num_classes)
             if weights is not None:
-                take_over(model, self._pretrained(weights), f"{self.model} ({weights})")
+                take_over(model, self._pretrained(weights, model), f"{self.model} ({weights})")
             net = adapt(model, self.image_size)
         net.origin = self.about()
         return net.to(memory_format=torch.channels_last).eval()
@@ -95,36 +100,61 @@ class ModelName(NamedTuple):
             return self.build(num_classes)
 
     def _made(self, num_classes: int) -> nn.Module:
-        library, name = parted(self.model)
-        build = model_builder(library, name)
+        model_builder(*parted(self.model))  # there is one
         for given in self.arguments.keys() & ELSEWHERE.keys():
             raise ValueError(f"model_kwargs has {given} {self.arguments[given]!r}; {ELSEWHERE[given]}")
-        size = size_argument(library, name)
         try:
-            arguments = {**prepared(name, self.arguments), "num_classes": num_classes}
-            if size is None or size in arguments:
-                return build(**arguments)
-            square = (self.image_size, self.image_size)
-            try:
-                return build(**arguments, **{size: square if size == "input_size" else self.image_size})
-            except TypeError as error:
-                if library != "timm" or size not in str(error):
-                    raise
-                return build(**arguments)  # a model of timm for images of any size
+            return self._called(num_classes=num_classes)
         except REFUSALS as error:
             raise ValueError(
                 f"{self.model} does not take model_kwargs {json.dumps(dict(self.arguments))} for images of "
                 f"{self.image_size} pixels: {one_line(f'{type(error).__name__}: {error}')}"
             ) from error
 
-    def _pretrained(self, weights: str) -> Mapping[str, Tensor]:
+    def _called(self, **more: Any) -> nn.Module:
+        """What the library's function or class returns, for images of this size where it asks for one."""
         library, name = parted(self.model)
+        build, size = model_builder(library, name), size_argument(library, name)
+        arguments = {**prepared(name, self.arguments), **more}
+        if size is None or size in arguments:
+            return build(**arguments)
+        square = (self.image_size, self.image_size)
+        try:
+            return build(**arguments, **{size: square if size == "input_size" else self.image_size})
+        except TypeError as error:
+            if library != "timm" or size not in str(error):
+                raise
+            return build(**arguments)  # a model of timm for images of any size
+
+    def _pretrained(self, weights: str, model: Any) -> Mapping[str, Tensor]:
+        """The library's own weights, made to fit the size of images of a model that was built for it."""
+        library, name = parted(self.model)
+        size = self.image_size
         try:
             if library == "timm":
-                return model_builder(library, name)(pretrained=True, **self.arguments).state_dict()
-            return weights_of(name, weights).get_state_dict(progress=False)
+                size = model.pretrained_cfg.get("input_size", [size])[-1]
+                tensors = self._called(pretrained=True).state_dict()  # which interpolates them
+            else:
+                entry = weights_of(name, weights)
+                size = entry.meta["min_size"][-1]
+                tensors = entry.get_state_dict(progress=False)
+                if "encoder.pos_embedding" in tensors:
+                    tensors = interpolate_embeddings(self.image_size, model.patch_size, tensors)
         except (OSError, RuntimeError) as error:
+            unlike = [line for line in str(error).splitlines() if "size mismatch" in line]  # PyTorch's words
+            if unlike and size != self.image_size:
+                raise WeightsError(
+                    f"the weights of {self.model} are for images of {size} pixels and do not fit those of "
+                    f"{self.image_size}; use image_size {size}: {unlike[0]}"
+                ) from error
             raise WeightsError(f"the weights of {self.model} did not come: {error}") from error
+        if size != self.image_size and EMBEDDINGS & tensors.keys():
+            warnings.warn(
+                f"{self.model} ({weights}): its position embeddings are for images of {size} pixels and are "
+                f"interpolated for those of {self.image_size}",
+                stacklevel=3,
+            )
+        return tensors
 
 
 def usual_image_size(model: str, arguments: Mapping[str, Any]) -> int:

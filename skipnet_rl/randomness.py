@@ -58,6 +58,19 @@ def step_generator(
     return generator.manual_seed(mixed)
 
 
+def on_cpu(generator: torch.Generator) -> torch.Generator:
+    """A generator on the CPU whose numbers stand for those of another device's, which is not waited for.
+
+    A generator of the CPU is returned as it is. Another one gives one with its seed, so that a step draws the
+    same everywhere, and takes a new seed from it: what it is used for next draws other numbers.
+    """
+    if generator.device.type == "cpu":
+        return generator
+    numbers = torch.Generator("cpu").manual_seed(generator.initial_seed())
+    generator.manual_seed(int(torch.randint(2**62, (), generator=numbers, device="cpu")))
+    return numbers.manual_seed(numbers.initial_seed())
+
+
 def for_images(
     draw: Callable[[int], Tensor], count: int, generator: torch.Generator | None, dim: int = 0
 ) -> Tensor:

@@ -90,6 +90,10 @@ TIMM: dict[str, Callable[..., nn.Module]] = {
     "timm's ViT without a class token": from_timm(
         "vit_tiny_patch16_224", **TRANSFORMER, class_token=False, global_pool="avg"
     ),
+    "timm's ViT with registers": from_timm("vit_tiny_patch16_224", **TRANSFORMER, reg_tokens=2),
+    "timm's ViT with registers alone": from_timm(
+        "vit_tiny_patch16_224", **TRANSFORMER, reg_tokens=2, class_token=False, global_pool="avg"
+    ),
     "DeiT": from_timm("deit_tiny_distilled_patch16_224", **TRANSFORMER),
     "timm's Swin": from_timm("swin_tiny_patch4_window7_224", **WINDOWS, patch_size=2),
     "timm's SwinV2": from_timm("swinv2_tiny_window8_256", **WINDOWS, patch_size=2),

@@ -155,6 +155,23 @@ def test_the_pooled_feature_of_tokens_has_the_class_token_beside_the_mean_over_p
     torch.testing.assert_close(Tokens().pool(state.x, torch.float32), state.x.mean(dim=1))
 
 
+@pytest.mark.parametrize(
+    "family, leading, has_class",
+    [
+        ("timm's ViT with registers", 3, True),
+        ("timm's ViT with registers alone", 2, False),
+        ("DeiT", 2, True),
+    ],
+)
+def test_registers_are_no_class_token(family, leading, has_class):
+    mdp = RoutingMDP(adapted(family))
+    state = mdp.initial(images(2), labels(2))
+    assert state.x.shape == (2, leading + 16, 16) and mdp.feature_width == (32 if has_class else 16)
+    mean = state.x[:, leading:].mean(dim=1)
+    expected = torch.cat([state.x[:, 0], mean], dim=1) if has_class else mean
+    torch.testing.assert_close(mdp.features(state), expected)
+
+
 def test_the_pooled_feature_of_a_map_with_the_channels_last_is_the_mean_over_places():
     mdp = RoutingMDP(adapted("Swin"))
     state = mdp.initial(images(2), labels(2))
@@ -257,6 +274,38 @@ def test_a_class_of_ones_own_is_registered(table):
     folded = fold_batchnorm(net)
     assert len(net.pairs) == 6 and ("model.body.1.conv1", "model.body.1.norm1") in net.pairs
     torch.testing.assert_close(folded(images(2)), net(images(2)), rtol=1e-3, atol=1e-4)
+
+
+class Fewer(nn.Module):
+    """Its shortcut is a view of its input: every other place of the first channels."""
+
+    def forward(self, x):
+        return x[:, :6, ::2, ::2]
+
+
+class Narrowing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fit, self.conv = Fewer(), nn.Conv2d(8, 6, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.fit(x) + self.conv(x)
+
+
+@torch.no_grad()
+def test_a_shortcut_that_is_a_view_leaves_the_state_as_it_is(table):
+    register(Own)
+    register(Narrowing, lambda block: block.fit)
+    model = OwnNet(CLASSES)
+    model.body = nn.Sequential(*model.body[:2], Narrowing(), nn.Conv2d(6, 12, 1))
+    mdp = RoutingMDP(adapt(model.eval(), SIZE))
+    assert mdp.net.blocks[1].bypass is model.body[2].fit
+    state = mdp.initial(images(4), labels(4))
+    before, some = state.x.clone(), torch.tensor([True, False, True, False])
+    found, mixed = (mdp.transition(state, action) for action in (some, some.float()))
+    assert torch.equal(state.x, before)
+    torch.testing.assert_close(found.x, mixed.x)
+    torch.testing.assert_close(mdp.transition(state, some, inplace=True).x, mixed.x)
 
 
 class Reader(nn.Module):

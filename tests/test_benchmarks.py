@@ -1,13 +1,15 @@
 """The candidates of the benchmarks run, at a small size; nothing is timed."""
 
+import weakref
 from dataclasses import replace
 
+import gymnasium as gym
 import pytest
 import torch
 from toys import load_first, toy_chain
 
 from agents import hybrid_reinforce
-from benchmarks import chain_training, deferral, measure, soak, throughput, training
+from benchmarks import chain_training, deferral, measure, memory, scaling, soak, throughput, training
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.thresholds import tune
@@ -32,6 +34,34 @@ def test_the_device_that_is_timed_is_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
     measure.take_turns({"a": lambda: calls.append("a")}, 1, "cuda:1")
     assert calls == ["cuda:1", "a", "cuda:1"] * 2  # the first turn does not count
+
+
+def test_scaling_names_its_files_by_the_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "memory", lambda options, device: {})  # of processes of its own
+    sizes = {"depth": 14, "depths": (14,), "batch": 2, "batches": (1,), "repeats": 1}
+    found = scaling.main(scaling.Options(device="cpu", precision="fp32", out=tmp_path, **sizes))
+    assert {case["batch"] for case in found["cases"].values()} == {1, 2}
+    assert {path.name for path in tmp_path.iterdir()} == {"scaling-cpu.json", "scaling-cpu.png"}
+
+
+def test_what_environments_share_does_not_count_into_the_next_peak(monkeypatch):
+    """On a GPU, where all cases run in one process; the counters of a GPU are left out here."""
+    kept, known = [], []
+
+    def run(case):
+        known.append([each() is None for each in kept])
+        env = gym.make_vec("SkipResNet14-v0", 2, dataset="rendered-digits", weights=None, device="cpu")
+        lockstep = env.unwrapped.lockstep
+        kept.extend(weakref.ref(each) for each in (lockstep.mdp.net, lockstep.images.images))
+
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    monkeypatch.setattr(memory.Case, "run", run)
+    for _ in range(2):
+        memory.peak(memory.Case("environment", 14, 2, device="cuda"))
+    assert known == [[], [True, True]]
 
 
 @pytest.mark.parametrize("part", [soak.environment, soak.training])

@@ -178,6 +178,24 @@ def test_numbers_of_the_table_are_those_of_the_parts():
     assert f"| ResNet-101 | {160 * 1_281_167 * 6 * gpu_table.macs(101) / 1e18:,.1f} | {hours:,.1f} |" in text
 
 
+def test_only_what_was_not_reached_is_not_measured():
+    """And a fault of a table is one: it does not look like a part that was cut off."""
+    parts = {
+        "compiling": {"found": {"ways": {"eager": {"error": "OutOfMemoryError: x"}}}, "error": "cut off"},
+        "operators": {"found": {"device": "cpu"}, "error": None},
+        "training": {"found": None, "error": "ended with 7"},
+    }
+    assert gpu_table.shown(parts, "compiling", gpu_table.images_per_second) == "not measured: cut off"
+    assert gpu_table.shown(parts, "training", gpu_table.hybrid_step) == "not measured: ended with 7"
+    assert gpu_table.shown(parts, "memory", gpu_table.busy) == "not measured"
+    with pytest.raises(KeyError, match="timings"):
+        gpu_table.shown(parts, "operators", gpu_table.busy)
+    found = gpu.unmeasured("cuda")
+    found["parts"]["imagenet"] = parts["compiling"]
+    text = gpu_table.imagenet(found, gpu.SIZES["cuda"], "command")
+    assert text.count("| not measured: cut off |") == 3
+
+
 def test_unknown_parts_and_no_time_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--only names 'speed'; expected some of tests, environment-128"):
         gpu.main(gpu.Options(only=("speed",), out=tmp_path, device="cpu"), gpu.SIZES["cuda"])

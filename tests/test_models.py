@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +12,7 @@ from other_models import VIT
 from torchvision.models import resnet18
 
 import envs  # noqa: F401
+from skipnet_rl import models
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError
@@ -18,7 +20,7 @@ from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.model_problem import ModelProblem
-from skipnet_rl.models import ModelName
+from skipnet_rl.models import EMBEDDINGS, ModelName
 from skipnet_rl.policies import AlwaysExecute, Biased
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
@@ -295,6 +297,49 @@ def test_the_librarys_own_weights_bring_the_statistics_that_they_were_trained_wi
         ModelProblem(
             model="torchvision/VisionTransformer", weights="DEFAULT", dataset="rendered-digits"
         ).resolve()
+
+
+def own_weights(model: str, monkeypatch, path) -> tuple[ModelName, dict[str, torch.Tensor]]:
+    """A small model whose library has weights for 32 pixels and 10 classes, all places with one embedding."""
+    name = named(model)
+    if model == "timm/vit_tiny_patch16_224":
+        name = name._replace(arguments={**name.arguments, "class_token": True, "global_pool": "token"})
+    state = name.build(10, seed=7).model.state_dict()
+    for embedding in EMBEDDINGS & state.keys():
+        state[embedding][:, 1:] = torch.arange(16.0)
+    if model.startswith("timm"):
+        torch.save(state, path)
+        stored = {"file": str(path), "num_classes": 10, "input_size": [3, 32, 32]}
+        return name._replace(arguments={**name.arguments, "pretrained_cfg_overlay": stored}), state
+    entry = SimpleNamespace(meta={"min_size": (32, 32)}, get_state_dict=lambda progress: dict(state))
+    monkeypatch.setattr(models, "weights_of", lambda *names: entry)
+    return name, state
+
+
+@pytest.mark.parametrize("model", ["torchvision/VisionTransformer", "timm/vit_tiny_patch16_224"])
+def test_the_librarys_own_position_embeddings_fit_images_of_another_size(model, monkeypatch, tmp_path):
+    name, state = own_weights(model, monkeypatch, tmp_path / "own.pth")
+    found = name.build(10, "DEFAULT").model.state_dict()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    with pytest.warns(UserWarning, match=f"{model}.* for images of 32 pixels and are .* for those of 64"):
+        found = name._replace(image_size=64).build(10, "DEFAULT").model.state_dict()
+    (embedding,) = EMBEDDINGS & state.keys()
+    assert found[embedding].shape == (1, 1 + 8 * 8, 16)
+    assert torch.equal(found[embedding][:, 0], state[embedding][:, 0])
+    torch.testing.assert_close(found[embedding][0, 1:], torch.arange(16.0).expand(64, 16))
+    assert all(torch.equal(found[key], state[key]) for key in state.keys() - {embedding})
+
+
+def test_the_librarys_own_weights_of_another_size_alone_are_refused(monkeypatch, tmp_path):
+    """The layers of a gMLP mix a fixed number of places."""
+    monkeypatch.setitem(SMALL, "timm/gmlp_ti16_224", ({}, 32))
+    name, _ = own_weights("timm/gmlp_ti16_224", monkeypatch, tmp_path / "own.pth")
+    name.build(10, "DEFAULT")
+    with pytest.raises(
+        WeightsError, match="of 32 pixels and do not fit those of 64; use image_size 32"
+    ) as it:
+        name._replace(image_size=64).build(10, "DEFAULT")
+    assert str(it.value).count("size mismatch") == 1
 
 
 def test_untrained_networks_of_one_name_are_the_same():

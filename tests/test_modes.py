@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from envs.factory import _images, _network
+from envs import factory
 from envs.skipnet import SkipNetEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.data import ImageSet
@@ -122,7 +122,7 @@ def test_a_network_and_images_made_in_inference_mode(tiny_images):
 
 
 def test_what_the_factory_keeps_serves_every_mode():
-    _network.cache_clear(), _images.cache_clear()
+    factory.clear_cache()
     quick = {"dataset": "rendered-digits", "split": "val", "weights": None, "device": "cpu"}
     with torch.inference_mode():
         inside = gym.make("SkipResNet14-v0", **quick)

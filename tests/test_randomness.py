@@ -1,8 +1,9 @@
 """Random numbers are pure functions of (seed, step, stream) and shared by no two purposes."""
 
 import torch
+from toys import Elsewhere
 
-from skipnet_rl.randomness import Stream, step_generator
+from skipnet_rl.randomness import Stream, on_cpu, step_generator
 
 
 def test_random_streams_are_apart():
@@ -14,6 +15,18 @@ def test_random_streams_are_apart():
         for stream in Stream
     }
     assert len(draws) == 4 * 50 * len(Stream)
+
+
+def test_numbers_for_another_device_are_drawn_on_the_cpu():
+    own = step_generator(0, 1, "cpu")
+    assert on_cpu(own) is own
+    expected = torch.rand(4, generator=step_generator(0, 1, "cpu"))
+    other = Elsewhere("cpu").manual_seed(own.initial_seed())
+    first, second = (torch.rand(4, generator=on_cpu(other)) for _ in range(2))
+    assert torch.equal(first, expected) and not torch.equal(second, first)
+    again = Elsewhere("cpu").manual_seed(own.initial_seed())
+    assert torch.equal(torch.rand(4, generator=on_cpu(again)), first)
+    assert torch.equal(torch.rand(4, generator=on_cpu(again)), second)
 
 
 def test_streams_keep_their_values():

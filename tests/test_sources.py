@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
+from toys import Elsewhere
 
 from skipnet_rl.data import DATASETS, load_images
 from skipnet_rl.data.files import ImageFiles
@@ -151,6 +152,16 @@ def test_training_batch_crops_and_mirrors_each_image_on_its_own(tmp_path):
     left, right = white[:, :, 0].any(dim=1), white[:, :, -1].any(dim=1)
     assert (left & ~right).sum() >= 4 and (right & ~left).sum() >= 4  # mirrored by each image's own coin
     assert len({int(w.sum()) for w in white}) > 5  # and cropped on its own
+
+
+def test_a_seed_draws_the_same_crops_for_each_device(tmp_path):
+    write_folder(tmp_path / "train", COLOURS, 4)
+    train, index = load_images("imagefolder", "train", tmp_path, size=32), torch.arange(8)
+    draws = step_generator(0, 3, "cpu")
+    other = Elsewhere("cpu").manual_seed(draws.initial_seed())
+    expected, _ = train.training_batch(index, draws)
+    assert torch.equal(train.training_batch(index, other)[0], expected)
+    assert not torch.equal(train.training_batch(index, other)[0], expected)
 
 
 def test_drawing_crops_leaves_the_global_generator_alone(tmp_path):

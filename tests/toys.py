@@ -2,7 +2,7 @@
 
 `toy_net`: a ResNet-8 with one needed and one useless block, on images of two colours. `toy_chain`: two
 networks with given answers. `spread`: halting scores that tell images apart. `load_first`: a data set cut to
-its first images.
+its first images. `Elsewhere`: a generator that says it is a GPU's.
 """
 
 import copy
@@ -23,6 +23,12 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.recording import Records, Replayed
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
+
+
+class Elsewhere(torch.Generator):
+    """A generator of a device that this machine need not have."""
+
+    device = torch.device("cuda")
 
 
 class Replay:

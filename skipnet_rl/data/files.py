@@ -21,7 +21,7 @@ from skipnet_rl.data.images import IMAGENET_STATISTICS, Images
 from skipnet_rl.data.pixels import open_image, read_image
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.forking import in_forked_child
-from skipnet_rl.randomness import for_images
+from skipnet_rl.randomness import for_images, on_cpu
 
 DECODERS = 8  # threads; Pillow's decoders release the GIL
 RESIZE = 256 / 224  # short side before the central crop, relative to the crop
@@ -76,14 +76,16 @@ class ImageFiles(Images):
         return self._stack([partial(self._central, path) for path in paths]), self.labels[self.placed(index)]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same with a random resized crop and a random flip of each image.
+        """The same with a random resized crop and a random flip of each image, drawn on the CPU.
 
         Crops cover 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015); for images
         of up to 64 pixels 60 to 100 % at 0.9 to 1.1.
         """
 
+        draws = on_cpu(generator)
+
         def numbers(count: int) -> Tensor:
-            return torch.randint(2**62, (count,), generator=generator, device=generator.device)
+            return torch.randint(2**62, (count,), generator=draws, device="cpu")
 
         seeds = for_images(numbers, len(index), generator).tolist()
         paths = [self.paths[i] for i in index.tolist()]
@@ -106,7 +108,10 @@ class ImageFiles(Images):
         return list(area), list(aspect)
 
     def _stack(self, crops: Sequence[Callable[[], Tensor]]) -> Tensor:
-        return self.normalise(torch.stack(list(_decoders().map(lambda crop: crop(), crops))).to(self.device))
+        images = torch.stack(list(_decoders().map(lambda crop: crop(), crops)))
+        if self.device.type == "cuda":
+            images = images.pin_memory()  # else moving them waits for the GPU
+        return self.normalise(images.to(self.device, non_blocking=True))
 
     def _central(self, path: str) -> Tensor:
         image = F.resize(read_image(path), [round(self.size * (1 if self.small else RESIZE))], antialias=True)
