@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from agents.common import tables
+from agents.common.cli import main_with_named_errors
 from benchmarks import gpu_table, measure
 from benchmarks.gpu_table import Sizes
 from skipnet_rl.checkpoint import write_json
@@ -259,4 +259,4 @@ def _chosen(every: Sequence[Part], only: Sequence[str]) -> list[Part]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

@@ -20,10 +20,10 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-import tyro
 
 import envs  # noqa: F401  (registers the ids)
 from agents import hybrid_reinforce, pretrain
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from benchmarks import measure
 from skipnet_rl.data import load_images
@@ -169,4 +169,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

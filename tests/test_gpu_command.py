@@ -7,7 +7,8 @@ from textwrap import dedent
 
 import pytest
 
-from benchmarks import compiling, gpu, gpu_table, operators
+from agents.common.parsing import parse
+from benchmarks import checks, compiling, gpu, gpu_table, operators
 from benchmarks.gpu_table import Sizes
 
 SMALLEST = Sizes(
@@ -127,6 +128,15 @@ def test_a_part_that_takes_too_long_ends_with_all_that_it_started(toy):
     while alive(found["found"]["pid"]) and time.perf_counter() < end:
         time.sleep(0.05)
     assert not alive(found["found"]["pid"])
+
+
+@pytest.mark.parametrize("module", [gpu, checks])
+def test_a_default_in_words_is_the_only_one(module, capsys):
+    with pytest.raises(SystemExit):
+        parse(module.Options, ["--help"], command=module.__name__)
+    text = capsys.readouterr().out
+    assert f"python -m {module.__name__}" in text and text.count("(default: all)") == 1
+    assert "(default: )" not in text and "(default: '')" not in text
 
 
 def test_what_was_not_measured_is_named_with_its_command():
