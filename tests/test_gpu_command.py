@@ -188,11 +188,13 @@ def test_numbers_of_the_table_are_those_of_the_parts():
     assert f"| ResNet-101 | {160 * 1_281_167 * 6 * gpu_table.macs(101) / 1e18:,.1f} | {hours:,.1f} |" in text
 
 
-def test_unknown_parts_and_no_time_are_refused(tmp_path):
+def test_unknown_parts_no_time_and_half_a_page_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--only names 'speed'; expected some of tests, environment-128"):
         gpu.main(gpu.Options(only=("speed",), out=tmp_path, device="cpu"), gpu.SIZES["cuda"])
     with pytest.raises(ValueError, match="--minutes is 0"):
         gpu.main(gpu.Options(minutes=0, out=tmp_path, device="cpu"))
+    with pytest.raises(ValueError, match="--write renews the page from all parts"):
+        gpu.main(gpu.Options(only=("tests",), write=True, out=tmp_path, device="cpu"))
     assert not list(tmp_path.iterdir())
 
 
