@@ -127,7 +127,7 @@ def mean_accuracy(learner: Learner, images: Images) -> float:
     """Accuracy with the mean of the units as each stage's output."""
     mdp, right = learner.mdp.for_inference(), 0
     with evaluation_mode(learner.policy):
-        for batch, labels in images.batches(usual_batch_size(images.device)):
+        for batch, labels in images.batches(usual_batch_size(images.device, mdp.net.image_size)):
             with autocast(learner.precision, images.device):
                 right += int(pondered(mdp, learner.policy, batch, labels)[0].correct.sum())
     return right / len(images)

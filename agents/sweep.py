@@ -98,6 +98,10 @@ class Args:
             raise ValueError(
                 "--workers is for this machine; on a cluster its machines set the number of runs"
             )
+        if self.workers == 1 and self.gpus is not None:
+            raise ValueError(
+                "--gpus deals out GPUs to runs side by side; with --workers 1 give --device after --"
+            )
 
 
 def pool_for(args: Args, plan: Plan) -> Pool:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 
+from agents.common.cli import main_with_named_errors
 from agents.common.keeper import settle
 from agents.common.setting import LOOK
 from agents.common.tables import markdown
@@ -171,4 +171,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

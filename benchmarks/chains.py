@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from benchmarks import measure
 from skipnet_rl import catalogue
@@ -157,4 +157,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

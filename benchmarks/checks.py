@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from benchmarks import measure
 from skipnet_rl.checkpoint import write_json
@@ -86,4 +86,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

@@ -26,9 +26,9 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-import tyro
 from torch import Tensor
 
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from benchmarks import measure, steps
 from benchmarks.steps import Step
@@ -226,4 +226,4 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown, renew
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.flops import network_macs
@@ -63,4 +62,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

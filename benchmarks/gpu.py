@@ -4,8 +4,8 @@
 
 Each part is a benchmark of its own in a process of its own. It is cut off at its share of the time that is
 left, and what it has written by then counts; an error is noted, and the next part begins. The time begins
-when this module is imported. `gpu.json` holds the results of all parts so far at any time, `gpu.md` the
-tables, and each part's folder what it printed.
+once this module's own imports are done. `gpu.json` holds the results of all parts so far at any time,
+`gpu.md` the tables, and each part's folder what it printed.
 Without a GPU the same parts run at a small size on the CPU. It needs no data set but rendered-digits.
 """
 
@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from agents.common import tables
+from agents.common.cli import main_with_named_errors
 from benchmarks import gpu_table, measure
 from benchmarks.gpu_table import Sizes
 from skipnet_rl.checkpoint import write_json
@@ -71,7 +71,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda, or auto"""
     only: tuple[str, ...] = ()
-    """parts to run (default: all)"""
+    """parts to run (default: all); not with --write"""
     out: Path = Path("runs/gpu")
     """folder of the results"""
     write: bool = False
@@ -200,10 +200,12 @@ def main(options: Options, sizes: Sizes | None = None) -> dict[str, Any]:
         sizes: sizes of the networks and batches (default: those of `SIZES` for the device).
 
     Raises:
-        ValueError: an unknown part, or no time.
+        ValueError: an unknown part, no time, or some parts alone for the page.
     """
     if not options.minutes > 0:
         raise ValueError(f"--minutes is {options.minutes}; expected a positive number")
+    if options.write and options.only:
+        raise ValueError("--write renews the page from all parts; leave out --only, or leave out --write")
     device = pick_device(options.device)
     sizes = sizes or SIZES[device.type]
     todo = _chosen(parts(sizes), options.only)
@@ -259,4 +261,4 @@ def _chosen(every: Sequence[Part], only: Sequence[str]) -> list[Part]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

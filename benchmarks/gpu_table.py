@@ -120,7 +120,7 @@ def rows(sizes: Sizes) -> list[Row]:
     share = {small: "", middle: "", large: "≥ 0.8"}
     rate = {small: "", middle: "≥ 2,000,000", large: ""}
     gain = {small: "", middle: "", large: "≥ 1.5"}
-    aim = f"≤ 1.2 s per {compiling.EPOCH:,} images"
+    aim = f"≥ 3, and ≤ 1.2 s per {compiling.EPOCH:,} images"
     found = [Row("tests of the device", "tests", checks.summary, "all passed")]
     for count, name in zip(sizes.envs, (small, middle, large), strict=True):
         many = f"{count:,} sub-environments"
@@ -131,8 +131,8 @@ def rows(sizes: Sizes) -> list[Row]:
         ]
     return [
         *found,
-        Row(f"pretraining, {network}, images per second", "compiling", images_per_second, aim),
-        Row(f"pretraining, {network}, fastest way over as it is", "compiling", best, "≥ 3"),
+        Row(f"pretraining, {network}, images per second", "compiling", images_per_second, ""),
+        Row(f"pretraining, {network}, fastest way over as it is", "compiling", best, aim),
         Row(f"pretraining, {network}, device busy", "operators", busy),
         Row(f"HRL step, {network}, half executed", "training", hybrid_step),
         Row(f"HRL step, {network}, fastest way over as it is", "compiling-hybrid", best, "≥ 2"),

@@ -91,7 +91,7 @@ def look(opened: Opened, images: Images) -> Seen:
     images = normalised(images, *(stated(opened.header) or ())).sized(opened.network.image_size)
     mdp, recorder, parts = opened.mdp().for_inference(), Recorder(opened.policy), []
     with image_progress(f"ResNet-{opened.network.depth}, {images.split}") as show:
-        for batch, labels in images.batches(usual_batch_size(images.device)):
+        for batch, labels in images.batches(usual_batch_size(images.device, opened.network.image_size)):
             episode = rollout(mdp, recorder, batch, labels)
             found = [*recorder.features, mdp.features(episode.state)]
             parts.append(Seen(found, episode.actions, episode.logits))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import tyro
 from torch import Tensor
 
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from benchmarks import measure
 from skipnet_rl.data import load_images
@@ -138,4 +138,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

@@ -20,9 +20,9 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-import tyro
 
 from agents import hybrid_reinforce, pretrain
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from benchmarks import measure
 from envs import factory  # importing it registers the ids
@@ -170,4 +170,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

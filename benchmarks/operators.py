@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from benchmarks import measure, steps
 from skipnet_rl.device import resolve_precision
@@ -98,4 +98,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

@@ -17,10 +17,10 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-import tyro
 from matplotlib.figure import Figure
 
 import envs  # noqa: F401  (registers the ids)
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from benchmarks import measure
 from benchmarks.memory import Case, amount, peak
@@ -179,4 +179,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

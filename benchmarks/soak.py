@@ -21,10 +21,10 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import torch
-import tyro
 from tqdm import tqdm
 
 import envs  # noqa: F401  (registers the ids)
+from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown
 from agents.hybrid_reinforce import Args, Learner, train_step
 from benchmarks import measure
@@ -121,4 +121,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

@@ -20,10 +20,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 import envs  # noqa: F401  (registers the ids)
+from agents.common.cli import main_with_named_errors
 from benchmarks import measure
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.problem import load_network
@@ -134,4 +134,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

@@ -18,9 +18,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
+from agents.common.cli import main_with_named_errors
 from agents.hybrid_reinforce import Args, Learner, hrl_loss, train_step
 from benchmarks import measure
 from skipnet_rl.data import Images, load_images
@@ -117,4 +117,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main_with_named_errors(Options, main)

@@ -33,6 +33,7 @@ class Record(NamedTuple):
     correct: NDArray[np.bool_]
 
 
+SMALL = 64  # pixels of a side: of larger images a GPU's memory takes no larger batches
 # raised by NumPy and zipfile for damaged files
 DAMAGE = (KeyError, TypeError, OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -126,8 +127,8 @@ def evaluate(
         mode: how log-odds become actions, see `rollout.choose`.
         generator: random generator for the modes that sample, on the images' device.
         routes: [M, N] bool, played instead of the policy's choices.
-        batch_size: images at a time (default: 125, on a GPU 1,000); greedy results do not depend on it beyond
-            rounding.
+        batch_size: images at a time (default: 125, on a GPU 1,000 if they have at most 64 pixels a side);
+            greedy results do not depend on it beyond rounding.
         precision: `"fp32"` or `"bf16"`.
         progress: called after each batch with the number of images done and M.
 
@@ -139,7 +140,7 @@ def evaluate(
         wanted = (len(images), mdp.num_decisions)
         raise ValueError(f"routes have shape {tuple(routes.shape)}; expected {wanted}, one per image")
     parts = []
-    batch_size = batch_size or usual_batch_size(images.device)
+    batch_size = batch_size or usual_batch_size(images.device, mdp.net.image_size)
     whole, gates = mdp.whole_macs, policy_macs(policy)
     mdp = mdp.for_inference()
     with evaluation_mode(policy):
@@ -169,9 +170,9 @@ def _results(mdp: DecisionProcess, episode: Trajectory, policy_macs: int) -> dic
     }
 
 
-def usual_batch_size(device: torch.device) -> int:
+def usual_batch_size(device: torch.device, image_size: int) -> int:
     """Batch size for evaluation: on a CPU batches that fit its caches are faster."""
-    return 1_000 if device.type == "cuda" else 125
+    return 1_000 if device.type == "cuda" and image_size <= SMALL else 125
 
 
 def most_frequent(routes: Tensor) -> Tensor:

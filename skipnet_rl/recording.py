@@ -136,7 +136,7 @@ def record(
         ValueError: no images.
     """
     images.check_not_empty()
-    batch_size = batch_size or usual_batch_size(images.device)
+    batch_size = batch_size or usual_batch_size(images.device, chain.image_size)
     frozen, parts = chain.for_inference(), []
     with evaluation_mode(frozen):
         for number, (batch, _) in enumerate(images.batches(batch_size)):

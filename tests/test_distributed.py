@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from toys import slow
 
+from agents.common.processes import check_gpus
 from skipnet_rl.distributed import average_gradients, from_leader, processes, share
 from skipnet_rl.randomness import SharedGenerator, for_images, step_generator
 from tests.shared_gradient import gradients
@@ -106,6 +108,24 @@ def test_what_cannot_be_shared_is_refused(words: str, message: str) -> None:
     started = torchrun(*words.split())
     output, _ = started.communicate(timeout=120)
     assert started.returncode != 0 and message in output, output
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "message"),
+    [
+        ("auto", 3, "3 processes on this machine, but PyTorch sees 2 GPUs"),
+        ("cuda:1", 2, "--device cuda:1 is one GPU for every process"),
+        ("auto", 2, None),
+        ("cpu", 3, None),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(
+    device: str, count: int, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_gpus(device, count)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from skipnet_rl.evaluate import Evaluation, evaluate, load_records, save_evaluations
+from skipnet_rl.evaluate import Evaluation, evaluate, load_records, save_evaluations, usual_batch_size
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
@@ -76,6 +76,13 @@ def test_results_do_not_depend_on_the_batch_size(tiny_net, tiny_images):
     torch.testing.assert_close(one.loss, many.loss, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one.returns, many.returns, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one.compute_flops, many.compute_flops)
+
+
+@pytest.mark.parametrize(
+    "device, size, expected", [("cpu", 32, 125), ("cuda", 32, 1_000), ("cuda", 64, 1_000), ("cuda", 224, 125)]
+)
+def test_large_images_are_evaluated_in_small_batches(device, size, expected):
+    assert usual_batch_size(torch.device(device), size) == expected
 
 
 def test_gates_are_counted_in_flops(tiny_net, tiny_images):

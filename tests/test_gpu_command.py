@@ -7,7 +7,8 @@ from textwrap import dedent
 
 import pytest
 
-from benchmarks import compiling, gpu, gpu_table, operators
+from agents.common.parsing import parse
+from benchmarks import checks, compiling, gpu, gpu_table, operators
 from benchmarks.gpu_table import Sizes
 
 SMALLEST = Sizes(
@@ -129,6 +130,15 @@ def test_a_part_that_takes_too_long_ends_with_all_that_it_started(toy):
     assert not alive(found["found"]["pid"])
 
 
+@pytest.mark.parametrize("module", [gpu, checks])
+def test_a_default_in_words_is_the_only_one(module, capsys):
+    with pytest.raises(SystemExit):
+        parse(module.Options, ["--help"], command=module.__name__)
+    text = capsys.readouterr().out
+    assert f"python -m {module.__name__}" in text and text.count("(default: all)") == 1
+    assert "(default: )" not in text and "(default: '')" not in text
+
+
 def test_what_was_not_measured_is_named_with_its_command():
     text = gpu.table(gpu.unmeasured("cuda"))
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "`python -m" in line]
@@ -168,8 +178,9 @@ def test_numbers_of_the_table_are_those_of_the_parts():
         "steps per second, 4,096 sub-environments | 8,683,520 |",
         "half executed over all executed, 4,096 sub-environments | 2.00 | ≥ 1.5",
         "steps per second, 1,024 sub-environments | not measured: RuntimeError: out of memory | ≥ 2,000,000",
-        "images per second | 12,800 (3.5 s per 45,000 images); cut off after 50 s | ≤ 1.2 s per",
+        "images per second | 12,800 (3.5 s per 45,000 images); cut off after 50 s |  | `python",
         "fastest way over as it is | 4.00 (CUDA graphs of forward and backward pass, 3 s at first); cut off",
+        "cut off after 50 s | ≥ 3, and ≤ 1.2 s per 45,000 images |",
         "| blocks compiled, any batch size | RuntimeError: no compiler |",
         "The rest is not measured: cut off after 50 s.",
     ):
@@ -196,11 +207,13 @@ def test_only_what_was_not_reached_is_not_measured():
     assert text.count("| not measured: cut off |") == 3
 
 
-def test_unknown_parts_and_no_time_are_refused(tmp_path):
+def test_unknown_parts_no_time_and_half_a_page_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--only names 'speed'; expected some of tests, environment-128"):
         gpu.main(gpu.Options(only=("speed",), out=tmp_path, device="cpu"), gpu.SIZES["cuda"])
     with pytest.raises(ValueError, match="--minutes is 0"):
         gpu.main(gpu.Options(minutes=0, out=tmp_path, device="cpu"))
+    with pytest.raises(ValueError, match="--write renews the page from all parts"):
+        gpu.main(gpu.Options(only=("tests",), write=True, out=tmp_path, device="cpu"))
     assert not list(tmp_path.iterdir())
 
 

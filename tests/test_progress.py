@@ -118,4 +118,18 @@ def test_the_first_call_is_not_timed(monkeypatch, tiny_images):
 
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(estimate, "SAMPLE", 1_000)
-    assert seconds_per_image(call, tiny_images) == 8 / len(tiny_images)
+    assert seconds_per_image(call, tiny_images, 1_000) == 8 / len(tiny_images)
+
+
+@pytest.mark.parametrize("batch_size, count", [(3, 3), (1_000, 5)])
+def test_no_more_images_are_timed_than_a_step_has(monkeypatch, tiny_images, batch_size, count):
+    """More of them may not fit into a GPU's memory."""
+    monkeypatch.setattr(estimate, "SAMPLE", 5)
+    seen = []
+
+    def call(images, labels):
+        seen.append(len(images))
+        return torch.zeros((), device="cpu")
+
+    seconds_per_image(call, tiny_images, batch_size)
+    assert seen == [count, count]

@@ -104,6 +104,7 @@ def test_runs_are_listed_without_being_started(tmp_path, monkeypatch, capsys):
     ("--range alpha=0:1", "--range and --search go together"),
     ("--grid seed=0 --workers 0", "--workers is 0; expected more than 0"),
     ("--grid seed=0 --workers 2 --address auto", "--workers is for this machine"),
+    ("--grid seed=0 --workers 1 --gpus 0", "--gpus deals out GPUs to runs side by side"),
     ("--range lr=0.1:1 --search 4h", "--search is '4h'; expected a number of runs, or minutes"),
     ("--range lr=0.1:1 --search 0", "--search is '0'"),
     ("--range lr=1:0.1 --search 4", "lr=1:0.1; expected LOW < HIGH"),

@@ -12,7 +12,7 @@ from skipnet_rl.terminal import say
 
 
 def compile_where_asked(setting: Setting[Any], net: Any) -> None:
-    """Compile the blocks of the network in training, and print how long it took.
+    """Compile the blocks of the network in training; print that it begins, and how long it took.
 
     Raises:
         CompilationError: PyTorch cannot compile here.
@@ -20,6 +20,7 @@ def compile_where_asked(setting: Setting[Any], net: Any) -> None:
     args = setting.args
     if not getattr(args, "compile", False):
         return
+    say("compiling: each kind of block once, which takes a minute or more")
     begun = time.perf_counter()
     kinds = compile_blocks(
         net,

@@ -15,11 +15,13 @@ from agents.common.flags import TrainingArgs
 from agents.common.setting import Setting
 from skipnet_rl.data import Images
 from skipnet_rl.device import autocast
+from skipnet_rl.distributed import processes
+from skipnet_rl.evaluate import usual_batch_size
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance
 
 UNITS = ((60, "second", 1, 0), (7_200, "minute", 60, 0), (math.inf, "hour", 3_600, 1))  # each up to a limit
-SAMPLE, GPU_SAMPLE = 32, 512  # images of the steps that are timed; a GPU takes as long for fewer
+SAMPLE, GPU_SAMPLE = 32, 512  # at most, of the steps that are timed; a GPU takes as long for a few images
 PART = 0.8  # of a whole network's time that a policy's routes take, before anything is known of them
 
 
@@ -33,7 +35,7 @@ def seconds_of_training(setting: Setting) -> float:
         loss.backward()
         return loss
 
-    return seconds_per_image(step, setting.train)
+    return seconds_per_image(step, setting.train, setting.args.batch_size // processes())
 
 
 @torch.no_grad()
@@ -45,15 +47,16 @@ def seconds_of_evaluation(setting: Setting) -> float:
         with autocast(setting.precision, setting.device):
             return chain(images).sum()
 
-    return seconds_per_image(answer, setting.val)
+    return seconds_per_image(answer, setting.val, usual_batch_size(setting.device, chain.image_size))
 
 
-def seconds_per_image(function: Callable[[Tensor, Tensor], Tensor], data: Images) -> float:
+def seconds_per_image(function: Callable[[Tensor, Tensor], Tensor], data: Images, batch_size: int) -> float:
     """Seconds that a function of images [B, 3, H, W] and labels [B] takes for each; its second call is timed.
 
-    The function returns a scalar, which is read so that a GPU is waited for.
+    The function returns a scalar, which is read so that a GPU is waited for. It is given no more images than
+    the `batch_size` of the run, for which its memory suffices.
     """
-    count = min(GPU_SAMPLE if data.device.type == "cuda" else SAMPLE, len(data))
+    count = min(GPU_SAMPLE if data.device.type == "cuda" else SAMPLE, batch_size, len(data))
     images, labels = data.batch(torch.arange(count, device="cpu"))
     function(images, labels).item()
     begun = time.perf_counter()

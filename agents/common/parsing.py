@@ -18,7 +18,7 @@ from agents.common.flags import DATA, METHOD, RUN, SCHEDULE, Heading
 from skipnet_rl.errors import unknown_name
 
 ArgsT = TypeVar("ArgsT")
-UNSET = ("None", "False", "True", "", "()")  # defaults that the help does not show
+UNSET = ("None", "False", "True", "", "''", "()")  # defaults that the help does not show
 
 
 def headings(args_type: type) -> dict[str, Heading]:

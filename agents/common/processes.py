@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from dataclasses import asdict
@@ -16,6 +17,7 @@ import torch
 
 from agents.common.setting import Setting
 from envs.ids import is_chain
+from skipnet_rl.device import pick_device
 from skipnet_rl.distributed import check_alike, from_leader, leads, processes
 from skipnet_rl.runs import NOT_COMPARED, Run
 from skipnet_rl.terminal import Forgiving
@@ -45,9 +47,24 @@ def check_processes(args: Any) -> None:
             f"--batch-size {args.batch_size} is {images} images per step, which {processes()} processes "
             f"cannot share equally; expected a multiple of {processes()}"
         )
+    check_gpus(args.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if not leads():
         sys.stdout = Forgiving(None)
         warnings.simplefilter("ignore")
+
+
+def check_gpus(device: str, here: int) -> None:
+    """Raise a ValueError unless each of this machine's `here` processes has a GPU of its own, or none has."""
+    chosen = pick_device(device)
+    if chosen.type != "cuda":
+        return
+    if chosen.index is not None:
+        raise ValueError(f"--device {device} is one GPU for every process; --device cuda gives each its own")
+    if here > (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"{here} processes on this machine, but PyTorch sees {count} GPU{'s' * (count > 1)}, and each "
+            "needs its own; start fewer (--nproc-per-node), or give --device cpu"
+        )
 
 
 def start_run(setting: Setting[Any], agent: str) -> Run | None:

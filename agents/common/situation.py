@@ -23,6 +23,7 @@ from skipnet_rl.chain_problem import shape_of
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.device import pick_device
 from skipnet_rl.errors import WeightsError, unknown_name
+from skipnet_rl.evaluate import SMALL
 from skipnet_rl.flops import network_macs
 from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.models import PRETRAINED, ModelName
@@ -31,7 +32,6 @@ from skipnet_rl.resnet import ResNet
 from skipnet_rl.stored import header_of
 
 USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
-TOGETHER = 64  # pixels: of larger images a GPU's memory takes no larger batches
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
 FEWEST = 60  # of each of them that is not zero, whatever a network costs
@@ -217,7 +217,7 @@ def _scaled(
     gpu = pick_device(device).type == "cuda"
     factor = (GPU_STEPS if gpu else 1) / cost
     scaled = {key: max(FEWEST, round(factor * values[key])) if values.get(key) else 0 for key in STEPS}
-    if gpu and nets[-1].image_size <= TOGETHER:
+    if gpu and nets[-1].image_size <= SMALL:
         larger = GPU_BATCH * values["batch_size"]
         scaled |= {"batch_size": larger, "lr": GPU_BATCH**0.5 * values["lr"]}
     return scaled
