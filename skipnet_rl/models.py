@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from skipnet_rl.adaptation import IMAGE_SIZE, adapt
 from skipnet_rl.adapted import AdaptedNetwork
@@ -128,6 +127,8 @@ class ModelName(NamedTuple):
 
     def _pretrained(self, weights: str, model: Any) -> Mapping[str, Tensor]:
         """The library's own weights, made to fit the size of images of a model that was built for it."""
+        from torchvision.models.vision_transformer import interpolate_embeddings  # here, for speed: a second
+
         library, name = parted(self.model)
         size = self.image_size
         try:

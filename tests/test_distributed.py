@@ -14,11 +14,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from commands import parsed
 from PIL import Image
 from safetensors.torch import load_file
-from toys import slow
 
-from agents.common.processes import check_gpus
+import agents.common.processes
+from agents.common.processes import check_gpus, check_processes
 from skipnet_rl.distributed import average_gradients, from_leader, processes, share
 from skipnet_rl.randomness import SharedGenerator, for_images, step_generator
 from tests.shared_gradient import gradients
@@ -95,19 +96,31 @@ def test_one_process_shares_with_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("line", "message"),
     [
-        slow("-m agents.ppo --env SkipResNet14-v0", "this command runs in one process"),
-        (f"{RUN} --batch-size 36 --routes 4", "is 9 images per step, which 2 processes cannot share equally"),
-        slow(
-            "-m agents.hybrid_reinforce --env SkipChain20x110-v0", "is a chain, which trains in one process"
+        ("agents.ppo --env SkipResNet14-v0", "this command runs in one process"),
+        ("agents.hybrid_reinforce --env SkipChain20x110-v0", "is a chain, which trains in one process"),
+        (
+            "agents.hybrid_reinforce --env SkipResNet14-v0 --batch-size 36 --routes 4",
+            "is 9 images per step, which 2 processes cannot share equally",
+        ),
+        (
+            "agents.pretrain --depth 14 --batch-size 1",
+            "is 1 images per step, which 2 processes cannot share equally",
         ),
     ],
 )
-def test_what_cannot_be_shared_is_refused(words: str, message: str) -> None:
-    started = torchrun(*words.split())
+def test_what_cannot_be_shared_is_refused(line: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents.common.processes, "processes", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        check_processes(parsed(f"python -m {line}"))
+
+
+@pytest.mark.slow
+def test_a_refusal_ends_all_processes() -> None:
+    started = torchrun("-m", "agents.ppo", "--env", "SkipResNet14-v0")
     output, _ = started.communicate(timeout=120)
-    assert started.returncode != 0 and message in output, output
+    assert started.returncode != 0 and "this command runs in one process" in output, output
 
 
 @pytest.mark.parametrize(
