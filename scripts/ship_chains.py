@@ -2,8 +2,10 @@
 
     python -m agents.cascade --data-dir data --out docs/results-cifar10
     python -m scripts.ship_chains
+    python -m scripts.ship_chains --results docs/results-cifar100/chains.json
 
-The rows of chains.json say what was chosen on the validation images, and what it comes to on the test images.
+Those of one data set at a time. The rows of chains.json say what was chosen on the validation images, and
+what it comes to on the test images.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ from skipnet_rl.chain_file import save_chain
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.terminal import say
 
-# the chain of a row, and its budget: mean FLOPs per image over those of the last network
+# by name, CHAIN-DATASET[-BUDGET]: the chain of a row, and its budget, mean FLOPs per image over those of the
+# last network
 SHIPPED: dict[str, tuple[str, float]] = {
     "chain38gx38-cifar10": ("SkipChain38gx38-v0", 0.46),
     "chain14x38x110-cifar10": ("SkipChain14x38x110-v0", 0.2),
     "chain38gx38x110-cifar10": ("SkipChain38gx38x110-v0", 0.26),
     "chain38gx38x110-cifar10-0.2": ("SkipChain38gx38x110-v0", 0.2),
     "chain38gx38x110-cifar10-0.36": ("SkipChain38gx38x110-v0", 0.36),
+    "chain14x38-cifar100": ("SkipChain14x38-v0", 0.6),
 }
 
 
@@ -37,7 +41,7 @@ class Options:
     """Put the tuned chains into the package."""
 
     results: Path = Path("docs/results-cifar10") / FILE
-    """file of agents.cascade"""
+    """file of agents.cascade, of one data set"""
     debug: bool = False
     """traceback of an error"""
 
@@ -53,6 +57,11 @@ def row_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     if not rows:
         raise ValueError(f"no row of {chain} at budget {budget:g}; run agents.cascade with that budget")
     return rows[0]
+
+
+def shipped_for(dataset: str) -> list[str]:
+    """Names of the shipped chains for a data set."""
+    return [name for name in SHIPPED if name.split("-")[1] == dataset]
 
 
 def entry_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,10 +92,11 @@ def entry_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(options: Options) -> list[dict[str, Any]]:
-    """Write every chain; returns the new entries of the index."""
+    """Write every chain of the data set; returns the new entries of the index."""
     found = json.loads(options.results.read_text(encoding="utf-8"))
-    entries = [entry_of(name, found) for name in SHIPPED]
-    write_json(FOLDER / INDEX, [*(entry for entry in index() if entry["name"] not in SHIPPED), *entries])
+    names = shipped_for(found["dataset"])
+    entries = [entry_of(name, found) for name in names]
+    write_json(FOLDER / INDEX, [*(entry for entry in index() if entry["name"] not in names), *entries])
     for entry in entries:
         share = f"{entry['compute_flops']:.1%} of the FLOPs of {entry['after'][-1]}"
         say(f"{entry['name']}: {entry['test_accuracy']:.2%} at {share}")

@@ -12,14 +12,20 @@ from skipnet_rl.weights import open_weights
 RESULTS = Path(__file__).parent.parent / ship_chains.Options().results
 
 
-def test_they_are_written_from_the_rows(tmp_path, monkeypatch):
-    """And are those of the package."""
-    old = [{"name": "other"}, {"name": "chain14x38x110-cifar10"}]
+@pytest.mark.parametrize("dataset, count", [("cifar10", 5), ("cifar100", 1)])
+def test_they_are_written_from_the_rows(dataset, count, tmp_path, monkeypatch):
+    """And are those of the package; those of another data set stay."""
+    names = ship_chains.shipped_for(dataset)
+    others = [
+        {"name": name} for name in ("other", *(each for each in ship_chains.SHIPPED if each not in names))
+    ]
     monkeypatch.setattr(ship_chains, "FOLDER", tmp_path)
-    monkeypatch.setattr(ship_chains, "index", lambda: old)
-    entries = ship_chains.main(ship_chains.Options(RESULTS))
-    assert json.loads((tmp_path / "index.json").read_text()) == [{"name": "other"}, *entries]
-    found = json.loads(RESULTS.read_text())
+    monkeypatch.setattr(ship_chains, "index", lambda: [*others, {"name": names[0]}])
+    results = RESULTS.parent.with_name(f"results-{dataset}") / RESULTS.name
+    entries = ship_chains.main(ship_chains.Options(results))
+    assert len(entries) == count
+    assert json.loads((tmp_path / "index.json").read_text()) == [*others, *entries]
+    found = json.loads(results.read_text())
     for entry in entries:
         name = entry["name"]
         assert find(name) == entry
