@@ -34,6 +34,7 @@ from benchmarks import measure, steps
 from benchmarks.steps import Step
 from skipnet_rl.compiling import compile_blocks
 from skipnet_rl.device import autocast, resolve_precision
+from skipnet_rl.errors import first_line
 
 Way = Literal["tuned", "graphs", "blocks", "network", "overhead"]
 EPOCH = 45_000  # training images of CIFAR-10
@@ -180,8 +181,7 @@ def main(options: Options) -> dict[str, Any]:
             with nothing_compiled():
                 found["ways"][name] = compare(eager, way, fresh, options, device)
         except Exception as error:  # no compiler, no memory, nothing that could be recorded: the others go on
-            said = next(iter(str(error).strip().splitlines()), "")
-            found["ways"][name] = {"error": f"{type(error).__name__}: {said}"}
+            found["ways"][name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
         measure.publish(f"compiling-{options.step}-{device.type}", found, table(found), options)
     return found
 

@@ -212,6 +212,7 @@ def whole_pairs(
     shortcuts = [set(cut.shortcut.modules()) for cut in cuts if cut.shortcut is not None]
 
     def belongs(name: str, modules: set[nn.Module]) -> bool:
+        """Whether the layer of that name is one of the modules."""
         return model.get_submodule(name.removeprefix("model.")) in modules
 
     return [

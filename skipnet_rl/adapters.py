@@ -39,6 +39,7 @@ def projection(name: str) -> Adapter:
     """The submodule of that name fits a skipped image to the output; without it the image stays as it is."""
 
     def shortcut(block: nn.Module) -> nn.Module:
+        """The submodule, or the identity."""
         return getattr(block, name, None) or nn.Identity()
 
     return shortcut
@@ -48,6 +49,7 @@ def residual_if(flag: str) -> Adapter:
     """A skipped image stays as it is where the block has that flag; the others have no shortcut."""
 
     def shortcut(block: nn.Module) -> nn.Module | None:
+        """The identity, or None."""
         return nn.Identity() if getattr(block, flag) else None
 
     return shortcut

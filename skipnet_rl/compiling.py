@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from skipnet_rl.device import autocast
-from skipnet_rl.errors import CompilationError, one_line
+from skipnet_rl.errors import CompilationError, first_line, one_line
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.network import Network
 from skipnet_rl.policies import AlwaysExecute
@@ -116,6 +116,7 @@ def _compiled(method: Any, number: int, backend: str | Callable[..., Any]) -> Ca
 
     @wraps(method)
     def run(block: Any, *inputs: Tensor) -> Tensor:
+        """What the method returns."""
         if not torch.is_grad_enabled() or len(inputs[0]) < 2 or torch.compiler.is_compiling():
             return method(block, *inputs)
         for each in inputs:
@@ -128,8 +129,8 @@ def _compiled(method: Any, number: int, backend: str | Callable[..., Any]) -> Ca
 def _why(error: BaseException, name: str, device: torch.device) -> str:
     """What is missing, and what to do."""
     cause = getattr(error, "inner_exception", error)
-    said = next((line for line in map(str.strip, str(cause).splitlines()) if line), "")
     return one_line(
-        f"PyTorch cannot compile the blocks of {name} on this machine: {type(cause).__name__}: {said}. It "
-        f"needs {NEEDS.get(device.type, 'a compiler')}; install what is missing, or train without compiling"
+        f"PyTorch cannot compile the blocks of {name} on this machine: {type(cause).__name__}: "
+        f"{first_line(cause)}. It needs {NEEDS.get(device.type, 'a compiler')}; install what is missing, or "
+        "train without compiling"
     )

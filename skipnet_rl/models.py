@@ -19,7 +19,15 @@ from skipnet_rl.adapted import AdaptedNetwork
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data.images import Statistics
 from skipnet_rl.errors import WeightsError, check_count, one_line
-from skipnet_rl.libraries import model_builder, parted, prepared, size_argument, timm_config, weights_of
+from skipnet_rl.libraries import (
+    check_model,
+    model_builder,
+    parted,
+    prepared,
+    size_argument,
+    timm_config,
+    weights_of,
+)
 
 PRETRAINED = "DEFAULT"  # weights that the library recommends, as torchvision calls them
 ELSEWHERE = {  # arguments of models that are no part of model_kwargs
@@ -99,7 +107,7 @@ class ModelName(NamedTuple):
             return self.build(num_classes)
 
     def _made(self, num_classes: int) -> nn.Module:
-        model_builder(*parted(self.model))  # there is one
+        check_model(self.model)
         for given in self.arguments.keys() & ELSEWHERE.keys():
             raise ValueError(f"model_kwargs has {given} {self.arguments[given]!r}; {ELSEWHERE[given]}")
         try:
@@ -127,8 +135,6 @@ class ModelName(NamedTuple):
 
     def _pretrained(self, weights: str, model: Any) -> Mapping[str, Tensor]:
         """The library's own weights, made to fit the size of images of a model that was built for it."""
-        from torchvision.models.vision_transformer import interpolate_embeddings  # here, for speed: a second
-
         library, name = parted(self.model)
         size = self.image_size
         try:
@@ -140,6 +146,8 @@ class ModelName(NamedTuple):
                 size = entry.meta["min_size"][-1]
                 tensors = entry.get_state_dict(progress=False)
                 if "encoder.pos_embedding" in tensors:
+                    from torchvision.models.vision_transformer import interpolate_embeddings  # slow to import
+
                     tensors = interpolate_embeddings(self.image_size, model.patch_size, tensors)
         except (OSError, RuntimeError) as error:
             unlike = [line for line in str(error).splitlines() if "size mismatch" in line]  # PyTorch's words

@@ -66,9 +66,10 @@ def on_cpu(generator: torch.Generator) -> torch.Generator:
     """
     if generator.device.type == "cpu":
         return generator
-    numbers = torch.Generator("cpu").manual_seed(generator.initial_seed())
+    seed = generator.initial_seed()
+    numbers = torch.Generator("cpu").manual_seed(seed)
     generator.manual_seed(int(torch.randint(2**62, (), generator=numbers, device="cpu")))
-    return numbers.manual_seed(numbers.initial_seed())
+    return numbers.manual_seed(seed)
 
 
 def for_images(
