@@ -49,6 +49,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     for title, figure in _pictures(hybrid, data_dir).items() if hybrid else ():
         plots.save_figure(figure, out / f"{name}-{title}.png")
     results.draw(out)
+    results.draw_chains(out)
 
 
 def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:

@@ -112,6 +112,16 @@ def read_chains(out: Path, dataset: str) -> list[dict[str, Any]]:
     return found["rows"]
 
 
+def dataset_of(rows: Sequence[Mapping[str, Any]], out: Path) -> str:
+    """The data set of the rows in `out`, at least one; a ValueError if they have two."""
+    dataset = rows[0].get("dataset", "cifar10")  # older files are all for CIFAR-10
+    if others := {row.get("dataset", "cifar10") for row in rows} - {dataset}:
+        raise ValueError(
+            f"{out} has rows for {dataset} and {', '.join(sorted(others))}; expected one of them"
+        )
+    return dataset
+
+
 def draw(out: Path) -> None:
     """Make the table of single networks and their picture.
 
@@ -122,11 +132,7 @@ def draw(out: Path) -> None:
     rows = read(out)
     if not rows:
         raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
-    dataset = rows[0].get("dataset", "cifar10")  # older files are all for CIFAR-10
-    if others := {row.get("dataset", "cifar10") for row in rows} - {dataset}:
-        raise ValueError(
-            f"{out} has rows for {dataset} and {', '.join(sorted(others))}; expected one of them"
-        )
+    dataset = dataset_of(rows, out)
     write_text(out / "results.md", table(rows))
     plots.save_figure(picture.picture(rows, networks(out), dataset), out / "all_rows.png")
     say(f"wrote {out}/results.md and all_rows.png")
@@ -140,11 +146,16 @@ def with_chains(out: Path) -> dict[str, Path]:
 
 
 def draw_chains(out: Path) -> None:
-    """Make results.png beside `out`: every data set with chains in a panel of its own."""
-    panels = [
-        results_picture.Panel(dataset, read(file.parent), networks(out), read_chains(file.parent, dataset))
-        for dataset, file in with_chains(out).items()
-    ]
+    """Make results.png beside `out`: every data set with chains in a panel of its own.
+
+    Raises:
+        ValueError: a folder has rows and chains of two data sets.
+    """
+    panels = []
+    for dataset, file in with_chains(out).items():
+        folder, rows = file.parent, read(file.parent)
+        chains = read_chains(folder, dataset_of(rows, folder) if rows else dataset)
+        panels.append(results_picture.Panel(dataset, rows, networks(out), chains))
     if panels:
         plots.save_figure(results_picture.picture(panels), out.parent / PICTURE)
         say(f"wrote {out.parent / PICTURE}")

@@ -157,6 +157,9 @@ def test_chains_of_another_data_set_are_refused(tmp_path):
     (tmp_path / "chains.json").write_text(json.dumps({"dataset": "rendered-digits", "rows": []}))
     with pytest.raises(ValueError, match="is for rendered-digits, the rows beside it for cifar10"):
         results.read_chains(tmp_path, "cifar10")
+    (tmp_path / "results.json").write_bytes((OUT / "results.json").read_bytes())
+    with pytest.raises(ValueError, match="is for rendered-digits, the rows beside it for cifar10"):
+        results.draw_chains(tmp_path)
 
 
 def test_pictures_that_are_drawn(tmp_path, monkeypatch):
