@@ -7,7 +7,7 @@ test slow: export OMP_NUM_THREADS = 1 # workers side by side share the cores
 
 .PHONY: run test slow bench docs clean
 
-run: $(VENV)/installed  ## the main job on the embedded data set
+run: $(VENV)/installed  ## the default run, on CIFAR-10 if it is in ./data, else on rendered digits
 	$(BIN)/python -m agents.hybrid_reinforce --env SkipResNet110-v0
 
 test: $(VENV)/installed  ## lint, types and the test suite
