@@ -41,7 +41,7 @@ class Sizes:
         depths, batches: depths and batch sizes for which memory is measured.
         large, large_batch: depth of the ImageNet network, and its images per step.
         repeats: turns of each candidate.
-        ways, ways_large: ways to compile a step of the small and of the ImageNet network, see `compiling`.
+        ways, ways_large: ways to compile a step of the two networks, see `compiling` (None: all).
         select: tests to run, see `checks` (default: all).
     """
 

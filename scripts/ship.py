@@ -109,7 +109,7 @@ def _lineage_of(weights: str | None, run: FinishedRun) -> Lineage:
         return lineage(origin)
     if entry := _entry_of(weights, run):
         return Lineage(commands_of(entry["name"], known()), entry["wall_time_s"], entry["machine"])
-    raise ValueError(f"{run.folder} started from {weights}, which is neither in a run folder nor shipped")
+    raise ValueError(f"{run.folder} used {weights}, which is neither in a run folder nor shipped")
 
 
 def _entry_of(weights: str, run: FinishedRun) -> dict[str, Any] | None:
