@@ -1,12 +1,12 @@
-"""Ablation of the hybrid training: one change at a time, at an equal budget.
+"""Ablation of hybrid REINFORCE: one change at a time, at an equal budget.
 
     python -m benchmarks.ablation --dataset cifar10 --data-dir data
     python -m benchmarks.ablation --dataset rendered-digits --only reference "plain REINFORCE"
 
-ResNet-20 from the shipped weights, prepared for skips by `--warmup` steps: the same network for all variants
-but one. Each variant has three seeds, and the same number of training steps and of episodes per step. They
-are compared on the whole validation split with greedy gates; the test set is not read. Finished runs are kept
-in the JSON file, so an interrupted benchmark goes on.
+Every variant but "no warm-up" starts from the same network: the shipped ResNet-20, prepared for skips by
+`--warmup` steps. Variants have three seeds each, and equal numbers of training steps and episodes per step.
+They are compared on the whole validation split with greedy gates; the test set is not read. Finished runs are
+kept in the JSON file, so an interrupted benchmark continues.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Options:
 
 
 def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:
-    """The agent's arguments; with both stages a sixth of the steps is SP."""
+    """Return the agent's arguments; unless the variant says otherwise, SP gets a sixth of the steps."""
     change = {key: value for key, value in variant.items() if key not in ("warmup", "sp")}
     sp = int(options.steps * variant.get("sp", 1 / 6))
     steps: dict[str, Any] = {"sp_iterations": sp, "iterations": options.steps - sp, "tune_iterations": 0}
@@ -108,7 +108,7 @@ def train(args: Args, net: ResNet, data: Images) -> Learner:
 
 
 def warmed_up(data: Images, options: Options) -> ResNet:
-    """The shipped network after its preparation."""
+    """Return the shipped network, prepared for skips."""
     net = load_network("auto", 20, len(data.classes), options.dataset)
     args = Args(
         env="SkipResNet20-v0", warmup_iterations=options.warmup, sp_iterations=0, iterations=0, **SHARED
@@ -117,7 +117,7 @@ def warmed_up(data: Images, options: Options) -> ResNet:
 
 
 def run(args: Args, net: ResNet, data: Images, val: Images) -> dict[str, float]:
-    """Train a copy of a network; returns its numbers on the validation split."""
+    """Train a copy of a network; return its figures on the validation split."""
     started = time.perf_counter()
     learner = train(args, copy.deepcopy(net), data)
     done = evaluate(learner.mdp, learner.gate, val, precision=learner.precision).summary("")
@@ -126,7 +126,7 @@ def run(args: Args, net: ResNet, data: Images, val: Images) -> dict[str, float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The result as Markdown: mean and 95 % interval over seeds."""
+    """Return the result as a Markdown table: mean and 95 % interval over seeds."""
     rows = []
     for name, runs in found["variants"].items():
         cells = []
@@ -139,7 +139,11 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main(options: Options) -> None:
-    """Run what is missing, print the table."""
+    """Run what is missing, then print the table.
+
+    Raises:
+        SystemExit: the JSON file was made with other options.
+    """
     out = options.out or Path(__file__).parent.parent / "docs" / f"ablation-{options.dataset}.json"
     shared = ("dataset", "warmup", "steps", "alpha")
     setting = {
@@ -149,7 +153,7 @@ def main(options: Options) -> None:
     }
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {**setting, "variants": {}}
     if {key: found.get(key) for key in setting} != setting:
-        raise SystemExit(f"error: {out} holds another setting; give another --out")
+        raise SystemExit(f"error: {out} was made with other options; give another --out")
     data, val = (load_images(options.dataset, split, options.data_dir) for split in ("train", "val"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data, val = data.to(device), val.to(device)

@@ -1,10 +1,11 @@
-"""What it is worth to train the networks of a chain together with its decisions.
+"""Whether it pays to train the networks of a chain together with its decisions.
 
     python -m benchmarks.chain_training --data-dir data
 
-Two ways to spend the same steps on the same batches, beside none: hybrid REINFORCE, in which a later network
-sees the images that are deferred to it; and the cross-entropy of the mixed answer with every network asked
-about every image. For each, thresholds are tuned on the validation images for the same budgets.
+The frozen chain is compared with two ways to spend the same steps on the same batches. Hybrid REINFORCE shows
+a later network only the images that are deferred to it. The other way asks every network about every image
+and minimises the cross-entropy of the mixed answer. Thresholds are then tuned on validation images, for the
+same budgets in each case.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ FROZEN, HYBRID, EVERY = "frozen", "hybrid", "every image"
 
 @dataclass(frozen=True)
 class Options:
-    """Train a chain in two ways, and compare them with the chain as it came."""
+    """Train a chain in two ways and compare them with the frozen chain."""
 
     env: str = "SkipChain14x38-v0"
     """id of the chain"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     budgets: tuple[float, ...] = (0.5, 0.6, 0.7)
-    """mean FLOPs per image over those of the chain's last network"""
+    """mean FLOPs per image, relative to the chain's last network"""
     seeds: int = 3
-    """runs of each way"""
+    """runs of each of the two ways"""
     out: Path = Path("runs/benchmarks")
-    """folder of the JSON file (that of docs/policies.md: docs/benchmarks)"""
+    """folder of the JSON file (docs/benchmarks for docs/policies.md)"""
     debug: bool = False
-    """traceback of an error"""
+    """show the traceback of an error"""
 
 
 def trained(setting: Setting[hybrid_reinforce.Args], way: str) -> hybrid_reinforce.Learner:
-    """The chain after all steps of the preset, in evaluation mode."""
+    """Return the chain after all steps of the preset, in evaluation mode."""
     learner = hybrid_reinforce.Learner(setting.args, setting.mdp(), setting.precision)
     learner.held_out = setting.held_out()
     plan = setting.args.plan() if way != FROZEN else []
-    if way == EVERY:  # the same batches and rates, and no decisions to learn
+    if way == EVERY:  # same batches and learning rates, but no decisions to learn
         learner.policies["tune"], plan = (AlwaysExecute(), "greedy"), ["tune"] * len(plan)
     for step, stage in enumerate(progress_bar(plan, desc=f"{way}, seed {setting.args.seed}", unit="step")):
         hybrid_reinforce.train_step(learner, setting.train, step, stage, setting.args)
@@ -64,7 +65,7 @@ def trained(setting: Setting[hybrid_reinforce.Args], way: str) -> hybrid_reinfor
 def tuned(
     setting: Setting[hybrid_reinforce.Args], learner: hybrid_reinforce.Learner, budgets: tuple[float, ...]
 ) -> list[dict[str, Any]]:
-    """What the thresholds that validation images choose for each budget do on the test images."""
+    """Tune thresholds for each budget on the validation images; return their results on the test images."""
     chain, whole = learner.mdp.net, setting.problem.images("val", load_images)
     val, test = (recorded(chain, images, setting.precision) for images in (whole, setting.test))
     asked, rows, alone = replayed(chain), [], test.correct.double().mean(dim=0).tolist()
@@ -84,7 +85,7 @@ def tuned(
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Train and compare, seed by seed; returns what was written."""
+    """Train and compare, seed by seed; return the content of the JSON file."""
     args = replace(
         hybrid_reinforce.arguments(["--env", options.env]), env=options.env, data_dir=options.data_dir
     )
@@ -111,7 +112,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The rows in Markdown: means over seeds, in percent and points."""
+    """Return the rows as a Markdown table: means over seeds, in percent and percentage points."""
     columns = ("budget", "networks", "seeds", "FLOPs", "accuracy", "over frozen", "each alone")
     rows = []
     for budget in dict.fromkeys(row["budget"] for row in found["rows"]):
@@ -123,7 +124,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def _cells(same: list[dict[str, Any]]) -> list[str]:
-    """Means over the seeds of one way at one budget."""
+    """Return the cells of one way at one budget: means over seeds."""
     flops = mean_interval([row["compute_flops"] for row in same])[0]
     gains = [row["over_frozen"]["accuracy"] for row in same if "over_frozen" in row]
     single = zip(*(row["alone"] for row in same), strict=True)

@@ -1,11 +1,11 @@
-"""Milliseconds that a chain of networks takes for one image, beside the plain networks.
+"""Latency of chains and of plain networks: milliseconds per image in onnxruntime.
 
     python -m benchmarks.chains --data-dir data
 
-Each test image goes through every candidate in onnxruntime before the next one does, so that other work on
-the machine affects all of them; read the times as ratios to the plain ResNet-110. On a busy machine the
-longer model is interrupted more often, and only CPU time compares. A chain is one model, with an `If`
-for each network but the first, and thresholds that were chosen on the validation images.
+Each test image goes through every candidate before the next image does, so that other work on the machine
+affects all of them; read the times as ratios to the plain ResNet-110. On a busy machine longer models are
+interrupted more often, and only CPU times are comparable. A chain is one model, with an `If` for each network
+but the first and thresholds that were chosen on validation images.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ NETWORKS = (
     "chain38gx38-cifar10",
 )
 THREADS = (1, 2)
-WARM_UP = 20  # images that go through every model once more, before the others
-AIM = 0.40  # of the reference's mean, at no lower accuracy
+WARM_UP = 20  # images that go through every model once before the timed turns
+AIM = 0.40  # of the CPU time of the reference, at no lower accuracy
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Options(measure.Options):
     images: int = 1000
     """number of test images"""
     repeats: int = 2
-    """turns of each image in each model, of which the fastest counts: other work only adds time"""
+    """turns of each image in each model; the fastest counts, since other work only adds time"""
 
 
 def export(name: str, path: Path) -> None:
@@ -70,13 +70,13 @@ def export(name: str, path: Path) -> None:
 def turns(
     models: Mapping[str, Path], threads: int, images: Images, repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Seconds of each model per image: mean, median, 95th percentile, mean CPU time; and the share right.
+    """Return seconds per image of each model (mean, median, 95th percentile, mean CPU time) and its accuracy.
 
     Args:
         models: paths by name.
-        threads: of onnxruntime.
-        images: each takes its turn in every model before the next one does.
-        repeats: turns of each, of which the fastest counts.
+        threads: CPU threads of onnxruntime.
+        images: test images; each goes through every model before the next one does.
+        repeats: turns of each image; the fastest counts.
     """
     sessions = {name: onnx_session(path, threads) for name, path in models.items()}
     pixels, labels = images.batch(images.labels.new_tensor(range(len(images))))
@@ -107,7 +107,7 @@ def turns(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown: a table for each number of threads."""
+    """Return the result in Markdown: one table per number of threads."""
     columns = ["accuracy", "mean, ms", "median", "95th percentile", "of ResNet-110", "in CPU time"]
     tables = []
     for threads, timings in found["threads"].items():
@@ -123,19 +123,19 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def _reached(found: Mapping[str, Any]) -> str:
-    """The fastest chain that is as accurate as the reference, beside the aim."""
+    """State the aim and the fastest chain that is at least as accurate as the reference."""
     accuracy, (timings, *_) = found["accuracy"], found["threads"].values()
     able = [name for name in accuracy if name.startswith("chain") and accuracy[name] >= accuracy[REFERENCE]]
     name = min(able, key=lambda name: timings[name]["cpu"])
     share = timings[name]["cpu"] / timings[REFERENCE]["cpu"]
     return (
-        f"Aim and reached: {AIM:.2f} of ResNet-110's CPU time at no lower accuracy, one thread: {share:.2f} "
-        f"({name}). Load of the machine meanwhile: {found['load']:.1f}."
+        f"Aim: at most {AIM:.2f} of ResNet-110's CPU time at no lower accuracy, one thread. "
+        f"Reached: {share:.2f} ({name}). Load average at the end: {found['load']:.1f}."
     )
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure and publish."""
+    """Measure, print and write the result."""
     if options.start().type != "cpu":
         raise SystemExit("error: single images are timed on the CPU; leave --device out")
     images = load_images("cifar10", "test", options.data_dir).first(options.images)

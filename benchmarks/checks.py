@@ -1,4 +1,4 @@
-"""The tests that run on a GPU, and what became of each; without a GPU their twins on the CPU.
+"""Outcomes of the tests that need a GPU; without one, of the CPU tests in the same files.
 
 python -m benchmarks.checks
 python -m benchmarks.checks --device cpu --select seed
@@ -21,7 +21,7 @@ from skipnet_rl.checkpoint import write_json
 from skipnet_rl.device import pick_device
 
 ROOT = Path(__file__).parent.parent
-MARK = "mark.gpu"  # in the files that have such tests
+MARK = "mark.gpu"  # occurs in every file with such tests
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Options(measure.Options):
     """Run the tests of a device."""
 
     select: str = ""
-    """pytest's -k: the tests whose names match (default: all)"""
+    """pytest's -k expression: which tests to run (default: all)"""
 
 
 class Outcomes:
-    """A plugin of pytest that tells what became of each test, after every one."""
+    """A pytest plugin that writes the outcomes so far to a file after every test."""
 
     def __init__(self, file: Path, device: str) -> None:
         self.file = file
         self.found: dict[str, Any] = {"device": device, "tests": {}}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note the outcome of a test's body, or of its preparation where that failed."""
+        """Note the outcome of a test, or of its set-up or tear-down if that did not pass."""
         if report.when == "call" or report.outcome != "passed":
             outcome: dict[str, Any] = {"outcome": report.outcome, "seconds": report.duration}
             if report.failed:
@@ -50,7 +50,7 @@ class Outcomes:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown: how many tests passed, and each that did not."""
+    """Return the result in Markdown: counts of outcomes, and a row for each test that did not pass."""
     rows = [
         [name, each["outcome"], each.get("error", "")]
         for name, each in found["tests"].items()
@@ -61,13 +61,13 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """How many tests had each outcome, in words."""
+    """Return the number of tests with each outcome, as text."""
     counts = Counter(each["outcome"] for each in found["tests"].values())
     return ", ".join(f"{counts[name]} {name}" for name in sorted(counts)) or "no test ran"
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Run the tests and publish.
+    """Run the tests, print and write the result.
 
     Raises:
         RuntimeError: pytest could not run them.

@@ -1,17 +1,18 @@
-"""A training step as it is against the same step compiled, with the seconds that compiling takes.
+"""Speed of compiled training steps, and the seconds that compiling takes.
 
     python -m benchmarks.compiling
     python -m benchmarks.compiling --device cuda --batch-size 512
 
-eager     the step of `agents.pretrain`, or with `--step hybrid` of `agents.hybrid_reinforce`, as it is
+eager     uncompiled step of `agents.pretrain`, or of `agents.hybrid_reinforce` with `--step hybrid`
 tuned     on a GPU: cuDNN tries its algorithms for every shape (`torch.backends.cudnn.benchmark`)
 graphs    on a GPU: forward and backward pass recorded once (`torch.cuda.make_graphed_callables`)
-blocks    `torch.compile` of what each kind of block executes, for all batch sizes, as with `--compile`
+blocks    `torch.compile` of each kind of block, for all batch sizes, as with `--compile`
 network   `torch.compile` of the whole forward pass, for one batch size
 overhead  on a GPU: the same with `mode="reduce-overhead"`, which records CUDA graphs
 
-Routes that differ between images are not static, so `--step hybrid` has `eager`, `tuned` and `blocks` alone.
-Each way takes turns with eager. The results so far are kept: compiling a deep network takes minutes.
+Routes differ between images, so shapes are not static and `--step hybrid` has only `eager`, `tuned` and
+`blocks`. Each way takes turns with eager. The result is written after each way, since compiling a deep
+network takes minutes.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from skipnet_rl.errors import first_line
 
 Way = Literal["tuned", "graphs", "blocks", "network", "overhead"]
 EPOCH = 45_000  # training images of CIFAR-10
-TAKEN = {"cpu": 1, "cuda": 10}  # steps in a turn: a GPU may run behind within it
+TAKEN = {"cpu": 1, "cuda": 10}  # steps per turn; within one, a GPU may lag behind the CPU
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-WARM = 2  # steps before any is timed; the first ones compile
+WARM = 2  # untimed steps; they compile
 LABELS = {
-    "eager": "as it is, against itself",
+    "eager": "uncompiled, against itself",
     "tuned": "cuDNN's algorithms tried",
     "graphs": "CUDA graphs of forward and backward pass",
     "blocks": "blocks compiled, any batch size",
@@ -56,13 +57,13 @@ class Options(steps.StepOptions):
     """Time compiled training steps."""
 
     ways: tuple[Way, ...] = get_args(Way)
-    """ways to take the step besides eager; those that device and step have are taken"""
+    """ways to take the step besides eager; those that do not apply to the device or the step are left out"""
     repeats: int = 3
     """turns of each candidate"""
 
 
 def tuned(step: Step) -> Step:
-    """cuDNN tries its algorithms, for as long as this step runs."""
+    """Let cuDNN try its algorithms, during this step only."""
 
     def take() -> Tensor:
         before = torch.backends.cudnn.benchmark
@@ -76,12 +77,12 @@ def tuned(step: Step) -> Step:
 
 
 def graphs(step: Step, options: Options, precision: str) -> Step:
-    """Forward and backward pass as CUDA graphs."""
+    """Record forward and backward pass as CUDA graphs."""
     net = step.mdp.net.train()
     size = (options.batch_size, 3, net.image_size, net.image_size)
     images = torch.zeros(size, device=step.mdp.device).contiguous(memory_format=torch.channels_last)
     with autocast(precision, images.device):
-        torch.set_autocast_cache_enabled(False)  # a cached weight would be that of the recording
+        torch.set_autocast_cache_enabled(False)  # replays would use the weights cached while recording
         try:
             recorded: Any = torch.cuda.make_graphed_callables(net, (images,))
         finally:
@@ -91,18 +92,18 @@ def graphs(step: Step, options: Options, precision: str) -> Step:
 
 
 def blocks(step: Step, options: Options, precision: str) -> Step:
-    """Each kind of block is compiled once, as with `--compile`."""
+    """Compile each kind of block once, as with `--compile`."""
     compile_blocks(step.mdp.net, options.batch_size, precision)
     return step
 
 
 def network(step: Step, mode: str | None = None) -> Step:
-    """The forward pass is one compiled function."""
+    """Compile the forward pass as one function."""
     compiled: Any = torch.compile(step.mdp.net, mode=mode)
     step.mdp.net = compiled
 
     def take() -> Tensor:
-        if mode:  # the last step's tensors may be written over
+        if mode:  # this allows overwriting the tensors of the last step
             torch.compiler.cudagraph_mark_step_begin()
         return step.take()
 
@@ -110,7 +111,7 @@ def network(step: Step, mode: str | None = None) -> Step:
 
 
 def ways(options: Options, device: torch.device, precision: str) -> dict[str, Callable[[Step], Step]]:
-    """The ways to take a step besides eager, by name."""
+    """Return the ways to take a step besides eager, by name."""
     cuda, static = device.type == "cuda", options.step == "pretraining"
     found: dict[str, tuple[bool, Callable[[Step], Step]]] = {
         "tuned": (cuda, tuned),
@@ -124,7 +125,7 @@ def ways(options: Options, device: torch.device, precision: str) -> dict[str, Ca
 
 @contextmanager
 def nothing_compiled() -> Iterator[None]:
-    """Forget what was compiled before, in this process and in earlier ones."""
+    """Start with empty caches: of this process, and on disk."""
     torch.compiler.reset()
     before = os.environ.get(CACHE)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -145,7 +146,7 @@ def compare(
     options: Options,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Seconds of the first steps of a way, its loss, and the times of both in turns."""
+    """Return the seconds of a way's first steps, its loss, and its times in turns with eager."""
     begun = time.perf_counter()
     step = way(fresh())
     for _ in range(WARM):
@@ -163,7 +164,7 @@ def compare(
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure and publish, after each way anew."""
+    """Measure; print and write the result after each way."""
     device = options.start()
     precision = resolve_precision(options.precision, device)
     found: dict[str, Any] = {
@@ -180,14 +181,14 @@ def main(options: Options) -> dict[str, Any]:
         try:
             with nothing_compiled():
                 found["ways"][name] = compare(eager, way, fresh, options, device)
-        except Exception as error:  # no compiler, no memory, nothing that could be recorded: the others go on
+        except Exception as error:  # no compiler, no memory, nothing recordable: go on with the others
             found["ways"][name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
         measure.publish(f"compiling-{options.step}-{device.type}", found, table(found), options)
     return found
 
 
 def speed(found: Mapping[str, Any], name: str) -> tuple[float, float] | None:
-    """Images per second of a way, and its speed relative to eager; None where it could not be measured."""
+    """Return images per second of a way and its speed relative to eager; None if it was not measured."""
     way = found["ways"].get(name, {})
     if "timings" not in way:
         return None
@@ -196,7 +197,7 @@ def speed(found: Mapping[str, Any], name: str) -> tuple[float, float] | None:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     rows = []
     for name, way in found["ways"].items():
         reached = speed(found, name)

@@ -1,10 +1,10 @@
-"""How well a policy that was learned on a chain tells the images that the next network mends.
+"""How well policies learned on a chain recognise the images that the next network corrects.
 
     python -m benchmarks.deferral runs/chain/reinforce-0 runs/chain/ppo-0 --data-dir data
 
-An image is mended where the answer so far is wrong and becomes right when the next network's answer is mixed
-in. For each decision: the share of the images for which the policy asks, and the area under the ROC curve of
-its log-odds and of the margin. An area of 0.5 is a coin toss.
+An image is mended if the answer so far is wrong and becomes right when the next network's answer is mixed in.
+Reported for each decision: the share of the images for which the policy asks the next network, and the area
+under the ROC curve at which the policy's log-odds, and the margin, rank mended images. 0.5 is chance.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Options:
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     out: Path = Path("runs/benchmarks")
-    """folder of the JSON file (that of docs/policies.md: docs/benchmarks)"""
+    """folder of the JSON file (docs/benchmarks for docs/policies.md)"""
     debug: bool = False
-    """traceback of an error"""
+    """show the traceback of an error"""
 
 
 @torch.no_grad()
 def decisions(mdp: ChainMDP, policy: Policy, records: Records) -> list[dict[str, Any]]:
-    """What the policy decides on its own way through the recorded images, decision by decision."""
+    """Play the policy on the recorded images; return the figures of each decision."""
     answers, labels = records.batch(torch.arange(len(records), device=records.device))
     episode = rollout(mdp, policy, answers, labels)
     found = []
@@ -67,7 +67,11 @@ def decisions(mdp: ChainMDP, policy: Policy, records: Records) -> list[dict[str,
 
 
 def of_run(folder: Path, data_dir: Path | None) -> dict[str, Any]:
-    """The decisions of a run's policy about the test images."""
+    """Return the figures of a run's policy on the test images.
+
+    Raises:
+        ValueError: the run is not on a chain.
+    """
     run = FinishedRun.read(folder)
     images = load_images(run.result["dataset"], "test", data_dir)
     mdp, policy = run.restore(len(images.classes))
@@ -80,7 +84,11 @@ def of_run(folder: Path, data_dir: Path | None) -> dict[str, Any]:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure every run; returns what was written."""
+    """Measure every run; return the content of the JSON file.
+
+    Raises:
+        ValueError: no runs are given, or one is not on a chain.
+    """
     if not options.runs:
         raise ValueError("no runs given; name the folder of an agent's run on a chain")
     found = {"runs": [of_run(folder, options.data_dir) for folder in options.runs]}
@@ -88,7 +96,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The runs in Markdown, shares in percent."""
+    """Return the runs as a Markdown table."""
     columns = ("policy", "seed", "decision", "asked", "mended", "its log-odds", "the margin")
     rows = [
         [

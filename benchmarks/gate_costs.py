@@ -1,9 +1,9 @@
-"""The cost of each gate relative to the block that it decides on.
+"""Cost of each gate, relative to the block about which it decides.
 
     python -m benchmarks.gate_costs            # prints the table of docs/gates.md
-    python -m benchmarks.gate_costs --write    # and writes it there, with docs/gates.json
+    python -m benchmarks.gate_costs --write    # and writes it there and to docs/gates.json
 
-MACs of convolutions and linear layers, counted from shapes: the same on every machine.
+Costs are MACs of convolutions and linear layers, counted from shapes, so every machine gives the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Options:
 
 
 def costs(depth: int, gate: str) -> dict[str, float]:
-    """Cost in percent: of a gate relative to its block (mean), of all gates relative to the network."""
+    """Return costs in percent: a gate relative to its block (mean), and all gates relative to the network."""
     net = ResNet(depth)
     macs = network_macs(net)
     decisions = make_gate(gate, net).macs_per_decision()
@@ -46,14 +46,14 @@ def costs(depth: int, gate: str) -> dict[str, float]:
 
 
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     line = "{of_block:.3g} % / {of_downsampling_block:.3g} % / {of_network:.3g} %"
     rows = [[gate, *(line.format(**cost) for cost in by_depth.values())] for gate, by_depth in found.items()]
     return markdown(["gate", *(f"ResNet-{depth}" for depth in DEPTHS)], rows)
 
 
 def main(options: Options) -> None:
-    """Print the table, and write it if asked to."""
+    """Print the table, and write it with `--write`."""
     found = {gate: {str(depth): costs(depth, gate) for depth in DEPTHS} for gate in GATES}
     if options.write:
         write_json(FOLDER / "gates.json", found)

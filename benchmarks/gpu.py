@@ -1,12 +1,12 @@
-"""Everything that needs a GPU in one command: its tests, speed, training, memory.
+"""Every test and measurement that needs a GPU, in one command.
 
     python -m benchmarks.gpu --minutes 4 --out runs/gpu
 
-Each part is a benchmark of its own in a process of its own. It is cut off at its share of the time that is
-left, and what it has written by then counts; an error is noted, and the next part begins. The time begins
-once this module's own imports are done. `gpu.json` holds the results of all parts so far at any time,
-`gpu.md` the tables, and each part's folder what it printed.
-Without a GPU the same parts run at a small size on the CPU. It needs no data set but rendered-digits.
+Each part is one of the other benchmarks, in a separate process. A part that exceeds its share of the
+remaining time is ended, and its results so far are kept; after an error the next part begins. The time counts
+from the end of this module's imports. `gpu.json` always holds the results so far; `gpu.md` has the tables,
+and the folder of each part its output. Without a GPU the same parts run at a small size on the CPU. The only
+data set that is needed is the embedded rendered-digits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from skipnet_rl.runs import provenance
 from skipnet_rl.terminal import say
 
 PAGE = measure.DOCS / "gpu.md"
-ABOUT = ("schema", "command", "versions", "commit", "machine")  # the same for all parts
+ABOUT = ("schema", "command", "versions", "commit", "machine")  # fields that are the same for all parts
 SIZES = {
     "cuda": Sizes(
         depth=110,
@@ -67,20 +67,20 @@ class Options:
     """Measure everything that needs a GPU."""
 
     minutes: float = 4.0
-    """time for all parts together, from the end of this command's own imports"""
+    """time for all parts together, from the end of this command's imports"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     only: tuple[str, ...] = ()
-    """parts to run (default: all); not with --write"""
+    """parts to run (default: all); cannot be combined with --write"""
     out: Path = Path("runs/gpu")
     """folder of the results"""
     write: bool = False
-    """renew docs/gpu.md and write the JSON file beside the other benchmarks'"""
+    """renew docs/gpu.md and write the JSON file to docs/benchmarks"""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A benchmark with its flags, and its share of the time relative to the other parts'."""
+    """A benchmark with its flags, and its share of the time relative to other parts."""
 
     name: str
     share: float
@@ -88,7 +88,7 @@ class Part:
     flags: Mapping[str, Any] = field(default_factory=dict)
 
     def command(self, device: str) -> str:
-        """The command line that runs it alone."""
+        """Return the command line that runs this part alone."""
         words = [f"python -m {self.module} --device {device}"]
         for name, value in self.flags.items():
             values = value if isinstance(value, (tuple, list)) else (value,)
@@ -96,7 +96,7 @@ class Part:
         return " ".join(words)
 
     def main(self, device: str, folder: Path) -> None:
-        """Run it in this process, in a group of its own, with its output in a file."""
+        """Run the part in this process, as a new process group, with its output in a file."""
         os.setsid()
         with (folder / "log.txt").open("wb") as log:
             for stream in (1, 2):
@@ -113,7 +113,7 @@ class Part:
 
 
 def parts(sizes: Sizes) -> tuple[Part, ...]:
-    """The parts, those that may take long last: what the others leave over is theirs."""
+    """Return the parts. Long ones come last, so that they get the time that others leave."""
     one = {"depth": sizes.depth, "repeats": sizes.repeats}
     batch = {**one, "batch_size": sizes.batch}
     hybrid: dict[str, Any] = {**batch, "step": "hybrid"}
@@ -140,7 +140,7 @@ def parts(sizes: Sizes) -> tuple[Part, ...]:
 
 
 def run(part: Part, device: str, folder: Path, limit: float) -> dict[str, Any]:
-    """Run a part for at most `limit` seconds; returns its results, and its error if it had one."""
+    """Run a part for at most `limit` seconds; return its results and its error, if any."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in (*folder.glob("*.json"), *folder.glob("error.txt")):  # of an earlier run
         left.unlink()
@@ -166,7 +166,7 @@ def run(part: Part, device: str, folder: Path, limit: float) -> dict[str, Any]:
 
 
 def _context() -> Any:
-    """New processes come from a server that has imported the benchmarks and not touched CUDA."""
+    """Start processes from a server that has imported the benchmarks and not initialised CUDA."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -175,17 +175,17 @@ def _context() -> Any:
 
 
 def _end(process: Any) -> None:
-    """End a process with all that it started."""
+    """End a process and all its children."""
     if process.exitcode is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it has not got its own group yet
+        except (ProcessLookupError, PermissionError):  # it has not made its process group yet
             process.kill()
     process.join()
 
 
 def _found(folder: Path) -> dict[str, Any] | None:
-    """What a part has written."""
+    """Return what a part has written, without the fields in `ABOUT`; None if nothing."""
     for file in sorted(folder.glob("*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         return {key: value for key, value in found.items() if key not in ABOUT}
@@ -193,14 +193,14 @@ def _found(folder: Path) -> dict[str, Any] | None:
 
 
 def main(options: Options, sizes: Sizes | None = None) -> dict[str, Any]:
-    """Run the parts and publish.
+    """Run the parts, print and write the result.
 
     Args:
         options: time, device and folder.
         sizes: sizes of the networks and batches (default: those of `SIZES` for the device).
 
     Raises:
-        ValueError: an unknown part, no time, or some parts alone for the page.
+        ValueError: an unknown part, no time, or `only` together with `write`.
     """
     if not options.minutes > 0:
         raise ValueError(f"--minutes is {options.minutes}; expected a positive number")
@@ -236,12 +236,12 @@ def main(options: Options, sizes: Sizes | None = None) -> dict[str, Any]:
 
 
 def unmeasured(device: str) -> dict[str, Any]:
-    """Results of a kind of device before anything is measured."""
+    """Return the results of a kind of device before anything is measured."""
     return {"device": device, "card": None, "torch": None, "sizes": asdict(SIZES[device]), "parts": {}}
 
 
 def table(found: Mapping[str, Any], in_full: bool = True) -> str:
-    """The result as Markdown; in full with the parts' own tables."""
+    """Return the result in Markdown; in full, with the tables of the parts."""
     every = parts(Sizes(**found["sizes"]))
     commands = {part.name: part.command(found["device"]) for part in every}
     text = gpu_table.main_table(found, commands)
@@ -249,7 +249,7 @@ def table(found: Mapping[str, Any], in_full: bool = True) -> str:
 
 
 def section(found: Mapping[str, Any]) -> str:
-    """The part of the page about a kind of device; small sizes say nothing in full."""
+    """Return the page's part about a kind of device; the CPU's small sizes get no further tables."""
     return table(found, in_full=found["device"] == "cuda")
 
 

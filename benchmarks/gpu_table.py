@@ -1,4 +1,4 @@
-"""The tables of `benchmarks.gpu`: what was measured, what was not, and the command that measures it."""
+"""Tables of `benchmarks.gpu`: what was measured, what was not, and the command that measures it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from skipnet_rl.flops import network_macs
 from skipnet_rl.resnet import ResNet
 
 NOT_MEASURED = "not measured"
-Show = Callable[[Mapping[str, Any]], str | None]  # a part's results as text; None for what it had not reached
-LARGE = (34, 50, 101)  # ImageNet's networks
-IMAGES, EPOCHS = 1_281_167, (120, 40)  # of ImageNet; of SP and HRL as the authors publish them
+Show = Callable[[Mapping[str, Any]], str | None]  # a part's results as text; None if not reached
+LARGE = (34, 50, 101)  # depths of ImageNet networks
+IMAGES, EPOCHS = 1_281_167, (120, 40)  # images of ImageNet; epochs of SP and HRL in the authors' code
 CARDS = 8
 DETAILS: dict[str, tuple[str, Show]] = {
     "Tests": ("tests", checks.table),
@@ -35,13 +35,13 @@ class Sizes:
     """Sizes of the networks and batches of `benchmarks.gpu`.
 
     Attributes:
-        depth: of most parts.
-        envs: numbers of sub-environments, three.
-        batch: episodes of a training step.
-        depths, batches: of which the memory is measured.
-        large, large_batch: ImageNet's network, and its images in a step.
+        depth: depth of the network in most parts.
+        envs: three numbers of sub-environments.
+        batch: episodes per training step.
+        depths, batches: depths and batch sizes for which memory is measured.
+        large, large_batch: depth of the ImageNet network, and its images per step.
         repeats: turns of each candidate.
-        ways, ways_large: ways to compile a step and one of ImageNet's, see `compiling` (default: all).
+        ways, ways_large: ways to compile a step of the two networks, see `compiling` (None: all).
         select: tests to run, see `checks` (default: all).
     """
 
@@ -60,7 +60,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the main table: what, of which part, how its results show it, and the aim on a GPU."""
+    """A row of the main table: label, part, how the part's results are shown, and the aim on a GPU."""
 
     what: str
     part: str
@@ -69,17 +69,17 @@ class Row:
 
 
 def ratio(found: Mapping[str, Any], slow: str, fast: str) -> str:
-    """Speed of one candidate of a benchmark relative to another."""
+    """Return the speed of candidate `fast` relative to `slow`, as text."""
     return f"{found['timings'][slow]['median'] / found['timings'][fast]['median']:.2f}"
 
 
 def steps_per_second(found: Mapping[str, Any]) -> str:
-    """Steps of all sub-environments per second, every block executed."""
+    """Return the steps per second of all sub-environments, with every block executed."""
     return f"{found['num_envs'] * found['decisions'] / found['timings']['all']['median']:,.0f}"
 
 
 def images_per_second(found: Mapping[str, Any]) -> str | None:
-    """Images per second of a step as it is, and the seconds that an epoch takes."""
+    """Return images per second of an uncompiled step, and the seconds of an epoch."""
     reached = compiling.speed(found, "eager")
     if reached is None:
         return None
@@ -88,24 +88,25 @@ def images_per_second(found: Mapping[str, Any]) -> str | None:
 
 
 def best(found: Mapping[str, Any]) -> str:
-    """The fastest way to take a step, relative to the step as it is."""
+    """Return the fastest way to take a step and its speed relative to the uncompiled step."""
     known = {name: compiling.speed(found, name) for name in found["ways"] if name != "eager"}
     ratios = {name: reached[1] for name, reached in known.items() if reached}
     if not ratios:
         return "no other way could be measured"
     name = max(ratios, key=lambda name: ratios[name])
-    return f"{ratios[name]:.2f} ({compiling.LABELS[name]}, {found['ways'][name]['first']:,.0f} s at first)"
+    first = f"{found['ways'][name]['first']:,.0f} s for the first steps"
+    return f"{ratios[name]:.2f} ({compiling.LABELS[name]}, {first})"
 
 
 def busy(found: Mapping[str, Any]) -> str:
-    """Share of a step in which the device computes; milliseconds of the step."""
+    """Return the share of a step in which the device computes, and the step's milliseconds."""
     median = found["timings"]["step"]["median"]
     kernels = f", {found['kernels']:,.0f} kernels" if found["device"] == "cuda" else ""
     return f"{found['seconds'] / median:.0%} of {1e3 * median:,.1f} ms{kernels}"
 
 
 def hybrid_step(found: Mapping[str, Any]) -> str:
-    """Milliseconds of an HRL step, and its speed relative to all blocks executed and to published code."""
+    """Return milliseconds of an HRL step; speed relative to all blocks executed and to published code."""
     best_precision = found["precision"]
     half, every = (f"{name}, {best_precision}" for name in ("half", "all"))
     milliseconds = 1e3 * found["timings"][half]["median"]
@@ -114,7 +115,7 @@ def hybrid_step(found: Mapping[str, Any]) -> str:
 
 
 def rows(sizes: Sizes) -> list[Row]:
-    """The rows of the main table."""
+    """Return the rows of the main table."""
     network = f"ResNet-{sizes.depth}, batch {sizes.batch:,}"
     small, middle, large = (f"environment-{count}" for count in sizes.envs)
     share = {small: "", middle: "", large: "≥ 0.8"}
@@ -125,33 +126,33 @@ def rows(sizes: Sizes) -> list[Row]:
     for count, name in zip(sizes.envs, (small, middle, large), strict=True):
         many = f"{count:,} sub-environments"
         found += [
-            Row(f"environment's speed over the network's, {many}", name, b_over_a, share[name]),
+            Row(f"environment's speed relative to the network's, {many}", name, b_over_a, share[name]),
             Row(f"steps per second, {many}", name, steps_per_second, rate[name]),
-            Row(f"half executed over all executed, {many}", name, half_over_all, gain[name]),
+            Row(f"speed, half executed relative to all, {many}", name, half_over_all, gain[name]),
         ]
     return [
         *found,
         Row(f"pretraining, {network}, images per second", "compiling", images_per_second, ""),
-        Row(f"pretraining, {network}, fastest way over as it is", "compiling", best, aim),
+        Row(f"pretraining, {network}, fastest way relative to uncompiled", "compiling", best, aim),
         Row(f"pretraining, {network}, device busy", "operators", busy),
         Row(f"HRL step, {network}, half executed", "training", hybrid_step),
-        Row(f"HRL step, {network}, fastest way over as it is", "compiling-hybrid", best, "≥ 2"),
+        Row(f"HRL step, {network}, fastest way relative to uncompiled", "compiling-hybrid", best, "≥ 2"),
         Row(f"HRL step, {network}, device busy", "operators-hybrid", busy),
     ]
 
 
 def b_over_a(found: Mapping[str, Any]) -> str:
-    """Speed of the environment, every block executed, relative to the network's forward pass."""
+    """Return the environment's speed, every block executed, relative to the network's."""
     return ratio(found, "plain", "all")
 
 
 def half_over_all(found: Mapping[str, Any]) -> str:
-    """Speed of the environment with half of the blocks executed relative to all."""
+    """Return the speed of the environment with half of the blocks executed, relative to all."""
     return ratio(found, "all", "half")
 
 
 def shown(parts: Mapping[str, Any], name: str, show: Show) -> str:
-    """A part's results as text; what is missing is said to be not measured, and why."""
+    """Return a part's results as text, or "not measured" with the reason if there is one."""
     part = parts.get(name, {"found": None, "error": None})
     text = None if part["found"] is None else show(part["found"])
     if text is not None:
@@ -161,13 +162,13 @@ def shown(parts: Mapping[str, Any], name: str, show: Show) -> str:
 
 @cache
 def macs(depth: int) -> int:
-    """MACs of one of ImageNet's networks for an image."""
+    """Return the MACs of an ImageNet network for one image."""
     with torch.device("meta"):
         return network_macs(ResNet(depth, 1_000)).total
 
 
 def imagenet(found: Mapping[str, Any], sizes: Sizes, command: str) -> str:
-    """What SkipNet's schedule for ImageNet takes on several cards, on paper.
+    """Estimate the hours of SkipNet's schedule for ImageNet on several cards.
 
     One network is measured; the others are scaled from it by their MACs.
     """
@@ -198,7 +199,7 @@ def imagenet(found: Mapping[str, Any], sizes: Sizes, command: str) -> str:
 
 
 def main_table(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
-    """A row for each figure, as Markdown.
+    """Return a row per figure as a Markdown table.
 
     Args:
         found: the results of `benchmarks.gpu`.
@@ -220,14 +221,14 @@ def main_table(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
 
 
 def in_a_row(parts: Mapping[str, Any], row: Row) -> str:
-    """A row's result, and why its part came to no end, if so."""
+    """Return a row's result, with the error of its part if that did not finish."""
     text = shown(parts, row.part, row.shown)
     error = parts[row.part]["error"] if row.part in parts else None
     return f"{text}; {error}" if error and not text.startswith(NOT_MEASURED) else text
 
 
 def details(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
-    """The parts' own tables, as Markdown; arguments as in `main_table`."""
+    """Return the tables of the parts in Markdown; arguments as in `main_table`."""
     parts, text = found["parts"], []
     for title, (name, show) in DETAILS.items():
         detail = shown(parts, name, show)

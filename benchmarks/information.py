@@ -3,11 +3,11 @@
     python -m benchmarks.information --data-dir data
     python -m benchmarks.information --data-dir data --pairs resnet20-cifar10 resnet74-cifar10-distilled
 
-A gate decides at a block by the pooled feature there. How well does that feature tell the images that are
+A gate decides by the pooled feature at its block. How well does that feature identify the images that are
 worth more compute: those that a longer network gets right and a shorter one gets wrong? After every block of
-the shorter network, which its own gates route, predictors are fitted to the validation images and judged on
-the test images by the area under the ROC curve. Beside them stands the margin of the finished answer,
-log p1 - log p2, which needs no fitting.
+the shorter network, routed by its own gates, predictors are fitted to the validation images and judged on the
+test images by the area under the ROC curve. The margin of the finished answer, log p1 - log p2, is judged in
+the same way and needs no fitting.
 """
 
 from __future__ import annotations
@@ -41,22 +41,21 @@ from skipnet_rl.weights import Opened, open_weights
 
 @dataclass(frozen=True)
 class Options:
-    """Measure what the features of one network tell about the answers of two."""
+    """Measure what features inside a network tell about the images that a longer network corrects."""
 
     pairs: tuple[tuple[str, str], ...] = (
         ("resnet38-cifar10-hrl-0.5-ensemble", "resnet38-cifar10-distilled"),
         ("resnet14-cifar10-distilled", "resnet110-cifar10-distilled"),
     )
-    """shipped networks or weights files, two by two: the shorter one, then the longer one; the first pair is
-    drawn"""
+    """shipped networks or weights files in pairs, the shorter network first; the first pair is drawn"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     out: Path = Path("runs/benchmarks")
-    """folder of the JSON file and the figure (those of docs/information.md: docs/benchmarks)"""
+    """folder of the JSON file and the figure (docs/benchmarks for docs/information.md)"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     debug: bool = False
-    """traceback of an error"""
+    """show the traceback of an error"""
 
 
 class Seen(NamedTuple):
@@ -75,19 +74,19 @@ class Recorder:
         self.features: list[Tensor] = []
 
     def start(self, images: Tensor) -> Any:
-        """The policy's first memory; the features of the batch before are dropped."""
+        """Drop the features of the previous batch; return the policy's first memory."""
         self.features = []
         return first_memory(self.policy, images)
 
     def __call__(self, mdp: DecisionProcess, state: Any, hidden: Any) -> tuple[Tensor, Any]:
-        """The policy's own log-odds."""
+        """Record the features; return the policy's log-odds and memory."""
         self.features.append(mdp.features(state))
         return self.policy(mdp, state, hidden)
 
 
 @torch.no_grad()
 def look(opened: Opened, images: Images) -> Seen:
-    """Show a network all images once; its own policy decides."""
+    """Pass all images through a network once, routed by its own policy."""
     images = normalised(images, *(stated(opened.header) or ())).sized(opened.network.image_size)
     mdp, recorder, parts = opened.mdp().for_inference(), Recorder(opened.policy), []
     with image_progress(f"ResNet-{opened.network.depth}, {images.split}") as show:
@@ -102,11 +101,11 @@ def look(opened: Opened, images: Images) -> Seen:
 
 
 def information(seen: Sequence[Seen], mended: Sequence[Tensor]) -> dict[str, Any]:
-    """The areas of each predictor after each block, and that of the margin.
+    """Return the area of each predictor after each block, and that of the margin.
 
     Args:
-        seen: by the first network, of the images that predictors are fitted to, and of those that judge them.
-        mended: whether the second network mends the first one's error, of each image of either: [M] bool.
+        seen: what the first network did with the images for fitting, then with those for judging.
+        mended: for the same two sets, whether the second network corrects the first one's error: [M] bool.
     """
     (fitted, judged), (targets, truth) = seen, mended
     blocks = [
@@ -117,7 +116,7 @@ def information(seen: Sequence[Seen], mended: Sequence[Tensor]) -> dict[str, Any
 
 
 def of_pair(names: tuple[str, str], options: Options, device: torch.device) -> dict[str, Any]:
-    """What the JSON has of a pair of networks; the last images are those that judge.
+    """Return the figures of a pair of networks: fitted on validation images, judged on test images.
 
     Raises:
         ValueError: the two are for different data sets.
@@ -148,13 +147,13 @@ def of_pair(names: tuple[str, str], options: Options, device: torch.device) -> d
 
 
 def label(depth: int, routes: Tensor) -> str:
-    """A network in words, by its routes [M, N] of 0 and 1."""
+    """Name a network by its depth and the share of blocks in its routes [M, N] of 0 and 1."""
     share = compute_blocks(routes).mean().item()
     return f"the whole ResNet-{depth}" if share == 1 else f"a ResNet-{depth} at {share:.0%} of its blocks"
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown, a table for each pair; blocks with the same features share a row."""
+    """Return the result in Markdown, one table per pair; blocks with equal figures share a row."""
     tables = []
     for pair in found["pairs"]:
         numbered = enumerate(pair["blocks"], start=1)
@@ -178,10 +177,10 @@ def _cell(area: Mapping[str, Any]) -> str:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure every pair; returns what was written.
+    """Measure every pair; return the content of the JSON file.
 
     Raises:
-        ValueError: networks of different data sets.
+        ValueError: the networks of a pair are for different data sets.
         WeightsError: there is no such network.
     """
     device = pick_device(options.device)

@@ -1,4 +1,4 @@
-"""The picture of `benchmarks.information`: what decisions know at each block, and what the answer knows."""
+"""Picture of `benchmarks.information`: what can be known at each block, and from the finished answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CURVES = {"hidden": ("predictor with a hidden layer", BLUE), "linear": ("linear 
 
 
 def picture(pair: Mapping[str, Any]) -> Figure:
-    """The figure of a pair: what the features after each block tell, and what the finished answer tells."""
+    """Draw for a pair what the features after each block tell, and what the finished answer tells."""
     blocks, count = pair["blocks"], len(pair["blocks"])
     figure, axes = titled_axes(TITLE, _subtitle(pair))
     axes.set(xlim=(0.5, 1.35 * count + 1), ylim=(0.45, 1), ylabel="area under the ROC curve")
@@ -33,7 +33,7 @@ def picture(pair: Mapping[str, Any]) -> Figure:
 
 
 def _draw_stages(axes: Any, stages: Sequence[int]) -> None:
-    """The blocks along the x axis, their stages as bands, and how much is decided before the last stage."""
+    """Draw the blocks on the x axis, stages as bands, and the number of decisions before the last stage."""
     for stage in sorted(set(stages)):
         places = [place for place, other in enumerate(stages, start=1) if other == stage]
         axes.axvspan(places[0] - 0.5, places[-1] + 0.5, color=GREY, alpha=0.05 + 0.06 * (stage % 2), lw=0)
@@ -49,7 +49,7 @@ def _draw_stages(axes: Any, stages: Sequence[int]) -> None:
 
 
 def _draw_answer(axes: Any, margin: Mapping[str, Any], place: float) -> None:
-    """The margin's area: a line across the figure and, at its end, a point with the interval."""
+    """Draw the area of the margin: a line across the figure, and a point with its interval at the end."""
     value, (low, high) = margin["auc"], margin["auc_ci95"]
     axes.plot([0.5, place], [value, value], color=GREEN, lw=1)
     axes.errorbar([place], [value], [[value - low], [high - value]], color=GREEN, fmt="o", ms=9, lw=2.5)
@@ -60,7 +60,7 @@ def _draw_answer(axes: Any, margin: Mapping[str, Any], place: float) -> None:
 
 
 def _subtitle(pair: Mapping[str, Any]) -> str:
-    """What is predicted, of which networks."""
+    """Say what is predicted and for which networks."""
     first, second = (network["label"] for network in pair["networks"])
     share = f"{100 * pair['mended'][1]:.1f} %"
     return (

@@ -1,10 +1,10 @@
-"""Milliseconds that skipping saves on one image, in PyTorch and in onnxruntime.
+"""Latency of a network with gates on one image, in PyTorch and in onnxruntime.
 
     python -m benchmarks.latency
 
 ResNet-110 with the shipped recurrent gate, batch 1, CPU. A bias on the gate's log-odds is chosen so that the
-timed image executes the stated share of its 53 blocks. For comparison, in the same runtime: the plain network
-without a gate, and shallower plain ResNets, which take less time.
+timed image executes the stated share of its 53 blocks. It is compared, in the same runtime, with the plain
+network and with shallower plain ResNets.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class Options(measure.Options):
     device: str = "cpu"
     """cpu"""
     threads: int = 1
-    """CPU threads of either runtime"""
+    """CPU threads of each runtime"""
     repeats: int = 60
     """turns of each candidate"""
 
 
 def executed(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor) -> int:
-    """The number of blocks that the gate executes."""
+    """Return the number of blocks that the gate executes for an image."""
     with torch.no_grad():
         return int(rollout(mdp, gate, image, torch.zeros(1, dtype=torch.int64, device="cpu")).actions.sum())
 
 
 def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) -> RecurrentGate:
-    """The gate with the bias that brings it nearest to executing this share of the blocks."""
+    """Return the gate with the bias that brings it closest to executing this share of the blocks."""
     wanted, found = round(rate * mdp.num_decisions), {}
     low, high = -60.0, 60.0
     for _ in range(16):
@@ -72,7 +72,7 @@ def at_rate(mdp: RoutingMDP, gate: RecurrentGate, image: Tensor, rate: float) ->
 
 
 def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
-    """The candidates, and the number of blocks that each gated one executes."""
+    """Return the candidates, and the number of blocks that each gated one executes."""
     opened = open_weights(CHECKPOINT)
     mdp, gate = opened.mdp(), cast("RecurrentGate", opened.policy)
     image, label = load_images("rendered-digits", "test").first(1).batch(torch.arange(1, device="cpu"))
@@ -97,7 +97,7 @@ def candidates(folder: Path, threads: int) -> tuple[dict[str, Callable[[], Any]]
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     timings, counts = found["timings"], found["executed"]
     names = ["plain", *counts, *(f"ResNet-{depth}" for depth in SHALLOWER)]
     rows = []
@@ -113,14 +113,15 @@ def table(found: Mapping[str, Any]) -> str:
         head += [f"{runtime}, ms (quartiles)", "of plain"]
     reference = timings["onnxruntime: plain"]["median"]
     reached = [
-        f"{aim} at {rate:.0%} executed: {timings[f'onnxruntime: {rate:.0%}']['median'] / reference:.2f}"
+        f"≤ {aim} at {rate:.0%} executed: {timings[f'onnxruntime: {rate:.0%}']['median'] / reference:.2f}"
         for rate, aim in AIMS
     ]
-    return f"{markdown(head, rows, numbers=True)}\nAim and reached in onnxruntime: {'; '.join(reached)}.\n"
+    text = f"Aims and results in onnxruntime, relative to plain: {'; '.join(reached)}."
+    return f"{markdown(head, rows, numbers=True)}\n{text}\n"
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure and publish."""
+    """Measure, print and write the result."""
     if options.start().type != "cpu":
         raise SystemExit("error: single images are timed on the CPU; leave --device out")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

@@ -1,7 +1,7 @@
-"""Shared by the benchmarks: turns, medians, tables, and the files of results.
+"""What the benchmarks share: timing in turns, medians, tables, and the files of results.
 
-Every figure is meant as a ratio to another one of the same run. The candidates take turns, so that other work
-on the machine affects them alike. Medians of the turns are reported with their quartiles.
+A figure is meaningful only relative to others of the same run. The candidates take turns, so that other work
+on the machine affects all of them. Medians of the turns are reported with their quartiles.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Options:
     """renew docs/benchmarks.md and write the JSON file beside it"""
 
     def start(self) -> torch.device:
-        """Set the number of threads; returns the device."""
+        """Set the number of threads; return the device."""
         if self.threads:
             torch.set_num_threads(self.threads)
         return pick_device(self.device)
@@ -65,7 +65,7 @@ class Timing:
 def take_turns(
     candidates: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu"
 ) -> dict[str, Timing]:
-    """Time each candidate `repeats` times in turns, after a first turn that does not count."""
+    """Time each candidate `repeats` times in turns, after an untimed first turn."""
     cuda = torch.device(device).type == "cuda"
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in tqdm(range(repeats + 1), desc="turns", leave=False, disable=None):
@@ -82,14 +82,14 @@ def take_turns(
 
 
 def milliseconds(timing: Mapping[str, float]) -> str:
-    """The median and the quartiles in milliseconds, as text."""
+    """Return the median and the quartiles in milliseconds, as text."""
     low, middle, high = (1e3 * timing[key] for key in ("lower", "median", "upper"))
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
     return f"{middle:,.{digits}f} ({low:,.{digits}f} … {high:,.{digits}f})"
 
 
 def plain(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
-    """Timings as JSON has them."""
+    """Return the timings as plain dictionaries for JSON."""
     return {name: asdict(timing) for name, timing in timings.items()}
 
 
@@ -100,7 +100,7 @@ def speeds(
     units: int,
     reference: str,
 ) -> str:
-    """A table of candidates: milliseconds, units per second, speed relative to the reference."""
+    """Return a table of candidates: milliseconds, units per second, speed relative to the reference."""
     rows = []
     for name, label in labels.items():
         if timing := timings.get(name):
@@ -116,11 +116,11 @@ def compare(
     table: Callable[[Mapping[str, Any]], str],
     **about: Any,
 ) -> dict[str, Any]:
-    """Time candidates on a device and publish the result; returns it.
+    """Time candidates on a device, print and write the result, and return it.
 
     Args:
-        name: name of the benchmark; the device's kind is added.
-        options: its options, which have a `precision`.
+        name: name of the benchmark; the kind of device is appended.
+        options: options of the benchmark, including `precision`.
         candidates: makes the candidates from the options and the device.
         table: makes the table of the result.
         **about: further fields of the result.
@@ -135,7 +135,7 @@ def compare(
 
 
 def publish(name: str, found: Mapping[str, Any], text: str, options: Options) -> None:
-    """Print a result and write its JSON file; with `--write` to the documentation, with the page renewed."""
+    """Print a result and write its JSON file; `--write` writes it to docs/benchmarks and renews the page."""
     folder = DOCS / "benchmarks" if options.write else options.out
     tables.publish(f"benchmarks.{name.split('-')[0]}", folder / f"{name}.json", found, text)
     if options.write:

@@ -1,10 +1,10 @@
-"""Peak memory by depth and batch size: an environment, pretraining, hybrid REINFORCE.
+"""Peak memory by depth and batch size: environment, pretraining, hybrid REINFORCE.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --device cuda --depths 20 38 110 --batches 128 1024
 
-On a GPU what PyTorch has allocated for tensors, the images included; the CUDA context comes on top of it. On
-a CPU the resident set of a new process.
+On a GPU it is what PyTorch has allocated for tensors, images included; the CUDA context is extra. On a CPU it
+is the resident set of a new process.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Options(measure.Options):
     """Measure peak memory."""
 
     depths: tuple[int, ...] = (20, 110)
-    """depths of the network; images have the size that it is made for"""
+    """depths of the network; images have the size for which it is made"""
     batches: tuple[int, ...] = (128,)
-    """images at a time"""
+    """batch sizes"""
     precision: str = "auto"
     """bf16, fp32, or auto"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: one of `LABELS` with a depth, a batch, images of a data set, and a device."""
+    """A run to measure: a task of `LABELS` with its depth, batch size, data set and device."""
 
     task: str
     depth: int
@@ -64,7 +64,7 @@ class Case:
     precision: str = "fp32"
 
     def run(self) -> None:
-        """One episode of the environment, or two training steps with every block executed."""
+        """Run one episode of the environment, or two training steps with every block executed."""
         if self.task == "environment":
             self._episode()
         else:
@@ -101,28 +101,28 @@ class Case:
 
 
 def resident() -> float:
-    """Peak resident set of this process in MiB."""
+    """Return the peak resident set of this process in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (MIB if sys.platform == "darwin" else 2**10)
 
 
 def _resident_of(case: Case) -> dict[str, Any]:
-    """MiB after importing and at the peak; to be run in a process of its own."""
+    """Return MiB after importing and at the peak; must run in a new process."""
     before = resident()
     case.run()
     return {"imports": before, "peak": resident(), "dataset": case.dataset}
 
 
 def peak(case: Case) -> dict[str, Any]:
-    """MiB before and at the peak of a case; the peak is None where it does not fit into a GPU.
+    """Return MiB before a case and at its peak; the peak is None if it does not fit on the GPU.
 
-    On a CPU call it before anything large: a new process's peak counts from its parent's size.
+    On a CPU, call it before anything large is allocated: a new process's peak starts at its parent's size.
     """
     device = torch.device(case.device)
     if device.type != "cuda":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return pool.apply(_resident_of, (case,))
-    factory.clear_cache()  # or the networks and images of earlier cases count, too
+    factory.clear_cache()  # otherwise networks and images of earlier cases count, too
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -135,12 +135,12 @@ def peak(case: Case) -> dict[str, Any]:
 
 
 def amount(mib: float | None) -> str:
-    """A peak as text."""
+    """Return a peak as text."""
     return "out of memory" if mib is None else f"{mib:,.0f}"
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     rows = [
         [
             str(row["depth"]),
@@ -154,7 +154,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure and publish; what is measured so far is kept at any time."""
+    """Measure; print and write the result after each row."""
     device = options.start()
     precision = resolve_precision(options.precision, device)
     found: dict[str, Any] = {"device": device.type, "precision": precision, "rows": []}

@@ -1,11 +1,11 @@
-"""Where a training step's time goes, by operation, and how busy the GPU is meanwhile.
+"""Time of a training step by operation, and how busy the GPU is.
 
     python -m benchmarks.operators
     python -m benchmarks.operators --device cuda --batch-size 512
     python -m benchmarks.operators --device cuda --step hybrid --batch-size 512
 
-Measured by `torch.profiler`, which slows small operations; the time of a step is measured without it. A GPU
-that is idle for much of a step waits for the CPU to launch its kernels.
+`torch.profiler` measures the operations, and slows small ones; the time of a step is measured without it. A
+GPU that is idle for much of a step is waiting for the CPU to launch its kernels.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from agents.common.tables import markdown
 from benchmarks import measure, steps
 from skipnet_rl.device import resolve_precision
 
-STEPS = 3  # profiled
-SHOWN = 12  # operations
+STEPS = 3  # steps that are profiled
+SHOWN = 12  # operations in the table
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Options(steps.StepOptions):
 
 
 def profiled(step: steps.Step, device: torch.device) -> dict[str, Any]:
-    """Seconds and calls per step of the dearest operations, of all of them, and the number of kernels."""
+    """Profile a step: seconds and calls of the costliest operations, seconds of all, number of kernels."""
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as found:
@@ -45,7 +45,7 @@ def profiled(step: steps.Step, device: torch.device) -> dict[str, Any]:
     spent = {
         each.key: (each.self_device_time_total if cuda else each.self_cpu_time_total, each.count)
         for each in found.key_averages()
-        if each.device_type == DeviceType.CPU  # not a kernel, whose time its operation has too
+        if each.device_type == DeviceType.CPU  # kernels are left out: their time is in their operation's
     }
     dearest = sorted(spent, key=lambda name: -spent[name][0])[:SHOWN]
     kernels = [each for each in found.events() or [] if each.device_type == DeviceType.CUDA]
@@ -60,7 +60,7 @@ def profiled(step: steps.Step, device: torch.device) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     whole = found["seconds"] or math.inf  # a driver may refuse to be profiled
     rows = [
         [name, f"{1e3 * each['seconds']:,.2f}", f"{each['seconds'] / whole:.1%}", f"{each['calls']:,.0f}"]
@@ -79,7 +79,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure and publish."""
+    """Measure, print and write the result."""
     device = options.start()
     precision = resolve_precision(options.precision, device)
     step = steps.make(options.step, options.depth, options.batch_size, precision, device)

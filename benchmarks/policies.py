@@ -1,10 +1,11 @@
-"""Every policy of this project on one data set, three seeds each, in one table.
+"""Compare every policy of this project on one data set, with three seeds each.
 
     python -m benchmarks.policies --data-dir data
     python -m benchmarks.policies --dataset rendered-digits --weights auto --runs runs/digits
 
-All start from the same network. `SWEEP` has the commands; finished runs in `--runs` are not repeated, so an
-interrupted sweep goes on. `agents.compare` makes the table and the pictures from the run folders alone.
+All policies start from the same network. `SWEEP` lists the agents and their flags. Finished runs in `--runs`
+are not repeated, so an interrupted sweep continues. `agents.compare` makes the table and the pictures from
+the run folders.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ class Options:
     data_dir: Path | None = None
     """folder of the data set's official files"""
     weights: str = "resnet20-cifar10-skips"
-    """network that all start from"""
+    """network from which all policies start"""
     alpha: float = 1.0
     """weight of the compute saving"""
     seeds: int = 3
-    """runs of each learner"""
+    """runs of each agent that depends on the seed"""
     jobs: int = 2
-    """runs at a time, one CPU thread each, several of them through Ray"""
+    """runs at a time, with one CPU thread each; through Ray if more than one"""
     runs: Path = Path("runs/policies")
     """folder of the run folders"""
     out: Path = Path("docs/policies-cifar10")
@@ -61,7 +62,7 @@ class Options:
 
 
 def commands(options: Options) -> list[jobs.Job]:
-    """The sweep, seeds in the outer loop so that one run of each policy comes first."""
+    """Return the jobs of the sweep, seed by seed, so that one run of each policy comes first."""
     common = ["--env", options.env, "--dataset", options.dataset, "--weights", options.weights]
     common += ["--alpha", str(options.alpha)]
     if options.data_dir:
@@ -77,7 +78,7 @@ def commands(options: Options) -> list[jobs.Job]:
 
 
 def main(options: Options) -> None:
-    """Run what is missing, then compare."""
+    """Run what is missing, then compare the policies."""
     sweep = commands(options)
     jobs.exit_if_failed(jobs.run(sweep, pool_of(options.jobs)))
     compare.main(compare.Args(tuple(job.folder for job in sweep), out=options.out))

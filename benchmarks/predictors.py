@@ -1,4 +1,4 @@
-"""Predictors of a yes or no from features, and the area under the ROC curve that judges them."""
+"""Binary predictors from features, judged by the area under the ROC curve."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STEPS = 60  # of L-BFGS
 
 
 def fit(features: Tensor, positive: Tensor, hidden: int, decay: float) -> Callable[[Tensor], Tensor]:
-    """A predictor of `positive` [M] from features [M, C], which gives scores [M].
+    """Fit a predictor of `positive` [M] from features [M, C]; it maps features to scores [M].
 
     Args:
-        features: any scale; they are standardised here.
-        positive: bool.
+        features: on any scale; they are standardised.
+        positive: labels, bool.
         hidden: tanh units of the hidden layer; 0 for logistic regression.
         decay: weight of the squared weights in the loss.
     """
@@ -50,7 +50,7 @@ def fit(features: Tensor, positive: Tensor, hidden: int, decay: float) -> Callab
 
 
 def fit_best(features: Tensor, positive: Tensor, hidden: int) -> Callable[[Tensor], Tensor]:
-    """`fit` with the weight decay that does best by cross-validation."""
+    """Fit a predictor with the weight decay that is best in cross-validation."""
     fold, areas = torch.arange(len(features), device=features.device) % FOLDS, {}
     for decay in DECAYS:
         scores = features.new_empty(len(features))
@@ -63,6 +63,6 @@ def fit_best(features: Tensor, positive: Tensor, hidden: int) -> Callable[[Tenso
 
 
 def area(scores: Tensor, positive: Tensor) -> dict[str, Any]:
-    """The area under the ROC curve and its interval, as the JSON has them."""
+    """Return the area under the ROC curve and its interval as JSON fields."""
     value, *interval = area_under_roc(scores.cpu(), positive.cpu())
     return {"auc": value, "auc_ci95": interval}

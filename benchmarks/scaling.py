@@ -1,10 +1,10 @@
-"""Cost of an episode over depth, batch size and execution rate, and the memory that it takes.
+"""Time of an episode by depth, batch size and execution rate; peak memory.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --device cuda --batch 1024 --batches 128 1024 4096
 
-Milliseconds per image of one episode of the vector environment, with untrained weights. Memory is the peak
-of the environment and of a training, see `benchmarks.memory` (on CIFAR-10 if `--data-dir` has it).
+Times are milliseconds per image of one episode of the vector environment, with untrained weights. Memory is
+the peak of the environment and of training, see `benchmarks.memory` (on CIFAR-10 if it is in `--data-dir`).
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ class Options(measure.Options):
     precision: str = "auto"
     """bf16, fp32, or auto"""
     depth: int = 110
-    """depth of the network where the batch or the rate varies"""
+    """depth of the network when batch size or rate varies"""
     depths: tuple[int, ...] = CIFAR_DEPTHS
-    """depths at `--batch`"""
+    """depths to time with `--batch`"""
     batch: int = 128
-    """number of sub-environments where the depth or the rate varies"""
+    """number of sub-environments when depth or rate varies"""
     batches: tuple[int, ...] = (1, 4, 16, 64, 128, 256, 512)
-    """numbers of sub-environments at `--depth`"""
+    """numbers of sub-environments to time with `--depth`"""
     repeats: int = 3
     """turns of each candidate"""
 
 
 def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[], None]:
-    """A call that plays one episode in which each block is executed with probability `rate`."""
+    """Return a call that plays one episode, each block executed with probability `rate`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # untrained weights are as fast
+        warnings.simplefilter("ignore")  # about untrained weights, which are as fast
         env: Any = gym.make_vec(
             f"SkipResNet{depth}-v0",
             count,
@@ -80,7 +80,7 @@ def episode(depth: int, count: int, rate: float, options: Options) -> Callable[[
 
 
 def cases(options: Options) -> dict[str, tuple[str, float, int, int, float]]:
-    """Axis, position on it, depth, batch and rate of each candidate, by name."""
+    """Return axis, position on it, depth, batch size and rate of each candidate, by name."""
     found: dict[str, tuple[str, float, int, int, float]] = {}
     for rate in (1.0, 0.5):
         for depth in options.depths:
@@ -93,7 +93,7 @@ def cases(options: Options) -> dict[str, tuple[str, float, int, int, float]]:
 
 
 def memory(options: Options, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Memory of the environment and of training."""
+    """Return the peak memory of the environment and of training."""
     dataset, _ = resolve_dataset("auto", options.data_dir)
     precision = resolve_precision(options.precision, device)
     return {
@@ -105,7 +105,7 @@ def memory(options: Options, device: torch.device) -> dict[str, dict[str, Any]]:
 
 
 def picture(found: Mapping[str, Any]) -> Figure:
-    """Draw the time per image over depth, batch and rate."""
+    """Draw the time per image against depth, batch size and rate."""
     figure = Figure(figsize=(10, 3.2), layout="constrained", dpi=120)
     axes = figure.subplots(1, 3)
     for axis, (kind, label) in zip(axes, TURNS.items(), strict=True):
@@ -129,12 +129,12 @@ def picture(found: Mapping[str, Any]) -> Figure:
 
 
 def fixed(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Depth and batch of the network where neither varies."""
+    """Return the candidate whose depth and batch size are the ones held fixed."""
     return found["cases"]["rate 1.0"]
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     timings, (depth, batch) = found["cases"], (fixed(found)[key] for key in ("depth", "batch"))
 
     def cost(name: str) -> str:
@@ -148,16 +148,16 @@ def table(found: Mapping[str, Any]) -> str:
     rates = [[f"{rate:.0%}", cost(f"rate {rate}")] for rate in RATES]
     lines.append(markdown([f"executed (depth {depth}, batch {batch})", "ms per image"], rates, numbers=True))
     parts = [
-        f"{task} {amount(use['peak'])} MiB on {use['dataset']} ({use['imports']:,.0f} of it before)"
+        f"{task} {amount(use['peak'])} MiB on {use['dataset']} ({use['imports']:,.0f} of it before the run)"
         for task, use in found["memory"].items()
     ]
     return "\n".join(lines) + f"\nMemory, ResNet-{depth}, batch {batch}, peak: {'; '.join(parts)}.\n"
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure and publish."""
+    """Measure, print and write the result."""
     device = options.start()
-    used = memory(options, device)  # first: a child's peak counts from its parent's size
+    used = memory(options, device)  # first, since a child's peak starts at its parent's size
     chosen = cases(options)
     runs = {name: episode(*case[2:], options) for name, case in chosen.items()}
     timings = measure.plain(measure.take_turns(runs, options.repeats, device))

@@ -1,12 +1,12 @@
-"""Memory, file handles and threads over two million environment steps and 500 training iterations.
+"""Soak test: memory, open files and threads over two million environment steps and 500 training iterations.
 
     python -m benchmarks.soak
 
 After a warm-up the resident memory is read a hundred times. Its growth is the mean of the last tenth of the
-readings over that of the first tenth. The benchmark fails if memory grows by more than 2 %, or if a file or a
-thread is left open. The warm-up is for oneDNN, which keeps kernels for up to 1,024 batch sizes (some 100
-MiB). A block's batch is the number of images that execute it, so the environment is warmed up with every such
-number, and training with as many iterations as are then watched.
+readings relative to that of the first tenth. The benchmark fails if memory grows by more than 2 %, or if a
+file or a thread is left open. The warm-up is needed because oneDNN caches kernels for up to 1,024 batch sizes
+(some 100 MiB). A block's batch is the number of images that execute it, so the environment is warmed up with
+every such number, and training with as many iterations as are then watched.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Options(measure.Options):
 
 
 def watch(unit: Callable[[], Any], units: int) -> dict[str, float]:
-    """Repeat a unit of work that is warmed up, and read the resources of this process along the way."""
+    """Repeat a unit of work after its warm-up, and read the resources of this process along the way."""
     process, readings = psutil.Process(), []
     every = max(units // READINGS, 1)
     for number in tqdm(range(units), disable=None, leave=False):
@@ -70,7 +70,7 @@ def watch(unit: Callable[[], Any], units: int) -> dict[str, float]:
 
 
 def environment(options: Options) -> dict[str, float]:
-    """Play episodes of SkipResNet20-v0 at random."""
+    """Watch random episodes of SkipResNet20-v0."""
     env: Any = gym.make_vec("SkipResNet20-v0", options.num_envs, dataset=DATASET, device=options.device)
     env.reset(seed=0)
     decisions = env.unwrapped.lockstep.mdp.num_decisions
@@ -87,7 +87,7 @@ def environment(options: Options) -> dict[str, float]:
 
 
 def training(options: Options) -> dict[str, float]:
-    """Take steps of hybrid REINFORCE on SkipResNet20-v0."""
+    """Watch training steps of hybrid REINFORCE on SkipResNet20-v0."""
     device = options.start()
     args = Args(env="SkipResNet20-v0", schedule="constant", batch_size=128, iterations=2 * options.iterations)
     mdp = RoutingMDP(load_network("auto", 20, 10, DATASET).to(device), args.alpha)
@@ -103,21 +103,25 @@ def training(options: Options) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     line = "{units:,.0f}|{mib:,.0f} MiB|{growth:+.2%}|{files:+.0f}|{threads:+.0f}"
     rows = [[name, *line.format(**use).split("|")] for name, use in found["soaked"].items()]
     return markdown(["", "number", "memory", "its growth", "open files", "threads"], rows, numbers=True)
 
 
 def main(options: Options) -> None:
-    """Run, publish, and fail if something grew."""
+    """Watch both, print and write the result.
+
+    Raises:
+        SystemExit: memory, open files or threads have grown.
+    """
     options.start()
     torch.manual_seed(0)
     soaked = {"episodes of the batch": environment(options), "training iterations": training(options)}
     found = {"steps": options.steps, "num_envs": options.num_envs, "soaked": soaked}
     measure.publish("soak", found, table(found), options)
     if any(use["growth"] > GROWTH or use["files"] > 0 or use["threads"] > 0 for use in soaked.values()):
-        sys.exit("something grew")
+        sys.exit(f"error: memory grew by more than {GROWTH:.0%}, or a file or a thread was left open")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Single training steps, for benchmarks that take one apart.
+"""Single training steps for benchmarks.
 
-`pretraining` is a step of `agents.pretrain` from new weights: every block, the whole batch. `hybrid` is one
-of HRL in `agents.hybrid_reinforce`: sampled routes, half of the blocks executed.
+`pretraining` is a step of `agents.pretrain` from untrained weights, with every block executed. `hybrid` is an
+HRL step of `agents.hybrid_reinforce`, with sampled routes that execute half of the blocks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
     Attributes:
         mdp: the decision process; its `net` may be replaced by a compiled one.
-        take: takes the step; returns the mean loss of its episodes.
+        take: takes the step and returns the mean loss of its episodes.
     """
 
     mdp: RoutingMDP
@@ -50,7 +50,7 @@ class Step(NamedTuple):
 
 
 def make(kind: Kind, depth: int, batch_size: int, precision: str, device: torch.device) -> Step:
-    """A step on rendered-digits, in the size of the network's images; always the same images and weights."""
+    """Return a step on rendered-digits at the network's image size; images and weights never change."""
     torch.manual_seed(0)
     net: Any = ResNet(depth)
     data = load_images(training.DATASET, "train", size=net.image_size).to(device)

@@ -1,14 +1,14 @@
-"""The speed of the environment against the network's own, on SkipResNet110-v0.
+"""Speed of the environment SkipResNet110-v0 relative to its network.
 
     python -m benchmarks.throughput
     python -m benchmarks.throughput --device cuda --num-envs 4096
 
-a  plain     the network's forward pass on the same batch, in the same precision and folding: the limit
+a  plain     the network's forward pass on the same batch, same precision, batch norms folded: the limit
 b  all       one episode of the vector environment, every block executed
 c  half      the same, each block executed with probability 1/2
 d  singles   gymnasium's SyncVectorEnv of single environments, every block executed
-e  masked    c's actions as published code takes them: every block computed for every image, then masked;
-             in float32 with batch norms, and once more in a's precision and folding
+e  masked    the actions of c as in published code: every block computed for every image, then masked;
+             in float32 with batch norms, and once more in the precision of a with batch norms folded
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Options(measure.Options):
 
 
 def make(options: Options, device: torch.device | str, **kwargs: Any) -> Any:
-    """A vector environment at the start of its first episode."""
+    """Return a vector environment at the start of its first episode."""
     shared: dict[str, Any] = {"dataset": DATASET, "split": "test", "precision": options.precision, **kwargs}
     env = gym.make_vec(f"SkipResNet{options.depth}-v0", options.num_envs, device=str(device), **shared)
     env.reset(seed=0)
@@ -74,7 +74,7 @@ def episode(env: gym.vector.VectorEnv, actions: Any) -> None:
 
 @torch.no_grad()
 def masked(mdp: RoutingMDP, images: Tensor, labels: Tensor, actions: Tensor) -> None:
-    """Compute every block for every image."""
+    """Play an episode with every block computed for every image, then masked."""
     state = mdp.initial(images, labels)
     for action in actions:
         state = mdp.transition(state, action)
@@ -82,7 +82,7 @@ def masked(mdp: RoutingMDP, images: Tensor, labels: Tensor, actions: Tensor) -> 
 
 
 def candidates(options: Options, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """The candidates, each a call that plays one episode of every sub-environment."""
+    """Return the candidates: calls that play one episode in every sub-environment."""
     on_device, on_host = make(options, device, array="torch"), make(options, device)
     lockstep = on_device.lockstep
     mdp, data = lockstep.mdp, lockstep.images
@@ -106,7 +106,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
         "masked": lambda: masked(published, images, labels, half.float()),
         "masked, folded": lambda: masked(mdp, images, labels, half.float()),
     }
-    if device.type == "cpu":  # on a GPU a step of one image costs a launch per layer, whatever the GPU
+    if device.type == "cpu":  # on a GPU it would only time the launches of kernels
         singles = make(options, "cpu", vectorization_mode="sync")
         ones = np.ones_like(actions)
         found["singles"] = lambda: episode(singles, ones)
@@ -114,7 +114,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     timings, steps = found["timings"], found["num_envs"] * found["decisions"]
     head = ("SkipResNet{depth}-v0, {num_envs} sub-environments, {precision}, {device}").format(**found)
     columns = (head, "ms per episode (quartiles)", "steps per second", "speed of a")
@@ -124,11 +124,11 @@ def table(found: Mapping[str, Any]) -> str:
         for name, slow, fast in AIMS
         if slow in timings
     ]
-    return f"{text}\nAim and reached: {'; '.join(reached)}.\n"
+    return f"{text}\nAims and results: {'; '.join(reached)}.\n"
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure and publish."""
+    """Measure, print and write the result."""
     about = {"depth": options.depth, "num_envs": options.num_envs, "decisions": (options.depth - 2) // 2 - 1}
     return measure.compare("throughput", options, candidates, table, **about)
 

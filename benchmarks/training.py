@@ -1,12 +1,12 @@
-"""A training step of hybrid REINFORCE against the same step as published code takes it.
+"""Speed of a training step of hybrid REINFORCE, relative to the same step as published code takes it.
 
     python -m benchmarks.training
     python -m benchmarks.training --device cuda
 
-SkipResNet110-v0 with the recurrent gate, 128 episodes a step, p(execute) held at 1/2 and at 1. The published
-way: float32, one route per image, every block computed for every image and masked, gradients through all
-blocks. This project: only executed images are computed, in bf16 where the hardware has it, with the default
-settings (four routes per image, leave-one-out baseline), and once more in float32.
+SkipResNet110-v0 with the recurrent gate, 128 episodes per step, p(execute) held at 1/2 and at 1. As
+published: float32, one route per image, every block computed for every image and masked, gradients through
+all blocks. Here: a block computes only the images that execute it, in bf16 where the hardware has it, with
+the default settings (four routes per image, leave-one-out baseline), and once more in float32.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Options(measure.Options):
 
 
 class Masked(RoutingMDP):
-    """Dynamics that compute each block for every image, whatever the action, and mask it."""
+    """Dynamics that compute each block for every image and mask it by the action."""
 
     def transition(self, state: State, action: torch.Tensor, inplace: bool = False) -> State:
-        """Mix both paths densely."""
+        """Compute both paths for every image and mix them."""
         return super().transition(state, action.float())
 
 
 def learner(options: Options, args: Args, rate: float, device: torch.device) -> Learner:
-    """A learner whose gate executes with probability `rate` at every decision, and keeps doing so."""
+    """Return a learner whose gate executes with probability `rate` at every decision."""
     net = load_network("auto", options.depth, 10, DATASET).to(device)
     made = Learner(args, RoutingMDP(net, args.alpha, args.cost), resolve_precision(args.precision, device))
     nn.init.zeros_(made.gate.head.weight)
@@ -72,7 +72,7 @@ def learner(options: Options, args: Args, rate: float, device: torch.device) -> 
 
 
 def candidates(options: Options, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """The candidates, each a call that takes one training step."""
+    """Return the candidates: calls that take one training step."""
     data = load_images(DATASET, "train").to(device)
     ours = Args(batch_size=options.batch_size, lr=0.0, gate_lr=0.0, precision=options.precision)  # type: ignore[arg-type]
     found: dict[str, Callable[[], Any]] = {}
@@ -89,7 +89,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
 
 
 def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> None:
-    """Take one step with every block computed."""
+    """Take one training step as published: every block is computed."""
     index = training_index(0, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, 0, data.device))
     mdp.net.train()
@@ -99,7 +99,7 @@ def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> 
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     timings, published = found["timings"], "published, fp32"
     labels = {name: name.replace(name.split(",")[0], LABELS[name.split(",")[0]]) for name in timings}
     head = "ResNet-{depth}, {batch_size} episodes, {device}".format(**found)
@@ -107,11 +107,11 @@ def table(found: Mapping[str, Any]) -> str:
     text = measure.speeds(columns, labels, timings, found["batch_size"], published)
     reference, best = timings[published]["median"], found["precision"]
     half, every = (reference / timings[f"{name}, {best}"]["median"] for name in RATES)
-    return f"{text}\nAim and reached: 2.5 at half executed: {half:.2f}; 1 at all executed: {every:.2f}.\n"
+    return f"{text}\nAims and results: 2.5 at half executed: {half:.2f}; 1 at all executed: {every:.2f}.\n"
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measure and publish."""
+    """Measure, print and write the result."""
     about = {"depth": options.depth, "batch_size": options.batch_size}
     return measure.compare("training", options, candidates, table, **about)
 

@@ -1,4 +1,4 @@
-"""An animated picture of a few episodes: trained gates decide, image by image, which blocks to run.
+"""Animate a few episodes: trained gates decide for each image which blocks to run.
 
 python -m scripts.animate                                  # docs/episode.gif
 python -m scripts.animate --images 3 17 --out episode.gif  # other test images
@@ -23,7 +23,7 @@ from skipnet_rl.rollout import rollout
 from skipnet_rl.terminal import say
 from skipnet_rl.weights import open_weights
 
-KEPT = 96  # colours of the palette that are exactly those of the pictures
+KEPT = 96  # colours of the palette that are taken from the pictures unchanged
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Options:
     """Draw episodes as an animated GIF."""
 
     weights: str = "resnet110-rendered-digits-hrl"
-    """network with gates: a file, or the name of a shipped network"""
+    """network with gates: a file or the name of a shipped network"""
     images: tuple[int, ...] = (104, 119)
     """numbers of the test images"""
     data_dir: Path | None = None
@@ -47,7 +47,7 @@ class Options:
 
 
 def frames(env: SkipNetEnv, index: int, route: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-    """The episode of an image, one picture [H, W, 3] before each decision and one at the end."""
+    """Yield the pictures [H, W, 3] of an episode: one before each decision and one at the end."""
     env.reset(options={"index": index})
     yield env.render()
     for action in route:
@@ -56,7 +56,7 @@ def frames(env: SkipNetEnv, index: int, route: Sequence[int]) -> Iterator[NDArra
 
 
 def palette_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """256 colours [256, 3] for pictures [..., 3]: the commonest as they are, the others averaged."""
+    """Return 256 colours [256, 3] for pictures [..., 3]: the commonest unchanged, the others averaged."""
     colours, counts = np.unique(pictures.reshape(-1, 3), axis=0, return_counts=True)
     order = counts.argsort()[::-1]
     averaged = Image.fromarray(colours[order[KEPT:]][None]).quantize(256 - KEPT).getpalette()
@@ -64,9 +64,9 @@ def palette_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def with_palette(picture: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Image.Image:
-    """The picture [H, W, 3], each pixel in the nearest colour of the palette.
+    """Map each pixel of a picture [H, W, 3] to the nearest colour of the palette.
 
-    `Image.quantize` takes a near one, which would turn the white background grey.
+    `Image.quantize` only approximates the nearest colour, which would turn the white background grey.
     """
     colours, place = np.unique(picture.reshape(-1, 3), axis=0, return_inverse=True)
     distance = ((colours[:, None].astype(int) - palette.astype(int)) ** 2).sum(axis=2)
@@ -77,7 +77,7 @@ def with_palette(picture: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Imag
 
 
 def write_gif(path: Path, episodes: Sequence[Sequence[NDArray]], frame_ms: int, pause_ms: int) -> None:
-    """Write the episodes one after the other, in a loop without end."""
+    """Write the episodes one after the other as a GIF that loops forever."""
     palette = palette_of(np.stack([episode[place] for episode in episodes for place in (0, -1)]))
     pictures, durations = [], []
     for episode in episodes:
@@ -89,7 +89,7 @@ def write_gif(path: Path, episodes: Sequence[Sequence[NDArray]], frame_ms: int, 
 
 @torch.no_grad()
 def main(options: Options) -> None:
-    """Play each image by the gates and write the picture."""
+    """Play each image with the gates and write the animation."""
     opened = open_weights(options.weights)
     mdp, images = opened.mdp(), load_images(opened.header["dataset"], "test", options.data_dir)
     batch = images.batch(torch.tensor(options.images, device="cpu"))

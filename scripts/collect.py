@@ -1,4 +1,4 @@
-"""A row of results.json from the run folders of one network, all seeds."""
+"""Collect the runs of one network, over all seeds, into the rows of results.json."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from skipnet_rl.data import load_images
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.stored import read_header
 
-STARTS = {"weights", "gate_weights", "teacher"}  # flags that name files of the same seed
+STARTS = {"weights", "gate_weights", "teacher"}  # flags whose files differ from seed to seed
 
 
 def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = None) -> None:
-    """Put a row of runs into results.json, then make the table and the pictures.
+    """Put the runs of a row into results.json, then make the table and the pictures.
 
     Args:
         name: name of the row, such as `"resnet38"`.
-        folders: its run folders of one seed; those of other seeds are found beside them.
+        folders: run folders of one seed; those of other seeds are found beside them.
         out: folder of results.json.
-        data_dir: folder of the data set, for the picture of its images.
+        data_dir: folder of the data set, for the picture with its images.
     """
     seeds = [_seeds(folder) for folder in folders]
     plain, *hrl = [runs for runs in seeds if runs[0].agent != "pretrain"] or seeds[-1:]
@@ -44,7 +44,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
     stored = [row for row in results.read(out) if row["row"] != name]
     same = ("name", "depth", "command")
     if any(all(row[key] == found[0][key] for key in same) for row in stored):
-        del found[0]  # another gate's row of this network has it
+        del found[0]  # the row of another gate already has this network
     write_json(out / "results.json", {"schema": 1, "rows": stored + found})
     for title, figure in _pictures(hybrid, data_dir).items() if hybrid else ():
         plots.save_figure(figure, out / f"{name}-{title}.png")
@@ -53,7 +53,7 @@ def add(name: str, folders: Sequence[Path], out: Path, data_dir: Path | None = N
 
 
 def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figure]:
-    """Pictures: layers skipped at each alpha; easy and hard images of the gates with the most routes."""
+    """Draw the layers skipped at each alpha, and easy and hard images for the gates with the most routes."""
     records = {_title(entry.runs[0]): entry.runs[0].records()["HRL"] for entry in entries}
     varied, record = max(
         zip(entries, records.values(), strict=True), key=lambda pair: pair[0].rows[0]["unique_routes"]
@@ -67,12 +67,12 @@ def _pictures(entries: Sequence[Entry], data_dir: Path | None) -> dict[str, Figu
 
 
 def _title(run: FinishedRun) -> str:
-    """Name of an HRL run among those of its row."""
+    """Return the name of an HRL run within its row."""
     return f"α = {run.result['alpha']:g}{_gain(run)}{results.distilled(_distillation(run))}"
 
 
 def _gain(run: FinishedRun) -> str:
-    """Gain of the gates' initial weights, in the run that these gates began in."""
+    """Return the gain of the gates' initial weights as text, from the run that made the gates."""
     if origin := run_of(run.args.get("weights" if run.agent == "finetune" else "gate_weights")):
         return _gain(origin)
     gain = run.args.get("gate_gain", 1)
@@ -80,13 +80,13 @@ def _gain(run: FinishedRun) -> str:
 
 
 def _distillation(run: FinishedRun) -> float:
-    """The teachers' share of the loss; only hybrid REINFORCE has a teacher that is not named."""
+    """Return the teachers' share of the loss; only hybrid REINFORCE has a teacher without naming one."""
     alone = run.agent != "hybrid_reinforce" and not run.args.get("teacher")
     return 0.0 if alone else run.args.get("distillation", 0.0)
 
 
 def _share_of_teacher(command: str) -> float:
-    """The value of `--distillation` in a command."""
+    """Return the teachers' share of the loss in a command: `--distillation`, or the default."""
     words = shlex.split(command.replace("=", " "))
     if "--distillation" in words:
         return float(words[words.index("--distillation") + 1])
@@ -94,10 +94,10 @@ def _share_of_teacher(command: str) -> float:
 
 
 def _seeds(folder: Path) -> list[FinishedRun]:
-    """A run and those that differ in the seed, and so in what they start from, alone.
+    """Return a run and its repetitions with other seeds, which may also start from other files.
 
     Raises:
-        ValueError: one has other flags, or was tested on part of the images.
+        ValueError: a repetition has other flags, or was tested on a part of the images.
     """
     row, _, _ = folder.parent.name.rpartition("-")
     found = folder.parent.parent.glob(f"{row}-*/{folder.name}/result.json")
@@ -110,14 +110,14 @@ def _seeds(folder: Path) -> list[FinishedRun]:
 
 
 def _differing(one: FinishedRun, other: FinishedRun) -> str:
-    """Names of the flags in which two runs of one row differ, apart from what they start from."""
+    """Return the names of the flags in which two runs differ, except those of the files they start from."""
     left, right = flags(one), flags(other)
     names = sorted((left.keys() & right.keys()) - STARTS)  # older runs lack newer flags
     return ", ".join(name for name in names if left[name] != right[name])
 
 
 def _by_backbone(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """The first run of each backbone; all seeds start from the same one if it is shipped."""
+    """Return the first run of each backbone; with a shipped backbone all seeds have the same one."""
     first: dict[str, FinishedRun] = {}
     for run in runs:
         first.setdefault(run.args["weights"], run)
@@ -133,7 +133,7 @@ def _summary(name: str, entry: Entry) -> dict[str, Any]:
     first = entry.runs[0]
     plain = entry.name == "all blocks"
     origin = lineage_before(first) if plain and first.agent != "pretrain" else lineage(first)
-    made_by = origin.commands[-1] if origin.commands else ""  # nothing did an untrained network
+    made_by = origin.commands[-1] if origin.commands else ""  # no command made an untrained network
     share = _share_of_teacher(made_by) if plain else _distillation(first)
     found = entry.summary()
     return {

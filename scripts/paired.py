@@ -2,7 +2,8 @@
 
     python -m scripts.paired --data-dir data --out docs/results-cifar10
 
-The difference is known more precisely than either accuracy, since most images are right, or wrong, for both.
+The difference is known more precisely than either accuracy, since both networks are right, or both wrong, on
+most images.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Options:
     """Evaluate each network once and compare the pairs."""
 
     pairs: tuple[tuple[str, str], ...] = PAIRS
-    """names of networks, or run folders, two by two: the first one's accuracy minus the second's"""
+    """networks or run folders in pairs; the second accuracy is subtracted from the first"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     out: Path = Path("runs/results/table")
@@ -72,10 +73,10 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Evaluate and compare; returns the content of paired.json.
+    """Evaluate and compare the networks; return the content of paired.json.
 
     Raises:
-        ValueError: no pairs, or networks for different data sets.
+        ValueError: there are no pairs, or the networks are for different data sets.
         FileNotFoundError, WeightsError: a network does not exist.
     """
     names = list(dict.fromkeys(name for pair in options.pairs for name in pair))
@@ -98,19 +99,19 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def about(subject: Subject, row: Evaluation) -> dict[str, Any]:
-    """Accuracy of a network with its interval, and its mean cost."""
+    """Return the accuracy of a network with its interval, and its mean cost."""
     flops = subject.whole_flops * row.compute_flops.mean().item()
     interval = list(row.accuracy_ci95)
     return {"accuracy": row.accuracy, "accuracy_ci95": interval, "mega_flops": 1e-6 * flops}
 
 
 def difference(rows: Mapping[str, Evaluation], one: str, other: str) -> dict[str, Any]:
-    """Accuracy of the first network minus the second's, with its 95 % interval over images."""
+    """Return the accuracy of `one` minus that of `other`, with the 95 % interval over images."""
     return {"network": one, "over": other, **accuracy_difference(rows[one].correct, rows[other].correct)}
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The pairs as Markdown: accuracies in percent, MFLOPs per image, differences in points."""
+    """Return the pairs as a Markdown table: accuracies in percent, differences in percentage points."""
 
     def both(name: str) -> list[str]:
         network = found["networks"][name]

@@ -1,4 +1,4 @@
-"""The picture of the results: accuracy against FLOPs per image, so that all depths share an axis."""
+"""Picture of the single networks: accuracy against FLOPs per image, so that all depths share an axis."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PLAIN_PUBLISHED = {
     "cifar100": {20: 0.6862, 32: 0.7044, 56: 0.7318, 110: 0.7482},
 }
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "imagenet": "ImageNet"}
-ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their point; on its right they would cover another one
+ABOVE = {"SkipNet-38", "BlockDrop-110"}  # names above their points, to cover no other
 COLOURS = {38: "tab:blue", 74: "tab:orange", 110: "tab:green", 152: "tab:red"}  # networks that skip
 GATES = {  # name and marker
     "rnn": ("RNNGate", "o"),
@@ -40,13 +40,13 @@ GATES = {  # name and marker
     "ff2": ("FFGate-II", "^"),
     FIXED: ("one route for all images", "X"),
 }
-TUNED_ON = ("-taught", "-ensemble", "-fixed")  # ends of names of networks tuned on from rows of the table
+TUNED_ON = ("-taught", "-ensemble", "-fixed")  # tuned further than any row
 HOLLOW = {"fmt": "D", "mfc": "none", "color": "black", "zorder": 1.9}  # published figures, below ours
 TICKS = (50, 80, 130, 200, 300, 500, 700)
 
 
 class Point(NamedTuple):
-    """A network: MFLOPs per image, accuracy and half the width of its interval in percent."""
+    """A network: MFLOPs per image; accuracy, and half the width of its interval, in percent."""
 
     flops: float
     accuracy: float
@@ -54,7 +54,7 @@ class Point(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """Key of a marker: depth, gate (None for plain networks), and whether it had a teacher."""
+    """What a marker stands for: depth, gate (None for plain networks), and whether there was a teacher."""
 
     depth: int | None
     gate: str | None
@@ -63,7 +63,7 @@ class Kind(NamedTuple):
 
 @cache
 def mega_flops(depth: int) -> float:
-    """Millions of FLOPs (2 × MACs) of the plain CIFAR network for one image."""
+    """Return the millions of FLOPs (2 × MACs) of the plain CIFAR network for one image."""
     return 2e-6 * network_macs(ResNet(depth)).total
 
 
@@ -72,12 +72,12 @@ def picture(
     networks: Sequence[Mapping[str, Any]],
     dataset: str = "cifar10",
 ) -> Figure:
-    """Draw accuracy against FLOPs per image, a series for each `Kind`.
+    """Draw accuracy against FLOPs per image, one series per `Kind`.
 
     Args:
         rows: rows of results.json.
-        networks: entries of the index of shipped networks, and of not_shipped.json.
-        dataset: of the rows; networks for others are left out.
+        networks: entries of the index of shipped networks and of not_shipped.json.
+        dataset: data set of the rows; networks for other data sets are left out.
     """
     networks = [entry for entry in networks if entry["dataset"] == dataset]
     kinds: dict[Kind, list[Point]] = defaultdict(list)
@@ -108,7 +108,7 @@ def picture(
 
 
 def _series(kinds: Mapping[Kind, Sequence[Point]]) -> Iterator[plots.Series]:
-    """The points with their intervals over images or seeds."""
+    """Yield the points of each kind with their intervals over images or seeds."""
     for kind, points in kinds.items():
         colour, marker = "0.3", "s:"
         if kind.gate:
@@ -125,7 +125,7 @@ def _points(points: Sequence[Point], **looks: Any) -> plots.Series:
 def points_of_rows(
     rows: Iterable[Mapping[str, Any]], networks: Iterable[Mapping[str, Any]]
 ) -> Iterator[tuple[Kind, Point]]:
-    """Rows of HRL, and plain networks of a depth of which no network is listed."""
+    """Yield the rows of HRL, and plain rows of depths for which no plain network is listed."""
     depths = {entry["depth"] for entry in networks if is_plain(entry)}
     for row in rows:
         taught = bool(row["distillation"])
@@ -139,12 +139,12 @@ def points_of_rows(
 
 
 def is_plain(entry: Mapping[str, Any]) -> bool:
-    """Whether a listed network has no gates, and is not just a step to another one."""
+    """Whether a listed network has no gates and is more than a step towards another one."""
     return entry.get("stage") in PLAIN
 
 
 def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
-    """Listed networks that are plain, or that were tuned on from rows of the table."""
+    """Yield the listed networks that are plain, or were tuned further than the rows of the table."""
     for entry in networks:
         if is_plain(entry):
             kind = Kind(None, None, "distilled" in entry["stage"])
@@ -159,7 +159,7 @@ def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[
 
 
 def _legend(kinds: Iterable[Kind], published: bool) -> Iterator[plots.Series]:
-    """Series without points that say what colours and markers mean."""
+    """Yield series without points for the legend of colours and markers."""
 
     def line(label: str, fmt: str, colour: str = "0.3", **looks: Any) -> plots.Series:
         return plots.Series([], [], {"fmt": fmt, "color": colour, **looks}, label)

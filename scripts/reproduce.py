@@ -1,13 +1,13 @@
-"""The results: every run of each row, then the table and the pictures of its data set.
+"""Reproduce the results: train every run of the chosen rows, then make tables and pictures.
 
     python -m scripts.reproduce --data-dir data --list           # the commands
     python -m scripts.reproduce --data-dir data --rows resnet38
     python -m scripts.reproduce --data-dir data --rows resnet20-cifar100 chains-cifar100
-    python -m scripts.reproduce --data-dir data --rows resnet110 --jobs 4    # on a GPU: side by side
+    python -m scripts.reproduce --data-dir data --rows resnet110 --jobs 4    # several runs share a GPU
 
-`scripts.rows` has the commands of each row. Interrupt it at any moment: the same command goes on. At the end
-of a row `scripts.results` makes the table and the pictures in `--out` from the run folders, or
-`agents.cascade` tunes chains of the row's networks.
+`scripts.rows` defines the rows and their commands. After an interruption the same command continues. When a
+row is complete, `scripts.collect` adds it to the table and the pictures in `--out`; for a row of chains,
+`agents.cascade` tunes chains of the trained networks.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from skipnet_rl.terminal import say
 
 
 def main(options: Options) -> None:
-    """Run what is left of each row, then make the table."""
+    """Run what is left of each row, then add it to the table."""
     check_numbers(options)
     for name in options.chosen:
         if name not in ROWS:
             raise unknown_name("row", name, ROWS)
     datasets = {ROWS[name].dataset for name in options.chosen}
     if options.out and len(datasets) > 1:
-        raise ValueError(f"--out is for one data set, and the rows have {', '.join(sorted(datasets))}")
+        raise ValueError(f"--out holds one data set, but the rows are for {', '.join(sorted(datasets))}")
     if not options.list:
-        for dataset in datasets:  # an error before anything runs
+        for dataset in datasets:  # missing data is an error before anything runs
             load_images(dataset, "train", options.data_dir, options.download)
     for name in options.chosen:
         row = chain(name, options)
@@ -57,14 +57,14 @@ def main(options: Options) -> None:
 
 
 def chains_of(name: str, options: Options, out: Path) -> cascade.Options:
-    """What `agents.cascade` is to do with the backbones of a row: two of them in a row, and all."""
+    """Return the options of `agents.cascade` for a row's backbones: adjacent pairs, and all three."""
     small, middle, large = weights_of(name, options)
     chains = (f"{small},{middle}", f"{middle},{large}", f"{small},{middle},{large}")
     return cascade.Options(chains, data_dir=options.data_dir, dataset=ROWS[name].dataset, out=out)
 
 
 def line_of(options: cascade.Options) -> str:
-    """The command line of `agents.cascade` that has these options."""
+    """Return the command line of `agents.cascade` with these options."""
     data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
     rest = ["--dataset", options.dataset, *data, "--out", str(options.out)]
     return shlex.join(["python", "-m", "agents.cascade", "--chains", *options.chains, *rest])

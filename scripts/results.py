@@ -1,11 +1,11 @@
-"""The table, the pictures and the page of the results, from the run folders of `scripts.reproduce`.
+"""Table, pictures and page of the results, made from the files that `scripts.reproduce` has written.
 
-    python -m scripts.results --out docs/results-cifar10 --page docs/results.md    # from the files there
+    python -m scripts.results --out docs/results-cifar10 --page docs/results.md
 
-`results.json` has a row for each network and policy, seeds averaged; a backbone that several policies start
-from has one row. Commands and hours are those of the first seed. Adding a network leaves the rows of others
-as they are, with the machine that they came from. Data sets have folders side by side, and the picture of
-their chains, `results.png`, is beside these.
+`results.json` has one row per network and policy, averaged over seeds; policies that share a backbone share
+its row. Commands and hours are those of the first seed. A new network leaves the other rows unchanged, with
+the machine that each was measured on. Each data set has a folder, `results-<data set>`; `results.png`, the
+picture of the chains of all data sets, lies beside these folders.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from skipnet_rl.statistics import half_width, wilson_interval
 from skipnet_rl.terminal import say
 
 PICTURE = "results.png"
-TEST_IMAGES = 10_000  # images of CIFAR-10 behind every row, also behind older ones that do not say so
+TEST_IMAGES = 10_000  # of CIFAR-10; older rows do not store the number
 
 
 @dataclass(frozen=True)
 class Options:
-    """Make the table, the pictures and the page again."""
+    """Make the table, the pictures and the page anew."""
 
     out: Path = Path("docs/results-cifar10")
-    """folder of results.json, and of chains.json and paired.json if their scripts were run"""
+    """folder of results.json, and of chains.json and paired.json where these exist"""
     page: Path | None = None
-    """page whose generated parts are to be renewed (default: none)"""
+    """page whose generated parts are renewed (default: none)"""
     debug: bool = False
     """show the traceback of an error"""
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The rows of results.json; none where there is no such file."""
+    """Return the rows of results.json, none if the file does not exist."""
     path = out / "results.json"
     rows = _content(path)["rows"] if path.is_file() else []
     return [with_interval(row, row.get("n_images", TEST_IMAGES)) for row in rows]
 
 
 def with_interval(row: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """A row with Wilson's interval of its accuracy over n images; older files have another kind."""
+    """Return a row with the Wilson interval of its accuracy over n images; older files store another one."""
     return {**row, "n_images": n, "accuracy_ci95": list(wilson_interval(n * row["accuracy"], n))}
 
 
 def networks(out: Path) -> list[dict[str, Any]]:
-    """The index of the shipped networks, then not_shipped.json with the others, if it is there."""
+    """Return the shipped single networks, then those of not_shipped.json if it exists."""
     path = out / "not_shipped.json"
     single = [entry for entry in index() if entry["kind"] != "chain"]
     return single + (_content(path) if path.is_file() else [])
@@ -66,12 +66,12 @@ def _content(path: Path) -> Any:
 
 
 def distilled(share: float | None) -> str:
-    """The mark of a network that was trained with teachers."""
+    """Return the suffix that marks a network trained with teachers."""
     return ", distilled" if share else ""
 
 
 def cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row as text, by the table's columns."""
+    """Return the text of a row, keyed by the table's columns."""
     over_seeds = row["accuracy_seeds_ci95"]
     spread = "" if over_seeds is None else f" ± {100 * over_seeds:.2f}"
     hours = row["wall_time_s"] / 3600
@@ -96,13 +96,17 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The results as Markdown, at least one row."""
+    """Return the results as a Markdown table; needs at least one row."""
     text = [cells(row) for row in rows]
     return markdown(list(text[0]), [list(row.values()) for row in text])
 
 
 def read_chains(out: Path, dataset: str) -> list[dict[str, Any]]:
-    """The rows of chains.json, if it is there; a ValueError where they are for another data set."""
+    """Return the rows of chains.json, none if it does not exist.
+
+    Raises:
+        ValueError: they are for another data set.
+    """
     path = out / cascade.FILE
     if not path.is_file():
         return []
@@ -113,25 +117,29 @@ def read_chains(out: Path, dataset: str) -> list[dict[str, Any]]:
 
 
 def dataset_of(rows: Sequence[Mapping[str, Any]], out: Path) -> str:
-    """The data set of the rows in `out`, at least one; a ValueError if they have two."""
-    dataset = rows[0].get("dataset", "cifar10")  # older files are all for CIFAR-10
+    """Return the data set of the rows in `out`, of which there is at least one.
+
+    Raises:
+        ValueError: the rows are for several data sets.
+    """
+    dataset = rows[0].get("dataset", "cifar10")  # older files do not store it
     if others := {row.get("dataset", "cifar10") for row in rows} - {dataset}:
         raise ValueError(
-            f"{out} has rows for {dataset} and {', '.join(sorted(others))}; expected one of them"
+            f"{out} has rows for {dataset} and {', '.join(sorted(others))}; expected one data set"
         )
     return dataset
 
 
 def draw(out: Path) -> None:
-    """Make the table of single networks and their picture.
+    """Write the table of single networks and their picture.
 
     Raises:
         FileNotFoundError: there are no rows.
-        ValueError: there are rows of two data sets.
+        ValueError: the rows are for several data sets.
     """
     rows = read(out)
     if not rows:
-        raise FileNotFoundError(f"no rows in {out}: it has no results.json; scripts.reproduce makes one")
+        raise FileNotFoundError(f"no rows in {out}: it has no results.json; make one with scripts.reproduce")
     dataset = dataset_of(rows, out)
     write_text(out / "results.md", table(rows))
     plots.save_figure(picture.picture(rows, networks(out), dataset), out / "all_rows.png")
@@ -139,17 +147,20 @@ def draw(out: Path) -> None:
 
 
 def with_chains(out: Path) -> dict[str, Path]:
-    """Files of chains by data set, in the order of their folders: `out` and those beside it named like it."""
+    """Return every chains.json by its data set, in the order of the folders.
+
+    They are looked for in `out` and in the folders beside it whose names differ only after the last hyphen.
+    """
     kind = out.name.rpartition("-")[0] or out.name
     files = sorted({out / cascade.FILE, *out.parent.glob(f"{kind}-*/{cascade.FILE}")})
     return {_content(file)["dataset"]: file for file in files if file.is_file()}
 
 
 def draw_chains(out: Path) -> None:
-    """Make results.png beside `out`: every data set with chains in a panel of its own.
+    """Write results.png beside `out`, with one panel per data set that has chains.
 
     Raises:
-        ValueError: a folder has rows and chains of two data sets.
+        ValueError: the rows and the chains of a folder are for different data sets.
     """
     panels = []
     for dataset, file in with_chains(out).items():
@@ -162,7 +173,7 @@ def draw_chains(out: Path) -> None:
 
 
 def main(options: Options) -> None:
-    """Make the table and the pictures, and the page if asked for."""
+    """Make the table and the pictures, and renew the page if one is given."""
     draw(options.out)
     draw_chains(options.out)
     if options.page:

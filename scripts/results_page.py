@@ -1,4 +1,4 @@
-"""The parts of docs/results.md that follow from files: the networks, their commands, the tables of rivals."""
+"""The generated parts of docs/results.md: networks, their commands, paired differences, chains."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def parts(
     pairs: Mapping[str, Any],
     chains: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Each generated part of the page by the name of its comment.
+    """Return each generated part of the page, keyed by the name in its comment.
 
     Args:
         networks: entries of the index of shipped networks, then of not_shipped.json.
-        pairs: content of paired.json, whose float32 accuracies take the place of the index's.
+        pairs: content of paired.json; its float32 accuracies replace those of the index.
         chains: content of chains.json by data set.
     """
     return {
@@ -39,7 +39,7 @@ def parts(
 
 
 def table(networks: Iterable[Mapping[str, Any]], pairs: Mapping[str, Any]) -> str:
-    """The networks as Markdown, the shipped ones first."""
+    """Return the networks as a Markdown table, the shipped ones first."""
     evaluated = [entry for entry in networks if "test_accuracy" in entry]
     evaluated.sort(key=lambda entry: ("file" not in entry, entry["dataset"], entry["depth"]))
     return markdown(COLUMNS, [_cells(entry, pairs) for entry in evaluated])
@@ -62,7 +62,7 @@ def _cells(entry: Mapping[str, Any], pairs: Mapping[str, Any]) -> list[str]:
 
 
 def what(entry: Mapping[str, Any]) -> str:
-    """The kind of network, alpha of HRL, number of teachers of the last command."""
+    """Describe a network: plain or its gate, stage or alpha, and the number of teachers in its command."""
     parts = ["plain" if entry["kind"] == "plain" else GATES[entry["kind"]][0]]
     if entry["stage"] != "hrl":
         parts += ["SP"] * (entry["stage"] == "sp") + ["trained with skips"] * entry["stage"].endswith("skips")
@@ -73,7 +73,7 @@ def what(entry: Mapping[str, Any]) -> str:
 
 
 def by_flag(command: str) -> list[list[str]]:
-    """The words of a command in groups: what comes before the first flag, then each flag with its values."""
+    """Split a command into groups of words: those before the first flag, then each flag with its values."""
     groups: list[list[str]] = [[]]
     for word in shlex.split(command):
         if word.startswith("--"):
@@ -83,7 +83,7 @@ def by_flag(command: str) -> list[list[str]]:
 
 
 def commands(networks: Sequence[Mapping[str, Any]]) -> str:
-    """A block of shell commands for each depth and data set, each command after those that it needs."""
+    """Return a block of shell commands per depth and data set; each command follows those it depends on."""
     known = {entry["name"]: entry for entry in networks}
     ordered = sorted(in_order(known), key=_family)  # stable
     blocks = []
@@ -94,7 +94,7 @@ def commands(networks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def in_order(known: Mapping[str, Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """The networks, each after those that its command starts from."""
+    """Return the networks in order of dependency: each after those that its command reads."""
     placed: dict[str, Mapping[str, Any]] = {}
 
     def place(entry: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ def in_order(known: Mapping[str, Mapping[str, Any]]) -> Iterable[Mapping[str, An
 
 
 def _family(entry: Mapping[str, Any]) -> tuple[int, str]:
-    """Depth, by the name since a network that was not evaluated does not list it, and data set."""
+    """Depth and data set. The depth comes from the name: networks that were not evaluated do not list it."""
     return int(entry["name"].split("-")[0].removeprefix("resnet")), entry["dataset"]
 
 
@@ -119,9 +119,9 @@ def _title(entry: Mapping[str, Any]) -> str:
 
 
 def command(entry: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
-    """The command of a network, wrapped for a shell.
+    """Return the command of a network, wrapped for a shell.
 
-    Weights that are not shipped are read from, and written to, a run folder of the network's name.
+    Weights that are not shipped are read from `runs/<name>`, the folder that their own command writes.
     """
     lines = [""]
     for words in by_flag(f"{entry['command']} --run-dir runs/{entry['name']}"):
@@ -133,7 +133,7 @@ def command(entry: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _place(word: str, known: Mapping[str, Mapping[str, Any]]) -> str:
-    """A name of weights that are not shipped as their file; any other word as it is."""
+    """Replace the name of weights that are not shipped by their file; return any other word unchanged."""
     entry = known.get(word)
     if entry is None or "file" in entry:
         return word

@@ -1,4 +1,4 @@
-"""The picture in the README: what choosing by the image is worth, after an answer and inside a network."""
+"""Picture in the README: what choosing by the image is worth, after an answer and inside a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skipnet_rl.statistics import half_width
 from skipnet_rl.weights import FIXED
 
 Place = tuple[float, float]
-Beside = tuple[float, float, str]  # where a name stands, in points from what it names: x, y, alignment
+Beside = tuple[float, float, str]  # offset of a label from its point, in typographic points: x, y, alignment
 TITLE = "Choosing by the image pays once there is an answer"
 SUBTITLE = (
     "Test images; thin bars are 95 % intervals. Chains: at each budget the best on validation images.\n"
@@ -32,18 +32,18 @@ TICKS = (50, 100, 200, 500)
 ABOVE: Beside = (-4, 5, "right")
 BELOW: Beside = (5, -12, "left")
 RIGHT: Beside = (8, -4, "left")
-CROWDED = {("cifar10", 38)}  # plain networks with published points below them
+CROWDED = {("cifar10", 38)}  # plain networks with published points below, so that their labels go above
 CHAINS = "chains of networks"
 MARKERS = {"SkipNet": "D", "BlockDrop": "^"}  # of published figures
 
 
 class Panel(NamedTuple):
-    """What is drawn of one data set.
+    """The contents of one panel.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the data set.
         rows: rows of results.json.
-        networks: entries of the index of shipped networks, and of not_shipped.json; those of other data sets
+        networks: entries of the index of shipped networks and of not_shipped.json; those for other data sets
             are left out.
         chains: rows of chains.json.
     """
@@ -55,7 +55,7 @@ class Panel(NamedTuple):
 
 
 def picture(panels: Sequence[Panel]) -> Figure:
-    """Draw chains, plain networks, networks with gates, and published figures, a panel for each data set."""
+    """Draw chains, plain networks, networks with gates, and published figures, one panel per data set."""
     figure, axes = titled_panels(TITLE, SUBTITLE, len(panels))
     for each, panel in zip(axes, panels, strict=True):
         _draw(each, panel)
@@ -65,7 +65,7 @@ def picture(panels: Sequence[Panel]) -> Figure:
         for each in axes
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True)
     }
-    labels = sorted(handles, key=lambda label: label != CHAINS)  # first, the rest as drawn
+    labels = sorted(handles, key=lambda label: label != CHAINS)  # chains first, others as drawn
     axes[-1].legend(map(handles.get, labels), labels, loc="lower right", frameon=False, fontsize=9)
     return figure
 
@@ -86,7 +86,7 @@ def _draw(axes: Any, panel: Panel) -> None:
 
 
 def plain_networks(listed: Iterable[tuple[Kind, Point]]) -> list[Place]:
-    """Cost and accuracy of the plain networks, one of each cost: the one that had teachers, if any had."""
+    """Return cost and accuracy of one plain network per cost, preferring those that had teachers."""
     best: dict[float, tuple[bool, float]] = {}
     for kind, point in listed:
         if kind.gate is None:
@@ -95,14 +95,14 @@ def plain_networks(listed: Iterable[tuple[Kind, Point]]) -> list[Place]:
 
 
 def gated_networks(listed: Iterable[tuple[Kind, Point]]) -> list[Place]:
-    """Cost and accuracy of the networks with gates: those that had teachers, or all where none had."""
+    """Return cost and accuracy of the networks with gates: those that had teachers, or all if none had."""
     gated = [(kind, point) for kind, point in listed if kind.gate not in (None, FIXED)]
     taught = any(kind.taught for kind, _ in gated)
     return sorted((point.flops, point.accuracy) for kind, point in gated if kind.taught == taught)
 
 
 def best_chains(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """The chain of each budget that is the most accurate on the validation images, in the order of cost."""
+    """Return the chain that is most accurate on validation images at each budget, in the order of cost."""
     best: dict[tuple[str, float], Mapping[str, Any]] = {}
     for row in rows:
         budget = (row["networks"][-1], row["budget"])
@@ -115,14 +115,14 @@ def best_chains(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 
 def _draw_gated(axes: Any, gated: Sequence[Place]) -> None:
-    """Networks with gates as points."""
+    """Draw networks with gates as points."""
     if gated:
         looks = {"ls": "", "marker": "o", "ms": 5.5, "color": BLUE, "alpha": 0.45, "mew": 0}
         axes.plot(*zip(*gated, strict=True), **looks, label="one network with gates")
 
 
 def _draw_plain(axes: Any, dataset: str, plain: Sequence[Place]) -> None:
-    """Plain networks on a line with their depths."""
+    """Draw plain networks on a line, labelled with their depths."""
     if plain:
         axes.plot(*zip(*plain, strict=True), color=INK, lw=1.8, marker="s", ms=5, label="plain ResNets")
     for place in plain:
@@ -131,12 +131,12 @@ def _draw_plain(axes: Any, dataset: str, plain: Sequence[Place]) -> None:
 
 
 def depth_of(place: Place) -> int:
-    """Depth of the plain network that costs this much."""
+    """Return the depth of the plain network with this cost."""
     return min(range(8, 212, 6), key=lambda depth: abs(mega_flops(depth) - place[0]))
 
 
 def _draw_published(axes: Any, dataset: str) -> None:
-    """Published figures with their depths: plain networks on a dashed curve, the others as hollow points."""
+    """Draw published figures with their depths: plain networks on a dashed curve, others as hollow points."""
     looks = {"mfc": "white", "color": GREY, "zorder": 6}
     if plain := PLAIN_PUBLISHED.get(dataset):
         places = [(mega_flops(depth), 100 * accuracy) for depth, accuracy in plain.items()]
@@ -153,13 +153,13 @@ def _draw_published(axes: Any, dataset: str) -> None:
 
 
 def _draw_chains(axes: Any, points: Sequence[Point]) -> None:
-    """The chains on a line with their intervals."""
+    """Draw the chains on a line with their intervals."""
     looks = {"fmt": "o-", "color": GREEN, "lw": 2.5, "ms": 7, "elinewidth": 0.7, "zorder": 5}
     axes.errorbar(*zip(*points, strict=True), **looks, label=CHAINS)
 
 
 def _name(axes: Any, text: str, place: Place, beside: Beside, colour: str, **looks: Any) -> None:
-    """Write a name beside what it names."""
+    """Write a label beside its point."""
     x, y, side = beside
     looks = {"textcoords": "offset points", "ha": side, "color": colour, "fontsize": 9, **looks}
     axes.annotate(text, place, (x, y), **looks)

@@ -1,9 +1,9 @@
 """The rows of the results: networks, data sets, lengths of training, commands.
 
-A row is a series of commands: train the backbone, from nothing or grown out of a shipped network; for some
-networks restart it; then SP; from there HRL at one or several alphas; after some of these a longer tuning
-with the plain network as the teacher, and the same with one route for all images as its control. The rows of
-chains train the backbones alone; `agents.cascade` makes chains of them.
+A row is a sequence of commands. It trains the backbone, from scratch or grown out of a shipped network, for
+some networks with a warm restart. Then come SP and, from its weights, HRL at one or several alphas. Some of
+these networks are tuned for longer with the plain network as the teacher; the control is the same tuning on
+one route for all images. Rows of chains only train the backbones, which `agents.cascade` then chains.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Row:
     """A network and its training.
 
     Attributes:
-        depth: of the network; of chains that of the last.
+        depth: depth of the network, or of a chain's last network.
         gate: kind of gate.
         schedule: lengths and hyperparameters.
-        grown_from: shipped network that it grows out of, if any.
-        dataset: what it learns to classify.
-        on_cores: the schedule without a GPU, where that is another one.
-        chain: the rows whose backbones are chained, if it is a row of chains.
-        lacking: why nobody here could run it, if that is so.
+        grown_from: shipped network that the backbone grows out of, if any.
+        dataset: name of the data set.
+        on_cores: schedule without a GPU, if it differs.
+        chain: rows whose backbones are chained; empty unless this is a row of chains.
+        not_run: why docs/results.md has no figures of this row; empty where it has.
     """
 
     depth: int
@@ -41,24 +41,24 @@ class Row:
     dataset: str = "cifar10"
     on_cores: Schedule | None = None
     chain: tuple[str, ...] = ()
-    lacking: str = ""
+    not_run: str = ""
 
     def schedule_on(self, device: str) -> Schedule:
-        """The schedule for a device, by its name or `"auto"`."""
+        """Return the schedule for a device: a name, or `"auto"`."""
         cpu = self.on_cores is not None and pick_device(device).type == "cpu"
         return self.on_cores if self.on_cores and cpu else self.schedule
 
     @property
     def folder(self) -> str:
-        """Name of its run folders' folder, without the seed: rows with the same backbone share it."""
+        """Name of the folder of its runs, without the seed; rows with the same backbone share it."""
         long = "-long" if self.on_cores and self.dataset == "cifar10" else ""
         dataset = "" if self.dataset == "cifar10" else f"-{self.dataset}"
         return f"resnet{self.depth}{long}{dataset}"
 
 
-def long_rows(dataset: str, end: str, lacking: str = "") -> dict[str, Row]:
-    """Plain networks, networks with gates and chains of a data set, trained long; names end in `end`."""
-    shared: dict[str, Any] = {"dataset": dataset, "lacking": lacking}
+def long_rows(dataset: str, end: str, not_run: str) -> dict[str, Row]:
+    """Return the rows of long training for a data set; their names end in `end`."""
+    shared: dict[str, Any] = {"dataset": dataset, "not_run": not_run}
     gated: dict[str, Any] = {**shared, "schedule": LONG, "on_cores": LONG_ON_CORES}
     plain: dict[str, Any] = {**shared, "schedule": only_plain(LONG), "on_cores": only_plain(LONG_ON_CORES)}
     members = tuple(f"resnet{depth}-{end}" for depth in (14, 38, 110))
@@ -70,7 +70,11 @@ def long_rows(dataset: str, end: str, lacking: str = "") -> dict[str, Row]:
     }
 
 
-NO_DATA = "data not at hand"
+# Why a row has no figures in docs/results.md.
+NO_GPU = "needs a GPU; not run"
+GPU_FOR_HOURS = "needs a GPU for hours; not run"
+NO_DATA = "needs the files of the data set; not run"
+
 ROWS = {
     "resnet110": Row(110),
     "resnet38": Row(38, schedule=CORES),
@@ -78,14 +82,14 @@ ROWS = {
     "resnet152": Row(152, schedule=LARGE, grown_from="resnet110-cifar10-distilled"),
     "resnet38-ff1": Row(38, "ff1", CORES),
     "resnet38-ff2": Row(38, "ff2", CORES),
-    "resnet74-ff1": Row(74, "ff1", GROWN, "resnet38-cifar10-distilled"),
-    "resnet110-ff2": Row(110, "ff2"),
-    "resnet152-ff2": Row(152, "ff2", LARGE, "resnet110-cifar10-distilled"),
-    **long_rows("cifar10", "long"),
-    **long_rows("cifar100", "cifar100"),
+    "resnet74-ff1": Row(74, "ff1", GROWN, "resnet38-cifar10-distilled", not_run=NO_GPU),
+    "resnet110-ff2": Row(110, "ff2", not_run=NO_GPU),
+    "resnet152-ff2": Row(152, "ff2", LARGE, "resnet110-cifar10-distilled", not_run=NO_GPU),
+    **long_rows("cifar10", "long", GPU_FOR_HOURS),
+    **long_rows("cifar100", "cifar100", GPU_FOR_HOURS),
     **long_rows("svhn", "svhn", NO_DATA),
     **{
-        f"resnet{depth}-imagenet": Row(depth, schedule=IMAGENET, dataset="imagenet", lacking=NO_DATA)
+        f"resnet{depth}-imagenet": Row(depth, schedule=IMAGENET, dataset="imagenet", not_run=NO_DATA)
         for depth in (34, 50, 101)
     },
 }
@@ -98,14 +102,14 @@ class Options:
     """Train and compare the rows."""
 
     rows: tuple[str, ...] = ()
-    """names of the rows, in this order (default: all of CIFAR-10 but those that end in -long)"""
+    """names of the rows, in order (default: all of CIFAR-10 except those that end in -long)"""
     length: float = 1.0
-    """factor of every training's length but a preparation's; at 1 two CPU cores do a ResNet-38, and a GPU the
-    deeper ones"""
+    """factor on the length of every training except preparations; 1 suits two CPU cores for a ResNet-38 and a
+    GPU for deeper networks"""
     jobs: int = 1
-    """commands at a time, several of them through Ray; the small kernels of a single one hardly fill a GPU"""
+    """commands at a time, through Ray if more than one; the small kernels of one command hardly fill a GPU"""
     shipped_backbone: bool = False
-    """start from the shipped backbones, where there are any, instead of training them"""
+    """start from shipped backbones where they exist, instead of training them"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: bool = False
@@ -113,8 +117,8 @@ class Options:
     runs: Path = Path("runs/results")
     """folder of the run folders"""
     out: Path | None = None
-    """folder of the table and the pictures of one data set (default: in --runs, table-<data set>; those of
-    docs/results.md: docs/results-cifar10)"""
+    """folder of the table and the pictures of one data set (default: table-<data set> in --runs; those of
+    docs/results.md are in docs/results-cifar10)"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     seed: int = 0
@@ -131,12 +135,12 @@ class Options:
         return self.rows or tuple(usual)
 
     def table(self, row: Row) -> Path:
-        """Folder of the table that a row is in."""
+        """Return the folder of the table to which a row belongs."""
         return self.out or self.runs / f"table-{row.dataset}"
 
 
 def chain(name: str, options: Options) -> list[Job]:
-    """The jobs of a row in order; networks of one depth share their backbone."""
+    """Return the jobs of a row in order; networks of the same depth share their backbone."""
     row = ROWS[name]
     if row.chain:
         return [pretraining(ROWS[member], options)[0][-1] for member in row.chain]
@@ -191,12 +195,12 @@ def chain(name: str, options: Options) -> list[Job]:
 
 
 def folder_of(row: Row, options: Options) -> Path:
-    """Folder of the run folders of a row and a seed."""
+    """Return the folder that holds the run folders of a row for the seed."""
     return options.runs / f"{row.folder}-{options.seed}"
 
 
 def pretraining(row: Row, options: Options) -> tuple[list[Job], str]:
-    """The backbone and its warm restarts, and the weights that they end with: torchvision's without any."""
+    """Return the jobs of the backbone and its restarts, and the final weights (no jobs: torchvision's)."""
     schedule, folder = row.schedule_on(options.device), folder_of(row, options)
     jobs: list[Job] = []
     weights = "torchvision"
@@ -216,17 +220,17 @@ def pretraining(row: Row, options: Options) -> tuple[list[Job], str]:
 
 
 def teaching(teachers: Sequence[str]) -> tuple[str, ...]:
-    """The flag of the teachers."""
+    """Return the flag that names the teachers, if any."""
     return ("--teacher", *teachers) if teachers else ()
 
 
 def weights_of(name: str, options: Options) -> list[str]:
-    """The backbones that a row of chains is made of: files, in order."""
+    """Return the weights files of the backbones in a row of chains, in order."""
     return [pretraining(ROWS[member], options)[1] for member in ROWS[name].chain]
 
 
 def job(agent: str, row: Row, options: Options, folder: Path, *flags: str) -> Job:
-    """A command of an agent with the flags that all have."""
+    """Return a job of an agent: its own flags and those that all commands share."""
     place = ("--data-dir", str(options.data_dir)) if options.data_dir else ()
     shared = ("--dataset", row.dataset, "--seed", str(options.seed))
     return Job(folder, (f"agents.{agent}", *shared, *flags, *place, "--device", options.device, "--resume"))

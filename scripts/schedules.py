@@ -1,4 +1,4 @@
-"""Lengths and hyperparameters of the commands of the study's rows, see `rows`."""
+"""Lengths and hyperparameters of the commands in each row of `scripts.rows`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ class Schedule:
     """Lengths and hyperparameters of a row's commands.
 
     Attributes:
-        preset: rows of agents/common/presets.py for SP (with `-sp`) and HRL.
-        backbone: epochs of the backbone, then of its warm restarts, by the names of their folders.
-        batch_size: images per step of the backbone, and in the longer tuning.
-        lr: peak learning rate of SGD for the backbone alone; half of it in warm restarts.
-        distilled: training steps of the longer tuning, `agents.finetune`.
-        eval_every: steps between validations in it.
-        runs: alpha of each HRL run and gain of its gates' initial weights; with gain 1 the gates are those of
-            SP, otherwise new ones.
-        taught: the runs that are tuned further, with the plain network as the teacher.
-        fixed: the runs that are tuned further in the same way on one route for all images.
+        preset: preset of HRL in agents/common/presets.py; with `-sp` appended, that of SP.
+        backbone: epochs of the backbone and of its warm restarts, keyed by the names of their folders.
+        batch_size: images per step of the backbone and of the longer tuning.
+        lr: peak learning rate of SGD for the backbone; warm restarts use half of it.
+        distilled: training steps of the longer tuning by `agents.finetune`.
+        eval_every: steps between validations in the longer tuning.
+        runs: alpha of each HRL run and gain of the initial weights of its gates. With gain 1 the run starts
+            from the gates of SP, otherwise from new ones.
+        taught: the runs that are tuned for longer, with the plain network as the teacher.
+        fixed: the runs that are tuned in the same way on one route for all images.
         survival: stochastic depth of the backbone, see `agents.pretrain`.
-        changes: steps and learning rates with gates that differ from the preset's.
-        teachers: shipped networks that teach in every step before that, if any.
+        changes: values that replace the preset's in SP and HRL.
+        teachers: shipped networks that teach the backbone, SP and HRL, if any.
     """
 
     preset: str
@@ -39,8 +39,8 @@ class Schedule:
     survival: float = 1.0
 
 
-# ResNet-38: 2 CPU cores finish it in a night. The run at half of the FLOPs is tuned further, and the one of
-# the two at a third whose routes vary.
+# ResNet-38: one night on 2 CPU cores. Two runs are tuned for longer: the one at half of the FLOPs and, of the
+# two at a third, the one whose routes vary.
 CORES = Schedule(
     preset="cores",
     backbone={"backbone": 40, "restart": 15},
@@ -51,8 +51,9 @@ CORES = Schedule(
     runs=((0.5, 1.0), (1.0, 1.0), (1.0, 6.0)),
     taught=((0.5, 1.0), (1.0, 6.0)),
 )
-# Deeper networks: batches that fill a GPU, SGD's rates scaled alike (Goyal et al. 2017, arXiv 1706.02677) but
-# for the longer tuning: at 0.2 the networks forgot more than the teacher gave back in as few epochs.
+# Deeper networks: batches that fill a GPU, with SGD's rates scaled in proportion (Goyal et al. 2017, arXiv
+# 1706.02677). The longer tuning keeps its rate: at 0.2 the networks forgot more than the teacher gave back in
+# so few epochs.
 GPU = Schedule(
     preset="gpu",
     backbone={"backbone": 70},
@@ -63,7 +64,7 @@ GPU = Schedule(
     runs=((0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (0.8, 1.0)),
     taught=((0.4, 1.0), (0.8, 1.0)),
 )
-# ResNet-74 grows out of the shipped ResNet-38, and two networks teach it from the first step on.
+# ResNet-74 grows out of the shipped ResNet-38; two teachers are used from the first step on.
 GROWN = replace(
     GPU,
     backbone={"grown": 14},
@@ -73,7 +74,7 @@ GROWN = replace(
     changes={"lr": 0.05, "tune_iterations": 850},
     teachers=("resnet110-cifar10", "resnet38-cifar10-distilled"),
 )
-# ResNet-152 starts from what two teachers have taught already, and its steps cost twice as much.
+# ResNet-152 grows out of a ResNet-110 that two teachers have trained. Its steps cost twice ResNet-74's.
 LARGE = replace(
     GROWN,
     backbone={"grown": 8},
@@ -82,8 +83,8 @@ LARGE = replace(
 )
 
 
-# As long as the field trains them, with stochastic depth (Huang et al. 2016, arXiv 1603.09382), which leaves
-# networks that are used to skips; on CPU cores a third of that.
+# The usual length in the literature, with stochastic depth (Huang et al. 2016, arXiv 1603.09382), so that the
+# networks are used to skips; a third of that length on CPU cores.
 LONG = Schedule(
     preset="gpu",
     backbone={"backbone": 300},
@@ -99,7 +100,7 @@ LONG = Schedule(
 LONG_ON_CORES = replace(
     LONG, preset="cores", backbone={"backbone": 100}, batch_size=128, lr=0.1, distilled=12_000
 )
-# ImageNet's networks start from torchvision's weights, as the paper's do.
+# ImageNet networks start from torchvision's weights, as in the paper.
 IMAGENET = replace(
     LONG,
     backbone={},
@@ -114,5 +115,5 @@ IMAGENET = replace(
 
 
 def only_plain(schedule: Schedule) -> Schedule:
-    """The backbone of a schedule, without gates."""
+    """Return the schedule without gates: the backbone alone."""
     return replace(schedule, runs=(), taught=(), fixed=())

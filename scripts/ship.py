@@ -1,10 +1,10 @@
-"""Put a finished run's weights into the package, with what the index says of them.
+"""Copy the weights of a finished run into the package and describe them in the index.
 
     python -m scripts.ship runs/results/resnet38-0/hrl-1.0 resnet38-cifar10-hrl
-    python -m scripts.ship runs/… my-sp --stage sp                           # of a run with both stages
+    python -m scripts.ship runs/… my-sp --stage sp                           # run with both stages
     python -m scripts.ship runs/… my-net --stage backbone-distilled          # auto prefers a plain one
 
-Every field of the entry comes from the run's files, so the index says what was measured and how.
+Every field of the entry comes from the files of the run, so the index states what was measured and how.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from skipnet_rl.runs import without_places
 from skipnet_rl.stored import read_header
 from skipnet_rl.terminal import say
 
-LARGEST = 4 * 2**20  # bytes of a file; larger networks are shipped in parts
+LARGEST = 4 * 2**20  # bytes per file; larger networks are shipped in parts
 INDEX = "index.json"
-NOT_SHIPPED = Path("docs/results-cifar10/not_shipped.json")  # entries of networks whose weights are left out
+NOT_SHIPPED = Path("docs/results-cifar10/not_shipped.json")  # networks whose weights are left out
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Options:
     """Ship the weights of a run."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """its folder"""
+    """run folder"""
     name: Annotated[str, tyro.conf.Positional]
-    """what it is to be called; an entry of that name is replaced"""
+    """name of the shipped network; an existing entry of that name is replaced"""
     stage: str | None = None
-    """of hybrid REINFORCE: sp or hrl (default: the last); of a plain network what the index calls it
+    """stage of hybrid REINFORCE, sp or hrl (default: the last); for a plain network its stage in the index
     (default: backbone, which --weights auto finds)"""
 
 
 class Lineage(NamedTuple):
-    """The commands that made some weights, first to last, their seconds, and the machine of the last one."""
+    """The commands that made some weights, in order, their total seconds, and the machine of the last one."""
 
     commands: list[str]
     seconds: float
@@ -62,7 +62,7 @@ NOTHING = Lineage([], 0.0, "")
 
 
 def lineage(run: FinishedRun) -> Lineage:
-    """Lineage of the weights that a run ended with, with those of its gates and its teacher."""
+    """Return the lineage of a run's final weights, including that of its initial gates and its teachers."""
     before, result = lineage_before(run), run.result
     for weights in (run.args.get("gate_weights"), *_teachers(run)):
         before = _together(before, _lineage_of(weights, run))
@@ -71,7 +71,11 @@ def lineage(run: FinishedRun) -> Lineage:
 
 
 def _together(one: Lineage, other: Lineage) -> Lineage:
-    """Lineage of two networks; one that continued the other contains it. Other shared time counts twice."""
+    """Merge two lineages.
+
+    If one contains the other, it is returned. Otherwise the seconds are added, so time that both share counts
+    twice.
+    """
     for whole, part in ((one, other), (other, one)):
         if set(part.commands) <= set(whole.commands):
             return whole
@@ -80,16 +84,16 @@ def _together(one: Lineage, other: Lineage) -> Lineage:
 
 
 def run_of(weights: str | None) -> FinishedRun | None:
-    """The run here that left a file of weights; None for one from elsewhere, a shipped name, or no file."""
+    """Return the run whose folder holds a weights file; None for any other file or name, and for None."""
     folder = Path(weights).parent if weights else None
     return FinishedRun.read(folder) if folder and (folder / "result.json").is_file() else None
 
 
 def lineage_before(run: FinishedRun) -> Lineage:
-    """Lineage of the weights that a run started from.
+    """Return the lineage of the weights that a run started from.
 
     Raises:
-        ValueError: they are neither those of a run that is still there nor shipped ones.
+        ValueError: they are neither in a run folder nor shipped.
     """
     return _lineage_of(run.args["weights"], run)
 
@@ -105,11 +109,11 @@ def _lineage_of(weights: str | None, run: FinishedRun) -> Lineage:
         return lineage(origin)
     if entry := _entry_of(weights, run):
         return Lineage(commands_of(entry["name"], known()), entry["wall_time_s"], entry["machine"])
-    raise ValueError(f"{run.folder} needed {weights}, which is neither of a run here nor shipped weights")
+    raise ValueError(f"{run.folder} used {weights}, which is neither in a run folder nor shipped")
 
 
 def _entry_of(weights: str, run: FinishedRun) -> dict[str, Any] | None:
-    """The entry of a name, of `auto`, or of a file with the bytes of a shipped network."""
+    """Return the entry of a name, of `auto`, or of a file with the contents of a shipped network."""
     if weights == "auto":
         return find_auto(run.depth, run.result["dataset"], run.args["shortcut"])
     digest = sha256_of(Path(weights)) if Path(weights).is_file() else weights
@@ -117,13 +121,13 @@ def _entry_of(weights: str, run: FinishedRun) -> dict[str, Any] | None:
 
 
 def known() -> dict[str, dict[str, Any]]:
-    """The networks that have a name: the shipped ones, and those that are described beside the results."""
+    """Return the entries of all named networks: the shipped ones and those of not_shipped.json."""
     others = json.loads(NOT_SHIPPED.read_text(encoding="utf-8")) if NOT_SHIPPED.is_file() else []
     return {entry["name"]: entry for entry in (*index(), *others)}
 
 
 def commands_of(name: str, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The commands that made a network, first to last, as far as its predecessors have entries."""
+    """Return the commands that made a network, in order, as far back as there are entries."""
     entry = entries.get(name)
     if entry is None:
         return []
@@ -132,8 +136,10 @@ def commands_of(name: str, entries: Mapping[str, Mapping[str, Any]]) -> list[str
 
 
 def names_of(run: FinishedRun) -> dict[str, str]:
-    """The networks that a run started from, as its command gives them, and their names; a file that is not
-    shipped keeps its path."""
+    """Map each weights argument of a run, as its command gives it, to the name of that network.
+
+    A file that belongs to no entry keeps its path.
+    """
     started = [run.args["weights"], run.args.get("gate_weights"), *_teachers(run)]
     given = dict.fromkeys(weights for weights in started if weights not in (None, "none"))
     entries = {weights: _entry_of(weights, run) for weights in given}
@@ -141,26 +147,30 @@ def names_of(run: FinishedRun) -> dict[str, str]:
 
 
 def check_whole(run: FinishedRun) -> None:
-    """Raise a ValueError for a run that was tested on some images alone."""
+    """Raise a ValueError if a run was tested on only a part of the images."""
     count, whole = run.result["n_images"], run.result.get("split_images")
-    if whole is None:  # agents.pretrain reads all; an older run says by its flag that it did not
+    if whole is None:  # agents.pretrain tests on all; older runs only have the flag
         whole = math.inf if run.args.get("test_images") else count
     if count < whole:
-        raise ValueError(f"{run.folder} was tested on some images alone, {count}; raise --test-images")
+        raise ValueError(f"{run.folder} was tested on only {count} images; expected all: raise --test-images")
 
 
 def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]:
-    """The file, and what the index says of it."""
+    """Return the weights file of a run and its entry in the index.
+
+    Raises:
+        ValueError: the run is not one of a network, has no such stage, or was tested on a part of the images.
+    """
     check_whole(run)
     args, result = run.args, run.result
     gated = result["agent"] in ("hybrid_reinforce", "finetune")
     if not gated and result["agent"] != "pretrain":
-        raise ValueError(f"{run.folder} is of agents.{result['agent']}, whose policies are not shipped")
+        raise ValueError(f"{run.folder} is a run of agents.{result['agent']}, whose policies are not shipped")
     stage = stage or (run.policy_name.lower() if gated else "backbone")
     wanted = stage.upper() if gated else "all blocks"
     row = next((row for row in result["policies"] if row["name"] == wanted), None)
     if row is None:
-        raise ValueError(f"{run.folder} has no row {wanted!r}; leave --stage out for its last one")
+        raise ValueError(f"{run.folder} has no row {wanted!r}; leave out --stage to ship its last stage")
     source = run.folder / (f"{stage}.safetensors" if gated else "weights.safetensors")
     about = {
         "kind": read_header(source)["kind"] if gated else "plain",
@@ -187,13 +197,13 @@ def describe(run: FinishedRun, stage: str | None) -> tuple[Path, dict[str, Any]]
 
 
 def copy_in(source: Path, name: str) -> Path:
-    """Copy weights into the package, in parts of about one size where they are too large.
+    """Copy weights into the package, in parts of similar size if the file is too large.
 
     Returns:
-        the file, or the first of the parts.
+        path of the file, or of its first part.
 
     Raises:
-        ValueError: parts cannot be made small enough; nothing is written.
+        ValueError: a part would be too large; nothing is written.
     """
     count = math.ceil(source.stat().st_size / LARGEST)
     if count == 1:
@@ -210,10 +220,10 @@ def copy_in(source: Path, name: str) -> Path:
 
 
 def split(source: Path, count: int) -> list[bytes]:
-    """The tensors of a safetensors file, by name, as the contents of several; each has its header."""
+    """Split a safetensors file into the contents of several, each with the same header."""
     with safe_open(source, "pt") as file:
         about = file.metadata()
-    tensors = dict(sorted(read_tensors(source).items()))  # safetensors reads them in any order
+    tensors = dict(sorted(read_tensors(source).items()))  # safetensors does not keep their order
     ends = np.cumsum([tensor.nbytes for tensor in tensors.values()])
     parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for (key, tensor), end in zip(tensors.items(), ends, strict=True):
@@ -222,18 +232,20 @@ def split(source: Path, count: int) -> list[bytes]:
 
 
 def main(options: Options) -> None:
-    """Copy the file, write the index."""
+    """Copy the weights and write the index."""
     source, entry = describe(FinishedRun.read(options.run), options.stage)
     before = [other for other in index() if other["name"] == options.name]
     others = [other for other in index() if other["name"] != options.name]
     same = ("depth", "dataset", "shortcut", "stage")
     for other in others:
         if entry["stage"] in PLAIN and all(other[key] == entry[key] for key in same):
-            raise ValueError(f"--weights auto would find {other['name']} or this one; give another --stage")
+            raise ValueError(
+                f"--weights auto could not tell {options.name} from {other['name']}; give another --stage"
+            )
     file = copy_in(source, options.name)
     entry = {"name": options.name, "file": file.name, "sha256": sha256_of(file), **entry}
     write_json(FOLDER / INDEX, [*others, entry])
-    for replaced in before:  # by another number of files
+    for replaced in before:  # the replaced network may have had more parts
         for part in {*parts_of(FOLDER / replaced["file"])} - {*parts_of(file)}:
             part.unlink(missing_ok=True)
     say(f"{entry['name']}: {entry['test_accuracy']:.2%} of {entry['test_images']:,} images")

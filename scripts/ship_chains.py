@@ -1,11 +1,11 @@
-"""Put chains into the package, with the thresholds and mixing weights that were tuned for a budget.
+"""Put chains into the package, with the thresholds and mixing weights tuned for a budget.
 
     python -m agents.cascade --data-dir data --out docs/results-cifar10
     python -m scripts.ship_chains
     python -m scripts.ship_chains --results docs/results-cifar100/chains.json
 
-Those of one data set at a time. The rows of chains.json say what was chosen on the validation images, and
-what it comes to on the test images.
+One call ships the chains of one data set. The rows of chains.json hold the thresholds and weights chosen on
+validation images, and the accuracy and cost on test images.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from skipnet_rl.chain_file import save_chain
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.terminal import say
 
-# by name, CHAIN-DATASET[-BUDGET]: the chain of a row, and its budget, mean FLOPs per image over those of the
-# last network
+# Name, CHAIN-DATASET[-BUDGET]: chain and budget of its row. The budget is the mean FLOPs per image over those
+# of the last network.
 SHIPPED: dict[str, tuple[str, float]] = {
     "chain38gx38-cifar10": ("SkipChain38gx38-v0", 0.46),
     "chain14x38x110-cifar10": ("SkipChain14x38x110-v0", 0.2),
@@ -41,16 +41,16 @@ class Options:
     """Put the tuned chains into the package."""
 
     results: Path = Path("docs/results-cifar10") / FILE
-    """file of agents.cascade, of one data set"""
+    """file of agents.cascade for one data set"""
     debug: bool = False
-    """traceback of an error"""
+    """show the traceback of an error"""
 
 
 def row_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The row that a shipped chain is made from.
+    """Return the row from which a shipped chain is made.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such row.
     """
     chain, budget = SHIPPED[name]
     rows = [row for row in found["rows"] if (row["chain"], row["budget"]) == (chain, budget)]
@@ -60,19 +60,23 @@ def row_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shipped_for(dataset: str) -> list[str]:
-    """Names of the shipped chains for a data set."""
+    """Return the names of the shipped chains for a data set."""
     return [name for name in SHIPPED if name.split("-")[1] == dataset]
 
 
 def entry_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Write one chain; its entry of the index."""
+    """Write the file of one chain; return its entry in the index.
+
+    Raises:
+        ValueError: there is no row for it, or its last network is not shipped.
+    """
     row = row_of(name, found)
     last = find(row["networks"][-1])
     if last is None:
-        raise ValueError(f"{row['networks'][-1]} is no shipped network; ship it before the chain")
+        raise ValueError(f"{row['networks'][-1]} is not a shipped network; ship it before the chain")
     about = {"dataset": found["dataset"], "depth": last["depth"], "command": found["command"]}
     path = FOLDER / f"{name}.json"
-    # margins were taken of answers at that temperature, which divides them; the chain of a file has none
+    # the row's margins are divided by its temperature; a chain that is read from a file has no temperature
     thresholds = [each * row["temperature"] for each in row["thresholds"]]
     save_chain(path, {**row, "thresholds": thresholds}, about)
     return {
@@ -92,7 +96,7 @@ def entry_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(options: Options) -> list[dict[str, Any]]:
-    """Write every chain of the data set; returns the new entries of the index."""
+    """Write every chain of the data set; return the new entries of the index."""
     found = json.loads(options.results.read_text(encoding="utf-8"))
     names = shipped_for(found["dataset"])
     entries = [entry_of(name, found) for name in names]

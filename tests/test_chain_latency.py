@@ -43,4 +43,4 @@ def test_the_aim_is_met_by_a_chain_that_is_as_accurate():
     }
     text = chains.table({"threads": {"1": timings, "2": timings}, "accuracy": accuracy, "load": 0.5})
     assert text.count("| chain-b | 94.00 % | 3.00 | 3.00 | 6.00 | 0.30 | 0.30 |") == 2
-    assert "one thread: 0.30 (chain-b)" in text and "2 CPU threads" in text
+    assert "one thread. Reached: 0.30 (chain-b)" in text and "2 CPU threads" in text

@@ -174,12 +174,12 @@ def test_numbers_of_the_table_are_those_of_the_parts():
     text = gpu.table({**found, "card": "NVIDIA Toy", "torch": "2.11.0"})
     assert text.startswith("| NVIDIA Toy, PyTorch 2.11.0 | measured | aim | command |")
     for row in (
-        "environment's speed over the network's, 4,096 sub-environments | 0.80 | ≥ 0.8",
+        "environment's speed relative to the network's, 4,096 sub-environments | 0.80 | ≥ 0.8",
         "steps per second, 4,096 sub-environments | 8,683,520 |",
-        "half executed over all executed, 4,096 sub-environments | 2.00 | ≥ 1.5",
+        "speed, half executed relative to all, 4,096 sub-environments | 2.00 | ≥ 1.5",
         "steps per second, 1,024 sub-environments | not measured: RuntimeError: out of memory | ≥ 2,000,000",
         "images per second | 12,800 (3.5 s per 45,000 images); cut off after 50 s |  | `python",
-        "fastest way over as it is | 4.00 (CUDA graphs of forward and backward pass, 3 s at first); cut off",
+        "uncompiled | 4.00 (CUDA graphs of forward and backward pass, 3 s for the first steps); cut off",
         "cut off after 50 s | ≥ 3, and ≤ 1.2 s per 45,000 images |",
         "| blocks compiled, any batch size | RuntimeError: no compiler |",
         "The rest is not measured: cut off after 50 s.",

@@ -53,7 +53,7 @@ def test_a_length_of_zero(no_work):
 def test_the_table_of_a_row_is_that_of_its_data_set(no_work):
     options = rows.Options()
     assert options.table(rows.ROWS["resnet38-cifar100"]).name == "table-cifar100"
-    with pytest.raises(ValueError, match="--out is for one data set, and the rows have cifar10, cifar100"):
+    with pytest.raises(ValueError, match="--out holds one data set, but the rows are for cifar10, cifar100"):
         reproduce.main(rows.Options(rows=("resnet38", "resnet38-cifar100"), out=Path("docs/results-cifar10")))
 
 

@@ -48,5 +48,5 @@ def test_networks_that_are_not_shipped_are_refused():
     found = json.loads(RESULTS.read_text())
     for row in found["rows"]:
         row["networks"] = ["resnet14-cifar10-distilled", "resnet8-mine"]
-    with pytest.raises(ValueError, match="resnet8-mine is no shipped network"):
+    with pytest.raises(ValueError, match="resnet8-mine is not a shipped network"):
         ship_chains.entry_of("chain14x38x110-cifar10", found)
