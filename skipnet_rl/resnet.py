@@ -29,7 +29,7 @@ class Architecture:
 
     Attributes:
         image_size: side of the images, in pixels.
-        channels: channels of the 3×3 convolutions in each stage; the stem has those of the first stage.
+        channels: channels of the 3×3 convolutions in each stage; the stem has as many as the first stage.
         blocks: number of blocks in each stage.
         block: class of the blocks.
         large_stem: the stem is a 7×7 convolution and a max pool, both of stride 2, not one 3×3 convolution.
