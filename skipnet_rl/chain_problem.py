@@ -1,4 +1,4 @@
-"""A chain from strings: which networks, how their answers are mixed, and the images that they see."""
+"""Build a chain from names: its networks, how their answers are mixed, and the images that they see."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ChainProblem(Problem):
     Attributes:
         networks: two or more, in the order in which they are asked: names of shipped networks, paths of
             weights files, or depths, for the shipped network without gates that fits the data set.
-        mix: weight of the answer so far where a network is asked: one for all, or one for each but the first.
-        temperature: what each network's logits are divided by, one for all or one for each; networks that are
-            trained to the end are overconfident, those shipped for CIFAR-10 by 1.6 to 2.3.
-        weights: of the networks that are given by their depth: `"auto"`, or None or `"none"` (untrained).
+        mix: weight of the answer so far when a network is asked: one for all, or one for each but the first.
+        temperature: divisor of each network's logits, one for all or one for each; fully trained networks are
+            overconfident, those shipped for CIFAR-10 by a factor of 1.6 to 2.3.
+        weights: weights of the networks that are given by depth: `"auto"`, or None or `"none"` (untrained).
         alpha: weight of the compute saving (default: 0.05 per decision).
         cost: `"flops"` (default) or `"blocks"`.
         depth: of the last network, once resolved; 0 for a model of another library.
@@ -42,12 +42,12 @@ class ChainProblem(Problem):
 
     @property
     def payment(self) -> tuple[float, Cost]:
-        """Alpha and cost, as given or as usual."""
+        """Alpha and cost, as given or by default."""
         usual = ALPHA * (len(self.networks) - 1)
         return usual if self.alpha is None else self.alpha, self.cost or "flops"
 
     def resolve(self, kinds: Sequence[str] = ("plain",)) -> ChainProblem:
-        """The same with every `"auto"` replaced, see `Problem`; depths become names where one is shipped.
+        """Return a copy with every `"auto"` replaced, see `Problem`; depths become names of shipped networks.
 
         Raises:
             ValueError: networks that are not a list of names and depths, and what `Problem.resolve` raises.
@@ -85,7 +85,7 @@ class ChainProblem(Problem):
         return super().image_size if isinstance(shape, int) else shape.image_size
 
     def named(self, network: int | str) -> int | str:
-        """The shipped network of a depth, where there is one; a name as it is."""
+        """The name of the shipped network of a depth, if there is one; anything else unchanged."""
         if not isinstance(network, int) or self.weights != "auto":
             return network
         entry = catalogue.find_auto(network, self.dataset, self.shortcut)
@@ -133,5 +133,5 @@ def shape_of(network: int | str) -> int | ModelName:
     header = catalogue.find(network) or read_weights(network).header
     found = ModelName.of(header) or header.get("depth")
     if found is None:
-        raise WeightsError(f"{network} does not say its depth; give weights that open_weights can open")
+        raise WeightsError(f"{network} does not state its depth; give weights that open_weights can open")
     return found

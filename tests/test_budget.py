@@ -267,4 +267,4 @@ def test_a_missing_run_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main_with_named_errors(evaluation.Args, evaluation.main)
     assert stop.value.code == 2
-    assert "it is no shipped network, and" in capsys.readouterr().err
+    assert "it is not a shipped network, and" in capsys.readouterr().err

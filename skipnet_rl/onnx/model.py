@@ -52,7 +52,7 @@ def export_onnx(
 
     Raises:
         ModuleNotFoundError: the packages of the extra `export` are not installed.
-        ValueError: PyTorch cannot export the network, as torchvision's Swin.
+        ValueError: PyTorch cannot export the network, such as torchvision's Swin.
     """
     onnx = _import_onnx()
     one_image, any_number = EPISODES[type(mdp)]
@@ -88,7 +88,7 @@ def export_onnx(
 
 
 def export_plain(mdp: RoutingMDP, path: Path) -> None:
-    """Write the plain network, every block executed and no gate, as the baseline of a latency."""
+    """Write the plain network, every block executed and no gate, as the baseline for latencies."""
     net = fold_batchnorm(mdp.net)
     images = torch.zeros(1, 3, net.image_size, net.image_size, device="cpu")
     with whole_file(path) as beside:
@@ -112,7 +112,7 @@ def onnx_session(path: Path, threads: int = 1) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors: it warns of each constant that no node uses
+    options.log_severity_level = 3  # errors only: it warns about each constant that no node uses
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
