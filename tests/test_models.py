@@ -232,7 +232,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ({"model_kwargs": {"weights": "DEFAULT"}}, "model_kwargs has weights 'DEFAULT'; .* give weights"),
         ({"model_kwargs": {"pretrained": True}}, "model_kwargs has pretrained True; leave it out"),
         ({"model_kwargs": {"image_size": "abc"}}, "image_size is 'abc'; expected a number of pixels"),
-        ({"weights": "torchvision"}, "weights is 'torchvision', .*'DEFAULT' is for"),
+        ({"weights": "torchvision"}, "weights is 'torchvision', .*give 'DEFAULT'"),
         ({"depth": 20}, "depth 20 and model None do not go together; an id such as SkipResNet20-v0"),
         ({"shortcut": "pad"}, "shortcut is 'pad', which only the built-in ResNets take"),
         ({"mix": 0.5}, "mix 0.5 does not go with model"),
