@@ -77,7 +77,7 @@ def compile_blocks(
                 _take(network, images)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever the parts of torch.compile and the compilers behind it raise
+    except Exception as error:  # torch.compile and the compilers behind it may raise anything
         raise CompilationError(_why(error, str(net.name), device)) from error
     _bind(net, kinds, backend)
     return len({kind for kind, _ in kinds})

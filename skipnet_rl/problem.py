@@ -41,7 +41,7 @@ class Problem:
         shortcut: `"projection"`, `"pad"` or `"pool"`.
         alpha: weight of the compute saving (default: 1).
         cost: `"blocks"` (default) or `"flops"`.
-        device: `"auto"` or None (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
+        device: `"auto"` or None (a GPU if there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
             `torch.device`.
         precision: precision of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware
             has it).

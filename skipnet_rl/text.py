@@ -10,7 +10,7 @@ import re
 
 MARKDOWN = re.compile(
     r"([\\`*|<>\[\]$~&]|(?<![^\W_])_|_(?![^\W_]))"
-)  # an underscore inside a word is no markup
+)  # an underscore inside a word is not markup
 
 
 def legible(name: object) -> str:

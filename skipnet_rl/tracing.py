@@ -52,7 +52,7 @@ def trace(model: nn.Module, opened: Iterable[nn.Module]) -> fx.Graph:
     """
     try:
         graph = _Tracer(set(opened)).trace(Whole(model))
-    except Exception as error:  # whatever the model's code raises when it is given proxies for tensors
+    except Exception as error:  # the model's code may raise anything when given proxies for tensors
         raise ValueError(
             f"the forward pass of {type(model).__name__} cannot be traced by torch.fx: {error}; expected one "
             "that does not depend on the values it computes"

@@ -95,7 +95,7 @@ def open_weights(
         raise WeightsError(f"{stored.source} cannot be opened: {unknown_name('kind', kind, KINDS)}")
     with torch.inference_mode(False), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.default_generator.manual_seed(seed)  # the CPU's alone: fork_rng restores no other here
+            torch.default_generator.manual_seed(seed)  # only the CPU's: fork_rng restores no other here
         expected = Expected(depth, shortcut, num_classes, new_classifier, network, model)
         return KINDS[kind](stored, expected)
 

@@ -129,7 +129,7 @@ def default_cache() -> Path:
 
 
 def _read(path: Path, split: str) -> Arrays | None:
-    """Content of the cache; None where it is missing, damaged or of another split."""
+    """Content of the cache; None if it is missing, damaged or of another split."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]

@@ -48,7 +48,7 @@ def export_onnx(
         policy: a policy that `torch.export` can trace.
         path: the file to write.
         batched: write a model for any number of images, instead of one at a time.
-        about: entries of the model's metadata, stored as JSON where they are not strings.
+        about: entries of the model's metadata, stored as JSON if they are not strings.
 
     Raises:
         ModuleNotFoundError: the packages of the extra `export` are not installed.
@@ -142,7 +142,7 @@ def _graphs(graph: Any) -> Iterator[Any]:
 
 
 def check_installed() -> None:
-    """Raise a ModuleNotFoundError where a package for exporting is missing, without importing any."""
+    """Raise a ModuleNotFoundError if a package for exporting is missing, without importing any."""
     if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise ModuleNotFoundError(
             f'exporting needs {", ".join(missing)}, which is not installed: pip install -e ".[export]"'

@@ -182,7 +182,7 @@ def frontier(entries: Sequence[Mapping[str, Any]], lowest: float = 0.0) -> Figur
 
 
 def _families(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Series]:
-    """Each family's points with intervals, joined where there are several."""
+    """Each family's points with intervals, joined if there are several."""
     names = {
         family: members[0]["name"] if len(members) == 1 else family for family, members in families.items()
     }
