@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,7 @@ class ChainProblem(Problem):
             raise ValueError(f"weights is {self.weights!r}; a chain's networks are named in networks")
         problem: Any = super().resolve(kinds)
         named = tuple(problem.named(each) for each in networks)
-        mix, temperature = (
-            each if isinstance(each, (int, float)) else tuple(each) for each in (self.mix, self.temperature)
-        )
+        mix, temperature = numbers("mix", self.mix), numbers("temperature", self.temperature)
         if isinstance(temperature, tuple) and len(temperature) != len(named):
             raise ValueError(f"temperature is {temperature}; expected one number, or {len(named)} of them")
         shape = shape_of(named[-1])
@@ -120,6 +119,14 @@ class ChainProblem(Problem):
     def mdp(self, net: Any) -> Any:
         """The decision process over a chain."""
         return ChainMDP(net, *self.payment)
+
+
+def numbers(name: str, given: Any) -> Any:
+    """A number as it is, or several as a tuple; anything else is a ValueError."""
+    values = given if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(each, Real) for each in values):
+        raise ValueError(f"{name} is {given!r}; expected a number, or a list of numbers")
+    return given if isinstance(given, Real) else tuple(values)
 
 
 def shape_of(network: int | str) -> int | ModelName:
