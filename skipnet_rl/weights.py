@@ -127,6 +127,9 @@ def _open_sb3(stored: Stored, expected: Expected) -> Opened:
     if network == "none":  # an untrained one
         wanted = {**stored.header, **{k: v for k, v in expected._asdict().items() if v is not None}}
         named = expected.model or ModelName.of(stored.header)
+        needed = ("num_classes",) if named else ("num_classes", "depth", "shortcut")
+        if missing := [name for name in needed if name not in wanted]:
+            raise WeightsError(f"{stored.source} is damaged: its header lacks {', '.join(missing)}")
         classes = wanted["num_classes"]
         net = named.build(classes) if named else untrained(wanted["depth"], classes, wanted["shortcut"])
     else:
