@@ -70,9 +70,8 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "stage": stage, **metrics}) + "\n")
         if self._writer is None:
-            self._writer = SummaryWriter(
-                str(self.folder), purge_step=step
-            )  # hides points logged after the checkpoint
+            # purge_step hides the points that were logged after the checkpoint
+            self._writer = SummaryWriter(str(self.folder), purge_step=step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
