@@ -91,8 +91,8 @@ class HaltingGate(Gate):
         super().__init__()
         if any(block.prefix is not None for block in net.blocks):
             raise ValueError(
-                f"{net.name} has layers between its blocks that always run; halting needs stages of only "
-                "blocks, such as a ResNet's or a ViT's"
+                f"{net.name} has layers between its blocks that always run; halting needs stages that have "
+                "only blocks, such as a ResNet's or a ViT's"
             )
         self.begins = [before != stage for before, stage in pairwise(net.stages)]
         if all(self.begins):

@@ -37,7 +37,7 @@ FIELDS: dict[str, Any] = {  # fields of a header and their types
     "policy": str,
     "temperature": (int, float, list),
 }
-OWN, CHAIN = ".safetensors", ".json"  # this project's files: tensors with a header; only a header, of a chain
+OWN, CHAIN = ".safetensors", ".json"  # this project's files: tensors with a header; the header of a chain
 POLICY = "policy."  # prefix of the tensors of BlockDrop's policy network
 MARKS = {  # tensors that only files of one kind have; the first match counts
     "gate.route": "fixed",
