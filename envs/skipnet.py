@@ -96,7 +96,7 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
 
     `SkipNet-v0` takes `model`, a classifier of torchvision or timm, see
     `skipnet_rl.model_problem.ModelProblem`. W is the width of the pooled feature: for a transformer that of
-    a token, doubled if the class token is put beside the mean of the others.
+    a token, doubled if the class token is put beside the mean of the image's tokens.
 
     ## Version History
 

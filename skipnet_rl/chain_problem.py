@@ -48,7 +48,7 @@ class ChainProblem(Problem):
         return usual if self.alpha is None else self.alpha, self.cost or "flops"
 
     def resolve(self, kinds: Sequence[str] = ("plain",)) -> ChainProblem:
-        """Return a copy with every `"auto"` replaced, see `Problem`; depths become names of shipped networks.
+        """Return a copy with every `"auto"` replaced, see `Problem`; depths become names if one is shipped.
 
         Raises:
             ValueError: networks that are not a list of names and depths, and what `Problem.resolve` raises.
@@ -63,7 +63,7 @@ class ChainProblem(Problem):
             raise ValueError(f"weights is {self.weights!r}; a chain's networks are named in networks")
         problem: Any = super().resolve(kinds)
         named = tuple(problem.named(each) for each in networks)
-        mix, temperature = numbers("mix", self.mix), numbers("temperature", self.temperature)
+        mix, temperature = real_numbers("mix", self.mix), real_numbers("temperature", self.temperature)
         if isinstance(temperature, tuple) and len(temperature) != len(named):
             raise ValueError(f"temperature is {temperature}; expected one number, or {len(named)} of them")
         shape = shape_of(named[-1])
@@ -121,12 +121,16 @@ class ChainProblem(Problem):
         return ChainMDP(net, *self.payment)
 
 
-def numbers(name: str, given: Any) -> Any:
-    """A number as it is, or several as a tuple; anything else is a ValueError."""
-    values = given if isinstance(given, Iterable) else (given,)
+def real_numbers(name: str, given: Any) -> Any:
+    """A number as it is, or several as a tuple.
+
+    Raises:
+        ValueError: anything else.
+    """
+    values = tuple(given) if isinstance(given, Iterable) else (given,)
     if not all(isinstance(each, Real) for each in values):
         raise ValueError(f"{name} is {given!r}; expected a number, or a list of numbers")
-    return given if isinstance(given, Real) else tuple(values)
+    return given if isinstance(given, Real) else values
 
 
 def shape_of(network: int | str) -> int | ModelName:

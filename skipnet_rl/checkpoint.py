@@ -113,7 +113,7 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files that hold some weights: all n of `name-00001-of-0000n.safetensors`, else only the path.
+    """The files that hold some weights: all n of `name-00001-of-0000n.safetensors`, else the path itself.
 
     Raises:
         WeightsError: the path is that of a later part.

@@ -45,7 +45,7 @@ def compile_blocks(
     does a batch of one image. Names of parameters do not change. A deep copy is compiled, too; an unpickled
     one is not. Results differ by rounding; layers that draw random numbers draw different ones.
 
-    First, a training step on a copy compiles every kind, so that a missing compiler is noticed at once.
+    First, one step on a copy compiles every kind, so that a missing compiler is noticed at once.
     PyTorch compiles a kind again if another batch size or memory layout needs other code.
 
     Args:

@@ -87,7 +87,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its mean over the processes.
 
     A process without a gradient for a parameter, since none of its images executed the block, counts as zero.
-    A parameter without a gradient in every process keeps none, so that optimizers leave it alone.
+    A parameter that has no gradient in any process keeps none, so that optimizers leave it alone.
     """
     if processes() == 1:
         return
