@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# An installed copy of this file is envs.py beside the folder, see setup.py: a module that is a package, too.
+# setup.py installs this file as envs.py beside the folder: a module that is a package, too.
 __path__ = [
     str(Path(__file__).parent if Path(__file__).stem == "__init__" else Path(__file__).with_suffix(""))
 ]

@@ -1,8 +1,8 @@
-"""From strings to live objects: what the registered ids call.
+"""Build environments from names and numbers: the entry points of the registered ids.
 
-`env.spec` stays JSON: a network as keyword would be deep-copied into it, and paths, enums, devices and
-NumPy's numbers are taken as plain text and numbers. Environments with the same arguments share one network
-and one set of images, as long as the files behind them stay as they are.
+`env.spec` stays JSON: networks are given by name, since an object would be deep-copied into the spec, and
+paths, enums, devices and NumPy's numbers are converted to text and numbers. Environments with the same
+arguments share one network and one set of images, until a file behind them changes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make_env(**kwargs: Any) -> SkipNetEnv:
     """Entry point of `gymnasium.make("SkipResNet110-v0", …)` and `gymnasium.make("SkipChain14x110-v0", …)`.
 
     Args:
-        **kwargs: of `parts`, and obs_mode, augment, render_mode of `SkipNetEnv`.
+        **kwargs: those of `parts`, and obs_mode, augment, render_mode of `SkipNetEnv`.
     """
     mdp, images, rest = parts(**plain(kwargs))
     return SkipNetEnv(mdp, images, **rest)
@@ -50,7 +50,7 @@ def make_vector_env(num_envs: int = 1, **kwargs: Any) -> SkipNetVectorEnv:
 
     Args:
         num_envs: B.
-        **kwargs: of `parts`, and obs_mode, augment, autoreset_mode, array, render_mode of
+        **kwargs: those of `parts`, and obs_mode, augment, autoreset_mode, array, render_mode of
             `SkipNetVectorEnv`.
     """
     mdp, images, rest = parts(**plain(kwargs))
@@ -58,7 +58,7 @@ def make_vector_env(num_envs: int = 1, **kwargs: Any) -> SkipNetVectorEnv:
 
 
 def problem_of(id: str, **kwargs: Any) -> Problem:
-    """The problem that a registered id and keyword arguments of `Problem` describe, as for `gymnasium.make`.
+    """Return the problem of a registered id and keyword arguments of `Problem`, as for `gymnasium.make`.
 
     Raises:
         gymnasium.error.Error: no such id.
@@ -71,10 +71,10 @@ def problem_of(id: str, **kwargs: Any) -> Problem:
 
 
 def kind_of(kwargs: Mapping[str, Any]) -> type[Problem]:
-    """The kind of problem that keyword arguments describe: each registered id gives one of `KINDS`.
+    """Return the class of problem that keyword arguments describe; each registered id gives one of `KINDS`.
 
     Raises:
-        ValueError: arguments of another kind.
+        ValueError: arguments of different kinds.
     """
     named = [name for name in KINDS if name in kwargs] or ["depth"]
     if len(named) > 1:
@@ -90,15 +90,15 @@ def kind_of(kwargs: Mapping[str, Any]) -> type[Problem]:
 
 @cpu_by_default()
 def parts(split: str = "train", **kwargs: Any) -> tuple[DecisionProcess, Images, dict[str, Any]]:
-    """The decision process and the images that keyword arguments describe, and what is left of them.
+    """Return the decision process, the images and the keyword arguments that describe neither.
 
     Args:
         split: `"train"`, `"val"` or `"test"`.
-        **kwargs: of `Problem`, with `networks` those of `ChainProblem`, with `model` those of
-            `ModelProblem`; a warning where weights were trained with another mean and std.
+        **kwargs: arguments of `Problem`, or of `ChainProblem` (with `networks`) or `ModelProblem` (with
+            `model`). Warns if weights were trained with another mean and std.
 
     Raises:
-        ValueError: arguments of another kind, and those that the problem refuses.
+        ValueError: arguments of different kinds, or that the problem refuses.
     """
     if not isinstance(split, str):
         raise ValueError(f"split is {split!r}; expected its name as text")
@@ -118,7 +118,7 @@ def parts(split: str = "train", **kwargs: Any) -> tuple[DecisionProcess, Images,
 
 
 @lru_cache(maxsize=4)
-@torch.inference_mode(False)  # what is kept serves callers of every mode
+@torch.inference_mode(False)  # what is cached serves callers in any mode
 def _images(
     dataset: str, split: str, data_dir: str | None, download: bool, size: int, device: str, held: str
 ) -> Images:
@@ -126,26 +126,26 @@ def _images(
 
 
 @lru_cache(maxsize=4)
-@torch.inference_mode(False)  # what is kept serves callers of every mode
+@torch.inference_mode(False)  # what is cached serves callers in any mode
 def _network(problem: Problem, num_classes: int, contents: tuple[str, ...]) -> Any:
-    """The network of a problem, folded; `contents` of its files are there to tell it from another one."""
+    """The folded network of a problem; the `contents` of its files are only part of the cache's key."""
     return problem.mdp(problem.network(num_classes)).for_inference(problem.precision).net
 
 
 def clear_cache() -> None:
-    """Drop the networks and images that later environments would share."""
+    """Drop the cached networks and images."""
     _images.cache_clear()
     _network.cache_clear()
 
 
 def _content(weights: str | Path | None) -> str:
-    """Digest of a weights file, so that a new file of the same name is read again; "" if there is none."""
+    """Digest of a weights file, so that a changed file is read again; "" if there is none."""
     path = Path(weights or "auto")
     try:
         return sha256_of(path) if path.is_file() else ""
-    except (OSError, WeightsError):  # a part is missing: whoever loads it says so
+    except (OSError, WeightsError):  # a part is missing: loading the file reports it
         return ""
 
 
-# `gymnasium.make` reads it: "human" and "rgb_array_list" then come from Gymnasium's wrappers
+# read by `gymnasium.make`, whose wrappers then add "human" and "rgb_array_list"
 make_env.metadata = SkipNetEnv.metadata  # type: ignore[attr-defined]

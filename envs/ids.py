@@ -1,7 +1,7 @@
-"""Register the ids of the environments; importing this module does it.
+"""Register the ids of the environments, on import.
 
-Importing `envs` does it, too. Where another distribution has installed a package `envs`, import this module
-instead: `import envs.ids`, or `gym.make("envs.ids:SkipResNet20-v0")`.
+Importing `envs` registers them, too. If another distribution has installed a package `envs`, import this
+module instead: `import envs.ids`, or `gym.make("envs.ids:SkipResNet20-v0")`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def depth_of(id: str) -> int:
         ValueError: the id of a chain, or of an environment of another project.
     """
     if is_chain(id):
-        raise ValueError(f"{id} is a chain of networks; expected an id of one network, as SkipResNet110-v0")
+        raise ValueError(
+            f"{id} is a chain of networks; expected an id of one network, such as SkipResNet110-v0"
+        )
     depth = gym.spec(id).kwargs.get("depth")
     if not isinstance(depth, int):
         raise ValueError(
@@ -45,7 +47,7 @@ def is_chain(id: str) -> bool:
 
 
 def is_model(id: str) -> bool:
-    """Whether a registered id is that of models of other libraries.
+    """Whether a registered id takes a model of another library.
 
     Raises:
         gymnasium.error.Error: no such id.
@@ -58,12 +60,12 @@ CHAINS: dict[str, list[int | str]] = {  # 38g is a ResNet-38 with gates
     "14x38": [14, 38],
     "20x38": [20, 38],
     "14x110": [14, 110],
-    "20x110": [20, 110],  # of these there are networks for rendered-digits, too
+    "20x110": [20, 110],  # these two are also shipped for rendered-digits
     "14x38x110": [14, 38, 110],
     "38gx38": [THIRD, 38],
     "38gx110": [THIRD, 110],
     "38gx38x110": [THIRD, 38, 110],
-    "": [14, 38],  # the general one, for networks of one's own
+    "": [14, 38],  # the general id, for your own networks
 }
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     **{f"SkipResNet{depth}-v0": {"depth": depth} for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},

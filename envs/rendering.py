@@ -125,7 +125,7 @@ class Frame:
         self._draw_text(axes, what, len(names), widest)
 
     def _draw_cells(self, axes: Any, stages: Sequence[int], widest: int) -> None:
-        """A cell per block, a row per stage."""
+        """Draw a cell per block, a row per stage."""
         from skipnet_rl.plots.routes import EXECUTED, PALE, SKIPPED, draw_route
 
         axes.set_xlim(-0.2, widest + 0.2)

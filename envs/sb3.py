@@ -93,7 +93,7 @@ class SB3VecEnv(VecEnv):
         return pictures or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """An attribute of each environment; of a native vector environment its own, repeated."""
+        """An attribute of each environment; a native vector environment's own is repeated."""
         many = getattr(self.env.unwrapped, "get_attr", None)
         values = many(attr_name) if many else [getattr(self.env, attr_name)] * self.num_envs
         return [values[row] for row in self._get_indices(indices)]
@@ -115,7 +115,7 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of each environment; of a native vector environment its own, once."""
+        """Call a method of each environment; a native vector environment's own is called once."""
         many = getattr(self.env.unwrapped, "call", None)
         if many:
             results = many(method_name, *method_args, **method_kwargs)

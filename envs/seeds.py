@@ -17,7 +17,7 @@ def as_seed(seed: Any) -> Any:
 
 
 def is_list(seed: Any) -> TypeGuard[Sequence[Any]]:
-    """Whether this is one seed per sub-environment."""
+    """Whether `seed` is a list, one seed per sub-environment."""
     return isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes))
 
 
@@ -47,7 +47,7 @@ def generators(
 
     Args:
         seeds: [B]; None keeps the previous generator of a sub-environment.
-        before: previous generators [B], or None; then `shared` draws a seed where it is None.
+        before: previous generators [B], or None; `shared` then draws each seed that is None.
         shared: generator of all sub-environments together.
     """
     made = []

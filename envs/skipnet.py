@@ -68,7 +68,7 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
     `reset`: `index`, `label`. At the end: `index`, `label`, `prediction`, `correct`, `is_success`
     (the same, for stable-baselines3), `loss`, `executed_blocks` (of the N), `compute_blocks`
     ((executed + 1) / (N + 1), the first block counted), `compute_flops` (FLOPs over those of the
-    plain network; the policy's own are not known here), `route` (int8 [N]).
+    plain network, without the policy's, which are not known here), `route` (int8 [N]).
 
     ## Arguments
 
@@ -87,16 +87,16 @@ class SkipNetEnv(WithPlainSpec, gym.Env[NDArray[np.float32], np.int64]):
     224×224; smaller images are interpolated.
 
     `SkipChain14x38-v0`, `SkipChain20x38-v0`, `SkipChain14x110-v0`, `SkipChain20x110-v0`,
-    `SkipChain14x38x110-v0`, and with a ResNet-38 that has gates in the first place `SkipChain38gx38-v0`,
+    `SkipChain14x38x110-v0`, and with a gated ResNet-38 as the first network `SkipChain38gx38-v0`,
     `SkipChain38gx110-v0`, `SkipChain38gx38x110-v0`; `SkipChain-v0` takes `networks` and `mix`, see
-    `skipnet_rl.chain_problem.ChainProblem`. There a block is a whole network, the first of which has
+    `skipnet_rl.chain_problem.ChainProblem`. In a chain, a block is a whole network, and the first one has
     answered at the start; the observation is the belief of the answer so far (three largest
     log-probabilities, log p1 - log p2, entropy, log(1 - p1)) and the one-hot, D = 6 + N; C_i is the
     network's share of the mean FLOPs; FLOPs are over those of the last network; α is 0.05 N by default.
 
     `SkipNet-v0` takes `model`, a classifier of torchvision or timm, see
-    `skipnet_rl.model_problem.ModelProblem`. W is the width of the pooled feature: of tokens D, or 2 D where
-    the class token stands beside the mean.
+    `skipnet_rl.model_problem.ModelProblem`. W is the width of the pooled feature: for a transformer that of
+    a token, doubled if the class token is put beside the mean of the image's tokens.
 
     ## Version History
 

@@ -40,7 +40,7 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
     draws with that seed. `reset(options={"index": [...]})` plays given images, one per sub-environment.
 
     With `array="torch"` observations, rewards and terminations are tensors on the network's device, and
-    actions may be; infos are always NumPy.
+    actions may be tensors, too; infos are always NumPy.
 
     Args:
         mdp: the decision process over a network, which is put into evaluation mode.
@@ -151,7 +151,7 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
 
     def _final_observations(self) -> NDArray[np.object_]:
         rows = np.empty(self.num_envs, dtype=object)
-        for row, last in enumerate(self._observations()):  # one by one: NumPy would convert tensors of a GPU
+        for row, last in enumerate(self._observations()):  # one by one: NumPy would convert GPU tensors
             rows[row] = last
         return rows
 
@@ -165,7 +165,7 @@ class SkipNetVectorEnv(WithPlainSpec, VectorEnv[Any, Any, Any]):
         return rewards.double().cpu().numpy(), ended, np.zeros_like(ended)
 
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Add a mask to each key: it is valid for all sub-environments."""
+        """Add the mask of each key: every entry is valid for all sub-environments."""
         masks = {f"_{key}": np.ones(self.num_envs, dtype=np.bool_) for key in info}
         return {**info, **masks}
 

@@ -1,4 +1,4 @@
-"""From a model of torchvision, timm or one's own to a network whose blocks can be skipped."""
+"""Turn a model of torchvision, timm or your own into a network whose blocks can be skipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from skipnet_rl.network import Network
 from skipnet_rl.probing import recorded
 from skipnet_rl.tracing import Part, crossing, trace
 
-IMAGE_SIZE = 224  # of models that do not say
+IMAGE_SIZE = 224  # for models that do not state one
 LISTED = 8  # kinds of modules in an error
 
 
@@ -32,28 +32,28 @@ class Cut(NamedTuple):
 
 
 def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
-    """Make a classifier's residual blocks the blocks of a network, for `RoutingMDP`.
+    """Turn a classifier into a network for `RoutingMDP`, whose blocks are the classifier's residual blocks.
 
     The first block that is found always runs. Every later one is a decision if skipping it leaves the shape
-    as it is, or if it has a shortcut with parameters, such as a ResNet's downsampling. What has no shortcut
-    always runs. The model is not copied: it is `network.model`, and training the network trains it. Its own
-    stochastic depth is switched off, since a route says what runs. Layers of dropout stay as they are, and so
-    does each layer's mode, such as that of frozen batch norms; `functional.dropout` between the layers that
-    are called is off.
+    as it is, or if it has a shortcut with parameters, such as a ResNet's downsampling. Everything else always
+    runs. The model is not copied: it is `network.model`, and training the network trains it. Its own
+    stochastic depth is switched off, since the route decides what runs. Dropout layers stay as they are, and
+    so does each layer's mode, such as that of frozen batch norms; calls of `functional.dropout` outside
+    layers are off.
 
     Args:
-        model: images [B, 3, H, W] → logits [B, K], built of blocks that `adapters` knows (`register` adds
+        model: images [B, 3, H, W] → logits [B, K], built from blocks that `adapters` knows (`register` adds
             more); its forward pass must not depend on the values that it computes.
-        image_size: side of the images (default: what the model says of itself, else 224).
+        image_size: side of the images (default: what the model states, else 224).
 
     Returns:
         The network; with every block executed its logits are the model's, to the bit.
 
     Raises:
-        TypeError: the model is no module.
-        ValueError: the model has no two known blocks in a row, with what it is made of; its forward pass has
-            no graph; it does not take images of that size; its blocks have another layout than their class
-            is registered with; it is compiled or adapted already.
+        TypeError: the model is not a module.
+        ValueError: the model has fewer than two known blocks in a row (the message lists what it is made
+            of); its forward pass cannot be traced; it does not take images of that size; its blocks have
+            another layout than their class is registered with; it is already compiled or adapted.
     """
     check_model(model)
     size = image_size_of(model) if image_size is None else image_size
@@ -72,9 +72,9 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
     if len(cuts) < 2:
         raise ValueError(
             f"fewer than two blocks in a row that can be skipped among the {len(known)} known ones of "
-            f"{type(model).__name__}, which is made of {contents(model)}; a block can be skipped where its "
-            "adapter returns a shortcut, it is called with one feature, and nothing else of the model passes "
-            "it by"
+            f"{type(model).__name__}, which is made of {contents(model)}; a block can be skipped if its "
+            "adapter returns a shortcut, it is called with one feature, and no other value of the model "
+            "bypasses it"
         )
     leading = leading_tokens(model)
     with evaluation_mode(model):
@@ -85,7 +85,7 @@ def adapt(model: nn.Module, image_size: int | None = None) -> AdaptedNetwork:
 
 
 def check_model(model: object) -> None:
-    """Raise a TypeError for anything but a module, and a ValueError for one that cannot be cut any more."""
+    """Raise a TypeError for anything but a module, a ValueError for one already adapted or compiled."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is {in_short(model)}; expected a torch.nn.Module, such as torchvision.models.resnet18()"
@@ -93,7 +93,7 @@ def check_model(model: object) -> None:
     if any(isinstance(each, Network) for each in model.modules()):
         raise ValueError(f"{type(model).__name__} is adapted already: give it to RoutingMDP as it is")
     if any(type(each).__name__ == "OptimizedModule" for each in model.modules()):
-        raise ValueError(f"{type(model).__name__} is compiled code; give the model before torch.compile")
+        raise ValueError(f"{type(model).__name__} is compiled; give the model before torch.compile")
 
 
 def inside(module: nn.Module) -> list[nn.Module]:
@@ -102,7 +102,7 @@ def inside(module: nn.Module) -> list[nn.Module]:
 
 
 def contents(model: nn.Module) -> str:
-    """What a model is made of, in words: the modules in it that have others in them."""
+    """Describe what a model is made of: the modules in it that contain others."""
     kinds = Counter(
         f"{type(each).__module__}.{type(each).__name__}"
         for each in inside(model)
@@ -114,7 +114,7 @@ def contents(model: nn.Module) -> str:
 
 
 def image_size_of(model: Any) -> int:
-    """Side of the images that a model is built for, where it says so."""
+    """Side of the images that a model states it is built for, else 224."""
     embedding = getattr(model, "patch_embed", None)
     stated = getattr(embedding, "img_size", None) or getattr(model, "image_size", None)
     if stated is None:
@@ -123,9 +123,9 @@ def image_size_of(model: Any) -> int:
 
 
 def leading_tokens(model: Any) -> tuple[int, bool]:
-    """Number of tokens that stand for no place of the image, and whether the first is a class token.
+    """Number of tokens that belong to no place in the image, and whether the first is a class token.
 
-    The others are those of distillation and registers.
+    The others are distillation tokens and registers.
     """
     named = any(getattr(model, name, None) is not None for name in ("class_token", "cls_token"))
     class_token = getattr(model, "has_class_token", named)
@@ -161,7 +161,7 @@ def called(model: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def adapted_block(cut: Cut, shapes: dict[str, torch.Size], leading: tuple[int, bool]) -> AdaptedBlock:
-    """A block with its shortcut taken out of it, where that has parameters.
+    """Make a block, with its shortcut split off if that has parameters.
 
     Raises:
         ValueError: the block does not call the shortcut once, with its input; its features have another
@@ -191,7 +191,7 @@ def adapted_block(cut: Cut, shapes: dict[str, torch.Size], leading: tuple[int, b
 
 
 def parts_of(graph: fx.Graph, cuts: Sequence[Cut]) -> list[Part | None]:
-    """What runs before the first block, between each two, and after the last; None where that is nothing."""
+    """The parts before the first block, between each two, and after the last; None for an empty one."""
     nodes: list[Any] = list(graph.nodes)
     output = nodes[-1]
     begins = [(0, nodes[0]), *((cut.number, cut.node) for cut in cuts)]
@@ -205,9 +205,9 @@ def parts_of(graph: fx.Graph, cuts: Sequence[Cut]) -> list[Part | None]:
 def whole_pairs(
     model: nn.Module, pairs: Sequence[tuple[str, str]], cuts: Sequence[Cut]
 ) -> list[tuple[str, str]]:
-    """The pairs of convolution and batch norm of which a shortcut has both or none.
+    """Keep the pairs of convolution and batch norm of which each shortcut has both or neither.
 
-    A skipped image takes the shortcut alone, so that a batch norm behind it cannot be folded into it.
+    A skipped image takes only the shortcut, so a batch norm behind it cannot be folded into it.
     """
     shortcuts = [set(cut.shortcut.modules()) for cut in cuts if cut.shortcut is not None]
 

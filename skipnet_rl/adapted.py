@@ -2,8 +2,8 @@
 
 The forward pass of the model is cut before and after each block (`tracing`), so that with every block
 executed the network calls the same layers in the same order as the model, and gives its logits bit for bit.
-What stands between two blocks (a downsampling, a block that changes the shape and has no shortcut) always
-runs, before the decision about the next block.
+Layers between two blocks (a downsampling, a block that changes the shape and has no shortcut) always run,
+before the decision about the next block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AdaptedBlock:
 
     Attributes:
         model: the block as it is in the model.
-        bypass: the submodule that a skipped image takes; None where the image stays as it is.
+        bypass: the submodule that a skipped image takes; None if the image stays as it is.
         layout: order of the dimensions of its input and output.
         in_shape, out_shape: shapes for one image, [1, …].
         prefix: see `network.ResidualBlock`.
@@ -51,7 +51,7 @@ class AdaptedBlock:
 
     @property
     def kind(self) -> Hashable:
-        """Its layers in words, and the code behind its shortcut, which each block has for itself."""
+        """Its layers as text, its input's shape, and the code behind its shortcut, this block's own."""
         return repr(self.model), tuple(self.in_shape), self._rest
 
     @property
@@ -65,7 +65,7 @@ class AdaptedBlock:
         return self.layout.width(self.out_shape)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """What a skipped image takes."""
+        """What a skipped image gets."""
         return x if self.bypass is None else self.bypass(x)
 
     def execute(self, x: Tensor, shortcut: Tensor) -> Tensor:
@@ -95,12 +95,13 @@ class Between:
 class AdaptedNetwork(Network):
     """Another project's model, cut into stem, blocks and classifier; `adapt` makes it.
 
-    Training it trains the model, whose parameters it has, under the prefix `model.`. It can be pickled.
+    It has the model's parameters, under the prefix `model.`, so training it trains the model. It can be
+    pickled.
 
     Attributes:
         model: the model.
-        pairs: names of each convolution and the batch norm that reads its output and nothing else does.
-        origin: what builds the model again, see `models.ModelName.about`; {} for a model of unknown origin.
+        pairs: names of each convolution and of the batch norm that alone reads its output.
+        origin: how to build the model again, see `models.ModelName.about`; {} for a model of unknown origin.
     """
 
     def __init__(
@@ -122,11 +123,11 @@ class AdaptedNetwork(Network):
             block.prefix = Between(self, part) if part else None
         self._image_size, self.num_classes, self.pairs = image_size, num_classes, pairs
         self.origin: dict[str, Any] = {}
-        self.training = model.training  # its own alone: parts of the model may be frozen
+        self.training = model.training  # only this module's flag: parts of the model may be frozen
 
     @property
     def name(self) -> str:
-        """The name that it was built by, else the model's class."""
+        """The name that the model was built from, else the name of its class."""
         return self.origin.get("model", type(self.model).__name__)
 
     @property
@@ -136,7 +137,7 @@ class AdaptedNetwork(Network):
 
     @property
     def stages(self) -> list[int]:
-        """The stage of each block: blocks in a row whose outputs have one shape."""
+        """The stage of each block: consecutive blocks with outputs of one shape are a stage."""
         shapes = [block.out_shape for block in self.blocks]
         stages = [0]
         for before, after in zip(shapes, shapes[1:], strict=False):
@@ -154,7 +155,7 @@ class AdaptedNetwork(Network):
         return _precision([*reversed(self._tensors(self._head)), *self.parameters()])
 
     def about(self) -> dict[str, Any]:
-        """What builds the model again."""
+        """How to build the model again, see `origin`."""
         return dict(self.origin)
 
     def input_shapes(self) -> list[tuple[int, ...]]:
@@ -162,13 +163,13 @@ class AdaptedNetwork(Network):
         return [tuple(block.in_shape[1:]) for block in self.blocks]
 
     def enter(self, images: Tensor) -> Tensor:
-        """What comes before the first block: [B, 3, H, W] → features [B, …]."""
+        """The layers before the first block: [B, 3, H, W] → features [B, …]."""
         stem = [] if self._stem is None else self._tensors(self._stem)
         images = images.to(_precision([*stem, *self.blocks[0].model.parameters(), *self.parameters()]))
         return images if self._stem is None else self._stem(self, images)
 
     def classify(self, x: Tensor) -> Tensor:
-        """What comes after the last block, in the classifier's precision: [B, …] → logits [B, K]."""
+        """The layers after the last block, in the classifier's precision: [B, …] → logits [B, K]."""
         with autocast("fp32", x.device):  # bf16 logits would make the loss coarse
             return self._head(self, x.to(self.dtype))
 

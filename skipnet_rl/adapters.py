@@ -1,8 +1,8 @@
-"""The block families that `adapt` knows: how an image passes a block of each class that it skips.
+"""The block families that `adapt` knows: the shortcut that an image takes past a block of each class.
 
 An adapter takes a block and returns its shortcut: a submodule of the block, `nn.Identity()` where a skipped
 image stays as it is, or None for a block that always runs. Families are found by the name of the class, so
-that no library is imported for the table; a subclass is of the family of its base unless it has its own.
+that no library is imported for the table; a subclass belongs to its base's family unless it has its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def identity(block: nn.Module) -> nn.Module:
 
 
 def projection(name: str) -> Adapter:
-    """The submodule of that name fits a skipped image to the output; without it the image stays as it is."""
+    """Make the adapter whose shortcut is the submodule of that name, or the identity if there is none."""
 
     def shortcut(block: nn.Module) -> nn.Module:
         """The submodule, or the identity."""
@@ -46,7 +46,7 @@ def projection(name: str) -> Adapter:
 
 
 def residual_if(flag: str) -> Adapter:
-    """A skipped image stays as it is where the block has that flag; the others have no shortcut."""
+    """Make the adapter whose shortcut is the identity if that flag of the block is set, else None."""
 
     def shortcut(block: nn.Module) -> nn.Module | None:
         """The identity, or None."""
@@ -94,7 +94,7 @@ def register(block: type[nn.Module], adapter: Adapter = identity, layout: str = 
         layout: `"maps"` [B, C, H, W], `"channels-last"` [B, H, W, C] or `"tokens"` [B, T, D].
 
     Raises:
-        TypeError: no class of modules, or an adapter that cannot be called.
+        TypeError: `block` is not a class of modules, or `adapter` cannot be called.
         ValueError: an unknown layout.
     """
     if not (isinstance(block, type) and issubclass(block, nn.Module)):
@@ -102,7 +102,10 @@ def register(block: type[nn.Module], adapter: Adapter = identity, layout: str = 
             f"block is {in_short(block)}; expected the class of the blocks, as in register(BlockClass)"
         )
     if not callable(adapter):
-        raise TypeError(f"adapter is {adapter!r}; expected a function from a block to its shortcut, or none")
+        raise TypeError(
+            f"adapter is {adapter!r}; expected a function from a block to its shortcut; leave it out for the "
+            "identity"
+        )
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     TABLE[qualified(block)] = Family(adapter, layout)

@@ -1,8 +1,8 @@
 """Beliefs: confidence features of a finished answer, and the policies that decide by them alone.
 
-An answer is log-probabilities [B, K]. A sure network rounds its probability of the first class to 1 in
-float32, and sure answers would all look alike; so probabilities are never formed: what is left for the other
-classes, 1 - p1, is summed over them in logarithms, and answers are kept in float64.
+An answer is log-probabilities [B, K]. In float32 the largest probability p1 of a sure network rounds to 1,
+and all sure answers would look alike. So probabilities are never formed: 1 - p1 is summed over the other
+classes in logarithms, and answers are kept in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.gates import Gate
 from skipnet_rl.process import DecisionProcess
 
-TOP = 3  # log-probabilities of the belief, the largest ones
+TOP = 3  # largest log-probabilities in a belief
 
 
 def margin(answer: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def margin(answer: Tensor) -> Tensor:
 
 
 def doubt(answer: Tensor) -> Tensor:
-    """log(1 - p1), summed over the classes that are not the first: [B, K] → [B], below 0."""
+    """log(1 - p1), summed over all classes but the most likely: [B, K] → [B], below 0."""
     return answer.scatter(1, answer.argmax(dim=1, keepdim=True), -math.inf).logsumexp(dim=1)
 
 
@@ -47,7 +47,7 @@ def belief_size(num_classes: int) -> int:
 def belief(answer: Tensor) -> Tensor:
     """The largest three log-probabilities, margin, entropy and log(1 - p1): [B, K] → [B, 6].
 
-    Of two classes there are two log-probabilities, and five numbers.
+    With two classes there are two log-probabilities, and five numbers.
     """
     top = answer.topk(min(TOP, answer.shape[1]), dim=1).values
     return torch.cat([top, torch.stack([margin(answer), entropy(answer), doubt(answer)], dim=1)], dim=1)
@@ -61,10 +61,10 @@ SURENESS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Threshold(nn.Module):
-    """Ask the next network where the answer so far is less sure than a threshold, one per decision.
+    """A policy that asks the next network where the answer so far is less sure than a threshold.
 
     Args:
-        thresholds: N of them, saved and loaded as weights are; -∞ asks it for no image, ∞ for all.
+        thresholds: one per decision, N, saved and loaded like weights; -∞ asks about no image, ∞ about all.
         by: what is compared: `"margin"`, log p1 - log p2; or `"confidence"`, -log(1 - p1).
 
     Raises:
@@ -115,7 +115,7 @@ class BeliefGate(Gate):
         return self.decide(mdp.observation(state)), None
 
     def decide(self, observation: Tensor) -> Tensor:
-        """Act on an observation [B, D]."""
+        """Log-odds [B] from an observation [B, D]."""
         with autocast("fp32", observation.device):
             return self.layers(observation * self.scale).squeeze(1)
 

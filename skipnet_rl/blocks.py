@@ -78,7 +78,7 @@ class Block(nn.Module):
 
     @property
     def kind(self) -> str:
-        """Its layers in words."""
+        """Its layers as text."""
         return repr(self)
 
     @property

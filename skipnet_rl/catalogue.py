@@ -44,10 +44,10 @@ def find_auto(
     alpha: float | None = None,
     start: bool = True,
 ) -> dict[str, Any] | None:
-    """The index entry of the network that "auto" stands for; None where none fits.
+    """The index entry of the network that "auto" stands for; None if none fits.
 
     Args:
-        depth, dataset, shortcut: what it must be for; None is the depth of models of other libraries.
+        depth, dataset, shortcut: required values; the depth of other libraries' models is None.
         kinds: acceptable kinds, the preferred one first. A plain network is the best one that executes every
             block.
         alpha: weight of the compute saving; the gated network trained at the nearest one is taken
@@ -91,6 +91,6 @@ def sha256_of(path: Path) -> str:
 
 
 def nearest(name: str) -> str | None:
-    """The shipped name that a mistyped one most likely meant; None where none is close."""
+    """The shipped name that a mistyped one most likely meant; None if none is close."""
     names = [entry["name"] for entry in index()]
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.8)), None)

@@ -2,9 +2,9 @@
 
 A block is a whole network. The state is the image and the answer so far, a^k (log-probabilities), and
 a^{k+1} = G (w a^k + (1 - w) log p_{k+1}(image)), normalised, + (1 - G) a^k. The first network always answers,
-so that every decision has a finished answer to go by; passing one network over does not rule out the next.
-Where the decisions are G = "the margin is small" and w = 0, it is a cascade (IDK cascades, Wang et al. 2017,
-arXiv 1706.00885).
+so that every decision can look at a finished answer; skipping one network does not rule out the next. With
+the decisions G = "the margin is small" and w = 0 it is a cascade (IDK cascades, Wang et al. 2017, arXiv
+1706.00885).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from skipnet_rl.process import ALPHA, DecisionProcess, check_action
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MIX = 0.3  # weight of the answer so far; on CIFAR-10 0.2 to 0.4 are alike
+MIX = 0.3  # weight of the answer so far; on CIFAR-10, 0.2 to 0.4 do equally well
 
 
 class Chain(nn.Module):
     """Networks in the order in which they are asked.
 
     Args:
-        members: two or more, of the same classes and image size: `Member`s, or what stands in for them
-            (`skipnet_rl.recording`).
-        mix: w of each network but the first: the weight of the answer so far where it is asked; one number
-            for all, or N of them. At 0 the last answer counts alone.
+        members: two or more, of the same classes and image size: `Member`s, or their stand-ins from
+            `skipnet_rl.recording`.
+        mix: w, the weight of the answer so far when a network is asked: one number for all networks after
+            the first, or one for each, N. At 0 only the last answer counts.
 
     Raises:
-        ValueError: less than two members, members that do not fit together, a weight outside 0 … 1.
+        ValueError: fewer than two members, members that do not fit together, a weight outside 0 … 1.
     """
 
     mix: Tensor
@@ -52,12 +52,12 @@ class Chain(nn.Module):
         for what in ("num_classes", "image_size"):
             values = [getattr(member, what) for member in members]
             if len(set(values)) > 1:
-                raise ValueError(f"the networks differ in {what}: {values}; expected the same of all")
+                raise ValueError(f"the networks differ in {what}: {values}; expected the same for all")
         super().__init__()
         self.members = nn.ModuleList(members)
         last: Any = members[-1]
         self.num_classes, self.image_size, self.depth = last.num_classes, last.image_size, last.depth
-        self.stages = list(range(len(members)))  # of plots: each network is a stage of its own
+        self.stages = list(range(len(members)))  # for plots: each network is one stage
         self.register_buffer("mix", check_mix(mix, len(members) - 1), persistent=False)
 
     @property
@@ -67,7 +67,7 @@ class Chain(nn.Module):
 
     @property
     def name(self) -> str:
-        """Names of the networks in one text."""
+        """Names of the networks, joined by arrows."""
         return " → ".join(self.names)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Chain(nn.Module):
 
 
 def mix_answers(so_far: Tensor, found: Tensor, weight: float | Tensor) -> Tensor:
-    """Their geometric mean, `weight` of the first: log-probabilities [B, K] → [B, K]."""
+    """Geometric mean of two answers, `weight` on the first: log-probabilities [B, K] → [B, K]."""
     return F.log_softmax(weight * so_far + (1 - weight) * found, dim=1)
 
 
@@ -139,9 +139,10 @@ class ChainMDP(DecisionProcess):
 
     Args:
         chain: N + 1 networks; the first always answers.
-        alpha: weight of the compute saving against the classification loss, ≥ 0. Sure networks pay little
-            for an error mended: where 0.1 is right within a network, a tenth of that may be here.
-        cost: `"flops"` (a network's share of the mean of those that can be skipped), `"blocks"`
+        alpha: weight of the compute saving against the classification loss, ≥ 0. When networks are sure of
+            their answers, correcting an error lowers the loss little: where 0.1 suits the blocks of one
+            network, a tenth of it may suit a chain.
+        cost: `"flops"` (a network's FLOPs over the mean of those that can be skipped), `"blocks"`
             (C_k = 1), or C itself, [N].
 
     Raises:
@@ -171,7 +172,7 @@ class ChainMDP(DecisionProcess):
         return self.member(-1).whole_macs
 
     def compute_flops(self, state: ChainState, routes: Tensor, policy_macs: int = 0) -> Tensor:
-        """FLOPs of the networks that ran, with their gates, over those of the last one whole: [B] float64."""
+        """FLOPs of the networks that ran, with their gates, over all of the last one's: [B] float64."""
         return (state.macs + policy_macs) / self.whole_macs
 
     @property
@@ -195,9 +196,9 @@ class ChainMDP(DecisionProcess):
         return belief(state.answer).float()
 
     def transition(self, state: ChainState, action: Tensor, inplace: bool = False) -> ChainState:
-        """Ask the next network about the executed images, and mix what it says into the answer.
+        """Ask the next network about the executed images, and mix its answer into the answer so far.
 
-        See `DecisionProcess`; nothing is worth being written in place here.
+        See `DecisionProcess`; `inplace` has no effect, since nothing here is worth writing in place.
         """
         check_action(action, state)
         if action.dtype != torch.bool:
@@ -215,7 +216,7 @@ class ChainMDP(DecisionProcess):
         return self._moved(state, answer, state.macs.index_add(0, index, executed.macs))
 
     def _ask(self, images: Tensor, answer: Tensor, t: int) -> Answer:
-        """The answer [B, K] so far with that of network t + 1 in it, and the latter's MACs."""
+        """Mix network t + 1's answer into the answer so far [B, K]; return it with that network's MACs."""
         found, w = self.member(t + 1)(images), self.net.mix[t]
         return found._replace(log_probs=mix_answers(answer, found.log_probs, w))
 

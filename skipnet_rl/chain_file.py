@@ -27,7 +27,7 @@ from skipnet_rl.policy_networks import ObservationPolicy
 from skipnet_rl.stored import CHAIN, Stored
 
 NEEDED = ("networks", "mix")
-BEYOND = 1e9  # in the place of infinity, which JSON lacks; no answer is as sure
+BEYOND = 1e9  # in place of infinity, which JSON lacks; no answer is that sure
 
 
 def save_chain(path: Path, row: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -36,8 +36,8 @@ def save_chain(path: Path, row: Mapping[str, Any], about: Mapping[str, Any]) -> 
     Args:
         path: a name that ends in `.json`.
         row: `networks` (names or paths, in the order in which they are asked), `mix` and `thresholds`, and
-            where they are known `by` and `budget`.
-        about: more of the header: `dataset`, `depth`, `command`, …
+            optionally `by` and `budget`.
+        about: further entries of the header: `dataset`, `depth`, `command`, …
 
     Raises:
         ValueError: a path with another ending.
@@ -52,15 +52,15 @@ def save_chain(path: Path, row: Mapping[str, Any], about: Mapping[str, Any]) -> 
 def open_chain(
     stored: Stored, open_network: Callable[[str | int], Any]
 ) -> tuple[Chain, Policy, dict[str, Any]]:
-    """The chain of a header, its policy, and the header with what its networks add.
+    """Return the chain of a header, its policy, and the header completed from its networks.
 
     Args:
-        stored: what was read of the file.
+        stored: the content of the file.
         open_network: opens one of the networks by its name, or an untrained one by its depth; see
             `weights.open_weights`.
 
     Raises:
-        WeightsError: a header that lacks something or does not make sense, or a network that does not open.
+        WeightsError: an incomplete or inconsistent header, or a network that cannot be opened.
     """
     header, source = stored.header, stored.source
     needed = *NEEDED, "policy" if stored.tensors else "thresholds"
@@ -85,7 +85,7 @@ def open_chain(
 
 
 def _thresholds(stored: Stored, decisions: int) -> Threshold:
-    """The policy of a chain that was tuned."""
+    """The policy of a tuned chain."""
     header = stored.header
     policy = Threshold(header["thresholds"], header.get("by", "margin"))
     if len(policy.thresholds) != decisions:
@@ -94,7 +94,7 @@ def _thresholds(stored: Stored, decisions: int) -> Threshold:
 
 
 def _learned(stored: Stored, chain: Chain) -> BeliefGate | ObservationPolicy:
-    """The policy that an agent learned, with the weights of the networks where it trained them along."""
+    """The policy that an agent learned; networks that were trained with it get their weights."""
     mdp = ChainMDP(chain)
     if stored.header["policy"] != "belief":
         return ObservationPolicy.of_sb3(stored.tensors, mdp.num_decisions)

@@ -1,9 +1,10 @@
-"""A chain from strings: which networks, how their answers are mixed, and the images that they see."""
+"""Build a chain from names: its networks, how their answers are mixed, and the images that they see."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ class ChainProblem(Problem):
     Attributes:
         networks: two or more, in the order in which they are asked: names of shipped networks, paths of
             weights files, or depths, for the shipped network without gates that fits the data set.
-        mix: weight of the answer so far where a network is asked: one for all, or one for each but the first.
-        temperature: what each network's logits are divided by, one for all or one for each; networks that are
-            trained to the end are overconfident, those shipped for CIFAR-10 by 1.6 to 2.3.
-        weights: of the networks that are given by their depth: `"auto"`, or None or `"none"` (untrained).
+        mix: weight of the answer so far when a network is asked: one for all, or one for each but the first.
+        temperature: divisor of each network's logits, one for all or one for each; fully trained networks are
+            overconfident, those shipped for CIFAR-10 by a factor of 1.6 to 2.3.
+        weights: weights of the networks that are given by depth: `"auto"`, or None or `"none"` (untrained).
         alpha: weight of the compute saving (default: 0.05 per decision).
         cost: `"flops"` (default) or `"blocks"`.
         depth: of the last network, once resolved; 0 for a model of another library.
@@ -42,12 +43,12 @@ class ChainProblem(Problem):
 
     @property
     def payment(self) -> tuple[float, Cost]:
-        """Alpha and cost, as given or as usual."""
+        """Alpha and cost, as given or by default."""
         usual = ALPHA * (len(self.networks) - 1)
         return usual if self.alpha is None else self.alpha, self.cost or "flops"
 
     def resolve(self, kinds: Sequence[str] = ("plain",)) -> ChainProblem:
-        """The same with every `"auto"` replaced, see `Problem`; depths become names where one is shipped.
+        """Return a copy with every `"auto"` replaced, see `Problem`; depths become names if one is shipped.
 
         Raises:
             ValueError: networks that are not a list of names and depths, and what `Problem.resolve` raises.
@@ -62,9 +63,7 @@ class ChainProblem(Problem):
             raise ValueError(f"weights is {self.weights!r}; a chain's networks are named in networks")
         problem: Any = super().resolve(kinds)
         named = tuple(problem.named(each) for each in networks)
-        mix, temperature = (
-            each if isinstance(each, (int, float)) else tuple(each) for each in (self.mix, self.temperature)
-        )
+        mix, temperature = real_numbers("mix", self.mix), real_numbers("temperature", self.temperature)
         if isinstance(temperature, tuple) and len(temperature) != len(named):
             raise ValueError(f"temperature is {temperature}; expected one number, or {len(named)} of them")
         shape = shape_of(named[-1])
@@ -85,7 +84,7 @@ class ChainProblem(Problem):
         return super().image_size if isinstance(shape, int) else shape.image_size
 
     def named(self, network: int | str) -> int | str:
-        """The shipped network of a depth, where there is one; a name as it is."""
+        """The name of the shipped network of a depth, if there is one; anything else unchanged."""
         if not isinstance(network, int) or self.weights != "auto":
             return network
         entry = catalogue.find_auto(network, self.dataset, self.shortcut)
@@ -122,6 +121,18 @@ class ChainProblem(Problem):
         return ChainMDP(net, *self.payment)
 
 
+def real_numbers(name: str, given: Any) -> Any:
+    """A number as it is, or several as a tuple.
+
+    Raises:
+        ValueError: anything else.
+    """
+    values = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(each, Real) for each in values):
+        raise ValueError(f"{name} is {given!r}; expected a number, or a list of numbers")
+    return given if isinstance(given, Real) else values
+
+
 def shape_of(network: int | str) -> int | ModelName:
     """Depth of a ResNet by its name, or the name of a model of another library.
 
@@ -133,5 +144,5 @@ def shape_of(network: int | str) -> int | ModelName:
     header = catalogue.find(network) or read_weights(network).header
     found = ModelName.of(header) or header.get("depth")
     if found is None:
-        raise WeightsError(f"{network} does not say its depth; give weights that open_weights can open")
+        raise WeightsError(f"{network} does not state its depth; give weights that open_weights can open")
     return found

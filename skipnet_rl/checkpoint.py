@@ -1,7 +1,7 @@
-"""Checkpoints as safetensors + JSON: no pickle, whole or not at all, exact.
+"""Checkpoints as safetensors + JSON: no pickle, written atomically, exact.
 
 A checkpoint is a folder with `state.safetensors` (every tensor) and `state.json` (everything else).
-It is written beside its place, synced and renamed, so an interrupted write leaves the previous one.
+It is written next to its destination, synced and renamed, so an interrupted write leaves the previous one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint folder, or the one before it where a write was interrupted in between.
+    """Read a checkpoint folder, or the previous one if a write was interrupted.
 
     Raises:
         WeightsError: there is none, or its files cannot be read.
@@ -63,7 +63,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 
 
 def write_json(path: Path, value: Any, *, new: bool = False) -> None:
-    """Write JSON whole or not at all; a NaN or an infinity, for which JSON has no word, as null.
+    """Write JSON atomically; NaN and infinities, which JSON lacks, become null.
 
     Args:
         path: the file.
@@ -77,7 +77,7 @@ def write_json(path: Path, value: Any, *, new: bool = False) -> None:
 
 
 def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
-    """Write a module's weights in half precision as one safetensors file, whole or not at all.
+    """Write a module's weights in half precision as one safetensors file, atomically.
 
     `about` goes into the header as one JSON string: with several keys the order of the header, and so
     the bytes of the file, would change from run to run.
@@ -100,10 +100,11 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
     Args:
         path: the file.
         module: what to fill; float16 tensors become its dtype.
-        prefix: take the file's tensors under this prefix alone (`"net."` of a gated network).
+        prefix: take only the file's tensors under this prefix (`"net."` of a gated network).
 
     Raises:
-        WeightsError: the file is missing or damaged, or does not fit: the first layer, both shapes.
+        WeightsError: the file is missing or damaged, or does not fit; the message names the first layer that
+            does not, and both shapes.
     """
     stored = read_tensors(path)
     if any(name.startswith(prefix) for name in stored):
@@ -112,10 +113,10 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files that hold some weights: all n of `name-00001-of-0000n.safetensors`, else the path alone.
+    """The files that hold some weights: all n of `name-00001-of-0000n.safetensors`, else the path itself.
 
     Raises:
-        WeightsError: it is a later part.
+        WeightsError: the path is that of a later part.
     """
     part = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.safetensors", path.name)
     if part is None or not int(part[3]):
@@ -132,7 +133,7 @@ def part_name(name: str, number: int, count: int) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file by name, of a first part also those of the others.
+    """Every tensor of a safetensors file by name; for the first of several parts, those of all parts.
 
     Raises:
         WeightsError: a file is missing or damaged.
@@ -141,7 +142,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What `save_weights` wrote about a file; {} where it wrote nothing.
+    """The header that `save_weights` wrote; {} if there is none.
 
     Raises:
         WeightsError: a file is missing or damaged.
@@ -150,7 +151,7 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def _merged(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The entries that are read from a file, of a first part also those of the others."""
+    """The entries that `read` finds in a file; for the first of several parts, those of all parts."""
     found: dict[str, Any] = {}
     for part in parts_of(path):
         if not part.is_file():
@@ -164,21 +165,21 @@ def _merged(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any
 
 
 def _stated(path: Path) -> dict[str, Any]:
-    """What one file says of itself."""
+    """The header of one file."""
     with safe_open(path, "pt") as file:
         stated = json.loads((file.metadata() or {}).get("about", "{}"))
     if not isinstance(stated, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return stated
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Load tensors into a module that they fit exactly.
 
-    A missing count of batches is no misfit: nothing here reads it, and files from elsewhere lack it.
+    A missing count of batches is accepted: nothing here reads it, and other projects' files lack it.
 
     Raises:
-        WeightsError: they do not fit; it names `source`, the first layer and both shapes.
+        WeightsError: they do not fit; the message names `source`, the first layer and both shapes.
     """
     expected = module.state_dict()
     for name, value in expected.items():

@@ -1,7 +1,7 @@
 """Blocks compiled by PyTorch for training.
 
 Each kind of block is compiled once, for batches of any size ("regional compilation" in PyTorch's guides): a
-ResNet-110 has 54 blocks of five kinds. What executes differs between images, so a whole network cannot be
+ResNet-110 has 54 blocks of five kinds. Which blocks run differs between images, so a whole network cannot be
 compiled in HRL.
 """
 
@@ -42,17 +42,17 @@ def compile_blocks(
     """Let blocks run compiled code wherever gradients are recorded.
 
     Anything else (evaluation, batch norm statistics, export, copies for inference) runs as before, and so
-    does a batch of one image. Names of parameters stay, a deep copy is compiled, too, and an unpickled one is
-    not. Results differ by rounding; layers that draw random numbers draw others.
+    does a batch of one image. Names of parameters do not change. A deep copy is compiled, too; an unpickled
+    one is not. Results differ by rounding; layers that draw random numbers draw different ones.
 
-    First a step of a copy compiles every kind, so that what is missing is missed at once. PyTorch compiles a
-    kind again where another batch size or order in memory needs other code.
+    First, one step on a copy compiles every kind, so that a missing compiler is noticed at once.
+    PyTorch compiles a kind again if another batch size or memory layout needs other code.
 
     Args:
         net: a network, or a chain of them, on its device.
-        batch_size: images of that step, best those of a training step.
-        precision: of the convolutions in training, `"bf16"` or `"fp32"`.
-        training: whether batch norms are in training mode then.
+        batch_size: number of images in that step, best that of the training to come.
+        precision: precision of the convolutions in training, `"bf16"` or `"fp32"`.
+        training: whether batch norms are in training mode in that step.
         backend: see `torch.compile`.
 
     Returns:
@@ -67,7 +67,7 @@ def compile_blocks(
     images = torch.zeros(max(batch_size, 2), 3, size, size, device=device).contiguous(
         memory_format=torch.channels_last
     )
-    drawn = [device] if device.type == "cuda" else []  # whose random numbers stay where they are
+    drawn = [device] if device.type == "cuda" else []  # its random state is restored
     kinds: Kinds = {}
     tried = copy.deepcopy(net).train(training)
     try:
@@ -77,7 +77,7 @@ def compile_blocks(
                 _take(network, images)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever the parts of torch.compile and the compilers behind it raise
+    except Exception as error:  # torch.compile and the compilers behind it may raise anything
         raise CompilationError(_why(error, str(net.name), device)) from error
     _bind(net, kinds, backend)
     return len({kind for kind, _ in kinds})
@@ -89,14 +89,14 @@ def _networks(net: nn.Module) -> list[Network]:
 
 
 def _take(network: Network, images: Tensor) -> None:
-    """Forward and backward passes with every block, as the network runs them and as an episode does."""
+    """Run forward and backward passes through every block, as the network does and as an episode does."""
     network(images).sum().backward()
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     rollout(RoutingMDP(network), AlwaysExecute(), images, labels).loss.sum().backward()
 
 
 def _bind(net: nn.Module, kinds: Kinds, backend: str | Callable[..., Any]) -> None:
-    """Replace the methods that compute, for each block on its own; a kind that is not known yet is added."""
+    """Replace the methods of each block that compute; a kind that is not known yet is added to `kinds`."""
     for network in _networks(net):
         for block in network.blocks:
             for name in block.computing:
@@ -108,15 +108,15 @@ def _bind(net: nn.Module, kinds: Kinds, backend: str | Callable[..., Any]) -> No
 
 def _compiled(method: Any, number: int, backend: str | Callable[..., Any]) -> Callable[..., Tensor]:
     """A method of a class of blocks, compiled where gradients are recorded."""
-    # PyTorch counts the compilations of a code object, and gives up at eight: each kind has a code of its own
+    # PyTorch gives up after eight compilations of a code object, so each kind has its own
     code = method.__code__.replace(co_name=f"{method.__name__}_{number}")
     own = FunctionType(code, method.__globals__, code.co_name, method.__defaults__, method.__closure__)
-    # a kind knows all sizes but that of the batch
+    # within a kind only the batch size varies
     compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
 
     @wraps(method)
     def run(block: Any, *inputs: Tensor) -> Tensor:
-        """What the method returns."""
+        """Run the compiled method, or the method itself where it must not be compiled."""
         if not torch.is_grad_enabled() or len(inputs[0]) < 2 or torch.compiler.is_compiling():
             return method(block, *inputs)
         for each in inputs:

@@ -1,4 +1,4 @@
-"""What a chain's decisions are compared with: its routes at random, and one route for all images."""
+"""Controls for a chain's decisions: its routes dealt out at random, and one route for all images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Routes(NamedTuple):
     compute_flops: Tensor
 
     def dealt_out(self, taken: Tensor) -> Tensor:
-        """The chance that each image [M] is right where the routes taken [M, N] go to images at random."""
+        """The chance that each image [M] is right if the routes taken [M, N] are dealt out at random."""
         same = (taken[None] == self.routes[:, None]).all(dim=2)  # [R, M]
         return same.double().mean(dim=1) @ self.correct.double()
 
     def fixed(self, compute_flops: float) -> Tensor:
-        """The routes that cost no more on average, for all images alike: numbers of rows of `routes`."""
+        """Row numbers of the routes that cost no more than `compute_flops` on average over all images."""
         return (self.compute_flops.mean(dim=1) <= compute_flops).nonzero().squeeze(1)
 
 

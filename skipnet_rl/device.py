@@ -15,7 +15,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
-    """The device called `name`; `"auto"`, or None, takes a GPU where there is one.
+    """The device called `name`; `"auto"`, or None, takes a GPU if there is one.
 
     Choosing a GPU disables TensorFloat-32 for convolutions, PyTorch's default there, which keeps 10 of the 23
     bits of the mantissa of float32.
@@ -76,6 +76,6 @@ def autocast(precision: str, device: torch.device | str) -> AbstractContextManag
     if precision not in ("bf16", "fp32"):
         raise unknown_name("resolved precision", precision, ("bf16", "fp32"))
     kind = torch.device(device).type
-    if kind == "meta":  # shapes alone, see skipnet_rl.flops
+    if kind == "meta":  # only shapes, see skipnet_rl.flops
         return nullcontext()
     return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16")

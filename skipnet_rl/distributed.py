@@ -43,7 +43,7 @@ def leads() -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Join the processes that `torchrun` started, each with a GPU of its own where there are GPUs.
+    """Join the processes that `torchrun` started, each with its own GPU if there are GPUs.
 
     Without `torchrun`, or with one process, nothing happens.
     """
@@ -78,7 +78,7 @@ def share(values: Tensor) -> Tensor:
 def shared_generator(
     seed: int, step: int, device: torch.device | str, stream: Stream = Stream.AUGMENTATION
 ) -> torch.Generator:
-    """`randomness.step_generator`, whose numbers of the whole batch are dealt out to the processes."""
+    """`randomness.step_generator` for this process: its share of the whole batch's numbers."""
     return step_generator(seed, step, device, stream, (rank(), processes()))
 
 
@@ -86,8 +86,8 @@ def shared_generator(
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its mean over the processes.
 
-    A parameter without a gradient in some of them, as of a block that no image there executed, counts as zero
-    there. Without one in all of them it stays without, so that optimizers leave it alone.
+    A process without a gradient for a parameter, since none of its images executed the block, counts as zero.
+    A parameter that has no gradient in any process keeps none, so that optimizers leave it alone.
     """
     if processes() == 1:
         return
@@ -105,7 +105,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def follow(state: Any) -> None:
-    """Overwrite the tensors of a state_dict, nested, by the leader's."""
+    """Overwrite the tensors of a nested state_dict with the leader's."""
     if processes() == 1:
         return
     for tensor in _tensors(state):
@@ -113,14 +113,14 @@ def follow(state: Any) -> None:
 
 
 def from_leader(function: Callable[[], ResultT]) -> ResultT:
-    """Call a function in the leader alone; returns its result, or raises its exception, in every process."""
+    """Call a function in the leader only; return its result, or raise its exception, in every process."""
     if processes() == 1:
         return function()
     found: list[Any] = [None, None]
     if leads():
         try:
             found[0] = function()
-        except Exception as error:  # the others would wait for ever
+        except Exception as error:  # the others would wait forever
             found[1] = error
     dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
     if found[1] is not None:

@@ -38,7 +38,7 @@ def one_line(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class where it has none.
+    """The first line of an error's message, or the name of its class if it has none.
 
     >>> first_line(ValueError("no size\\nin detail")), first_line(AssertionError())
     ('no size', 'AssertionError')
@@ -47,7 +47,7 @@ def first_line(error: BaseException) -> str:
 
 
 def in_short(value: object) -> str:
-    """A value that was given for another kind of thing: text as it is, anything else by its class.
+    """Describe a value of the wrong type: text as it is, anything else by its class.
 
     >>> in_short("resnet18"), in_short([1, 2])
     ("'resnet18'", 'a list')

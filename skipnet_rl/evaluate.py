@@ -33,7 +33,7 @@ class Record(NamedTuple):
     correct: NDArray[np.bool_]
 
 
-SMALL = 64  # pixels of a side: of larger images a GPU's memory takes no larger batches
+SMALL = 64  # side in pixels; batches of larger images are kept small for a GPU's memory
 # raised by NumPy and zipfile for damaged files
 DAMAGE = (KeyError, TypeError, OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -50,7 +50,7 @@ class Evaluation:
         loss: [M] cross-entropy.
         returns: [M] episode returns.
         compute_flops: [M] FLOPs relative to the plain network, gates included.
-        policy_flops: the gates' part of it, the same for every image.
+        policy_flops: the gates' part of `compute_flops`, the same for every image.
     """
 
     routes: Tensor
@@ -176,7 +176,7 @@ def usual_batch_size(device: torch.device, image_size: int) -> int:
 
 
 def most_frequent(routes: Tensor) -> Tensor:
-    """The most frequent [N] of the routes [M, N]; among several the smallest as a binary number."""
+    """The most frequent of the routes [M, N], as [N]; of several the smallest as a binary number."""
     each, counts = routes.unique(dim=0, return_counts=True)
     return each[counts.argmax()]
 
@@ -195,11 +195,11 @@ def save_evaluations(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def load_records(path: Path) -> dict[str, Record]:
-    """Read the file of `save_evaluations`, by the name of the policy.
+    """Read a file of `save_evaluations`: the records by the policies' names.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged or has other content.
+        ValueError: the file is damaged or holds something else.
     """
     try:
         stored = np.load(path, allow_pickle=False)

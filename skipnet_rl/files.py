@@ -17,13 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PAUSES = (0.01, 0.04, 0.16, 0.64)  # seconds between attempts to move a file that another program has open
-NO_SYNC = {
-    errno.EBADF,
-    errno.EINVAL,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTSUP,
-}  # file systems that cannot sync a folder
+# raised by file systems that cannot sync a folder
+NO_SYNC = {errno.EBADF, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP}
 NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # on Windows, and "/" everywhere
 
 

@@ -49,7 +49,7 @@ def fold_batchnorm(module: ModuleT) -> ModuleT:
 
 
 def _in_order(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of each convolution and the batch norm right behind it, as layers of this project stand."""
+    """Names of each convolution and the batch norm right behind it, the order in this project's blocks."""
     pairs = []
     for path, parent in module.named_modules():
         children = [(f"{path}.{name}".lstrip("."), child) for name, child in parent.named_children()]

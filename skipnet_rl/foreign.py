@@ -1,7 +1,7 @@
-"""The names that other projects give to the layers of a ResNet, as those of here.
+"""Translate the names that other projects give to the layers of a ResNet into this project's.
 
-Here all blocks are one list: `stem.0`, `blocks.7.conv1`, `blocks.7.shortcut.0`, `fc`. Elsewhere they stand in
-stages, under a prefix that says how the network was wrapped. Read are the names of
+Here all blocks are in one list: `stem.0`, `blocks.7.conv1`, `blocks.7.shortcut.0`, `fc`. Other projects group
+them in stages, often under a prefix that a wrapper added. The names of these are known:
 
 - torchvision, timm and most CIFAR repositories (akamaster, kuangliu, chenyaofo, bearpaw): `layer2.0.conv1`,
   with `downsample` or `shortcut`, and `fc`, `linear`, `classifier` or `head.fc`;
@@ -25,7 +25,7 @@ from skipnet_rl.blocks import Block, Bottleneck
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.resnet import Architecture, ResNet
 
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # may stand anywhere
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # anywhere in a name
 BLOCKDROP = re.compile(r"blocks\.(\d)\.(\d+)\.(.+)")
 BLOCKS = (  # stage, position in it, layer; and the number of the first stage
     (re.compile(r"layer(\d)\.(\d+)\.(.+)"), 1),
@@ -60,7 +60,7 @@ INSIDE = (  # layers of a block
 
 
 class Place(NamedTuple):
-    """Where a layer belongs: to a block of a stage, to a block numbered as here (-1), or to none (None)."""
+    """The place of a layer: in a block of a stage, in a block numbered as here (-1), or in none (None)."""
 
     stage: int | None
     position: int
@@ -68,12 +68,12 @@ class Place(NamedTuple):
 
 
 class Backbone(NamedTuple):
-    """What a state_dict has to offer.
+    """The ResNet in a state_dict.
 
     Attributes:
-        tensors: by the names of here; what is part of the network but has no place in it, by its own.
-        left_out: names of what is not part of it.
-        own: whether the names were those of here.
+        tensors: by this project's names; tensors of the network whose names are unknown keep them.
+        left_out: names of the tensors that are not part of the network.
+        own: whether the names were already this project's.
     """
 
     tensors: dict[str, Tensor]
@@ -82,7 +82,7 @@ class Backbone(NamedTuple):
 
 
 def place_of(name: str) -> Place | None:
-    """Where the layer of that name belongs, or None where nobody calls a layer so."""
+    """The place of the layer of that name; None if no known project uses the name."""
     for pattern, first in BLOCKS:
         if (found := pattern.fullmatch(name)) and int(found[1]) >= first:
             return Place(int(found[1]) - first, int(found[2]), _inside(found[3]))
@@ -98,11 +98,11 @@ def place_of(name: str) -> Place | None:
 
 
 def find_backbone(state: Mapping[str, Tensor], source: str) -> Backbone:
-    """The ResNet in a state_dict, under whichever prefix.
+    """Find the ResNet in a state_dict, under any prefix.
 
     Raises:
-        WeightsError: there is none, or there are several, or two layers of one name that differ; it says
-            what `source` has.
+        WeightsError: there is none, there are several, or two layers of one name differ; the message
+            describes `source`.
     """
     found = {name: _places(name) for name in state}
     prefix = _prefix(found, source)
@@ -138,17 +138,17 @@ def has_blocks(state: Mapping[str, Tensor]) -> bool:
 
 
 def check_padding(state: Mapping[str, Tensor], net: ResNet, source: str) -> None:
-    """Refuse BlockDrop's shortcuts without weights for `"pad"` and `"pool"`: new channels stand elsewhere."""
+    """Refuse BlockDrop's shortcuts without weights: they add channels elsewhere than `"pad"` and `"pool"`."""
     theirs = any(BLOCKDROP.search(name) for name in state)
     if theirs and net.shortcut != "projection" and not any("ds." in name for name in state):
         raise WeightsError(
-            f"{source} does not fit: its shortcuts put new channels behind the old ones, those of here around"
-            " them, so that its logits would be others; expected shortcuts with weights"
+            f"{source} does not fit: its shortcuts put new channels behind the old ones, the shortcuts here "
+            "around them, which would change its logits; expected shortcuts with weights"
         )
 
 
 def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
-    """The architecture that tensors under the names of here belong to; None if they hold no block."""
+    """The architecture of tensors under this project's names; None if they hold no block."""
     widths: dict[int, int] = {}
     for name in sorted(tensors):
         if (found := re.fullmatch(r"blocks\.(\d+)\.conv\d\.weight", name)) and tensors[name].dim() == 4:
@@ -167,14 +167,14 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
 
 
 def describe(tensors: Mapping[str, Tensor]) -> str:
-    """A network in words, by its tensors under the names of here."""
+    """Describe a network in words, from its tensors under this project's names."""
     plan = architecture_of(tensors)
     stages = plan.blocks if plan else ()
     kind = f"residual network with stages of {', '.join(map(str, stages))} blocks"
     try:
         if plan and Architecture.of_depth(plan.depth).blocks == plan.blocks:
             kind = f"ResNet-{plan.depth}"
-    except ValueError:  # no depth of here
+    except ValueError:  # not a depth of this project
         pass
     classes = (
         f" of {len(tensors['fc.weight'])} classes" if "fc.weight" in tensors else " without a classifier"
@@ -184,7 +184,7 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
 
 
 def contents(state: Mapping[str, Tensor], source: str) -> str:
-    """What a state_dict holds, in words: a ResNet, or else the names of its first tensors."""
+    """Describe what a state_dict holds: a ResNet, or else the names of its first tensors."""
     try:
         found = find_backbone(state, source).tensors
         if architecture_of(found) is not None:
@@ -195,7 +195,7 @@ def contents(state: Mapping[str, Tensor], source: str) -> str:
 
 
 def _places(name: str) -> tuple[str, Place | None]:
-    """The shortest prefix after which the name is a layer's, and that layer's place."""
+    """Split off the shortest prefix that leaves a layer's name; return it and the layer's place."""
     parts = _unwrapped(name).split(".")
     for start in range(len(parts)):
         if place := place_of(".".join(parts[start:])):
@@ -208,7 +208,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _prefix(found: Mapping[str, tuple[str, Place | None]], source: str) -> str:
-    """What stands before most layers of blocks."""
+    """The prefix that most layers of blocks have."""
     votes = Counter(prefix for prefix, place in found.values() if place and place.stage is not None)
     most = [prefix for prefix, count in votes.items() if count == max(votes.values(), default=0)]
     averages = [prefix for prefix in most if re.search(r"ema|averag", prefix)]
@@ -228,7 +228,7 @@ def _by_names_of_here(placed: Mapping[str, Place]) -> dict[str, str]:
     for place in placed.values():
         if place.stage is not None and place.stage >= 0:
             counts[place.stage] = max(counts[place.stage], place.position + 1)
-    first = [*accumulate(counts, initial=0), 0]  # the last for stage -1, whose blocks are numbered through
+    first = [*accumulate(counts, initial=0), 0]  # the last for stage -1, whose blocks are numbered throughout
     return {
         name: place.layer
         if place.stage is None

@@ -184,7 +184,7 @@ def maps_of(net: Network, gate: str) -> list[tuple[int, ...]]:
     """Shape (C, H, W) of the input of each decision.
 
     Raises:
-        ValueError: a block takes something else than maps of at least 2×2 places.
+        ValueError: a block whose input is not a map of at least 2×2 places.
     """
     for number, (block, shape) in enumerate(zip(net.blocks, net.input_shapes(), strict=True)):
         if number and (block.layout is not MAPS or min(shape[1:]) < 2):

@@ -22,8 +22,8 @@ def grow(small: ResNet, net: ResNet) -> None:
     them keep their random convolutions, from which they learn, and begin as their shortcuts.
 
     Args:
-        small: what to take the weights from.
-        net: what to fill, new.
+        small: the network to take the weights from.
+        net: the new network to fill.
 
     Raises:
         ValueError: they differ in more than the number of blocks, or a stage would lose some.

@@ -3,12 +3,12 @@
 Figurnov, Collins, Zhu, Zhang, Huang, Vetrov, Salakhutdinov, "Spatially Adaptive Computation Time for
 Residual Networks", CVPR 2017 (arXiv 1612.02297), section 3.1, after Graves 2016 (arXiv 1603.08983). Each unit
 of a stage but the last gives a halting score. An image halts at the unit where their sum reaches 1 - ε; the
-weight of that unit is the remainder, what the earlier ones leave to one. A stage's output is the mean of its
+weight of that unit is the remainder, what the earlier scores leave of 1. A stage's output is the mean of its
 units' outputs, weighted by their scores and the remainder; its ponder cost is the number of units plus the
 remainder.
 
-In training that mean goes on to the next stage, see `pondered`. As a policy `HaltingGate` skips the blocks
-after the unit at which an image halts, and that unit's output goes on alone.
+In training the next stage gets that mean, see `pondered`. As a policy, `HaltingGate` skips the blocks after
+the unit at which an image halts, and the next stage gets that unit's output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from skipnet_rl.network import Network
 from skipnet_rl.rollout import Trajectory
 
 EPSILON = 0.01  # so that an image can halt at the first unit (Graves 2016, section 2.2)
-INITIAL_BIAS = -3.0  # of a score, as its authors have it: in stages of up to 21 units all run at first
+INITIAL_BIAS = -3.0  # of a score, the authors' value: at first all units run in stages of up to 21
 
 
 class Halting(NamedTuple):
@@ -63,7 +63,7 @@ class Halting(NamedTuple):
 
 
 def margin(before: Tensor) -> Tensor:
-    """What a sum of scores lacks to 1 - ε: positive where an image goes on to the next unit."""
+    """1 - ε minus a sum of scores: positive where an image goes on to the next unit."""
     return 1 - EPSILON - before
 
 
@@ -77,8 +77,8 @@ def halting(before: Tensor) -> Halting:
 class HaltingGate(Gate):
     """ACT as a policy: pooled output of a unit → linear → score; its memory is the sum in the stage so far.
 
-    A stage's first block always runs, and its last unit needs no score. In place of log-odds it gives what
-    the sum lacks to 1 - ε; the sign decides.
+    A stage's first block always runs, and its last unit needs no score. In place of log-odds it returns 1 - ε
+    minus the sum; the sign decides.
 
     Args:
         net: the backbone to gate.
@@ -91,8 +91,8 @@ class HaltingGate(Gate):
         super().__init__()
         if any(block.prefix is not None for block in net.blocks):
             raise ValueError(
-                f"{net.name} has layers between its blocks that always run; halting needs stages of blocks "
-                "alone, such as a ResNet's or a ViT's"
+                f"{net.name} has layers between its blocks that always run; halting needs stages that have "
+                "only blocks, such as a ResNet's or a ViT's"
             )
         self.begins = [before != stage for before, stage in pairwise(net.stages)]
         if all(self.begins):
@@ -100,7 +100,7 @@ class HaltingGate(Gate):
                 f"every stage of this {net.name} has one block, which always runs; expected a deeper network"
             )
         widths = [block.in_features for block in net.blocks[1:]]
-        self.numbers = [t - sum(self.begins[:t]) for t in range(len(widths))]  # of the scores
+        self.numbers = [t - sum(self.begins[:t]) for t in range(len(widths))]  # of each decision's score
         self.scores = module_list(
             nn.Linear(width, 1) for width, begins in zip(widths, self.begins, strict=True) if not begins
         )
@@ -109,7 +109,7 @@ class HaltingGate(Gate):
             nn.init.constant_(score.bias, INITIAL_BIAS)
 
     def forward(self, mdp: RoutingMDP, state: State, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the sum of scores lacks to 1 - ε [B], +∞ at a stage's first block, and the sum [B]."""
+        """1 - ε minus the sum of scores [B], +∞ at a stage's first block, and the sum [B]."""
         if self.begins[state.t]:
             zeros = state.x.new_zeros(state.x.shape[0], dtype=self.scores[0].weight.dtype)
             return zeros + torch.inf, zeros

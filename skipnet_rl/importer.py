@@ -26,7 +26,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a network in a file written by `torch.save`, without running any code in it.
 
     Args:
-        path: a state_dict, or dicts around it, see `unwrap`.
+        path: a file with a state_dict, or with dicts around one, see `unwrap`.
 
     Raises:
         WeightsError: the file cannot be read that way, or holds something else.
@@ -34,16 +34,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged bytes the unpickler raises whatever it stumbles over
+    except Exception as error:  # on damaged bytes the unpickler may raise anything
         raise WeightsError(f"{path} is not a readable file of weights: {_reason(error)}") from error
     return unwrap(content, str(path))
 
 
 def unwrap(content: Any, source: str) -> dict[str, Tensor]:
-    """The state_dict of a network in what a training script saved: alone, or in dicts beside other things.
+    """Find a network's state_dict in what a training script saved: alone, or in dicts beside other things.
 
     Raises:
-        WeightsError: there is none; it says what `source` has.
+        WeightsError: there is none; the message describes `source`.
     """
     found = list(_state_dicts(content, (), NESTED))
     found = [entry for entry in found if has_blocks(entry[1])] or found
@@ -75,7 +75,7 @@ def _rank(keys: tuple[str, ...]) -> tuple[bool, list[int]]:
 
 
 def _harmless() -> list[Any]:
-    """What checkpoints hold beside tensors and can be read without harm: flags and NumPy's numbers."""
+    """Harmless classes that checkpoints hold beside tensors: flags and NumPy's numbers."""
     number = np.float64(0)
     scalar = number.__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in "?bhilBHILefd"}
@@ -83,17 +83,17 @@ def _harmless() -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file could not be read, and what to do where its content is at fault."""
+    """Why a file could not be read, and what to do if its content is at fault."""
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return (
-            f"it holds a {found[1]}, which could run code when it is read; expected tensors alone, as "
+            f"it holds a {found[1]}, which could run code when it is read; expected only tensors, as "
             "torch.save(network.state_dict(), path) writes them"
         )
     return first_line(error)
 
 
 def torchvision_weights(depth: int) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights (IMAGENET1K_V1), downloaded where they are not cached.
+    """torchvision's ImageNet weights (IMAGENET1K_V1), downloaded if they are not cached.
 
     Raises:
         WeightsError: there are none of this depth, or they cannot be fetched.
@@ -106,4 +106,6 @@ def torchvision_weights(depth: int) -> dict[str, Tensor]:
     try:
         return get_model(f"resnet{depth}", weights="IMAGENET1K_V1").state_dict()
     except (OSError, RuntimeError) as error:
-        raise WeightsError(f"torchvision's weights for ResNet-{depth} did not come: {error}") from error
+        raise WeightsError(
+            f"torchvision's weights for ResNet-{depth} could not be fetched: {error}"
+        ) from error

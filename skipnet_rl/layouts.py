@@ -1,4 +1,4 @@
-"""Where the channels of a feature stand in its dimensions, and what follows from that.
+"""Layouts of features: which dimension holds the channels, how to pool them, how to gather rows.
 
 A feature is a map [B, C, H, W], a map with the channels last [B, H, W, C], or tokens [B, T, D]. Each layout
 knows the pooled feature that gates and observations see, and how to bring the channels to the end, where
@@ -26,7 +26,7 @@ class Layout(ABC):
 
     @abstractmethod
     def width(self, shape: Sequence[int]) -> int:
-        """Width of the pooled feature of a feature of that shape."""
+        """Width of the pooled feature, for a feature of that shape."""
 
     def inward(self, x: Tensor) -> Tensor:
         """A view with the channels at the end."""
@@ -75,10 +75,10 @@ class ChannelsLast(Layout):
 
 
 class Tokens(Layout):
-    """Tokens [B, T, D], of which the first `leading` stand for no place of the image.
+    """Tokens [B, T, D]; the first `leading` of them belong to no place in the image.
 
-    The pooled feature is the mean over the places, D; where there is a class token it stands beside the mean,
-    2 D: what has been gathered of the class so far, and what the image still shows.
+    The pooled feature is the mean over the places, of width D. A class token is put before that mean, which
+    makes 2 D: what has been gathered about the class so far, and what the image still shows.
 
     Args:
         leading: number of tokens before those of the image: the class token, then others, such as those of a
@@ -93,7 +93,7 @@ class Tokens(Layout):
         self.leading, self.class_token = leading, class_token
 
     def pool(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Class token, where there is one, and mean over the places: [B, T, D] → [B, 2 D] or [B, D]."""
+        """Class token, if there is one, and mean over the places: [B, T, D] → [B, 2 D] or [B, D]."""
         mean = x[:, self.leading :].sum(dim=1).to(dtype) / (x.shape[1] - self.leading)
         return torch.cat([x[:, 0].to(dtype), mean], dim=1) if self.class_token else mean
 
@@ -117,17 +117,17 @@ def pool(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def take(x: Tensor, index: Tensor, layout: Layout = MAPS) -> Tensor:
-    """Rows `index` of x [B, …]; of maps in channels-last memory, where `x[index]` would leave it."""
+    """Rows `index` of x [B, …]; maps stay in channels-last memory, which `x[index]` would leave."""
     return layout.outward(layout.inward(x).index_select(0, index))
 
 
 def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool, layout: Layout = MAPS) -> Tensor:
-    """x [B, …], or a copy of it, with `rows` at `index`; of maps in channels-last memory."""
+    """Write `rows` at `index` into x [B, …] or into a copy; maps stay in channels-last memory."""
     x, rows = layout.inward(x), layout.inward(rows)
     if not inplace:
         return layout.outward(x.index_copy(0, index, rows))
     if not (x.requires_grad or rows.requires_grad) and (_in_words(x) and _in_words(rows)):
-        # the same bytes as 64-bit integers: on a CPU copying costs by the number of elements
+        # the same bytes as 64-bit integers: on a CPU the cost of copying is per element
         x.view(torch.int64).index_copy_(0, index, rows.view(torch.int64))
     else:
         x.index_copy_(0, index, rows)
@@ -135,7 +135,7 @@ def put(x: Tensor, index: Tensor, rows: Tensor, inplace: bool, layout: Layout = 
 
 
 def share_memory(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors lie in the same memory, as a tensor and a view of it do."""
+    """Whether two tensors share their memory, as a tensor and a view of it do."""
     return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 

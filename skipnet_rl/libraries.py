@@ -1,4 +1,4 @@
-"""What torchvision and timm have: their models by name, and what they state of them."""
+"""The models of torchvision and timm by name, and what these libraries state about them."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ SIZED = {
 
 
 def parted(model: str) -> tuple[str, str]:
-    """Library and name.
+    """Split the name of a model into library and name.
 
     Raises:
-        ValueError: no known library.
+        ValueError: an unknown library, or no name.
     """
     library, _, name = str(model).partition("/")
     if library not in LIBRARIES or not name:
         raise ValueError(
-            f"model is {model!r}; expected a library and a name, as torchvision/convnext_tiny or "
+            f"model is {model!r}; expected a library and a name, such as torchvision/convnext_tiny or "
             "timm/deit_tiny_patch16_224"
         )
     return library, name
 
 
 def check_model(model: str) -> None:
-    """Raise a ValueError unless a library has a model of that name, as `"torchvision/convnext_tiny"`."""
+    """Raise a ValueError unless a library has a model of that name, such as `"torchvision/convnext_tiny"`."""
     model_builder(*parted(model))
 
 
@@ -68,7 +68,7 @@ def model_builder(library: str, name: str) -> Any:
 
 
 def weights_of(name: str, weights: str) -> Any:
-    """torchvision's entry of its weights for a model.
+    """torchvision's entry for the weights of a model.
 
     Raises:
         WeightsError: it has none of that name.
@@ -78,11 +78,9 @@ def weights_of(name: str, weights: str) -> Any:
     try:
         return models.get_model_weights(name)[weights]
     except (KeyError, ValueError) as error:
-        why = (
-            "it has those of functions, such as vit_b_16, and none of a class" if is_class else "it has none"
-        )
+        why = ": only functions, such as vit_b_16, have weights, and this is a class" if is_class else ""
         raise WeightsError(
-            f"torchvision has no weights {weights!r} of {name}: {why}; expected the path of a file, or None"
+            f"torchvision has no weights {weights!r} of {name}{why}; expected the path of a file, or None"
         ) from error
 
 
@@ -96,7 +94,7 @@ def _timm() -> Any:
 
 
 def _unknown(library: str, name: str, known: Sequence[str]) -> ValueError:
-    """An error with the nearest of a library's many names."""
+    """An error that lists the nearest of a library's many names."""
     near = difflib.get_close_matches(name, known, n=LISTED, cutoff=0.5)
     if not near:
         return ValueError(
@@ -107,7 +105,7 @@ def _unknown(library: str, name: str, known: Sequence[str]) -> ValueError:
 
 
 def timm_config(name: str) -> Mapping[str, Any]:
-    """What timm states of a model: input size, mean and std of the images.
+    """What timm states about a model: input size, mean and std of the images.
 
     Raises:
         ValueError: no such model, with the nearest names, or timm is not installed.
@@ -119,14 +117,14 @@ def timm_config(name: str) -> Mapping[str, Any]:
 
 
 def size_argument(library: str, name: str) -> str | None:
-    """The argument that a model takes the size of images in; None where it takes any size."""
+    """The argument in which a model takes the size of images; None if it takes any size."""
     if library == "timm":
         return "img_size"
     return next((argument for start, argument in SIZED.items() if name.startswith(start)), None)
 
 
 def prepared(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as their JSON means them: the stages of a ConvNeXt become torchvision's objects."""
+    """Convert JSON arguments to what the library expects: a ConvNeXt's stages become its objects."""
     made = dict(arguments)
     if name == "ConvNeXt" and "block_setting" in made:
         config = import_module("torchvision.models.convnext").CNBlockConfig

@@ -1,4 +1,4 @@
-"""One network of a chain: what it answers to images, and what that costs."""
+"""One network of a chain: its answers to images, and what they cost."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Member(nn.Module):
 
     Args:
         net: the network.
-        policy: greedy within the chain (default: every block).
+        policy: its policy, played greedily (default: execute every block).
         name: for tables and pictures (default: the network's, and whether it has gates).
-        temperature: what the logits are divided by (Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern
-            Neural Networks", ICML 2017). The class of an answer stays the same, and what it is worth to
-            correct it does not depend on how overconfident a network is.
+        temperature: divisor of the logits (Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural
+            Networks", ICML 2017). It keeps the predicted class, and makes the gain from correcting an answer
+            independent of how overconfident a network is.
 
     Raises:
         ValueError: a temperature that is not a positive number.
@@ -71,7 +71,7 @@ class Member(nn.Module):
 
     @property
     def macs(self) -> int:
-        """MACs that the network costs at most: on its fixed route, or every block, and its gates."""
+        """The most MACs that an image can cost: of the fixed route or else every block, and of the gates."""
         blocks = self.whole_macs
         if isinstance(self.policy, FixedRoute):
             blocks = int(self.mdp.macs.of_routes(self.policy.route[None]).item())

@@ -1,4 +1,4 @@
-"""A model of torchvision or timm from strings, and the images that it is to classify."""
+"""Build a model of torchvision or timm from names, and the images that it is to classify."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skipnet_rl.problem import Problem
 from skipnet_rl.stored import header_of
 from skipnet_rl.weights import open_weights
 
-MODEL = "torchvision/resnet18"  # where neither the caller nor a file of weights names one
+MODEL = "torchvision/resnet18"  # if neither the caller nor a file of weights names one
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ModelProblem(Problem):
         image_size: side of the images, in pixels (default: the file's, else the model's).
         weights: path of a file, `"DEFAULT"` for the library's own weights, None or `"none"` (untrained);
             `"auto"` is untrained with a warning.
-        mean, std: see `Problem`; with `"DEFAULT"` those that its weights were trained with.
+        mean, std: see `Problem`; the default with `"DEFAULT"` weights is what they were trained with.
         num_classes: K (default: that of the data set).
     """
 
@@ -40,22 +40,23 @@ class ModelProblem(Problem):
     num_classes: int | None = None
 
     def resolve(self, kinds: Sequence[str] = ("plain",)) -> ModelProblem:
-        """The same with every default filled in, see `Problem`; `model_kwargs` as JSON.
+        """Return a copy with every default filled in, see `Problem`; `model_kwargs` becomes JSON.
 
         Raises:
-            ValueError: what `Problem.resolve` raises; arguments that are no JSON object; an unknown library;
-                a size or number of classes below 1; a shortcut, or `"torchvision"`, of the built-in ResNets.
+            ValueError: what `Problem.resolve` raises; arguments that are not a JSON object; an unknown
+                library; a size or number of classes below 1; a shortcut or `"torchvision"` weights, which
+                are for the built-in ResNets only.
         """
         if self.shortcut != "projection":
             raise ValueError(
-                f"shortcut is {self.shortcut!r}, which is of the built-in ResNets; other models "
+                f"shortcut is {self.shortcut!r}, which only the built-in ResNets take; other models "
                 "have their own: leave it out"
             )
         problem: Any = super().resolve(kinds)
         if problem.weights == "torchvision":
             raise ValueError(
-                f"weights is 'torchvision', which is of the built-in ResNets; {PRETRAINED!r} is for the "
-                "weights that a model's library has"
+                "weights is 'torchvision', which only the built-in ResNets take; for the weights of a "
+                f"model's library give {PRETRAINED!r}"
             )
         header = {} if problem.weights in (None, "none", "auto", PRETRAINED) else stated(problem.weights)
         model = self.model or header.get("model") or MODEL
@@ -79,7 +80,7 @@ class ModelProblem(Problem):
 
     @property
     def named(self) -> ModelName:
-        """What builds the model; only of a resolved problem."""
+        """The model as it is built; only for a resolved problem."""
         assert self.model is not None and self.image_size is not None, "resolve() comes first"
         return ModelName(self.model, parsed(self.model_kwargs or {}), self.image_size)
 
@@ -99,7 +100,7 @@ class ModelProblem(Problem):
 def load_named(
     weights: str | Path | None, named: ModelName, num_classes: int, new_classifier: bool = True
 ) -> Any:
-    """The network that weights of a named model stand for, on the CPU; see `ModelProblem`."""
+    """Load the network that weights of a named model stand for, on the CPU; see `ModelProblem`."""
     if weights == "auto":
         warnings.warn(f"no weights of {named.model} are shipped: the network is untrained", stacklevel=3)
     if weights in (None, "none", "auto"):
@@ -127,7 +128,7 @@ def parsed(given: Mapping[str, Any] | str) -> dict[str, Any]:
 
 
 def stated(weights: str | Path) -> dict[str, Any]:
-    """The header of a file; nothing where it cannot be read, which whoever opens it says."""
+    """The header of a file; {} if it cannot be read, which opening it will report."""
     try:
         return header_of(weights)
     except WeightsError:

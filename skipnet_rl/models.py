@@ -1,7 +1,7 @@
 """Models of torchvision and timm by name: `"torchvision/convnext_tiny"`, `"timm/deit_tiny_patch16_224"`.
 
-A name of torchvision is that of a function or of a class (`"torchvision/VisionTransformer"`), whose arguments
-then say everything. Arguments are JSON: ConvNeXt's stages are lists `[channels, channels after it, blocks]`.
+A torchvision name is that of a function, or of a class (`"torchvision/VisionTransformer"`) that takes all its
+sizes as arguments. Arguments are JSON: ConvNeXt's stages are lists `[channels, channels after it, blocks]`.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from skipnet_rl.libraries import (
 )
 
 PRETRAINED = "DEFAULT"  # weights that the library recommends, as torchvision calls them
-ELSEWHERE = {  # arguments of models that are no part of model_kwargs
-    "num_classes": "leave it out, and give the number of classes as num_classes: it is else the data set's",
-    "weights": f"leave it out, and give weights, as {PRETRAINED!r} or the path of a file",
-    "pretrained": f"leave it out, and give weights, as {PRETRAINED!r} or the path of a file",
+ELSEWHERE = {  # arguments of models that do not belong in model_kwargs
+    "num_classes": "leave it out, and give the number as num_classes (default: the data set's)",
+    "weights": f"leave it out, and give weights: {PRETRAINED!r} or the path of a file",
+    "pretrained": f"leave it out, and give weights: {PRETRAINED!r} or the path of a file",
 }
-# what the code of a model raises where its arguments do not fit each other
+# what the code of a model raises if its arguments do not fit together
 REFUSALS = (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, AttributeError, RuntimeError)
-EMBEDDINGS = {"pos_embed", "encoder.pos_embedding"}  # of positions, in timm and torchvision
+EMBEDDINGS = {"pos_embed", "encoder.pos_embedding"}  # position embeddings, in timm and torchvision
 PREFIXES = ("", "net.", "module.", "model.")  # that a state_dict's names may have
 
 
 class ModelName(NamedTuple):
-    """What builds a model.
+    """A model as it is built: its name, arguments and image size.
 
     Attributes:
         model: library and name.
-        arguments: of the function or class; without the number of classes and the size of images.
+        arguments: those of the function or class, without the number of classes and the size of images.
         image_size: side of the images, in pixels.
     """
 
@@ -56,7 +56,7 @@ class ModelName(NamedTuple):
 
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> ModelName | None:
-        """The model that the header of a file names; None where it names none."""
+        """The model that the header of a file names; None if it names none."""
         if "model" not in header:
             return None
         arguments = header.get("model_kwargs", {})
@@ -64,24 +64,24 @@ class ModelName(NamedTuple):
         return cls(header["model"], arguments, size)
 
     def about(self) -> dict[str, Any]:
-        """What the header of a file says."""
+        """The entries for the header of a file."""
         return {"model": self.model, "model_kwargs": dict(self.arguments), "image_size": self.image_size}
 
     def build(self, num_classes: int, weights: str | None = None, seed: int | None = 0) -> AdaptedNetwork:
-        """The network in evaluation mode, on the CPU, in channels-last memory.
+        """Build the network, in evaluation mode, on the CPU, in channels-last memory.
 
         Args:
             num_classes: K.
-            weights: `"DEFAULT"` for the library's own weights, downloaded where they are not cached, with a
-                new classifier where these have another number of classes, and position embeddings that are
-                interpolated where these are for images of another size, each with a warning; None for random
-                ones.
-            seed: of the random weights; None draws them from PyTorch's global stream.
+            weights: `"DEFAULT"` for the library's own weights, downloaded if they are not cached; None for
+                random ones. If the library's are for another number of classes, the classifier is new; if
+                they are for images of another size, position embeddings are interpolated; both with a
+                warning.
+            seed: seed of the random weights; None draws from PyTorch's global generator.
 
         Raises:
             ValueError: an unknown library or model, or arguments that it does not take.
-            WeightsError: weights that it does not have, that cannot be fetched, or that are for images of
-                another size alone.
+            WeightsError: weights that the library does not have, that cannot be fetched, or that only fit
+                images of another size.
         """
         with torch.inference_mode(False), torch.device("cpu"):
             with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -95,7 +95,7 @@ class ModelName(NamedTuple):
         return net.to(memory_format=torch.channels_last).eval()
 
     def outline(self, num_classes: int) -> AdaptedNetwork:
-        """The network for its shapes and MACs, in a moment: on the `meta` device, where it has no values.
+        """Build the network without values, on the `meta` device: fast, for its shapes and MACs.
 
         Raises:
             ValueError: see `build`.
@@ -119,7 +119,7 @@ class ModelName(NamedTuple):
             ) from error
 
     def _called(self, **more: Any) -> nn.Module:
-        """What the library's function or class returns, for images of this size where it asks for one."""
+        """Call the library's function or class, with the size of the images if it takes one."""
         library, name = parted(self.model)
         build, size = model_builder(library, name), size_argument(library, name)
         arguments = {**prepared(name, self.arguments), **more}
@@ -134,7 +134,7 @@ class ModelName(NamedTuple):
             return build(**arguments)  # a model of timm for images of any size
 
     def _pretrained(self, weights: str, model: Any) -> Mapping[str, Tensor]:
-        """The library's own weights, made to fit the size of images of a model that was built for it."""
+        """The library's own weights, fitted to this size of images, for which `model` was built."""
         library, name = parted(self.model)
         size = self.image_size
         try:
@@ -156,7 +156,7 @@ class ModelName(NamedTuple):
                     f"the weights of {self.model} are for images of {size} pixels and do not fit those of "
                     f"{self.image_size}; use image_size {size}: {unlike[0]}"
                 ) from error
-            raise WeightsError(f"the weights of {self.model} did not come: {error}") from error
+            raise WeightsError(f"the weights of {self.model} could not be fetched: {error}") from error
         if size != self.image_size and EMBEDDINGS & tensors.keys():
             warnings.warn(
                 f"{self.model} ({weights}): its position embeddings are for images of {size} pixels and are "
@@ -167,7 +167,7 @@ class ModelName(NamedTuple):
 
 
 def usual_image_size(model: str, arguments: Mapping[str, Any]) -> int:
-    """Side of the images that a model is built for: its arguments', or its library's default.
+    """Side of the images that a model is built for: from its arguments, else its library's default.
 
     Raises:
         ValueError: an unknown library or model; arguments that state no number of pixels.
@@ -196,14 +196,14 @@ def usual_statistics(model: str, weights: str) -> Statistics:
 def take_over(
     model: nn.Module, tensors: Mapping[str, Tensor], source: str, new_classifier: bool = True
 ) -> None:
-    """Fill a model with tensors, under whichever of `PREFIXES` their names stand.
+    """Fill a model with tensors whose names may have any of `PREFIXES`.
 
     Args:
         model: what to fill.
         tensors: by name.
         source: for messages.
-        new_classifier: keep the model's own classifier, its last linear layer and others of as many classes,
-            where that of the tensors has another number of classes, with a warning.
+        new_classifier: if the classifier among the tensors has another number of classes, keep the model's
+            own (its last linear layer, and others of as many classes), with a warning.
 
     Raises:
         WeightsError: they do not fit.
@@ -214,7 +214,7 @@ def take_over(
     )
     linear = {name: each for name, each in model.named_modules() if type(each) is nn.Linear}
     wanted = [each.out_features for each in linear.values()][-1:]
-    heads = {  # of a distilled DeiT two
+    heads = {  # a distilled DeiT has two
         name: len(came)
         for name, layer in linear.items()
         if (came := taken.get(f"{name}.weight")) is not None
@@ -225,7 +225,7 @@ def take_over(
     if heads and new_classifier:
         rows = max(heads.values())
         warnings.warn(
-            one_line(f"{source}: its classifier has {rows} classes, so that of the {wanted[0]} is untrained"),
+            one_line(f"{source}: its classifier has {rows} classes; the new one of {wanted[0]} is untrained"),
             stacklevel=3,
         )
         taken = {**taken, **{name: own[name] for name in own if name.rpartition(".")[0] in heads}}
@@ -233,7 +233,7 @@ def take_over(
 
 
 def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Names without a prefix, and with the `model.` of an adapted network where that lacks it."""
+    """Strip a prefix from the names; add the `model.` of an adapted network if they lack it."""
     short = {name.removeprefix(prefix): value for name, value in tensors.items()}
     if any(name in own for name in short):
         return short

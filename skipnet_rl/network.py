@@ -1,6 +1,6 @@
 """What a decision process needs to know of a network: a stem, blocks that can be skipped, a classifier.
 
-`resnet.ResNet` is built of such blocks, `adapted.AdaptedNetwork` makes them of another project's model.
+`resnet.ResNet` is built from such blocks; `adapted.AdaptedNetwork` makes them from another project's model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from skipnet_rl.layouts import Layout
 
 
 class ResidualBlock(Protocol):
-    """A block that runs, or is passed over on its shortcut."""
+    """A block that is either executed or bypassed through its shortcut."""
 
     @property
     def computing(self) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ class ResidualBlock(Protocol):
 
     @property
     def kind(self) -> Hashable:
-        """Equal for blocks that compute the same but for their weights."""
+        """Equal for blocks that differ only in their weights."""
         ...
 
     @property
@@ -45,11 +45,11 @@ class ResidualBlock(Protocol):
 
     @property
     def prefix(self) -> Callable[[Tensor], Tensor] | None:
-        """Layers before the block that always run and come before its decision; None where there are none."""
+        """Layers that always run, before the block's decision; None if there are none."""
         ...
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """What a skipped image takes: x itself, or layers that fit it to the shape of the output."""
+        """What a skipped image gets: x itself, or x fitted to the shape of the output."""
         ...
 
     def execute(self, x: Tensor, shortcut: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Network(nn.Module):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name for people."""
+        """Name to display."""
 
     @property
     @abstractmethod
@@ -94,7 +94,7 @@ class Network(nn.Module):
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What the header of a weights file says of the network, so that it can be built again."""
+        """Entries of a weights file's header from which the network can be built again."""
 
     @abstractmethod
     def input_shapes(self) -> list[tuple[int, ...]]:
@@ -102,7 +102,7 @@ class Network(nn.Module):
 
     @abstractmethod
     def enter(self, images: Tensor) -> Tensor:
-        """What comes before the first block; images of any precision: [B, 3, H, W] → features [B, …]."""
+        """The layers before the first block; images of any precision: [B, 3, H, W] → features [B, …]."""
 
     @abstractmethod
     def classify(self, x: Tensor) -> Tensor:

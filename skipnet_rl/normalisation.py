@@ -1,7 +1,7 @@
 """The mean and deviation that images are normalised with, and those that some weights were trained with.
 
-A network that is shown images of another contrast than it was trained on answers worse, and nothing else
-tells.
+A network answers worse on images that are normalised otherwise than those it was trained on, and nothing else
+would show why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLOSE = 2e-3  # published statistics are rounded to three digits
 
 
 def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    """Raise a ValueError for a mean or std that is none of pixel values in 0 … 1; None is the data set's."""
+    """Raise a ValueError for a mean or std that cannot be one of pixel values in 0 … 1; None is allowed."""
     for name, given, least in (("mean", mean, 0.0), ("std", std, math.ulp(0.0))):
         if given is None:
             continue
@@ -41,13 +41,13 @@ def normalised(
     std: Sequence[float] | None = None,
     weights: Sequence[str | Path | None] = (),
 ) -> Images:
-    """The same images with a mean and std of one's own, where they are given.
+    """The same images with the given mean and std, if any.
 
     Args:
         images: as the data set has them.
         mean, std: per channel, of pixel values in 0 … 1; None: the data set's own.
-        weights: names and paths of the networks that are to see the images; a warning for each that was
-            trained with other statistics.
+        weights: names and paths of the networks that will see the images; warns about each that was trained
+            with other statistics.
 
     Raises:
         ValueError: see `check_statistics`.
@@ -63,7 +63,7 @@ def normalised(
 
 
 def warn_of_others(weights: str | Path | None, theirs: Statistics | None, used: Statistics) -> None:
-    """Warn where some weights were trained with other statistics than their images are given."""
+    """Warn if weights were trained with other statistics than those used."""
     if theirs and not _close(theirs, used):
         warnings.warn(
             f"{weights} was trained on images normalised with {_words(theirs)}, and sees them with "
@@ -73,7 +73,7 @@ def warn_of_others(weights: str | Path | None, theirs: Statistics | None, used: 
 
 
 def trained_with(weights: str | Path | None) -> Statistics | None:
-    """The mean and std that a network was trained with; None where nothing tells."""
+    """The mean and std that a network was trained with; None if unknown."""
     if weights in (None, "none", "auto"):
         return None
     if weights == "torchvision":
@@ -81,17 +81,17 @@ def trained_with(weights: str | Path | None) -> Statistics | None:
     try:
         return stated(header_of(weights))
     except WeightsError:
-        return None  # whoever opens it says what is wrong
+        return None  # opening it will report what is wrong
 
 
 def stated(about: Mapping[str, Any]) -> Statistics | None:
-    """The mean and std in the header of a file or in a run's arguments; None where it names none."""
+    """The mean and std in the header of a file or in a run's arguments; None if it has none."""
     found = Statistics(_numbers(about.get("mean")), _numbers(about.get("std")))
     return found if len(found.mean) == len(found.std) == 3 else None
 
 
 def _numbers(given: Any) -> tuple[Any, ...]:
-    """The numbers of anything that has some; nothing where it has other things."""
+    """The numbers of a sequence; () for anything else."""
     try:
         return tuple(float(value) for value in given)
     except (TypeError, ValueError):

@@ -24,7 +24,7 @@ LSTM, LAST = "lstm_actor.", "action_net"
 
 
 class PolicyNetwork(nn.Module):
-    """Image → log-odds of executing each of the N blocks; a policy whose memory is what it saw.
+    """A policy that computes all N log-odds from the image at the start, and keeps them as its memory.
 
     Args:
         num_decisions: N.
@@ -37,7 +37,7 @@ class PolicyNetwork(nn.Module):
         self.shrink = nn.AvgPool2d(max(image_size // 32, 1))
         self.net = ResNet(depth, num_decisions)
         nn.init.normal_(self.net.fc.weight, std=0.02)  # the bias decides at first, whatever the image
-        nn.init.constant_(self.net.fc.bias, 2.0)  # near "execute", which the backbone can cope with
+        nn.init.constant_(self.net.fc.bias, 2.0)  # mostly "execute", which the backbone can cope with
 
     def start(self, images: Tensor) -> Tensor:
         """The log-odds [B, N]."""
@@ -48,21 +48,21 @@ class PolicyNetwork(nn.Module):
         return hidden[:, state.t], hidden
 
     def macs(self) -> int:
-        """MACs of its one look."""
+        """MACs of its one forward pass for one image."""
         return network_macs(self.net).total
 
 
 class ObservationPolicy(nn.Module):
-    """Layers on the observation, with an LSTM before them or without, and two outputs: skip, execute.
+    """Layers on the observation, optionally after an LSTM, with two outputs: skip, execute.
 
     The log-odds of "execute" are the difference of two log-probabilities (PPO, A2C, RecurrentPPO), or of two
     action values (DQN). Their sign is the greedy choice in both cases.
 
     Args:
         layers: observation [B, D], or the LSTM's output, → [B, 2].
-        lstm: a memory before them, or None.
-        values: the outputs are action values; else logits.
-        num_decisions: N, for its cost.
+        lstm: the LSTM before the layers, or None.
+        values: whether the outputs are action values; else they are logits.
+        num_decisions: N, to count the MACs.
     """
 
     def __init__(self, layers: nn.Sequential, lstm: nn.LSTM | None, values: bool, num_decisions: int) -> None:
@@ -73,17 +73,17 @@ class ObservationPolicy(nn.Module):
 
     @classmethod
     def of_sb3(cls, tensors: Mapping[str, Tensor], num_decisions: int) -> ObservationPolicy:
-        """The policy whose weights stable-baselines3 keeps under these names.
+        """Rebuild a policy of stable-baselines3 from its weights.
 
-        Its activations are that package's defaults: ReLU between action values, tanh in an actor. What serves
-        training alone, such as the critic, is left out.
+        The activations are that package's defaults: ReLU in a Q-network, tanh in an actor. What only training
+        needs, such as the critic, is left out.
 
         Args:
             tensors: `policy.state_dict()` of a model of PPO, A2C, DQN or RecurrentPPO.
-            num_decisions: N, for its cost.
+            num_decisions: N, to count the MACs.
 
         Raises:
-            WeightsError: they belong to no such policy.
+            WeightsError: the tensors are not those of such a policy.
         """
         values = any(name.startswith(VALUES) for name in tensors)
         hidden, last = (VALUES, "") if values else (ACTOR, LAST)

@@ -1,4 +1,4 @@
-"""What one image shows of a model, on the `meta` device: shapes, and which batch norms can be folded."""
+"""Probe a model with one image on the `meta` device: shapes, and which batch norms can be folded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skipnet_rl.tracing import Recorder
 def recorded(
     model: nn.Module, graph: fx.Graph, size: int
 ) -> tuple[dict[str, torch.Size], list[tuple[str, str]], int]:
-    """Shape of every value in the graph for one image, pairs of convolution and batch norm, and K.
+    """Return the shape of every value in the graph for one image, pairs of convolution and batch norm, and K.
 
     Raises:
         ValueError: the model does not take such an image, or does not answer with logits [B, K].
@@ -29,7 +29,7 @@ def recorded(
     image = torch.empty(1, 3, size, size, device="meta")
     try:
         with torch.no_grad():
-            logits = shapeless(image)  # whose words name numbers where the graph's name nodes
+            logits = shapeless(image)  # not the graph: its errors would name nodes
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"{type(model).__name__} does not take images of {size} pixels: {first_line(error)}; "
@@ -37,7 +37,7 @@ def recorded(
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{type(model).__name__} answers with {came}; expected logits of shape (1, K)")
+        raise ValueError(f"{type(model).__name__} returns {came}; expected logits of shape (1, K)")
     norms = Norms(shapeless)
     recorder = Recorder(shapeless, graph)
     with torch.no_grad(), norms:
@@ -46,7 +46,7 @@ def recorded(
 
 
 class Norms(TorchFunctionMode):
-    """Watches a model's forward pass for batch norms that can be folded into a convolution; a context.
+    """A context that watches a model's forward pass for batch norms that can be folded into a convolution.
 
     Args:
         model: what to watch.
@@ -55,7 +55,7 @@ class Norms(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.written: dict[int, tuple[str, Tensor]] = {}  # the tensors, too: no other gets their number
+        self.written: dict[int, tuple[str, Tensor]] = {}  # tensors are kept so that no other gets their id
         self.readers: dict[int, list[str]] = {}  # layers
         self.reads: Counter[int] = Counter()  # by any function, a layer's own included
         self.calls: Counter[str] = Counter()
@@ -66,7 +66,7 @@ class Norms(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Count each output of a convolution that a function computes with."""
+        """Count each output of a convolution that a function reads."""
         result = func(*args, **(kwargs or {}))
         if any(isinstance(each, Tensor) for each in tree_leaves(result)):
             self.reads.update({id(each) for each in tree_leaves((args, kwargs))} & self.written.keys())
@@ -83,8 +83,8 @@ class Norms(TorchFunctionMode):
     def pairs(self) -> list[tuple[str, str]]:
         """Names, within `Whole`, of each convolution and of the batch norm that alone reads its output.
 
-        Both are called once and belong to the same block: past the border of a block there is a shortcut that
-        reads the convolution's output, too. No function between the layers reads it either.
+        Both are called once and belong to the same block: beyond the end of a block, a shortcut reads the
+        convolution's output, too. No function between the layers reads it, either.
         """
         found = []
         for number, (conv, _) in self.written.items():

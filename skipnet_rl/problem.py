@@ -1,4 +1,4 @@
-"""From strings to live objects: the one place.
+"""The one place where names become live objects.
 
 Environments, agents and commands get their images, their network and their decision process here, from the
 names that a user gives.
@@ -34,16 +34,17 @@ class Problem:
         dataset: `"auto"`, or one of `skipnet_rl.data.DATASETS`.
         data_dir: folder of the data set's official files (else $SKIPNET_DATA, else ./data).
         download: fetch missing files through torchvision.
-        mean, std: three numbers each, of pixel values in 0 … 1, that images are normalised with (default: the
-            data set's own).
+        mean, std: three numbers each, for pixel values in 0 … 1, that normalise the images (default: the data
+            set's own).
         weights: path of a file, name of a shipped network, `"auto"` (the shipped one that fits, else
             untrained with a warning), `"torchvision"` (its ImageNet weights), None or `"none"` (untrained).
         shortcut: `"projection"`, `"pad"` or `"pool"`.
         alpha: weight of the compute saving (default: 1).
         cost: `"blocks"` (default) or `"flops"`.
-        device: `"auto"` or None (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
+        device: `"auto"` or None (a GPU if there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
             `torch.device`.
-        precision: of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware has it).
+        precision: precision of the convolutions: `"fp32"`, `"bf16"`, or `"auto"` (bf16 where the hardware
+            has it).
         why: how `resolve` came to the data set and the weights, a line for each.
     """
 
@@ -63,7 +64,7 @@ class Problem:
 
     @property
     def payment(self) -> tuple[float, Cost]:
-        """Alpha and cost, as given or as usual."""
+        """Alpha and cost, as given or by default."""
         return ALPHA if self.alpha is None else self.alpha, self.cost or "blocks"
 
     @property
@@ -72,14 +73,14 @@ class Problem:
         return (self.weights,)
 
     def resolve(self, kinds: Sequence[str] = ("plain",)) -> Problem:
-        """The same with every `"auto"` replaced by what it comes to on this machine.
+        """Return a copy with every `"auto"` replaced by what it stands for on this machine.
 
         Args:
-            kinds: what `"auto"` weights may be, see `catalogue.find_auto`. Where none fits they stay
+            kinds: acceptable kinds of `"auto"` weights, see `catalogue.find_auto`. If none fits, they stay
                 `"auto"`.
 
         Raises:
-            ValueError, WeightsError, DataNotFoundError: a name or a number that makes no sense.
+            ValueError, WeightsError, DataNotFoundError: an invalid name or number, or missing data.
         """
         if not isinstance(self.shortcut, str):
             raise ValueError(f"shortcut is {self.shortcut!r}; expected its name as text")
@@ -125,19 +126,20 @@ class Problem:
 
         Args:
             split: one of `skipnet_rl.data.SPLITS`.
-            load: what reads it, such as `progress.load_images`, which shows a bar.
-            networks: weights that are to see the images; a warning for each that was trained on images
-                normalised in another way.
+            load: the function that reads it, such as `progress.load_images`, which shows a bar.
+            networks: weights of the networks that will see the images; warns about each that was trained on
+                images normalised in another way.
         """
         images = load(self.dataset, split, self.data_dir, self.download, self.image_size)
         return normalised(images.to(self.device), self.mean, self.std, networks)
 
     def network(self, num_classes: int, weights: str | Path | None = None) -> ResNet:
-        """The network in evaluation mode, on the device, in channels-last memory, to be trained or not.
+        """The network in evaluation mode, on the device, in channels-last memory; it can be trained.
 
         Args:
-            num_classes: K; a classifier of another number of classes begins anew, with a warning.
-            weights: others than those of the problem.
+            num_classes: K; a classifier for another number of classes is replaced by an untrained one, with a
+                warning.
+            weights: weights to use instead of the problem's.
 
         Raises:
             WeightsError: weights that are missing, damaged or of another architecture.
@@ -160,7 +162,7 @@ def load_network(
     shortcut: str = "projection",
     new_classifier: bool = True,
 ) -> ResNet:
-    """The network that weights stand for, on the CPU; see `Problem.network` and `open_weights`."""
+    """Load the network that `weights` stands for, on the CPU; see `Problem.network` and `open_weights`."""
     if weights == "auto":
         entry = catalogue.find_auto(depth, dataset, shortcut)
         if entry is None:

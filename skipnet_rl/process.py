@@ -38,7 +38,7 @@ def select(state: StateT, index: Tensor) -> StateT:
     """Select the episodes of a batch by `index`, numbers or a mask [B]."""
 
     def part(value: Any) -> Any:
-        """The selected rows of a field [B, …], or of each in a tuple; what is no tensor as it is."""
+        """Select the rows of a field [B, …], or of each field in a tuple; anything else is unchanged."""
         if isinstance(value, tuple):
             return tuple(map(part, value))
         return value[index] if isinstance(value, Tensor) else value

@@ -23,7 +23,7 @@ DELAY = 1  # seconds before a bar appears; shorter work shows none
 
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
-    """A tqdm bar, in the leader alone; outside a terminal one line every 10 seconds ($TQDM_MININTERVAL)."""
+    """A tqdm bar, in the leader only; outside a terminal one line every 10 seconds ($TQDM_MININTERVAL)."""
     stream = bar_stream()
     if not stream.isatty():
         options |= {"position": 0, "leave": True}  # in a log every bar keeps its lines

@@ -45,8 +45,8 @@ def step_generator(
     """A generator for one step of a stream: a pure function of (seed, step, stream).
 
     Args:
-        seed, step, stream: what is drawn.
-        device: where.
+        seed, step, stream: what the numbers depend on.
+        device: device of the generator.
         share: number of the process and number of processes that share the batch.
     """
     # odd 64-bit constants spread neighbouring triples over the generator's seeds
@@ -59,10 +59,11 @@ def step_generator(
 
 
 def on_cpu(generator: torch.Generator) -> torch.Generator:
-    """A generator on the CPU whose numbers stand for those of another device's, which is not waited for.
+    """A generator on the CPU to draw from in place of another device's, without waiting for that device.
 
-    A generator of the CPU is returned as it is. Another one gives one with its seed, so that a step draws the
-    same everywhere, and takes a new seed from it: what it is used for next draws other numbers.
+    A generator on the CPU is returned as it is. For another one, the result has its seed, so that a step
+    draws the same numbers on every device; the given generator gets a new seed, so that it draws other
+    numbers afterwards.
     """
     if generator.device.type == "cpu":
         return generator
@@ -75,10 +76,10 @@ def on_cpu(generator: torch.Generator) -> torch.Generator:
 def for_images(
     draw: Callable[[int], Tensor], count: int, generator: torch.Generator | None, dim: int = 0
 ) -> Tensor:
-    """Random numbers for `count` images; of a `SharedGenerator`, those of its share of the whole batch.
+    """Random numbers for `count` images; with a `SharedGenerator`, its share of the whole batch's.
 
     Args:
-        draw: draws for a number of images, with the generator.
+        draw: function that draws for a number of images, with the generator.
         count: number of images in this process.
         generator: the generator that `draw` uses.
         dim: dimension of the images.

@@ -1,9 +1,8 @@
 """The answers of a chain's networks, computed once per image and replayed from then on.
 
-An episode over records costs no network: thresholds are tuned and policies learn in seconds. The records of
-an image take the image's place (`Records` is a set of images like any other), and each network's place is
-taken by a `Replayed` that reads its own answer off them, so that the process, its shells and its learners
-stay as they are.
+An episode over records runs no network, so thresholds are tuned and policies learn in seconds. `Records` take
+the place of the images, and a `Replayed` that of each network: it reads the network's answers from the
+records. The process, its environments and its learners stay as they are.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Records(Images):
-    """One split of a data set as a chain's networks answer to it; an `Images` whose batches are answers.
+    """The answers of a chain's networks to one split of a data set; an `Images` whose batches are answers.
 
     Attributes:
         source: the images.
-        answers: [M, n, K + 1] float64: each of the n networks' log-probabilities, and its MACs.
+        answers: [M, n, K + 1] float64: log-probabilities of each of the n networks, then its MACs.
     """
 
     source: Images
     answers: Tensor
 
     def __post_init__(self) -> None:
-        """Be called what the images are called."""
+        """Take name, labels, classes and statistics from the images."""
         for name in ("name", "split", "labels", "classes", "mean", "std"):
             object.__setattr__(self, name, getattr(self.source, name))
 
@@ -59,7 +58,7 @@ class Records(Images):
         return replace(self, source=self.source.subset(index, split), answers=self.answers[index])
 
     def sized(self, size: int) -> Self:
-        """Themselves: the networks have seen the images in their size."""
+        """Itself: the networks have seen the images in their own size."""
         return self
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,19 +67,19 @@ class Records(Images):
         return self.answers[index], self.labels[index]
 
     def training_batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same: answers are to the images as they are."""
+        """The same, without augmentation: the answers are to the images as they are."""
         return self.batch(index)
 
     def picture(self, index: int) -> NDArray[np.uint8]:
-        """The image to look at: [H, W, 3] uint8."""
+        """The image, for display: [H, W, 3] uint8."""
         return self.source.picture(index)
 
 
 class Replayed(nn.Module):
-    """In the place of a chain's network: reads its answers off the records.
+    """Stand-in for a network of a chain, which reads the network's answers from the records.
 
     Args:
-        number: of the network in the chain.
+        number: number of the network in the chain.
         member: the network; its name, sizes and costs are kept.
     """
 
@@ -93,7 +92,7 @@ class Replayed(nn.Module):
         self.macs, self.whole_macs = member.macs, member.whole_macs
 
     def forward(self, records: Tensor) -> Answer:
-        """Its part of the records [B, n, K + 1]."""
+        """The network's part of the records [B, n, K + 1]."""
         own = records[:, self.number]
         return Answer(own[:, :-1], own[:, -1])
 
@@ -110,7 +109,7 @@ def replayed(chain: Chain) -> Chain:
 
 @torch.no_grad()
 def answers(chain: Chain, images: Tensor) -> Tensor:
-    """What every network says of a batch [B, 3, H, W], as `Records` hold it: [B, n, K + 1]."""
+    """Every network's answers to a batch [B, 3, H, W], as in `Records`: [B, n, K + 1]."""
     found: list[Answer] = [member(images) for member in chain.members]
     return torch.stack([torch.cat([each.log_probs, each.macs[:, None]], dim=1) for each in found], dim=1)
 

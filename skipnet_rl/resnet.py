@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Architecture:
 
     Attributes:
         image_size: side of the images, in pixels.
-        channels: channels of the 3×3 convolutions in each stage; the stem has those of the first stage.
+        channels: channels of the 3×3 convolutions in each stage; the stem has as many as the first stage.
         blocks: number of blocks in each stage.
         block: class of the blocks.
         large_stem: the stem is a 7×7 convolution and a max pool, both of stride 2, not one 3×3 convolution.
@@ -46,8 +47,10 @@ class Architecture:
         """The architecture of a depth: 34, 50 and 101 are ImageNet's, any other 6n+2 is CIFAR's.
 
         Raises:
-            ValueError: an unknown depth.
+            ValueError: an unknown depth, or no integer.
         """
+        if not isinstance(depth, Integral):
+            raise ValueError(f"depth is {depth!r}; expected an integer, such as 110")
         if depth in IMAGENET_DEPTHS:
             blocks = (3, 4, 23, 3) if depth == 101 else (3, 4, 6, 3)
             kind = Block if depth == 34 else Bottleneck

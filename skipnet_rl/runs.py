@@ -38,7 +38,7 @@ class Run:
     Args:
         folder: the folder; created if missing. Of several processes that start a run in it, one succeeds.
         args: the resolved arguments, a dataclass.
-        resume: continue the folder's run, where it holds one.
+        resume: continue the folder's run, if it holds one.
 
     Raises:
         FileExistsError: the folder holds a run and `resume` is False.
@@ -70,9 +70,8 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "stage": stage, **metrics}) + "\n")
         if self._writer is None:
-            self._writer = SummaryWriter(
-                str(self.folder), purge_step=step
-            )  # hides points logged after the checkpoint
+            # purge_step hides the points that were logged after the checkpoint
+            self._writer = SummaryWriter(str(self.folder), purge_step=step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -138,10 +137,10 @@ def run_folder(run_dir: Path | None, name: str, agent: str, seed: int, resume: b
 
 
 def without_places(command: Sequence[str], run_dir: bool = True) -> str:
-    """Strip flags from a command line that depend on the machine and do not change results.
+    """Strip from a command line the flags that depend on the machine and do not change results.
 
     Args:
-        command: its words.
+        command: the words of the command line.
         run_dir: keep the run's own folder, which tells runs apart.
     """
     places = MACHINE_FLAGS if run_dir else {**MACHINE_FLAGS, "run_dir": 1}
@@ -214,7 +213,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
     """
     before = as_now(before)
     for name in sorted(set(before) & set(now) - NOT_COMPARED):
-        older = name == "weights" and "auto" in (before[name], now[name])  # it had no name then
+        older = name == "weights" and "auto" in (before[name], now[name])  # older runs stored "auto"
         if before[name] != now[name] and not older:
             raise ValueError(
                 f"cannot resume with {name} {now[name]!r}: the run was started with {before[name]!r}; "

@@ -18,7 +18,7 @@ from skipnet_rl.importer import read_state_dict, torchvision_weights, unwrap
 
 Weights = str | os.PathLike[str] | Mapping[str, Any]
 Header = Mapping[str, Any]
-FIELDS: dict[str, Any] = {  # of a header, and their types
+FIELDS: dict[str, Any] = {  # fields of a header and their types
     "kind": str,
     "depth": int,
     "shortcut": str,
@@ -37,8 +37,8 @@ FIELDS: dict[str, Any] = {  # of a header, and their types
     "policy": str,
     "temperature": (int, float, list),
 }
-OWN, CHAIN = ".safetensors", ".json"  # files of this project: tensors with a header; a chain's header alone
-POLICY = "policy."  # before the tensors of BlockDrop's policy network
+OWN, CHAIN = ".safetensors", ".json"  # this project's files: tensors with a header; the header of a chain
+POLICY = "policy."  # prefix of the tensors of BlockDrop's policy network
 MARKS = {  # tensors that only files of one kind have; the first match counts
     "gate.route": "fixed",
     "gate.lstm.weight_ih": "rnn",
@@ -60,7 +60,7 @@ class Stored(NamedTuple):
 
 
 def read_weights(weights: Weights, depth: int | None = None) -> Stored:
-    """Tensors and header of what `open_weights` opens; `depth` is that of `"torchvision"`.
+    """Read the tensors and header of what `open_weights` opens; `"torchvision"` needs the depth.
 
     Raises:
         WeightsError: there is no such file, or it is damaged.
@@ -98,7 +98,7 @@ def find_file(weights: str | os.PathLike[str]) -> Path:
     """The file that a name or a path stands for.
 
     Raises:
-        WeightsError: neither; it names the nearest shipped network, and where a file was looked for.
+        WeightsError: neither exists; the message names the nearest shipped network and the path tried.
     """
     name = weights_name(weights)
     if entry := catalogue.find(name):
@@ -110,12 +110,12 @@ def find_file(weights: str | os.PathLike[str]) -> Path:
     hint = f"; did you mean the shipped {near}?" if near else ""
     what = f"is a folder{_inside(path)}" if path.is_dir() else "does not exist"
     raise WeightsError(
-        f"no weights file {name}: it is no shipped network, and {path.absolute()} {what}{hint}"
+        f"no weights file {name}: it is not a shipped network, and {path.absolute()} {what}{hint}"
     )
 
 
 def _inside(folder: Path) -> str:
-    """Weights files of a folder, three at most, as advice; nothing where there are none."""
+    """Advice that names up to three weights files in a folder; "" if it has none."""
     files = sorted(file.name for file in folder.glob(f"*{OWN}") if file.is_file())[:3]
     return f"; name a file in it, such as {' or '.join(files)}" if files else ""
 
@@ -145,7 +145,7 @@ def read_header(path: Path) -> dict[str, Any]:
         WeightsError: the file is missing or damaged.
     """
     header = _read_json(path) if path.suffix == CHAIN else read_about(path)
-    if "gate" in header:  # as it was called before there were other kinds
+    if "gate" in header:  # the former name of "kind"
         header.setdefault("kind", header.pop("gate"))
     for name, wanted in FIELDS.items():
         if name in header and not isinstance(header[name], wanted):
@@ -164,7 +164,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The kind of policy that tensors hold, and what rebuilding it takes."""
+    """The kind of policy that tensors hold, and what is needed to rebuild it."""
     kind = next((kind for mark, kind in MARKS.items() if mark in tensors), "plain")
     if kind != "blockdrop":
         return {"kind": kind}

@@ -1,4 +1,4 @@
-"""The network among the tensors of a weights file, see `weights`."""
+"""Build the network whose tensors a weights file holds, see `weights`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def untrained(depth: int, num_classes: int, shortcut: str = "projection", seed: 
 
 
 def network_of(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> Network:
-    """The network among some tensors: a model of another library where it is named, else a ResNet."""
+    """Build the network of some tensors: a model of another library if one is named, else a ResNet."""
     stated = ModelName.of(stored.header)
     if not (expected.model or stated):
         return _resnet(stored, tensors, expected)
@@ -51,7 +51,7 @@ def network_of(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected
         raise WeightsError(f"{stored.source} does not fit: it holds {came}; expected {wanted}: {REMEDY}")
     classes = expected.num_classes or stored.header.get("num_classes")
     if classes is None:
-        raise WeightsError(f"{stored.source} does not name its number of classes; give it: num_classes")
+        raise WeightsError(f"{stored.source} does not state its number of classes; give num_classes")
     named = expected.model or stated
     net = named.build(classes)  # type: ignore[union-attr]
     try:
@@ -70,10 +70,10 @@ def _words(model: ModelName | None, depth: int | None) -> str:
 
 
 def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -> ResNet:
-    """The ResNet among some tensors.
+    """Build the ResNet of some tensors.
 
-    What is left out is said in a warning of one line: a classifier of another number of classes, and what is
-    no part of a ResNet, unless this project wrote it.
+    A warning of one line says what is left out: a classifier for another number of classes, and tensors that
+    are not part of a ResNet, unless this project wrote them.
     """
     header, source = stored.header, stored.source
     found = find_backbone(tensors, source)
@@ -93,7 +93,7 @@ def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -
     misfit = any(name not in taken or taken[name].shape != own[name].shape for name in own)
     if misfit and expected.new_classifier:
         has = f"has {len(taken['fc.weight'])} classes" if "fc.weight" in taken else "is missing"
-        notes.append(f"its classifier {has}, so that of the network's {classes} classes is untrained")
+        notes.append(f"its classifier {has}; the new one of {classes} classes is untrained")
         taken |= own
     if found.left_out and not found.own:
         notes.append(
@@ -112,7 +112,7 @@ def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -
 
 
 def _architecture(found: Backbone, header: Header, source: str) -> Architecture:
-    """The header, completed from the tensors' shapes; a contradiction is an error."""
+    """The architecture by the tensors' shapes; it must agree with the header and with every shape."""
     plan = architecture_of(found.tensors)
     if plan is None:
         raise WeightsError(f"{source} holds no whole residual block")

@@ -65,7 +65,7 @@ class Forgiving:
         self._attempt("flush")
 
     def isatty(self) -> bool:
-        """Whether it is a terminal; False where it is closed."""
+        """Whether it is a terminal; False if it is closed."""
         return bool(self._attempt("isatty"))
 
     def abandon(self) -> None:

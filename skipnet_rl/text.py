@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 
-MARKDOWN = re.compile(
-    r"([\\`*|<>\[\]$~&]|(?<![^\W_])_|_(?![^\W_]))"
-)  # an underscore inside a word is no markup
+# an underscore inside a word is not markup
+MARKDOWN = re.compile(r"([\\`*|<>\[\]$~&]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def legible(name: object) -> str:

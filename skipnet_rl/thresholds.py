@@ -1,10 +1,10 @@
 """Thresholds and mixing weights of a chain, chosen for compute budgets on recorded answers.
 
-The honest baseline of every policy that decides by the image, and strong: "defer where the margin is small"
-has two or three numbers to choose. The next network is asked where the answer so far is less sure than a
-threshold. The last threshold is exact, since the images in the order of their sureness are asked about until
-the budget is spent; what comes before it (the weights, and the shares that earlier networks are asked about)
-is searched on a grid.
+A strong baseline for every policy that decides by the image: "defer where the margin is small" has two or
+three numbers to choose. The next network is asked where the answer so far is less sure than a threshold. The
+last threshold is exact: images are asked about in the order of their sureness until the budget is spent. What
+comes before it (the weights, and the shares of the images that earlier networks are asked about) is searched
+on a grid.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from skipnet_rl.chain import mix_answers
 from skipnet_rl.member import Answer
 from skipnet_rl.recording import Records
 
-ROUNDING = 1 + 1e-9  # the sum's rounding is not to cost an image
-WEIGHTS = (0.2, 0.3, 0.4)  # more of them fit the noise of 5,000 images: on others they are worse
+ROUNDING = 1 + 1e-9  # rounding of the sum must not cost an image
+WEIGHTS = (0.2, 0.3, 0.4)  # more candidates fit the noise of 5,000 images, and are worse on others
 SHARES = tuple(1.1**-k for k in range(36))  # of all images, 1 to 0.035
-FEW_WEIGHTS, FEW_SHARES = WEIGHTS[1:2], SHARES[::3]  # of chains of more than three networks
+FEW_WEIGHTS, FEW_SHARES = WEIGHTS[1:2], SHARES[::3]  # for chains of more than three networks
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Tuned:
     """The best choice for a budget.
 
     Attributes:
-        budget: mean FLOPs per image over those of the last network, at most.
+        budget: largest mean FLOPs per image, over those of the last network.
         mix: weight of the answer so far at each decision, N.
         thresholds: of `Threshold`, N.
         by: its measure of sureness.
@@ -79,15 +79,17 @@ def tune(
     weights: Sequence[float] | None = None,
     shares: Sequence[float] | None = None,
 ) -> list[Tuned]:
-    """The most accurate thresholds and weights for each budget, on images that were recorded.
+    """Find the most accurate thresholds and weights for each budget, on recorded images.
 
     Args:
-        records: of n networks on validation images.
+        records: answers of n networks to validation images.
         whole_macs: MACs that a budget of 1 stands for, see `ChainMDP.whole_macs`.
         budgets: mean FLOPs per image as shares of it; no less than the first network's.
         by: the measure of sureness, see `Threshold`.
-        weights: of the answer so far, tried at every decision (default: `WEIGHTS`, fewer in long chains).
-        shares: of images, tried at every decision but the last (default: `SHARES`, as well).
+        weights: weights of the answer so far, tried at every decision (default: `WEIGHTS`, fewer in long
+            chains).
+        shares: shares of the images, tried at every decision but the last (default: `SHARES`, fewer in long
+            chains).
 
     Returns:
         One choice per budget, in their order.
@@ -112,9 +114,9 @@ def tune(
 
 
 def threshold_for(sureness: Tensor, count: int) -> float:
-    """The threshold below which `count` of the images are, halfway to the next: sureness [M], ascending.
+    """The threshold with `count` images below it, halfway to the next one: sureness [M], ascending.
 
-    Of images that tie at the threshold none is below it.
+    If images tie there, none of them is below it.
     """
     if count == 0:
         return -math.inf
@@ -134,7 +136,7 @@ def _paths(path: Path, rest: Sequence[Answer], grid: Grid, most: float) -> Itera
 
 
 def _continued(path: Path, found: Answer, grid: Grid) -> Iterator[Path]:
-    """A path with the next network asked about some of the images, or about none."""
+    """Continue a path: ask the next network about some of the images, or about none."""
     so_far, macs = path.answer
     sureness = SURENESS[grid.by](so_far)
     ascending = sureness.sort().values
@@ -174,5 +176,5 @@ def _last(
 
 
 def _sums(start: Tensor, added: Tensor) -> Tensor:
-    """A mean over M images as each in turn adds its part: [M] → [M + 1]."""
+    """A mean over M images, as each in turn adds its part: [M] → [M + 1]."""
     return torch.cat([start[None], start + added.cumsum(0) / len(added)])

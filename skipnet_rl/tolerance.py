@@ -23,8 +23,8 @@ from skipnet_rl.randomness import Stream, step_generator
 
 RATE = 0.9  # execution rate: one block in ten is skipped
 LIMIT = 0.05  # largest loss of accuracy at that rate with which training of gates works
-ALLOWANCE = 0.7  # nats: cost of absence, summed, of the blocks that preparation teaches the network to miss
-MOST = 0.5  # share of the blocks that preparation leaves out, at most
+ALLOWANCE = 0.7  # nats: largest summed cost of the blocks that preparation teaches a network to do without
+MOST = 0.5  # largest share of the blocks that preparation leaves out
 SKIPPED = 0.1  # execution rate of these blocks after preparation: rare, but still tried
 
 
@@ -115,14 +115,14 @@ def _run_on(mdp: RoutingMDP, state: State, execute: Tensor) -> State:
 def falling_rates(costs: Tensor, progress: float, allowance: float = ALLOWANCE) -> Tensor:
     """Rates of execution that teach a network to do without its cheapest blocks: [N] → [N], float32.
 
-    As training proceeds, the rates of the cheapest blocks fall from 1 to `SKIPPED`: as many as together cost
-    no more than the allowance, at least one, at most `MOST` of them. So an easy data set, on which blocks are
-    cheap, loses more of them. The others always run: tolerance for the routes to come is cheap, for any
-    route it is dear.
+    As training proceeds, the rates of the cheapest blocks fall from 1 to `SKIPPED`: of as many as together
+    cost no more than the allowance, but at least one and at most a share of `MOST`. So a network for an easy
+    data set, on which blocks are cheap, loses more of them. The other blocks always run: tolerating the
+    routes to come is cheap to learn, tolerating any route is expensive.
 
     Args:
         costs: cost of each block's absence in nats, see `absence_costs`.
-        progress: from 0, where everything is executed, to 1.
+        progress: progress of the training, from 0 (every block is executed) to 1.
         allowance: nats, ≥ 0.
 
     Raises:

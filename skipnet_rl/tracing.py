@@ -1,8 +1,8 @@
 """A module's forward pass as a graph, and parts of that graph as functions.
 
 `torch.fx` records which layers a model calls, in which order and with what, so that its forward pass can be
-cut between two blocks without a line written for that model. Layers themselves are not looked into: a part
-calls the very modules of the model.
+cut between two blocks without code written for that model. Layers are not looked into: a part calls the
+model's own modules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENDS = ("placeholder", "output")
 
 
 class Whole(nn.Module):
-    """Calls a module with one argument, so that its other arguments are at their defaults."""
+    """Calls a module with one argument, so that its other arguments have their defaults."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module, opened: Iterable[nn.Module]) -> fx.Graph:
-    """The graph of `Whole(model)`: its layers are called `model.…`.
+    """Trace the graph of `Whole(model)`, in which layers are called `model.…`.
 
     Args:
         model: what to trace.
@@ -52,7 +52,7 @@ def trace(model: nn.Module, opened: Iterable[nn.Module]) -> fx.Graph:
     """
     try:
         graph = _Tracer(set(opened)).trace(Whole(model))
-    except Exception as error:  # whatever the model's code raises when it is given proxies for tensors
+    except Exception as error:  # the model's code may raise anything when given proxies for tensors
         raise ValueError(
             f"the forward pass of {type(model).__name__} cannot be traced by torch.fx: {error}; expected one "
             "that does not depend on the values it computes"
@@ -62,12 +62,12 @@ def trace(model: nn.Module, opened: Iterable[nn.Module]) -> fx.Graph:
 
 
 def without_dead_ends(graph: fx.Graph) -> None:
-    """Drop the nodes whose value nobody reads; checks of the model stay."""
+    """Drop the nodes whose value is never read; the model's assertions stay."""
     graph.eliminate_dead_code(lambda node: node.op in ENDS or node.target is torch._assert)
 
 
 class Recorder(fx.Interpreter):
-    """Runs a graph and keeps the shape of each tensor in it, by node."""
+    """An interpreter that records the shape of each tensor in a graph, by node."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(Whole(model), graph=graph)
@@ -84,8 +84,8 @@ class Recorder(fx.Interpreter):
 class Part:
     """Nodes of a graph as a function of the values that enter them.
 
-    Called with an object that has the traced module as its `model`: the layers are that object's, so that a
-    copy of a network computes with its own.
+    It is called with an object that has the traced module as its `model`, and uses that object's layers, so
+    that a copy of a network computes with its own layers.
     """
 
     def __init__(self, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], output: fx.Node) -> None:
@@ -114,7 +114,7 @@ class Part:
         self.function: Callable[..., Any] = namespace["forward"]
 
     def __getstate__(self) -> dict[str, Any]:
-        """The source, which is compiled again; modules by name, since pickle takes none."""
+        """The source, to be compiled again; Python modules by name, since they cannot be pickled."""
         modules = {name: each.__name__ for name, each in self.names.items() if isinstance(each, ModuleType)}
         others = {name: each for name, each in self.names.items() if name not in modules}
         return {"layers": self.layers, "source": self.source, "modules": modules, "names": others}
@@ -130,7 +130,7 @@ class Part:
         return self.function(owner, *inputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Part:
-        """The same: it holds no layers."""
+        """Itself: it holds no layers."""
         return self
 
 

@@ -1,12 +1,12 @@
-"""One way to every network: a weights file says what it is, and `open_weights` opens it.
+"""Open any stored network: a weights file says what it is, and `open_weights` reads it.
 
 A file is safetensors in half precision (`checkpoint.save_weights`), in one part or several
 (`checkpoint.parts_of`), with a header: `kind` (one of `KINDS`), `depth`, `shortcut`, `dataset`,
 `num_classes`, `mean` and `std` of the images' normalisation; for a policy the `alpha` and `cost` that it was
-trained for; the `command` that made it, and the networks that this command started from, `after`. Files of
-other projects and of earlier versions lack some of it: what their tensors show is read off them.
+trained for; the `command` that made it, and `after`, the networks that this command started from. Files of
+other projects and of earlier versions lack some of these; they are inferred from the tensors where possible.
 
-A tuned chain has no tensors, its file is the header alone, see `chain_file`.
+A tuned chain has no tensors: its file is only a header, see `chain_file`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from skipnet_rl.policy_networks import ObservationPolicy, PolicyNetwork
 from skipnet_rl.stored import POLICY, Header, Stored, Weights, read_weights
 from skipnet_rl.stored_networks import Expected, network_of, untrained
 
-FIXED = "fixed"  # the kind of one route for all images
-ACT = "act"  # the kind of halting scores
+FIXED = "fixed"  # kind: one route for all images
+ACT = "act"  # kind: halting scores
 StoredPolicy = RecurrentGate | FeedForwardGate | HaltingGate | FixedRoute
 
 
@@ -41,9 +41,9 @@ class Opened(NamedTuple):
     """A network that was opened.
 
     Attributes:
-        network: in evaluation mode, on the CPU, in channels-last memory; of the kind `"chain"` a `Chain`.
+        network: in evaluation mode, on the CPU, in channels-last memory; a `Chain` for the kind `"chain"`.
         policy: what chooses its blocks; `AlwaysExecute` for a plain network.
-        header: what the file says of itself, see the module, and what its tensors show.
+        header: the file's header (see the module), with what its tensors show.
     """
 
     network: Any
@@ -51,7 +51,7 @@ class Opened(NamedTuple):
     header: Header
 
     def mdp(self, alpha: float | None = None, cost: str | None = None) -> Any:
-        """The decision process over the network (default: at the alpha and cost that it was trained for)."""
+        """The decision process over the network (default: with the alpha and cost it was trained for)."""
         alpha = self.header.get("alpha", ALPHA) if alpha is None else alpha
         if isinstance(self.network, Chain):
             return ChainMDP(self.network, alpha, cost or self.header.get("cost", "flops"))
@@ -70,31 +70,32 @@ def open_weights(
     model: ModelName | None = None,
     seed: int | None = 0,
 ) -> Opened:
-    """Open a network, whatever made it.
+    """Open a network of any origin.
 
     Args:
         weights: the name of a shipped network; a file of this project; a file of `torch.save` (`.th`, `.pt`,
-            `.pth`) under the names that `foreign` knows; `"torchvision"` for torchvision's ImageNet weights;
+            `.pth`) with layer names that `foreign` knows; `"torchvision"` for torchvision's ImageNet weights;
             or a state_dict.
-        depth, shortcut: those that are expected (default: the file's). `"torchvision"` needs the depth;
-            shortcuts without weights are `"pad"` unless the header or this says `"pool"`.
-        num_classes: K that is expected (default: the file's).
-        new_classifier: replace a classifier of another number of classes by an untrained one, with a warning.
-        network: what a policy stored without a network is to play on (default: what its header names).
-        model: the model of torchvision or timm that is expected (default: the file's).
-        seed: of an untrained classifier; None draws it from PyTorch's global stream, which then moves on.
+        depth, shortcut: expected depth and shortcut (default: the file's). `"torchvision"` needs the depth;
+            shortcuts without weights are `"pad"` unless the header or this argument says `"pool"`.
+        num_classes: expected K (default: the file's).
+        new_classifier: replace a classifier for another number of classes by an untrained one, with a
+            warning.
+        network: network for a policy that was stored without one (default: the one its header names).
+        model: expected model of torchvision or timm (default: the file's).
+        seed: seed of an untrained classifier; None draws from PyTorch's global generator and advances it.
 
     Raises:
-        WeightsError: no such network, with the nearest shipped name; a file that is missing or damaged, or
-            does not fit what is expected.
+        WeightsError: no network of that name (the nearest shipped name is suggested); a file that is
+            missing or damaged, or does not fit what is expected.
     """
     stored = read_weights(weights, depth)
     kind = stored.header["kind"]
     if kind not in KINDS:
-        raise WeightsError(f"{stored.source} does not open: {unknown_name('kind', kind, KINDS)}")
+        raise WeightsError(f"{stored.source} cannot be opened: {unknown_name('kind', kind, KINDS)}")
     with torch.inference_mode(False), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.default_generator.manual_seed(seed)  # the CPU's alone: fork_rng restores no other here
+            torch.default_generator.manual_seed(seed)  # only the CPU's: fork_rng restores no other here
         expected = Expected(depth, shortcut, num_classes, new_classifier, network, model)
         return KINDS[kind](stored, expected)
 
@@ -122,10 +123,13 @@ def _open_blockdrop(stored: Stored, expected: Expected) -> Opened:
 def _open_sb3(stored: Stored, expected: Expected) -> Opened:
     network = stored.header.get("network") if expected.network is None else expected.network
     if network is None:
-        raise WeightsError(f"{stored.source} holds a policy without a network; name the one to play on")
+        raise WeightsError(f"{stored.source} holds a policy without a network; name one to play it on")
     if network == "none":  # an untrained one
         wanted = {**stored.header, **{k: v for k, v in expected._asdict().items() if v is not None}}
         named = expected.model or ModelName.of(stored.header)
+        needed = ("num_classes",) if named else ("num_classes", "depth", "shortcut")
+        if missing := [name for name in needed if name not in wanted]:
+            raise WeightsError(f"{stored.source} is damaged: its header lacks {', '.join(missing)}")
         classes = wanted["num_classes"]
         net = named.build(classes) if named else untrained(wanted["depth"], classes, wanted["shortcut"])
     else:
@@ -139,7 +143,7 @@ def _open_chain(stored: Stored, expected: Expected) -> Opened:
     classes = expected.num_classes or stored.header.get("num_classes")
 
     def member(network: str | int) -> Opened:
-        """One of its networks, by name, or an untrained one by its depth."""
+        """Open a network of the chain by name, or build an untrained one by depth."""
         if isinstance(network, int):
             if classes is None:
                 raise WeightsError(f"{stored.source} is damaged: its header lacks num_classes")
@@ -159,7 +163,7 @@ KINDS: dict[str, Callable[[Stored, Expected], Opened]] = {
 
 
 def new_policy(kind: str, net: Network, gain: float = 1.0) -> StoredPolicy:
-    """A new gate, for `"act"` halting scores, or for `"fixed"` the route of every block.
+    """Make a new gate; for `"act"` halting scores, for `"fixed"` the route that executes every block.
 
     Raises:
         ValueError: see `make_gate` and `HaltingGate`.
@@ -178,6 +182,6 @@ def _opened(stored: Stored, net: Network, policy: Any) -> Opened:
 
 
 def _apart(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors under a prefix, without it, and the others."""
+    """Split tensors into those under a prefix, without it, and the others."""
     own = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
     return own, {name: value for name, value in tensors.items() if not name.startswith(prefix)}

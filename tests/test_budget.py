@@ -255,7 +255,7 @@ def test_weights_without_a_header(tmp_path):
     with pytest.raises(WeightsError, match="bare.safetensors holds no ResNet"):
         open_weights(tmp_path / "bare.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors", metadata={"about": "[1]"})
-    with pytest.raises(WeightsError, match="its header is no JSON object"):
+    with pytest.raises(WeightsError, match="its header is not a JSON object"):
         read_header(tmp_path / "bare.safetensors")
     (tmp_path / "bare.safetensors").write_bytes(b"no")
     with pytest.raises(WeightsError, match="not a readable"):
@@ -267,4 +267,4 @@ def test_a_missing_run_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main_with_named_errors(evaluation.Args, evaluation.main)
     assert stop.value.code == 2
-    assert "it is no shipped network, and" in capsys.readouterr().err
+    assert "it is not a shipped network, and" in capsys.readouterr().err

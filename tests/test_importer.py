@@ -87,7 +87,7 @@ def test_torchvision_that_cannot_be_reached(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
-    with pytest.raises(WeightsError, match="weights for ResNet-34 did not come: no route to host"):
+    with pytest.raises(WeightsError, match="weights for ResNet-34 could not be fetched: no route to host"):
         load_network("torchvision", 34, 1000, "imagenet")
 
 

@@ -157,7 +157,7 @@ def test_flags_of_a_model_need_its_id(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit):
         main_with_named_errors(agents.pretrain.Args, agents.pretrain.train)
-    assert "expected a library and a name, as torchvision/convnext_tiny" in capsys.readouterr().err
+    assert "expected a library and a name, such as torchvision/convnext_tiny" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match="--model is of models of other libraries, and --env is SkipResNet20-v0"
     ):

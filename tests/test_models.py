@@ -129,7 +129,7 @@ def test_both_classifiers_of_a_distilled_deit_are_replaced():
     arguments = {"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
     name = ModelName("timm/deit_tiny_distilled_patch16_224", arguments, 32)
     theirs = name.build(7, seed=1)
-    with pytest.warns(UserWarning, match="its classifier has 7 classes, so that of the 10 is untrained"):
+    with pytest.warns(UserWarning, match="its classifier has 7 classes; the new one of 10 is untrained"):
         found = open_weights(theirs.state_dict(), model=name, num_classes=10, new_classifier=True).network
     assert found.model.head.out_features == found.model.head_dist.out_features == 10
     assert torch.equal(found.model.blocks[2].mlp.fc2.weight, theirs.model.blocks[2].mlp.fc2.weight)
@@ -184,7 +184,7 @@ def test_a_classifier_of_other_classes_begins_anew_with_a_warning():
     state = name.build(5, seed=7).model.state_dict()
     with pytest.raises(WeightsError, match="classifier.2.weight has shape"):
         open_weights(state, model=name, num_classes=10)
-    with pytest.warns(UserWarning, match="its classifier has 5 classes, so that of the 10 is untrained"):
+    with pytest.warns(UserWarning, match="its classifier has 5 classes; the new one of 10 is untrained"):
         opened = open_weights(state, model=name, num_classes=10, new_classifier=True)
     assert torch.equal(opened.network.model.features[0][0].weight, state["features.0.0.weight"])
 
@@ -213,7 +213,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     ("arguments", "message"),
     [
         ({"model": "torchvision/convnext_tny"}, "did you mean 'convnext_tiny'"),
-        ({"model": "convnext"}, "expected a library and a name, as torchvision/convnext_tiny"),
+        ({"model": "convnext"}, "expected a library and a name, such as torchvision/convnext_tiny"),
         ({"model": "torchvision/vgg11"}, "no known residual block in VGG"),
         (
             {"model": "torchvision/VisionTransformer"},
@@ -232,9 +232,9 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ({"model_kwargs": {"weights": "DEFAULT"}}, "model_kwargs has weights 'DEFAULT'; .* give weights"),
         ({"model_kwargs": {"pretrained": True}}, "model_kwargs has pretrained True; leave it out"),
         ({"model_kwargs": {"image_size": "abc"}}, "image_size is 'abc'; expected a number of pixels"),
-        ({"weights": "torchvision"}, "weights is 'torchvision', .*'DEFAULT' is for"),
+        ({"weights": "torchvision"}, "weights is 'torchvision', .*give 'DEFAULT'"),
         ({"depth": 20}, "depth 20 and model None do not go together; an id such as SkipResNet20-v0"),
-        ({"shortcut": "pad"}, "shortcut is 'pad', which is of the built-in ResNets"),
+        ({"shortcut": "pad"}, "shortcut is 'pad', which only the built-in ResNets take"),
         ({"mix": 0.5}, "mix 0.5 does not go with model"),
         ({"model": "torchvision/VisionTransfomer"}, "did you mean 'VisionTransformer'"),
         (
@@ -293,7 +293,7 @@ def test_the_librarys_own_weights_bring_the_statistics_that_they_were_trained_wi
     assert problem.resolve().mean == (0.485, 0.456, 0.406)
     own = ModelProblem(model="torchvision/convnext_tiny", weights=None, dataset="rendered-digits")
     assert own.resolve().mean is None
-    with pytest.raises(WeightsError, match="no weights 'DEFAULT' of VisionTransformer: it has those of func"):
+    with pytest.raises(WeightsError, match="no weights 'DEFAULT' of VisionTransformer: only functions, "):
         ModelProblem(
             model="torchvision/VisionTransformer", weights="DEFAULT", dataset="rendered-digits"
         ).resolve()

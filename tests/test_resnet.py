@@ -119,6 +119,12 @@ def test_initialisation_keeps_the_variance():
     assert weight.std().item() == pytest.approx(math.sqrt(2 / 576), rel=0.03)
 
 
+@pytest.mark.parametrize("depth", ["20", None, 20.0])
+def test_a_depth_is_an_integer(depth):
+    with pytest.raises(ValueError, match=f"depth is {depth!r}; expected an integer"):
+        ResNet(depth)
+
+
 @pytest.mark.parametrize("depth", [2, 7, 19, 21, 111])
 def test_depths_that_are_not_6n_plus_2(depth):
     with pytest.raises(ValueError, match=rf"depth {depth} is not 6n\+2 .* use one of 14, 20"):

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from skipnet_rl import catalogue
 from skipnet_rl.catalogue import START
@@ -214,6 +215,16 @@ def test_a_header_that_is_not_true(tmp_path, about, message):
     save_weights(tmp_path / "w.safetensors", ResNet(8), about)
     with pytest.raises(WeightsError, match=message):
         open_weights(tmp_path / "w.safetensors")
+
+
+def test_a_policy_on_an_untrained_network_that_its_header_does_not_describe(tmp_path):
+    policy = {"action_net.weight": torch.zeros(2, 72), "action_net.bias": torch.zeros(2)}
+    about = {"kind": "sb3", "network": "none", "num_classes": 10}
+    save_file(policy, tmp_path / "p.safetensors", {"about": json.dumps(about)})
+    with pytest.raises(WeightsError, match="its header lacks depth, shortcut"):
+        open_weights(tmp_path / "p.safetensors")
+    opened = open_weights(tmp_path / "p.safetensors", depth=8, shortcut="pad")
+    assert opened.network.depth == 8 and opened.network.shortcut == "pad"
 
 
 def test_a_depth_that_no_id_has(tmp_path):

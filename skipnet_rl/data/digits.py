@@ -88,7 +88,7 @@ def render_digits(
         images[part] = draw(_draws(split, chosen[part]), labels[part], some)
 
     atlas()  # made once, before the threads need it
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as threads:  # NumPy lets go of the interpreter
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as threads:  # NumPy releases the GIL
         for number, _ in enumerate(threads.map(draw_chunk, range(0, len(chosen), CHUNK)), start=1):
             if progress:
                 progress(min(number * CHUNK, len(chosen)), len(chosen))
@@ -116,7 +116,7 @@ def load_digits(
         with whole_file(path, shared=True) as beside, beside.open("wb") as file:
             np.savez(file, **content)
     except OSError as error:
-        if _read(path, split) is None:  # else another process was faster: Windows locks a file that is open
+        if _read(path, split) is None:  # else another process was faster: Windows locks open files
             warnings.warn(f"cannot cache the rendered digits in {path.parent}: {error}", stacklevel=2)
     return images, labels, factors
 
@@ -129,7 +129,7 @@ def default_cache() -> Path:
 
 
 def _read(path: Path, split: str) -> Arrays | None:
-    """Content of the cache; None where it is missing, damaged or of another split."""
+    """Content of the cache; None if it is missing, damaged or of another split."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]
@@ -148,7 +148,7 @@ def _draws(split: str, indices: NDArray[np.integer]) -> Draws:
 
 @lru_cache
 def _labels(split: str) -> NDArray[np.int64]:
-    """Class of each image: as many of each, in random order."""
+    """Class of each image: equally many of each, in random order."""
     order = np.argsort(_draws(split, np.arange(SIZES[split])).bits("label"), kind="stable")
     labels = np.empty(SIZES[split], np.int64)
     labels[order] = np.arange(SIZES[split]) % 10

@@ -1,4 +1,4 @@
-"""How an image of `rendered-digits` is drawn, see `skipnet_rl.data.digits`."""
+"""Draw the images of `rendered-digits`, see `skipnet_rl.data.digits`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def draw(
         factors: difficulty factors by name, [B] each.
 
     Returns:
-        [B, 3, 32, 32].
+        [B, 3, 32, 32] uint8.
     """
     column = {name: values[:, None, None] for name, values in factors.items()}  # [B, 1, 1]
     ink = _blur(ink_of(draws, labels, column), factors["blur"])[:, None]  # [B, 1, 32, 32]

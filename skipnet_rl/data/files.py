@@ -26,8 +26,8 @@ from skipnet_rl.randomness import for_images, on_cpu
 DECODERS = 8  # threads; Pillow's decoders release the GIL
 RESIZE = 256 / 224  # short side before the central crop, relative to the crop
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops (Szegedy et al. 2015)
-# for networks whose images are at most this size, crops keep nearly the whole image: what ImageNet's crops
-# leave of it cannot be recognised at so few pixels
+# for networks whose images are at most this size, crops keep most of the image: what ImageNet's crops leave
+# of it could not be recognised at so few pixels
 SMALL, SMALL_AREA, SMALL_ASPECT = 64, (0.6, 1.0), (0.9, 1.1)
 
 

@@ -102,7 +102,7 @@ class Images(ABC):
         return replace(self, mean=mean, std=std)  # type: ignore[type-var]
 
     def placed(self, index: Tensor) -> Tensor:
-        """`index` [B] on the device of the batches; a GPU is not waited for."""
+        """`index` [B] on the device of the batches, without waiting for a GPU."""
         return index.to(self.device, non_blocking=True)
 
     def first(self, count: int) -> Self:

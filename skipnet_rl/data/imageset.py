@@ -135,7 +135,7 @@ def training_index(step: int, batch_size: int, size: int, seed: int, stream: Str
     return order[position * batch_size : (position + 1) * batch_size].clone()
 
 
-@lru_cache(maxsize=4)  # of a million images it takes longer than a training step
+@lru_cache(maxsize=4)  # for a million images it takes longer than a training step
 def _order(epoch: int, size: int, seed: int, stream: Stream) -> Tensor:
     """The order of the images in an epoch: [size] on the CPU."""
     return torch.randperm(size, generator=step_generator(seed, epoch, "cpu", stream), device="cpu")

@@ -21,9 +21,8 @@ from skipnet_rl.errors import DataDamagedError, DataNotFoundError
 
 
 def _cifar10(source: str, place: Path, download: bool) -> ImageSet:
-    return _cifar(
-        CIFAR10, "cifar10", source, place, download, IMAGENET_STATISTICS
-    )  # as for published weights
+    statistics = IMAGENET_STATISTICS  # as for published weights
+    return _cifar(CIFAR10, "cifar10", source, place, download, statistics)
 
 
 def _cifar100(source: str, place: Path, download: bool) -> ImageSet:

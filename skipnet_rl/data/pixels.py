@@ -87,7 +87,7 @@ def _from_integers(image: Image.Image, path: str) -> Image.Image:
     if 0 < values.max() <= most / DIM:
         warnings.warn(
             f"images in {Path(path).parent} use values up to {values.max():.0f} of {most:.0f}: "
-            "all but black; rescale the files",
+            "nearly black; rescale the files",
             stacklevel=2,
         )
     return _grey(image, values / most)

@@ -61,8 +61,8 @@ def resolve_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -
         return chosen[0], f"{chosen[0]} (found in {folder}{_splits(chosen[0], data_dir)})"
     if not named:
         return "rendered-digits", (
-            f"rendered-digits (embedded; no {CIFAR10_FOLDER} in {folder}, which cifar10 with download would "
-            "fetch)"
+            f"rendered-digits (embedded; no {CIFAR10_FOLDER} in {folder}: choose cifar10 with download to "
+            "fetch it)"
         )
     held = f"holds {' and '.join(found)}" if found else f"holds no {CIFAR10_FOLDER} and no other data set"
     raise DataNotFoundError(

@@ -51,12 +51,12 @@ class ChainEpisode(nn.Module):
     def ask(self, number: int, images: Tensor) -> Tensor:
         """The log-probabilities of one network: [B, K] float64."""
         found = self.networks[number](images)
-        logits = found[0] if isinstance(found, tuple) else found  # those with gates say their route, too
+        logits = found[0] if isinstance(found, tuple) else found  # gated networks return their route, too
         temperature = self.mdp.member(number).temperature
         return (logits.double() if temperature == 1 else logits.double() / temperature).log_softmax(dim=1)
 
     def mixed(self, t: int, images: Tensor, answer: Tensor) -> Tensor:
-        """The answer so far [B, K] with that of network t + 1 in it."""
+        """The answer so far [B, K], mixed with that of network t + 1."""
         return mix_answers(answer, self.ask(t + 1, images), self.weights[t])
 
     def advance(self, state: ChainState, execute: Tensor) -> Tensor:

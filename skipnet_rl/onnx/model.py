@@ -48,11 +48,11 @@ def export_onnx(
         policy: a policy that `torch.export` can trace.
         path: the file to write.
         batched: write a model for any number of images, instead of one at a time.
-        about: entries of the model's metadata, stored as JSON where they are not strings.
+        about: entries of the model's metadata, stored as JSON if they are not strings.
 
     Raises:
         ModuleNotFoundError: the packages of the extra `export` are not installed.
-        ValueError: PyTorch cannot export the network, as torchvision's Swin.
+        ValueError: PyTorch cannot export the network, such as torchvision's Swin.
     """
     onnx = _import_onnx()
     one_image, any_number = EPISODES[type(mdp)]
@@ -88,7 +88,7 @@ def export_onnx(
 
 
 def export_plain(mdp: RoutingMDP, path: Path) -> None:
-    """Write the plain network, every block executed and no gate, as the baseline of a latency."""
+    """Write the plain network, every block executed and no gate, as the baseline for latencies."""
     net = fold_batchnorm(mdp.net)
     images = torch.zeros(1, 3, net.image_size, net.image_size, device="cpu")
     with whole_file(path) as beside:
@@ -112,7 +112,7 @@ def onnx_session(path: Path, threads: int = 1) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors: it warns of each constant that no node uses
+    options.log_severity_level = 3  # errors only: it warns about each constant that no node uses
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -142,7 +142,7 @@ def _graphs(graph: Any) -> Iterator[Any]:
 
 
 def check_installed() -> None:
-    """Raise a ModuleNotFoundError where a package for exporting is missing, without importing any."""
+    """Raise a ModuleNotFoundError if a package for exporting is missing, without importing any."""
     if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise ModuleNotFoundError(
             f'exporting needs {", ".join(missing)}, which is not installed: pip install -e ".[export]"'

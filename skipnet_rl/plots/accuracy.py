@@ -87,11 +87,11 @@ def alpha_curve(results: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw accuracy against FLOPs as alpha grows: one curve per policy, each point a mean over seeds.
 
     Args:
-        results: contents of result.json; the last policy of each is the one that counts. Those of one
-            policy and one alpha are seeds: their 95 % intervals (Student's t) are drawn both ways.
+        results: contents of result.json; the last policy of each counts. Results of one policy and one alpha
+            are its seeds: the 95 % intervals of their means (Student's t) are drawn both ways.
 
     Raises:
-        ValueError: one policy, alpha and seed came twice, so that they differ in something else.
+        ValueError: two results have the same policy, alpha and seed, so they differ in something else.
     """
     curves = _by_policy_and_alpha(results)
     alphas = sorted({alpha for points in curves.values() for alpha in points})
@@ -131,8 +131,8 @@ def _by_policy_and_alpha(results: Sequence[Mapping[str, Any]]) -> dict[str, dict
         key = (row["name"], result["alpha"], result["seed"])
         if key in seen:
             raise ValueError(
-                f"two results of {key[0]} with alpha {key[1]:g} and seed {key[2]}; seeds of one setting are "
-                "expected, so draw runs that differ in other flags apart"
+                f"two results of {key[0]} with alpha {key[1]:g} and seed {key[2]}; expected one per seed: "
+                "draw runs that differ in other flags separately"
             )
         seen.add(key)
         curves[row["name"]][result["alpha"]].append(row)
@@ -140,9 +140,9 @@ def _by_policy_and_alpha(results: Sequence[Mapping[str, Any]]) -> dict[str, dict
 
 
 def pareto_front(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries that no other one matches in both accuracy and FLOPs and beats in one, by FLOPs.
+    """The Pareto front: the entries that no other one dominates in accuracy and FLOPs, by FLOPs.
 
-    Bounds, which are no policies, neither belong to it nor push others off it.
+    Bounds, which are not policies, are left out.
     """
     front: list[Mapping[str, Any]] = []
     policies = [entry for entry in entries if not entry.get("bound")]
@@ -159,7 +159,7 @@ def frontier(entries: Sequence[Mapping[str, Any]], lowest: float = 0.0) -> Figur
 
     Args:
         entries: `name`, `accuracy`, `compute_flops`; intervals `accuracy_ci95` and `compute_flops_ci95`
-            where there are any, (low, high) or half widths; `bound` is true for an oracle, which is a
+            if there are any, (low, high) or half widths; `bound` is true for an oracle, which is drawn as a
             hollow star. Members of a family, such as "random 90%" and "random 80%" or those with the same
             `series`, are joined to a curve.
         lowest: the accuracy at which the y axis begins, to look closer at the good ones.
@@ -182,7 +182,7 @@ def frontier(entries: Sequence[Mapping[str, Any]], lowest: float = 0.0) -> Figur
 
 
 def _families(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Series]:
-    """Each family's points with intervals, joined where there are several."""
+    """Each family's points with intervals, joined if there are several."""
     names = {
         family: members[0]["name"] if len(members) == 1 else family for family, members in families.items()
     }

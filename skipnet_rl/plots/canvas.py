@@ -20,11 +20,11 @@ OTHERS = (
     *("tab:purple", "tab:red", "tab:cyan", "tab:brown", "tab:pink", "tab:olive", "navy", "black", "teal"),
     *("gold", "salmon", "yellowgreen", "darkgreen"),
 )
-INK, GREY, GREEN, BLUE = "#1a202c", "#718096", "#2f855a", "#2b6cb0"  # of figures with a message
+INK, GREY, GREEN, BLUE = "#1a202c", "#718096", "#2f855a", "#2b6cb0"  # for figures with a message
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG file, whole or not at all; the folder is made."""
+    """Write a PNG file atomically; the folder is created if missing."""
     with whole_file(path) as beside:
         FigureCanvasAgg(figure).print_png(str(beside))
     return path

@@ -57,7 +57,7 @@ def _title(correlation: tuple[float, float, float], counts: NDArray[np.float64])
 
 
 def _draw_bins(axes: Any, values: NDArray[np.float64], counts: NDArray[np.float64]) -> None:
-    """Draw mean skips in bins of equally many images, or at each value where there are few values."""
+    """Draw mean skips in bins of equally many images, or at each value if there are few values."""
     distinct = np.unique(values)
     if len(distinct) <= BINS:
         bins = [np.flatnonzero(values == value) for value in distinct]

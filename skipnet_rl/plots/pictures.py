@@ -32,8 +32,8 @@ def pick_easy_and_hard(record: Record, count: int) -> tuple[NDArray[np.int64], N
 def easy_and_hard(images: Images, record: Record, stages: Sequence[int], count: int = 16) -> Figure:
     """Draw the easiest images (most blocks skipped, classified correctly) and the hardest (fewest skipped).
 
-    Below each image stands its route, one row of cells per stage, filled where the block was executed; above
-    it the label, and the prediction where that differs.
+    Below each image is its route, one row of cells per stage, filled where the block was executed; above it
+    the label, and the prediction if it differs.
 
     Args:
         images: the split that was evaluated, M images.

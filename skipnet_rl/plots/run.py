@@ -97,9 +97,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     steps = [line["step"] for line in lines]
     left.plot(steps, [line["val/accuracy"] for line in lines], "o-", color="tab:blue")
     right.plot(steps, [line["val/compute_blocks"] for line in lines], "s--", color="tab:red")
-    boundary = sum(line["stage"] == "sp" for line in lines) and max(
-        (line["step"] for line in lines if line["stage"] == "sp"), default=0
-    )
+    boundary = max((line["step"] for line in lines if line["stage"] == "sp"), default=0)
     if 0 < boundary < max(steps):
         left.axvline(boundary, color="0.6", lw=1)
         place = left.get_xaxis_transform()  # 1.02: above the axes, where no point is
