@@ -10,7 +10,7 @@ the decisions G = "the margin is small" and w = 0 it is a cascade (IDK cascades,
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -97,12 +97,12 @@ def mix_answers(so_far: Tensor, found: Tensor, weight: float | Tensor) -> Tensor
 
 
 def check_mix(mix: float | Sequence[float], count: int) -> Tensor:
-    """The weights of the answer so far, [N] float64.
+    """Return the weight of the answer so far for each decision, [N] float64.
 
     Raises:
-        ValueError: another number of them, or one outside 0 … 1.
+        ValueError: a wrong number of weights, or one outside 0 … 1.
     """
-    values = [mix] * count if isinstance(mix, (int, float)) else list(mix)
+    values = list(mix) if isinstance(mix, Iterable) else [mix] * count
     if len(values) != count or not all(0 <= value <= 1 for value in values):
         raise ValueError(f"mix is {mix!r}; expected {count} weights of the answer so far, from 0 to 1")
     return torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_mdp import batch, lively_net
@@ -83,6 +84,11 @@ def test_skipping_everything_is_the_first_network():
     torch.testing.assert_close(episode.logits, alone.logits.log_softmax(dim=1))
     torch.testing.assert_close(episode.loss, alone.loss)
     torch.testing.assert_close(episode.returns, alone.returns)
+
+
+@pytest.mark.parametrize("mix", [0.5, np.float32(0.5), np.array([0.5, 0.5])])
+def test_one_weight_of_the_answer_so_far_is_that_of_every_decision(mix):
+    assert lively_chain(mix).mix.tolist() == [0.5, 0.5]
 
 
 def test_executing_everything_without_mixing_is_the_last_network():
