@@ -26,7 +26,7 @@ from agents.common.loop import learn
 from agents.common.new_network import new_network
 from agents.common.optimizers import adamw, resume, sgd
 from agents.common.outcome import finish, weights_header
-from agents.common.processes import start_run
+from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
@@ -222,6 +222,7 @@ def settled(net: Network, data: Images, args: Args) -> RoutingMDP:
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate on the test set once, write the run folder; returns result.json's content."""
     setting = Setting.of(args.resolved(), new_network)
+    check_run_dir(setting)
     data, net = setting.train, setting.net
     steps = args.steps(len(data))
     teacher = Teacher(teachers_of(setting), setting.precision) if args.share else None

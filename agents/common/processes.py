@@ -19,7 +19,7 @@ from agents.common.setting import Setting
 from envs.ids import is_chain
 from skipnet_rl.device import pick_device
 from skipnet_rl.distributed import check_alike, from_leader, leads, processes
-from skipnet_rl.runs import NOT_COMPARED, Run
+from skipnet_rl.runs import NOT_COMPARED, Run, check_folder, run_folder
 from skipnet_rl.terminal import Forgiving
 
 SAMPLE = 64  # training images, spread evenly, that are compared between processes
@@ -65,6 +65,24 @@ def check_gpus(device: str, here: int) -> None:
             f"{here} processes on this machine, but PyTorch sees {count} GPU{'s' * (count > 1)}, and each "
             "needs its own; start fewer (--nproc-per-node), or give --device cpu"
         )
+
+
+def check_run_dir(setting: Setting[Any]) -> None:
+    """Check in every process, before anything that takes long, that `start_run` can use `--run-dir`.
+
+    Raises:
+        FileExistsError: the folder holds a run, and `--resume` is not given.
+        FileNotFoundError: `--resume` without `--run-dir`.
+        ValueError: the folder holds a run with other flags.
+    """
+    args = setting.args
+    if args.run_dir is None and not args.resume:
+        return  # a new folder
+
+    def check() -> None:
+        check_folder(run_folder(args.run_dir, args.env, "", args.seed, args.resume), args, args.resume)
+
+    from_leader(check)
 
 
 def start_run(setting: Setting[Any], agent: str) -> Run | None:

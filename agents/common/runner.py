@@ -18,7 +18,7 @@ from agents.common.keeper import Keeper, Learner
 from agents.common.loop import learn
 from agents.common.outcome import finish
 from agents.common.preparation import look
-from agents.common.processes import start_run
+from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.data import Images
@@ -49,6 +49,7 @@ def run_agent(
     """
     setting, tolerance, costs = look(Setting.of(args))
     args = setting.args
+    check_run_dir(setting)
     learner = make_learner(setting, costs)
     compile_where_asked(setting, learner.mdp.net)
     run = start_run(setting, agent.replace("_", "-"))
