@@ -105,6 +105,11 @@ class Args(TaughtArgs):
         return self.model is not None
 
     @property
+    def trains_networks(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def networks(self) -> tuple[str | None, ...]:
         """The teachers; the network itself is checked by its name."""
         return self.teacher

@@ -55,7 +55,7 @@ def weights(tmp_path_factory) -> str:
 def test_pretraining_says_that_no_model_is_shipped(tmp_path):
     args = agents.pretrain.Args(**NAMED, **SHORT, weights="auto", run_dir=tmp_path / "run")
     with pytest.raises(
-        WeightsError, match=f"no weights of {MODEL} are shipped .*DEFAULT for the library's own"
+        WeightsError, match=f"no weights of {MODEL} are shipped; .*DEFAULT for the library's own"
     ):
         agents.pretrain.train(args)
     assert not (tmp_path / "run").exists()

@@ -15,9 +15,10 @@ from gymnasium.error import Error as GymnasiumError
 from agents.common.flags import CommonArgs
 from agents.common.jobs import Job
 from agents.common.parsing import headings, parse
+from agents.common.problems import check_shipped, named_problem
 from envs.ids import is_chain
 from skipnet_rl import catalogue
-from skipnet_rl.errors import unknown_name
+from skipnet_rl.errors import DataNotFoundError, unknown_name
 from skipnet_rl.files import as_name
 from skipnet_rl.libraries import check_model
 from skipnet_rl.models import PRETRAINED
@@ -167,6 +168,8 @@ class Plan:
                 args = parse(self.args_type, words, default, command=name)
                 args.check()
                 self._check_existing(args, jobs)
+                if args.weights == "auto":
+                    self._check_shipped(args)
             except (ValueError, GymnasiumError) as error:
                 raise ValueError(f"{job.folder.name}: {error}") from error
 
@@ -180,3 +183,13 @@ class Plan:
             made = any(job.makes(str(weights)) for job in jobs)
             if weights not in NOT_FILES and not made and catalogue.find(str(weights)) is None:
                 find_file(str(weights))
+
+    def _check_shipped(self, args: CommonArgs) -> None:
+        """Raise the WeightsError of a run that needs a shipped network where there is none."""
+        try:
+            problem = named_problem(args)
+        except DataNotFoundError:
+            if self.elsewhere:  # only the machine of the run can tell which data set it has
+                return
+            raise
+        check_shipped(args, problem)

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from agents.common.distillation import Teacher, distilled
 from agents.common.setting import LOOK, WORSE, Setting
 from skipnet_rl.chain_problem import ChainProblem
-from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
 from skipnet_rl.randomness import for_images
@@ -30,23 +29,6 @@ from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 TAUGHT = 0.9  # share of the teacher in the loss of a `Preparation`
 RAMP = 0.5  # share of the preparation over which the rates fall
 TRIED = 0.97  # highest rate that the gates aim at, so that they still try to skip every block now and then
-
-
-def check_trained(setting: Setting) -> None:
-    """Raise a WeightsError, which says how to train one, if a run has no trained network to start from."""
-    args = setting.args
-    if args.weights == "auto":
-        if args.other_library:
-            raise WeightsError(
-                f"no weights of {setting.net.name} are shipped; train some: python -m agents.pretrain "
-                f"--model {setting.net.name}, and give the file: --weights runs/…/weights.safetensors "
-                "(or DEFAULT for the library's own, or none)"
-            )
-        raise WeightsError(
-            f"no ResNet-{args.depth} on {setting.dataset} is shipped; train one: python -m agents.pretrain "
-            f"--depth {args.depth} --dataset {setting.dataset}, and give its weights: --weights "
-            "runs/…/weights.safetensors (or --weights none for untrained ones)"
-        )
 
 
 def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor | None]:
@@ -64,7 +46,6 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
     if args.frozen or isinstance(setting.problem, ChainProblem):
         setting.introduce()
         return setting, None, None
-    check_trained(setting)
     tolerance = setting.look()
     if not hasattr(args, "warmup_iterations"):
         return setting, tolerance, None

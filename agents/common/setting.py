@@ -97,6 +97,7 @@ class Setting(Generic[ArgsT]):
         args.check()
         problem = named_problem(args)
         say(f"dataset: {problem.why[0]}")
+        check_shipped(args, problem)
         train, val, test = load_splits(args, problem)
         dataset, split_images = problem.dataset, len(test)
         test = test.first(args.test_images or (args.first_look and TEST_IMAGES.get(dataset)) or len(test))
@@ -107,7 +108,6 @@ class Setting(Generic[ArgsT]):
             made = new_network(args, problem, classes)
             return cls(args, problem, train, val, test, split_images, made, made, None)
         say(f"weights: {problem.why[1]}")
-        check_shipped(problem)
         net: Any = problem.network(classes)
         plain_name = _plain_beside(args, dataset)
         plain = problem.network(classes, plain_name) if plain_name else net
