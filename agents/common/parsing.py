@@ -19,6 +19,7 @@ from skipnet_rl.errors import unknown_name
 
 ArgsT = TypeVar("ArgsT")
 UNSET = ("None", "False", "True", "", "''", "()")  # defaults that the help does not show
+CHOSEN = {"weights", "preset"}  # flags whose "auto" is what the defaults of a command line chose
 
 
 def headings(args_type: type) -> dict[str, Heading]:
@@ -60,6 +61,8 @@ def parse(
     }
     found = _read(form, args_type, words, form(**values), command)
     given = {name: value for part in vars(found).values() for name, value in vars(part).items()}
+    if default is not None:
+        given |= {name: getattr(default, name) for name in CHOSEN if given.get(name) == "auto"}
     return replace(start, **given)  # type: ignore[type-var]
 
 
