@@ -596,7 +596,7 @@ def test_a_teacher_is_named_by_its_weights(tmp_path, monkeypatch):
         ),
         ({"weights": "resnet20-rendered-digits", "depth": 14}, "a ResNet-20 cannot grow to a ResNet-14"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"optimizer": "adamw", "momentum": 0.9}, "--momentum is of sgd, and --optimizer is adamw"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "--momentum is for sgd, but --optimizer is adamw"),
         ({"momentum": 1.0}, "--momentum is 1.0; expected 0 or more, and less than 1"),
         ({"momentum": -0.1}, "--momentum is -0.1; expected 0 or more, and less than 1"),
     ],
