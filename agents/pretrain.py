@@ -87,7 +87,7 @@ class Args(TaughtArgs):
     test_images: Run[int | None] = None
     """number of test images at the end, the first ones (default: all)"""
     resume: Run[bool] = False
-    """continuation from the checkpoint in --run-dir, where there is one"""
+    """continuation from the checkpoint in --run-dir, if there is one"""
     # Without a policy there is nothing to choose.
     env: str = ""  # follows from the depth, or the model
     alpha: float = 0.0

@@ -267,7 +267,7 @@ def test_teachers_have_the_depth_of_their_files(tmp_path):
     nets = load_teachers(names, ResNet(110), 10, "rendered-digits", "projection", torch.device("cpu"))
     assert [net.depth for net in nets] == [20, 8, 110]
     save_weights(tmp_path / "large.safetensors", ResNet(34), {})
-    with pytest.raises(ValueError, match="large.safetensors takes images of 224 pixels, a ResNet-110 those"):
+    with pytest.raises(ValueError, match="takes images of 224 pixels, a ResNet-110 images of 32"):
         load_teachers(
             [tmp_path / "large.safetensors"], ResNet(110), 10, "cifar10", "pad", torch.device("cpu")
         )
@@ -682,7 +682,7 @@ def test_bad_flags_end_in_one_line_and_code_2(flags, message, tmp_path, monkeypa
     ({"relaxation": "softt"}, "did you mean 'soft'"),
     ({"bn": "freeze"}, "did you mean 'frozen'"),
     ({"optimizer": "sdg"}, "did you mean 'sgd'"),
-    ({"gate_weights": "hrl.safetensors", "gate_gain": 6.0}, "a gain is of new gates"),
+    ({"gate_weights": "hrl.safetensors", "gate_gain": 6.0}, "a gain is for new gates"),
     ({"gate_weights": "hrl.safetensors", "warmup_iterations": 1}, "a preparation trains new gates"),
     ({"weights": "none", "distillation": 0.5}, "an untrained network cannot teach"),
     ({"distillation": 2.0}, "--distillation is 2.0; expected a share between 0 and 1"),

@@ -223,7 +223,7 @@ def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):
     )  # fp32 and fp16 weights
     with pytest.raises(ValueError, match="unknown algorithm 'pppo'; did you mean 'ppo'"):
         play(path, trust_sb3="pppo", **flags)
-    with pytest.raises(ValueError, match="model.zip is no model of dqn"):
+    with pytest.raises(ValueError, match="model.zip is not a model of dqn"):
         play(path, trust_sb3="dqn", **flags)
     with pytest.raises(ValueError, match="CartPole-v1 is not an environment of this project"):
         play(path, trust_sb3="ppo", **{**flags, "env": "CartPole-v1"})

@@ -159,14 +159,14 @@ def test_flags_of_a_model_need_its_id(monkeypatch, capsys):
         main_with_named_errors(agents.pretrain.Args, agents.pretrain.train)
     assert "expected a library and a name, as torchvision/convnext_tiny" in capsys.readouterr().err
     with pytest.raises(
-        ValueError, match="--model is of models of other libraries, and --env is SkipResNet20-v0"
+        ValueError, match="--model is for models of other libraries, but --env is SkipResNet20-v0"
     ):
         agents.static.Args(env="SkipResNet20-v0", model=MODEL).check()
-    with pytest.raises(ValueError, match="--depth is of the built-in ResNets, .* is torchvision/Vis"):
+    with pytest.raises(ValueError, match="--depth is for the built-in ResNets, .* is torchvision/Vis"):
         agents.pretrain.Args(**NAMED, depth=20).check()
-    with pytest.raises(ValueError, match="--shortcut is of the built-in ResNets, .* of SkipNet-v0; leave"):
+    with pytest.raises(ValueError, match="--shortcut is for the built-in ResNets, .* of SkipNet-v0; leave"):
         agents.static.Args(env="SkipNet-v0", shortcut="pad").check()
-    with pytest.raises(ValueError, match="--image-size is of models of other libraries"):
+    with pytest.raises(ValueError, match="--image-size is for models of other libraries"):
         agents.pretrain.Args(depth=20, image_size=32).check()
     with pytest.raises(
         WeightsError, match=r"no weights of torchvision/resnet18 are shipped; train some: python"

@@ -221,7 +221,7 @@ def test_there_is_a_table_for_each_environment(tmp_path, monkeypatch):
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path):
     assert jobs.run([planned(tmp_path).job({"seed": "0"})], Instant(1)) == []
-    with pytest.raises(ValueError, match="is of .* not of .*--iterations 5.*; name another folder"):
+    with pytest.raises(ValueError, match="was made by .* not by .*--iterations 5.*; name another folder"):
         jobs.run([planned(tmp_path, "--iterations", "5").job({"seed": "0"})], Instant(1))
 
 

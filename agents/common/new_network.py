@@ -1,4 +1,4 @@
-"""The network that pretraining begins with."""
+"""The network that pretraining starts from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
-    """A new network, or one that begins with the predictions of `--weights`."""
+    """Build a new network, or one that starts with the predictions of `--weights`."""
     torch.manual_seed(args.seed)
     if isinstance(problem, ModelProblem):
         new = problem.named.build(num_classes, seed=args.seed) if args.weights == "none" else None
@@ -37,7 +37,7 @@ def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
 
 
 def start_of(args: Args, problem: Problem, num_classes: int) -> ResNet:
-    """The network of `--weights`, of any depth; its classifier is new where the number of classes differs."""
+    """Open the network of `--weights`, of any depth, with a new classifier for other classes."""
     weights = str(problem.weights)
     depth = args.depth if weights == "torchvision" else None
     return open_weights(

@@ -1,4 +1,4 @@
-"""From a command line to a dataclass of flags, with the help that tyro makes of it."""
+"""From a command line to a dataclass of flags, parsed by tyro, which also prints the help."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHOSEN = {"weights", "preset"}  # flags whose "auto" is what the defaults of a c
 
 
 def headings(args_type: type) -> dict[str, Heading]:
-    """The heading of each flag of a dataclass; its other fields are left out."""
+    """Return the heading of each flag of a dataclass; its other fields are left out."""
     hints = get_type_hints(args_type, include_extras=True)
     found = {each.name: get_args(hints[each.name])[-1:] for each in fields(args_type)}
     return {name: marks[0] for name, marks in found.items() if marks and isinstance(marks[0], Heading)}
@@ -35,12 +35,12 @@ def parse(
     default: ArgsT | None = None,
     command: str | None = None,
 ) -> ArgsT:
-    """Read a command line.
+    """Read a command line into a dataclass of flags.
 
     Args:
         args_type: a dataclass whose flags are marked as in `CommonArgs`, or one without any marks, whose
             documented fields are all flags, under one heading.
-        words: the command line; None for that of this process.
+        words: the command line (default: that of this process).
         default: values of the flags that are not given, and of all fields that are not flags.
         command: the module whose flags they are (default: that of this process).
 
@@ -116,7 +116,7 @@ def _flags(args_type: type, each: Iterable[Field]) -> dict[str, tuple[str, Any, 
 def _check_choices(args_type: type, words: Sequence[str]) -> None:
     """Name the nearest choice in one line, which tyro's own message does not."""
     kinds = get_type_hints(args_type)
-    own = takewhile(lambda word: word != "--", words)  # what follows is for another command
+    own = takewhile(lambda word: word != "--", words)  # the rest is for another command
     for word, following in pairwise([*own, "--"]):
         flag, _, joined = word.partition("=")
         value, name = joined or following, flag.removeprefix("--")

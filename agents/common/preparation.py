@@ -1,8 +1,8 @@
 """Preparation of a network for skips: it learns to do without its least important blocks.
 
 A network that has always run every block loses most of its accuracy under the first routes that gates
-sample, and the reward then teaches the gates to skip nothing. During a preparation the blocks whose absence
-costs least are left out more and more often while the network adapts; the gates learn the same rates, and
+sample, and the reward then teaches the gates to skip nothing. During a preparation, the blocks whose absence
+costs least are left out more and more often while the network adapts. The gates learn the same rates, and
 hybrid REINFORCE starts from there.
 """
 
@@ -26,16 +26,16 @@ from skipnet_rl.randomness import for_images
 from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
-TAUGHT = 0.9  # share of the teacher in the loss of a `Preparation`
+TAUGHT = 0.9  # share of the teacher in the loss
 RAMP = 0.5  # share of the preparation over which the rates fall
-TRIED = 0.97  # highest rate that the gates aim at, so that they still try to skip every block now and then
+TRIED = 0.97  # highest rate that the gates learn, so that they still skip every block now and then
 
 
 def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor | None]:
-    """Measure how a run's network copes with skips, and drop a preparation that it does not need.
+    """Measure how well a run's network copes with skips, and drop a preparation that it does not need.
 
     Args:
-        setting: the setting of any agent; those that can prepare a network have the flag `warmup_iterations`.
+        setting: the setting of any agent; `warmup_iterations` marks those that can prepare a network.
 
     Returns:
         The setting, without steps of preparation if skips cost the network little; what they cost, or None
@@ -57,7 +57,7 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
     setting = replace(setting, args=replace(args, warmup_iterations=steps))
     if not steps:
         return setting, tolerance, None
-    images = setting.val.first(LOOK // 4)  # the order of the costs is what counts
+    images = setting.val.first(LOOK // 4)  # only the order of the costs counts
     return setting, tolerance, absence_costs(setting.mdp(), images, precision=setting.precision)
 
 
