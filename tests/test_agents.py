@@ -700,6 +700,17 @@ def test_what_presets_set_is_checked_too(flags, message, tmp_path, few_images):
     assert not (tmp_path / "run").exists()
 
 
+def test_help_tells_one_default_of_a_flag(capsys):
+    for default, shown, other in (
+        (None, "0.05 per decision", "1.4"),
+        (1.4, "(default: 1.4)", "per decision"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(finetune.Args, ["--help"], finetune.Args(alpha=default))
+        said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert shown in said and other not in said
+
+
 def test_help_names_at_most_29_flags_under_four_headings_and_does_not_wait_for_what_it_does_not_need():
     command = [sys.executable, "-X", "importtime", "-m", "agents.hybrid_reinforce", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -68,7 +68,7 @@ class CommonArgs:
     weights: Data[str] = "auto"
     """backbone to start from: a file (.safetensors, or a PyTorch state_dict of this or another project), the
     name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's weights,
-    DEFAULT for those of the library of --model, or none (a chain takes only auto and none)"""
+    DEFAULT for those of the library of --model, or none; a chain takes only auto and none"""
     shortcut: Data[Literal["projection", "pad", "pool"]] = "projection"
     """kind of shortcut where a block changes the shape"""
     model: Data[str | None] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, field, fields, make_dataclass, replace
@@ -126,10 +127,12 @@ def _check_choices(args_type: type, words: Sequence[str]) -> None:
 
 
 def _flag(text: str) -> object:
-    """A flag with a help text, which itself describes the default of a flag that has no value yet."""
+    """A flag with a help text; the default that ends the text is that of a flag without a value yet."""
+    parts = re.fullmatch(r"(.*) (\(default: .*\))", text)
+    text, described = parts.groups() if parts else (text, "")
     return tyro.conf.arg(
         help=text,
-        help_behavior_hint=lambda value: "" if value in UNSET else f"(default: {value})",
+        help_behavior_hint=lambda value: described if value in UNSET else f"(default: {value})",
         prefix_name=False,
     )
 
