@@ -69,7 +69,7 @@ class Args(PreparedArgs):
         if not 0.5 < self.bound <= 1:
             raise ValueError(f"--bound is {self.bound}; expected 0.5 < bound <= 1")
         if set(self.plan()) <= {"warmup"}:
-            raise ValueError("no training step is asked for; raise --curriculum or --joint")
+            raise ValueError("there is no training step; raise --curriculum or --joint")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""

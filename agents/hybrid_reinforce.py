@@ -134,7 +134,7 @@ class Args(CompiledArgs, TrainingArgs):
         check_teachers(self.teacher, self.distillation, self.weights)
         check_gates(self)
         if set(self.plan()) <= {"warmup"}:
-            raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
+            raise ValueError("there is no training step; raise --iterations or --sp-iterations")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""

@@ -95,7 +95,7 @@ def test_a_failed_job_is_tried_once_more(tmp_path, capsys):
     assert jobs.run([ill, other], pool := Instant(1, "it was lost", "it failed")) == [ill]
     assert pool.started == [ill, ill]
     assert f"{ill.folder}: it failed; given up" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=f"failed: {ill.folder}; the same command goes on"):
+    with pytest.raises(SystemExit, match=f"failed: {ill.folder}; repeat the command to continue"):
         jobs.exit_if_failed([ill])
 
 

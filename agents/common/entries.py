@@ -165,7 +165,7 @@ def shown(run: FinishedRun) -> list[Mapping[str, Any]]:
 
 
 def beside_policy(row: Mapping[str, Any]) -> bool:
-    """Whether a row is random skipping at the rate of a run's policy; "random 90%" is a policy of its own."""
+    """Whether a row is random skipping at the rate of a run's policy; "random 90%" is a static policy."""
     return row["name"] == "random" or row["name"].startswith("random, ")
 
 

@@ -74,7 +74,7 @@ class FinishedRun:
 
     @property
     def depth(self) -> int:
-        """Depth of the network: of pretraining that of its flag, which needs no id; else that of the id."""
+        """Depth of the network: by the flag of pretraining, which needs no id, or by the id."""
         return self.args["depth"] if "depth" in self.args else depth_of(self.result["env"])
 
     @property
@@ -155,7 +155,7 @@ class FinishedRun:
 
         Args:
             num_classes: K of the data set.
-            stage: the name of a stage that left a file of its own, such as `"sp"`; None for the last.
+            stage: a stage with a separate file, such as `"sp"`; None for the last.
 
         Raises:
             WeightsError: a file is missing or does not fit.

@@ -201,7 +201,7 @@ def run(jobs: Sequence[Job], pool: Pool) -> list[Job]:
 def exit_if_failed(failed: Sequence[Job]) -> None:
     """End the process with exit status 1 if a job failed."""
     if failed:
-        sys.exit(f"failed: {', '.join(str(job.folder) for job in failed)}; the same command goes on")
+        sys.exit(f"failed: {', '.join(str(job.folder) for job in failed)}; repeat the command to continue")
 
 
 def end_runs_on_sigterm() -> None:

@@ -62,7 +62,7 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
 
 
 class Preparation:
-    """The steps of preparation of an agent without teachers of its own.
+    """The preparation steps of an agent that has no flag for teachers.
 
     Args:
         setting: the setting; its plain network is the teacher.

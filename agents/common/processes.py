@@ -54,7 +54,7 @@ def check_processes(args: Any) -> None:
 
 
 def check_gpus(device: str, here: int) -> None:
-    """Raise a ValueError unless each of this machine's `here` processes has a GPU, or all use the CPU."""
+    """Raise a ValueError unless this machine's `here` processes have a GPU each, or all use the CPU."""
     chosen = pick_device(device)
     if chosen.type != "cuda":
         return

@@ -47,7 +47,7 @@ ArgsT = TypeVar("ArgsT", bound="SB3Args")
 
 @dataclass(frozen=True)
 class SB3Args(FrozenArgs):
-    """Flags of every stable-baselines3 agent; None stands for the value of the environment's preset."""
+    """Flags of every stable-baselines3 agent; None is the value of the environment's preset."""
 
     width: Method[int] = 64
     """width of the two hidden layers"""

@@ -46,7 +46,7 @@ class Setting(Generic[ArgsT]):
         problem: data set, network and decision process by name, every `auto` resolved.
         train, val, test: the splits, on the device; `test` is cut to `--test-images` or `TEST_IMAGES`. A
             policy over a frozen network learns on the calibration images and is validated on the selection
-            images, see `load_images`; so is the policy over a chain whose networks train on `train`.
+            images, see `load_images`; the same holds for a chain whose networks train on `train`.
         split_images: number of images in the whole test split.
         net: the backbone to start from, in evaluation mode, on the device.
         plain: the network of the row "all blocks": the backbone itself, or, if that is shipped with gates,

@@ -1,4 +1,4 @@
-"""The row of `agents.common.presets` that fits what a run learns on and what it starts from.
+"""The choice of a row of `agents.common.presets`, by what a run learns on and what it starts from.
 
 A given flag overrides the row. The values that a run uses are printed, and stored in args.json.
 """

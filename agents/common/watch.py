@@ -13,7 +13,7 @@ from skipnet_rl.rollout import Trajectory
 from skipnet_rl.terminal import say
 
 GREEDY_STAGES = ("pretrain", "sp", "warmup", "tune")  # their routes are not sampled from the gates
-LATE = 8  # most steps whose numbers are still on their way from the GPU
+LATE = 8  # steps whose numbers may still be on their way from the GPU
 
 
 class DivergenceError(ValueError):
@@ -126,7 +126,7 @@ class Watch:
     def _report(self, kind: str, done: int, stage: str, message: str) -> None:
         if kind not in self.reported:
             self.reported.add(kind)
-            say(f"step {done} ({stage.upper()}): {message}; training goes on")
+            say(f"step {done} ({stage.upper()}): {message}; training continues")
 
 
 def check_loss(loss: float, done: int, stage: str) -> None:
