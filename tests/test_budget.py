@@ -141,7 +141,7 @@ def test_controls_where_nothing_is_chosen(finished, play):
 
 @pytest.mark.slow
 def test_results_that_would_take_each_others_place(finished, model, play, tmp_path):
-    with pytest.raises(ValueError, match="--out .* holds the results of one path"):
+    with pytest.raises(ValueError, match="--out .* takes the results of one path"):
         play(finished, model, out=tmp_path)
     with pytest.raises(ValueError, match="nothing to evaluate"):
         play()

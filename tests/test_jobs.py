@@ -142,7 +142,7 @@ def test_a_folder_of_another_command_is_refused(tmp_path):
             (tmp_path / "result.json").write_text(json.dumps({"command": command}))
             assert job.done()
     (tmp_path / "result.json").write_text(json.dumps({"command": command.replace("2", "3", 1)}))
-    with pytest.raises(ValueError, match="epochs 3, not of .*epochs 2; name another folder"):
+    with pytest.raises(ValueError, match="epochs 3, not by .*epochs 2; name another folder"):
         jobs.run([job], OneByOne())
 
 
