@@ -143,6 +143,11 @@ class FinishedRun:
         names = [stage] if stage else [self.policy_name.lower(), "policy", "weights"]
         files = [self._inside(f"{name}.safetensors") for name in names]
         found = next((file for file in files if file.is_file()), None)
+        if found is None and stage:
+            raise WeightsError(
+                f"no weights file {files[0]}: {self.folder} is a run of agents.{self.agent}, which has no "
+                f"stage {stage!r}"
+            )
         if found is None:
             raise WeightsError(
                 f"no weights file {' or '.join(map(str, files))}; to compare a run of agents.{self.agent} "
