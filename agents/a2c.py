@@ -1,8 +1,8 @@
-"""Advantage actor-critic (Mnih et al. 2016, arXiv 1602.01783), of stable-baselines3.
+"""Advantage actor-critic (Mnih et al. 2016, arXiv 1602.01783), from stable-baselines3.
 
     python -m agents.a2c --env SkipResNet20-v0 --dataset cifar10 --data-dir data
 
-As `agents.ppo`, with one update per rollout. SB3's own default of 5 steps would cut the episodes, and
+Like `agents.ppo`, with one update per rollout. SB3's own default of 5 steps would cut the episodes, and
 most rollouts would not see the loss at the end.
 """
 
@@ -35,7 +35,7 @@ class Args(SB3Args):
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> A2C:
-    """A2C with the preset's numbers."""
+    """Build A2C with the preset's numbers."""
     model = A2C(
         "MlpPolicy",
         env,

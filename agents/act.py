@@ -8,14 +8,14 @@ Networks", CVPR 2017 (arXiv 1612.02297), section 3.1, after Graves 2016 (arXiv 1
     min  L(ŷ, y) + τ Σ_stages (N + R)
 
 with N the units that run in a stage and R the remainder, the halting weight of the last of them. There is no
-sampling and no reward: scores and backbone follow one gradient.
+sampling and no reward: scores and backbone share one gradient.
 
     train   a stage's output is the mean of its units' outputs, weighted by the halting distribution
     tune    the backbone alone, on the routes of test time: the output is that of the last unit that runs
 
-The paper keeps the mean at test time. A policy only skips or executes: the features after a stage are those
-of the last unit that ran, and the network is tuned for them. `mean_accuracy` in result.json is that of the
-mean, on validation images before the tuning.
+The paper keeps the mean at test time. A policy can only skip or execute, so here the features after a stage
+are those of the last unit that ran, and the network is tuned for them. `mean_accuracy` in result.json is the
+accuracy with the mean, on validation images before the tuning.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Args(CompiledArgs, TrainingArgs):
     iterations: Schedule[int] = 300
     """training steps on the mean of the units"""
     tune_iterations: Schedule[int] = 300
-    """steps that follow: the backbone alone, on the thresholded routes"""
+    """final steps, which train the backbone alone on the thresholded routes"""
     lr: Schedule[float] = 1e-3
-    """Adam's learning rate for the backbone, falling linearly to zero in either stage"""
+    """Adam's learning rate for the backbone, falling linearly to zero in each stage"""
     gate_lr: Schedule[float] = 2e-2
     """Adam's learning rate for the halting scores, falling linearly to zero"""
 
@@ -76,7 +76,7 @@ class Args(CompiledArgs, TrainingArgs):
         return ["train"] * self.iterations + ["tune"] * self.tune_iterations
 
     def left(self, step: int) -> float:
-        """Share of a stage's steps that are to come, from 1 down to 0."""
+        """Return the share of a stage's steps still to come, from 1 down to 0."""
         done = step - self.iterations
         return -done / self.iterations if done < 0 else 1 - done / self.tune_iterations
 
@@ -88,7 +88,7 @@ class Learner(ModelLearner):
         self.policy = HaltingGate(mdp.net).to(mdp.device)
         super().__init__(mdp, nn.ModuleDict({"net": mdp.net, "gate": self.policy}), precision)
         self.tau = mdp.alpha / mdp.num_decisions if args.tau is None else args.tau
-        self.mean_accuracy: float | None = None  # on validation images, when the training on the mean ended
+        self.mean_accuracy: float | None = None  # on validation images, after the training on the mean
         self.optimizers = {
             "net": adam(mdp.net, args.lr),
             "gate": adam(self.policy, args.gate_lr),
@@ -124,7 +124,7 @@ class Keeper(KeepLast):
 
 @torch.no_grad()
 def mean_accuracy(learner: Learner, images: Images) -> float:
-    """Accuracy with the mean of the units as each stage's output."""
+    """Compute the accuracy with the mean of the units as each stage's output."""
     mdp, right = learner.mdp.for_inference(), 0
     with evaluation_mode(learner.policy):
         for batch, labels in images.batches(usual_batch_size(images.device, mdp.net.image_size)):
@@ -134,7 +134,7 @@ def mean_accuracy(learner: Learner, images: Images) -> float:
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
-    """One step on the loss and the ponder cost, or on the loss of the thresholded routes."""
+    """Take one step on the loss and the ponder cost, or on the loss of the thresholded routes."""
     device = data.device
     index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
@@ -153,23 +153,23 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 
 def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
-    """The learner with new halting scores."""
+    """Build the learner, with new halting scores."""
     return Learner(setting.args, setting.mdp(), setting.precision)
 
 
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> Keeper:
-    """The last weights."""
+    """Keep the last weights."""
     header = weights_header(setting, ACT, "act")
     return Keeper(setting, learner, folder, row="ACT", header=header, trained=("train", "tune"))
 
 
 def train(args: Args) -> dict[str, Any]:
-    """Both stages, then the test set once; returns result.json's content."""
+    """Train both stages, then evaluate on the test set once; returns result.json's content."""
     return run_agent(args, "act", start, keep, train_step)
 
 
 def arguments(words: Sequence[str] | None = None) -> Args:
-    """The flags' defaults on a command line: as many steps as take equally long on any network."""
+    """Return the flags' defaults on a command line: steps that take equally long on any network."""
     return replace(Args(), **scaled_to(situation_of(words), vars(Args())))
 
 

@@ -4,15 +4,15 @@
 
 Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris, "BlockDrop: Dynamic Inference Paths in Residual
 Networks", CVPR 2018 (arXiv 1711.08393). A small ResNet, the policy network, sees the image and gives the
-probability of each block (section 3.2). Its reward is 1 - (executed / N)² for a right answer and -γ for a
-wrong one (equation 4), its baseline the reward of its own thresholded route (self-critical, equation 8), its
-probabilities are kept off 0 and 1 (equation 9).
+probability of each block (section 3.2). The reward is 1 - (executed / N)² for a right answer and -γ for a
+wrong one (equation 4); the baseline is the reward of the thresholded route (self-critical, equation 8); the
+probabilities are kept away from 0 and 1 (equation 9).
 
     curriculum   the backbone is frozen; at first only the last block is decided on, then one more
                  at a time (section 3.3)
-    joint        backbone and policy network together, the cross-entropy added
+    joint        backbone and policy network are trained together, with the cross-entropy added
 
-Its reward is not the environment's; the table's `return` is the environment's, as for every agent.
+This reward is not the environment's. The table's `return` is, as for every agent.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Args(PreparedArgs):
     policy_depth: Method[int] = 8
     """depth of the policy network (6n + 2)"""
     penalty: Method[float] = 5.0
-    """minus the reward of a wrong answer (γ)"""
+    """penalty for a wrong answer (γ)"""
     bound: Method[float] = 0.95
-    """largest probability of either action (α; 0.8 in the paper, with which a short curriculum learns to
-    execute everything: each block is dropped at least every fifth time, whatever the others do)"""
+    """largest probability of either action (α); with the paper's 0.8, each block is dropped at least one time
+    in five, and a short curriculum learns to execute everything"""
     curriculum: Schedule[int] = 400
-    """training steps with a frozen backbone; over the first half of them the blocks are added"""
+    """training steps with a frozen backbone; the blocks are added over the first half of them"""
     joint: Schedule[int] = 200
     """training steps of backbone and policy network together"""
     lr: Schedule[float] = 1e-3
@@ -69,7 +69,7 @@ class Args(PreparedArgs):
         if not 0.5 < self.bound <= 1:
             raise ValueError(f"--bound is {self.bound}; expected 0.5 < bound <= 1")
         if set(self.plan()) <= {"warmup"}:
-            raise ValueError("no training step is asked for; raise --curriculum or --joint")
+            raise ValueError("there is no training step; raise --curriculum or --joint")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -77,7 +77,7 @@ class Args(PreparedArgs):
         return [stage for stage, steps in stages.items() for _ in range(steps)]
 
     def decided(self, step: int, num_decisions: int) -> int:
-        """How many of the last blocks the policy network decides on at a step after the preparation."""
+        """Return how many of the last blocks are decided on, at a step after the preparation."""
         growth = max(self.curriculum // 2, 1)
         return min(num_decisions, 1 + (step - self.warmup_iterations) * num_decisions // growth)
 
@@ -100,19 +100,19 @@ class Learner(ModelLearner):
 
 
 def reward(routes: Tensor, correct: Tensor, penalty: float) -> Tensor:
-    """Equation 4: routes [B, N], correct [B] → [B]."""
+    """Compute equation 4: routes [B, N], correct [B] → [B]."""
     used = routes.float().mean(dim=1)
     return torch.where(correct, 1 - used.square(), -penalty)
 
 
 def bounded(logits: Tensor, bound: float) -> Tensor:
-    """Equation 9, s' = α s + (1 - α)(1 - s): log-odds [B, N] → probabilities [B, N]."""
+    """Compute equation 9, s' = α s + (1 - α)(1 - s): log-odds [B, N] → probabilities [B, N]."""
     s = logits.sigmoid()
     return bound * s + (1 - bound) * (1 - s)
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
-    """One self-critical step; the backbone follows the cross-entropy in the joint stage."""
+    """Take one self-critical step; in the joint stage, also one of the backbone on the cross-entropy."""
     device, mdp = data.device, learner.mdp
     index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
@@ -126,12 +126,12 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
         learner.descend(loss, {"policy": args.lr, "net": args.joint_lr})
         return episode
     mdp.net.train(stage == "joint")
-    frozen = mdp.num_decisions - args.decided(step, mdp.num_decisions)  # the first blocks, executed
+    frozen = mdp.num_decisions - args.decided(step, mdp.num_decisions)  # first blocks, which always run
     with autocast(learner.precision, device):
         p = bounded(learner.policy.start(images).float(), args.bound)
         sampled, greedy = torch.rand(p.shape, device=device, generator=draws) < p, p > 0.5
         sampled[:, :frozen] = greedy[:, :frozen] = True
-        with torch.no_grad():  # the critic: in evaluation mode, so that it moves no batch norm
+        with torch.no_grad():  # the baseline, in evaluation mode so that it moves no batch norm
             mdp.net.eval()
             own = rollout(mdp, AlwaysExecute(), images, labels, routes=greedy)
             mdp.net.train(stage == "joint")
@@ -150,19 +150,19 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 
 def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
-    """The learner with a new policy network."""
+    """Build the learner, with a new policy network."""
     return Learner(setting.args, setting.mdp(), setting.precision, Preparation(setting, costs))
 
 
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
-    """The last weights."""
+    """Keep the last weights."""
     args = setting.args
     header = weights_header(setting, "blockdrop", "blockdrop", policy_depth=args.policy_depth)
     return KeepLast(setting, learner, folder, row="BlockDrop", header=header, trained=("warmup", "joint"))
 
 
 def train(args: Args) -> dict[str, Any]:
-    """Both stages, then the test set once; returns result.json's content."""
+    """Train both stages, then evaluate on the test set once; returns result.json's content."""
     return run_agent(args, "blockdrop", start, keep, train_step)
 
 

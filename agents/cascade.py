@@ -1,4 +1,4 @@
-"""Cascades: chains of networks, the next one asked where the answer so far is not sure.
+"""Cascades: chains of networks, in which the next one is asked where the answer so far is not sure.
 
     python -m agents.cascade --data-dir data --out docs/results-cifar10
     python -m agents.cascade --chains SkipChain14x38-v0 resnet20-cifar10,runs/mine,110 --budgets 0.3 0.5
@@ -9,9 +9,9 @@ its answer is mixed in (`skipnet_rl.chain`). With `--mix 0` its answer replaces 
 Wang et al. 2017, arXiv 1706.00885). For each budget, thresholds and mixing weights are chosen on the
 validation images (`skipnet_rl.thresholds`); the test images are read once, at the end. Nothing is learned.
 
-Each row is compared, image by image, with every network alone, of which `single` is the best that costs no
-more; with its own routes dealt out to the images at random; and with the best route, the same for all images,
-that costs no more. The validation images decide which is best.
+Each row is compared, image by image, with every network alone (`single` is the best that costs no more),
+with its own routes reassigned to the images at random, and with the best single route for all images that
+costs no more. The best is chosen on the validation images.
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ class Options:
     """Tune chains for budgets on validation images; evaluate them on the test images."""
 
     chains: tuple[str, ...] = DEFAULT
-    """registered ids, names of shipped chains, or networks with commas between them: names, weights files,
-    run folders or depths"""
+    """registered ids, names of shipped chains, or networks separated by commas: names, weights files, run
+    folders or depths"""
     beside: tuple[str, ...] | None = None
-    """other networks to compare them with (default: beside the default chains, shipped ones; else none)"""
+    """further networks to compare with (default: for the default chains, shipped ones; else none)"""
     budgets: tuple[float, ...] = (0.2, 0.26, 0.36, 0.46)
-    """mean FLOPs per image over those of the chain's last network; one below its first network is left out"""
+    """compute budgets: mean FLOPs per image, relative to the chain's last network; budgets below its first
+    network are left out"""
     mix: tuple[float, ...] | None = None
-    """weights of the answer so far that are tried; 0 alone is the plain cascade (default: a grid)"""
+    """weights of the answer so far to try; 0 alone is the plain cascade (default: a grid)"""
     dataset: str = "cifar10"
     """data set"""
     data_dir: Path | None = None
@@ -75,9 +76,9 @@ class Options:
 
 
 def networks_of(chain: str) -> list[int | str]:
-    """The networks of a registered id or of a shipped chain, or those that are listed.
+    """Return the networks of a registered id, of a shipped chain, or of a list separated by commas.
 
-    A run folder stands for the weights that the run left.
+    A run folder stands for the weights that the run saved.
     """
     name = chain.removeprefix("SkipChain").removesuffix("-v0")
     if chain.startswith("SkipChain") and name in CHAINS:
@@ -89,7 +90,7 @@ def networks_of(chain: str) -> list[int | str]:
 
 
 def _weights(network: str) -> str:
-    """A run folder's weights file; any other name or path as it is."""
+    """Return a run folder's weights file, or any other name or path as it is."""
     folder = Path(network)
     return str(FinishedRun.read(folder).weights()) if folder.is_dir() else network
 
@@ -98,7 +99,7 @@ def main(options: Options) -> dict[str, Any]:
     """Tune and evaluate every chain; returns what was written.
 
     Raises:
-        ValueError: no chains, or none that can have one of the budgets.
+        ValueError: no chains, or only budgets below their first networks.
         FileNotFoundError, WeightsError: a network does not exist.
     """
     if not options.chains:
@@ -163,7 +164,7 @@ def rows_of(
     alone: Mapping[str, Alone],
     options: Options,
 ) -> list[dict[str, Any]]:
-    """A chain at each budget that its first network does not exceed; none if there is no such budget."""
+    """Return a row for each budget above the cost of the chain's first network."""
     val, test = (
         Records(records[split].source, records[split].answers[:, places]) for split in ("val", "test")
     )
@@ -186,7 +187,7 @@ def rows_of(
 def row(
     asked: Chain, tuned: Tuned, val: Records, test: Records, alone: Mapping[str, Alone]
 ) -> dict[str, Any]:
-    """What a choice of thresholds and weights does on the test images, and what it is compared with."""
+    """Evaluate thresholds and weights on the test images, beside what they are compared with."""
     mdp = ChainMDP(asked.mixed(tuned.mix))
     done = evaluate(mdp, tuned.policy(), test)
     cost = done.compute_flops.mean().item()
@@ -221,12 +222,12 @@ COMPARED = (f"over {AT_RANDOM}", f"over {ONE_ROUTE}", "over the best alone", "wh
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The rows in Markdown: in percent of the images, differences in points on the same images."""
+    """Format the rows as Markdown: percent of the images, and differences in points on the same images."""
     return markdown(COLUMNS + COMPARED, [cells(each) for each in found["rows"]])
 
 
 def cells(each: Mapping[str, Any]) -> list[str]:
-    """A row as the table's text."""
+    """Format the cells of a row."""
     over = [each["over"][name] for name in (AT_RANDOM, ONE_ROUTE, each["single"])]
     return [
         each["chain"].removesuffix("-v0"),

@@ -4,10 +4,10 @@
     python -m agents.compare runs/… --verify --data-dir data
 
 Runs that differ only in the seed share a row: mean, 95 % interval over seeds (Student's t), and interval
-over images. "over random" is the accuracy above random skipping at the seed's own rate of execution, on the
-weights that suit random skipping better. A seed beats random skipping if its interval over images lies above
-the other one. `--verify` plays the stored routes again through the stored weights, counts the cost of the
-policy anew, and compares every number of the table.
+over images. "over random" is the gain in accuracy over random skipping at each seed's rate of execution, on
+the weights that suit random skipping better. A seed beats random skipping if its interval over images lies
+above that of random skipping. `--verify` replays the stored routes through the stored weights, recounts the
+cost of the policy, and compares every number of the table.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def write_files(
 
 
 def pictures(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> dict[str, Figure]:
-    """The frontier and its top; for learned policies the computation saved, skipped layers, alphas."""
+    """Draw the frontier and its top; for learned policies, computation saved, skipped layers and alphas."""
     learned = [entry for entry in entries if entry.random]
     drawn = [drawn_row(row) for row in rows]
     figures = {"frontier": plots.frontier(drawn)}
@@ -109,13 +109,13 @@ def pictures(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> dic
 
 
 def drawn_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary with the intervals to draw: the wider one of the accuracy, that over seeds of the FLOPs."""
+    """Add the intervals to draw to a summary: the wider one for accuracy, the one over seeds for FLOPs."""
     accuracy, flops = wider_interval(row), row["compute_flops_seeds_ci95"]
     return {**row, "accuracy_ci95": accuracy, "compute_flops_ci95": flops}
 
 
 def by_alpha(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Results of policies that were trained at several alphas and are otherwise alike."""
+    """Return the results of policies that were trained at several alphas and are otherwise alike."""
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         rest = {key: value for key, value in flags(entry.runs[0]).items() if key != "alpha"}
@@ -129,7 +129,7 @@ def by_alpha(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
-    """Play a run's stored routes again; returns a line for each number that differs beyond rounding.
+    """Replay a run's stored routes; returns a line for each number that differs beyond rounding.
 
     Raises:
         FileNotFoundError, WeightsError: the routes or the weights are missing.
@@ -152,7 +152,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
                 mdp, AlwaysExecute(), sized, routes=routes, precision=result["precision"], progress=show
             )
         numbers = again.summary(row["name"])
-        own = cost if row["name"] in ("SP", run.policy_name) else 0  # the others only show its network
+        own = cost if row["name"] in ("SP", run.policy_name) else 0  # other rows play no learned policy
         numbers["policy_flops"] = own / mdp.whole_macs
         numbers["compute_flops"] += numbers["policy_flops"]
         for key, tolerance in TOLERANCE.items():
@@ -162,7 +162,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
 
 
 def own_macs(run: FinishedRun, num_classes: int) -> int:
-    """MACs per image of the decisions of the policy that a run learned; 0 if it learned none."""
+    """Count the MACs per image of a run's learned policy; 0 if it learned none."""
     if not run.learned:
         return 0
     _, policy = run.restore(num_classes)
@@ -174,7 +174,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     """Write the files and print the table, then verify the runs if asked to; returns the rows."""
     if not args.runs:
         raise ValueError("no runs given; name one or more run folders")
-    data_folder(args.data_dir)  # report a mistyped folder even if it is not read
+    data_folder(args.data_dir)  # a mistyped folder is an error even if nothing is read from it
     runs = [FinishedRun.read(folder) for folder in args.runs]
     entries = collect(runs)
     rows = [entry.summary() for entry in entries]

@@ -1,9 +1,9 @@
-"""Deep Q-learning (Mnih et al. 2015, Nature 518), of stable-baselines3.
+"""Deep Q-learning (Mnih et al. 2015, Nature 518), from stable-baselines3.
 
     python -m agents.dqn --env SkipResNet20-v0 --dataset cifar10 --data-dir data
 
-The action values of skip and execute, learned from a replay memory; the backbone is frozen. The loss
-reaches the first decision through N bootstrapped values, which makes deep networks hard for it.
+The values of skip and execute, learned from a replay memory; the backbone is frozen. The final loss
+reaches the first decision through N bootstrapped values, which makes deep networks hard for DQN.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Args(SB3Args):
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:
-    """DQN with the preset's numbers."""
+    """Build DQN with the preset's numbers."""
     decisions = episode_length(env)
     return DQN(
         "MlpPolicy",

@@ -1,18 +1,18 @@
-"""Trained policies on every image of a split, at one compute budget or at many.
+"""Evaluate trained policies on every image of a split, at one compute budget or at many.
 
     python -m agents.evaluate runs/…                                   # the test set, once
     python -m agents.evaluate runs/… runs/…/sp.safetensors             # folders and checkpoints alike
     python -m agents.evaluate runs/… --biases -1 -0.5 0 0.5            # accuracy against FLOPs
     python -m agents.evaluate resnet110-rendered-digits-hrl            # a shipped one
-    python -m agents.evaluate runs/… --controls                        # what choosing by the image is worth
+    python -m agents.evaluate runs/… --controls                        # what choosing per image is worth
     python -m agents.evaluate model.zip --trust-sb3 ppo --env SkipResNet20-v0 --weights …
 
-A bias on the policy's log-odds makes every decision a little more or less willing to execute; it traces
-accuracy against FLOPs without training anew. That is for choosing, so with `--biases` the split is the
-validation split unless `--split` says otherwise; so it is with `--controls`.
+A bias on the policy's log-odds makes every decision more or less likely to execute, which traces accuracy
+against FLOPs without retraining. Since such results serve to choose a policy, `--biases` and `--controls` use
+the validation split unless `--split` says otherwise.
 
-The row "all blocks" is here the network with the policy's weights, executed whole; in a run's own table it
-is the network that the run began with.
+The row "all blocks" is here the policy's own network with every block executed; in a run's table it is the
+network that the run started from.
 """
 
 from __future__ import annotations
@@ -57,13 +57,14 @@ class Args:
     biases: tuple[float, ...] = ()
     """numbers added to the log-odds of "execute", one row each (default: none)"""
     controls: bool = False
-    """two more rows, which do not choose by the image: the policy's routes reassigned to images at random,
-    and its most frequent route for all"""
+    """two more rows, which do not look at the image: the policy's routes reassigned to images at random, and
+    its most frequent route for all images"""
     mode: str = "greedy"
     """how the policy acts: greedy (threshold) or sample"""
     split: str | None = None
-    """split of the data set: train, val, test, or selection, the half of val that policies over trained
-    networks do not learn on (default: test; with --biases or --controls val, for such a policy selection)"""
+    """split of the data set: train, val, test, or selection, the half of val on which policies over frozen
+    networks or chains do not learn (default: test; with --biases or --controls, selection for such a policy,
+    else val)"""
     dataset: str = "auto"
     """data set, for files outside a run folder; auto: the one that the file names"""
     data_dir: Path | None = None
@@ -73,7 +74,7 @@ class Args:
     std: tuple[float, float, float] | None = None
     """standard deviation of these pixels (default: as in training)"""
     alpha: float | None = None
-    """weight of the compute saving, for files outside a run folder (default: as in training; for a .zip 1)"""
+    """weight of the compute saving, for files outside a run folder (default: as in training; 1 for a .zip)"""
     trust_sb3: str | None = None
     """algorithm of trusted .zip files, which can execute code: ppo, recurrent_ppo, a2c or dqn"""
     env: str = "SkipResNet110-v0"
@@ -93,12 +94,12 @@ class Args:
 
     @property
     def budgets(self) -> list[float]:
-        """The biases in the order of their rows, each once."""
+        """The different biases, in the order of their rows."""
         return sorted(set(self.biases))
 
 
 def of_one_data_set(names: Sequence[str], data_dir: Path | None) -> tuple[dict[str, Subject], str]:
-    """Shipped networks by name, or run folders, with their test images; and the data set's name.
+    """Restore shipped networks or run folders of one data set, with test images; returns its name, too.
 
     Raises:
         ValueError: networks of different data sets.
@@ -179,7 +180,7 @@ def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str
     """Write the numbers, the routes and the pictures into the subject's folder; returns a line about it."""
     assert subject.out is not None
     kind = "budget" if args.biases else "controls" if args.controls else "evaluation"
-    stage = [args.stage] if args.stage else []  # its results stand beside the last stage's
+    stage = [args.stage] if args.stage else []  # beside the results of the last stage
     which = "-".join([*stage, found["split"], args.mode])
     place = subject.out / f"{kind}-{which}"
     write_json(place.with_name(f"{place.name}.json"), found)
@@ -191,7 +192,7 @@ def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str
 
 
 def pictures(subject: Subject, found: Mapping[str, Any], rows: Mapping[str, Evaluation]) -> dict[str, Figure]:
-    """The curve of several biases; otherwise which images and blocks are skipped, and what goes with it."""
+    """Draw the curve over several biases, or else which images and blocks are skipped."""
     if any("bias" in row for row in found["policies"]):
         return {"budget": plots.budget_curve(found["policies"])}
     images, record = subject.images, rows[subject.name].record()
@@ -220,7 +221,7 @@ def main(args: Args) -> list[dict[str, Any]]:
         raise unknown_name("mode", args.mode, MODES)
     if args.out and len(args.paths) > 1:
         raise ValueError(
-            f"--out {args.out} takes the results of one path; evaluate the others in commands of their own"
+            f"--out {args.out} takes the results of one path; evaluate the others in separate commands"
         )
     if args.controls and args.biases:
         raise ValueError("--controls and --biases exclude each other; give one of them")

@@ -68,7 +68,7 @@ def main(args: Args) -> Agreement | None:
         OSError: the file cannot be written.
     """
     check_installed()
-    data_folder(args.data_dir)  # a mistyped folder is an error even where nothing is read from it
+    data_folder(args.data_dir)  # a mistyped folder is an error even if nothing is read from it
     if args.check < 0:
         raise ValueError(f"the number of images to check on is {args.check}; expected 0 or more")
     source = find_file(args.checkpoint)

@@ -3,10 +3,10 @@
     python -m agents.finetune --weights resnet110-rendered-digits-hrl --teacher resnet110-rendered-digits
     python -m agents.finetune --weights runs/…/hrl.safetensors --fixed-route
 
-The steps that end `agents.hybrid_reinforce`, on their own, and more of them. A threshold has no gradient, so
-the gates stay as they are and the backbone learns the routes that they take, from the labels and, with
-`--teacher`, from the predictions of trained networks. With `--fixed-route` all images take one route, the one
-that the gates choose most often on the validation images: the control of what choosing by the image is worth.
+The final tuning of `agents.hybrid_reinforce` as a separate, longer run. A threshold has no gradient, so the
+gates stay as they are and the backbone learns the routes that they take, from the labels and, with
+`--teacher`, from the predictions of trained networks. With `--fixed-route` all images take the route that the
+gates choose most often on the validation images: a control that shows what choosing per image is worth.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Args(TaughtArgs, TrainingArgs):
     """Train a gated network's backbone on the routes that its gates choose."""
 
     fixed_route: Method[bool] = False
-    """one route for all images, the most frequent one"""
+    """one route for all images, the one that the gates choose most often"""
     iterations: Schedule[int] = 600
     """training steps"""
     optimizer: Schedule[Literal["adam", "sgd"]] = "sgd"
@@ -93,7 +93,7 @@ class Learner(GatedLearner):
 
 
 def frequent_route(setting: Setting[Args], opened: Opened) -> Tensor:
-    """The route [N] that the gates choose most often on the validation images."""
+    """Return the route [N] that the gates choose most often on the validation images."""
     mdp, gate = opened.mdp(), opened.policy
     mdp.net.to(setting.device)
     chosen = evaluate(mdp, gate.to(setting.device), setting.val, precision=setting.precision)  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ def frequent_route(setting: Setting[Args], opened: Opened) -> Tensor:
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
-    """One step of the backbone on thresholded routes."""
+    """Train the backbone for one step, on thresholded routes."""
     device = data.device
     index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
@@ -118,7 +118,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 
 def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
-    """The learner over the network of `--weights`."""
+    """Build the learner over the network of `--weights`."""
     args = setting.args
     opened = open_weights(
         args.weights,
@@ -127,22 +127,22 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
         num_classes=len(setting.train.classes),
     )
     if isinstance(opened.policy, AlwaysExecute):
-        raise WeightsError(f"{args.weights} has no gates, whose routes it could be trained on")
+        raise WeightsError(f"{args.weights} has no gates; expected a network whose gates choose routes")
     return Learner(setting, opened)
 
 
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepBest:
-    """The best weights, the start included."""
+    """Keep the best weights; the start competes."""
     return KeepBest(setting, learner, folder, "finetune", learner.kind, trained=True)
 
 
 def train(args: Args) -> dict[str, Any]:
-    """All steps, then the test set once; returns result.json's content."""
+    """Train, then evaluate on the test set once; returns result.json's content."""
     return run_agent(args, "finetune", start, keep, train_step)
 
 
 def arguments(words: Sequence[str] | None = None) -> Args:
-    """The flags' defaults on a command line: a network with gates, and what it was trained with."""
+    """Return the flags' defaults: a network with gates, and the values that it was trained with."""
     situation = situation_of(words)
     weights = situation.weights
     if weights == "auto":

@@ -7,11 +7,12 @@ Veit, Belongie, "Convolutional Networks with Adaptive Inference Graphs", ECCV 20
     min  L(ŷ, y) + λ Σ_l (z̄_l - t)² / N
 
 with z̄_l the share of a batch that executes block l, and discrete gates whose gradient is that of the
-relaxed draw (section 3.2). No reward: the compute is held by the penalty, not paid for. The paper asks for
-t of every block (`--target-of block`). Here it is asked for on average, (mean_l z̄_l - t)², so that the
-blocks may differ: in a short training every gate of the paper's stays near t for every image, and above one
-half the threshold at test time then executes everything.
-Its gates are a small network on each block's pooled feature; here they are those of `--gate`.
+relaxed draw (section 3.2). There is no reward: the penalty alone limits the compute.
+
+The paper sets the target for every block (`--target-of block`). The default here is a target for the mean
+over blocks, (mean_l z̄_l - t)², so that blocks can differ: with the paper's, every gate stays near t for every
+image in a short training, and if t is above one half, the threshold at test time executes everything.
+The paper's gates are small networks on each block's pooled feature; here `--gate` chooses them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import Trajectory, rollout
 
-TOLERANCE = 0.05  # of the rate of execution; further off the target is missed
+TOLERANCE = 0.05  # largest distance from the target at which it counts as met
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Args(PreparedArgs):
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
     """kind of gate: one LSTM shared by all blocks (rnn), or a small convolutional network per block"""
     target: Method[float] = 0.7
-    """share of the images that a block is to execute (the paper's t)"""
+    """share of the images for which a block should be executed (the paper's t)"""
     target_of: Method[Literal["block", "network"]] = "network"
     """scope of the target: each block (the paper), or the network on average"""
     penalty: Method[float] = 2.0
-    """weight of missing the target (λ)"""
+    """weight of the penalty for missing the target (λ)"""
     iterations: Schedule[int] = 500
     """training steps"""
     lr: Schedule[float] = 1e-3
@@ -90,13 +91,13 @@ class Learner(ModelLearner):
 
 
 def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Tensor:
-    """Mean squared distance of the rates of execution from the target: actions [B, N] → scalar."""
+    """Compute the mean squared distance of execution rates from the target: actions [B, N] → scalar."""
     rates = actions.mean(dim=0)
     return ((rates if target_of == "block" else rates.mean()) - target).square().mean()
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
-    """One step of the preparation, or on the loss and the penalty."""
+    """Take one step, of the preparation or on the loss and the penalty."""
     device = data.device
     index = training_index(step, args.batch_size, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
@@ -117,12 +118,12 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 
 def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
-    """The learner with new gates."""
+    """Build the learner, with new gates."""
     return Learner(setting.args, setting.mdp(), setting.precision, Preparation(setting, costs))
 
 
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
-    """The last weights; a note says where they miss the target."""
+    """Keep the last weights; a note says if they miss the target."""
     return KeepLast(
         setting,
         learner,
@@ -140,7 +141,7 @@ def train(args: Args) -> dict[str, Any]:
 
 
 def missed_target(args: Args, rate: float) -> list[str]:
-    """A note where the rate of execution misses `--target`, with what to do about it."""
+    """Return a note on what to do if the rate of execution misses `--target`, else nothing."""
     if abs(rate - args.target) <= TOLERANCE:
         return []
     longer = "train longer (--iterations), or weigh the target more (--penalty)"

@@ -8,11 +8,16 @@ Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
     HRL   min E_x E_g [ L(ŷ, y) - α/N Σ_i (1 - g_i) C_i ]
           ∇ = E[∇L] - E Σ_i ∇log p(g_i|x) r_i ,   r_i = -[L - α/N Σ_{j≥i} (1 - g_j) C_j]
 
-Differences from the paper: r_i is compared with the other routes of the same image (leave-one-out baseline);
-a network that loses too much accuracy under skips is prepared for them first; in HRL's last steps the
-backbone alone trains, on the thresholded routes of test time (`agents.finetune` goes on with these); the best
-weights by the return on validation images are kept, not the last. The paper's own training: --preset paper;
-its warning example, HRL without SP: --sp-iterations 0. On a chain it also trains the networks that ran.
+Differences from the paper:
+
+    baseline      r_i is compared with the other routes of the same image (leave-one-out)
+    preparation   a network that loses too much accuracy under skips is first trained to tolerate them
+    tuning        the last steps train the backbone alone, on the thresholded routes of test time;
+                  `agents.finetune` does the same for longer
+    weights       those with the best return on validation images are kept, not the last
+
+`--preset paper` trains as in the paper; `--sp-iterations 0` is its negative example, HRL without SP. On a
+chain, the networks that ran are trained as well.
 """
 
 from __future__ import annotations
@@ -66,13 +71,13 @@ class Args(CompiledArgs, TrainingArgs):
     cost: Method[Literal["blocks", "flops"]] = "blocks"
     """unit of the compute saving: 1 for each skipped block, or its FLOPs"""
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
-    """kind of gate, but on a chain: one LSTM for all blocks (rnn), or a convolutional network per block"""
+    """kind of gate: one LSTM for all blocks (rnn), or a convolutional network per block; unused on a chain"""
     gate_weights: Method[str | None] = None
     """trained gates to start from: a file of a gated network, or the name of a shipped one (default: new
-    gates, near "execute")"""
+    gates, which start close to "execute")"""
     teacher: Method[tuple[str, ...]] = ()
-    """networks whose predictions the backbone is also to match: files, names of shipped ones, or auto
-    (default: none, or in a preset with distillation the network that the run starts from)"""
+    """networks whose predictions the backbone also learns to match: files, names of shipped ones, or auto
+    (default: none; with a preset that has distillation, the network that the run starts from)"""
     preset: Schedule[Preset] = "auto"
     """row of agents/common/presets.py that sets the other flags' defaults; auto: the one that fits data set,
     depth, device and weights"""
@@ -81,11 +86,11 @@ class Args(CompiledArgs, TrainingArgs):
     iterations: Schedule[int] = 56
     """steps of hybrid REINFORCE (HRL)"""
     tune_iterations: Schedule[int] = 32
-    """steps that end HRL: the backbone alone, on the gates' thresholded routes"""
+    """final steps, which train the backbone alone on the gates' thresholded routes"""
     batch_size: Schedule[int] = 96
-    """episodes per step; on a chain as many more of held-out images"""
+    """episodes per step; on a chain, as many again on held-out images"""
     routes: Schedule[int] = 4
-    """sampled routes per image in HRL; on a chain per held-out image"""
+    """sampled routes per image in HRL; on a chain, per held-out image"""
     lr: Schedule[float] = 6e-4
     """learning rate of the backbone"""
     gate_lr: Schedule[float] = 1.5e-2
@@ -95,7 +100,7 @@ class Args(CompiledArgs, TrainingArgs):
     mean: tuple[float, float, float] | None = None  # of the images' pixels; None: the data set's own
     std: tuple[float, float, float] | None = None
     warmup_iterations: int = 0  # steps of preparation, taken only where skips cost the network too much
-    relaxation: Literal["straight-through", "soft"] = "straight-through"  # what a gate is in SP
+    relaxation: Literal["straight-through", "soft"] = "straight-through"  # form of the gates in SP
     gate_gain: float = 1.0  # factor of new gates' initial weights; at 1 they are all but blind to the image
     baseline: Literal["none", "batch-mean", "leave-one-out", "value"] = "leave-one-out"
     exploration: float = 0.0  # least probability of either action while sampling
@@ -105,7 +110,7 @@ class Args(CompiledArgs, TrainingArgs):
     optimizer: Literal["adam", "sgd"] = "adam"  # of the backbone
     sp_lr: float | None = None  # the backbone's learning rate in SP; None: `lr`
     schedule: Literal["constant", "linear", "cosine", "step"] = "linear"  # of the rates, see `staged`
-    # batch norm: the batch's statistics, the running ones, or the batch's with an estimate after each stage
+    # batch norm: statistics of the batch, running ones, or the batch's, estimated anew after each stage
     bn: Literal["train", "frozen", "recalibrate"] = "recalibrate"
     bn_images: int = 500  # training images for that estimate, in whole batches of 250
     eval_every: int = 40
@@ -113,13 +118,13 @@ class Args(CompiledArgs, TrainingArgs):
 
     @property
     def images_per_step(self) -> int:
-        """One for each episode; fewer where every step samples several routes of each image."""
+        """One per episode; fewer if every step samples several routes of each image."""
         repeats = set(self.plan()) == {"hrl"} and not is_chain(self.env)
         return self.batch_size // (self.routes if repeats else 1)
 
     @property
     def networks(self) -> tuple[str | None, ...]:
-        """Weights that it starts from, and the teachers'."""
+        """Weights that the run starts from, and those of the teachers."""
         return (self.weights, self.gate_weights, *self.teacher)
 
     def check(self) -> None:
@@ -129,7 +134,7 @@ class Args(CompiledArgs, TrainingArgs):
         check_teachers(self.teacher, self.distillation, self.weights)
         check_gates(self)
         if set(self.plan()) <= {"warmup"}:
-            raise ValueError("no training step is asked for; raise --iterations or --sp-iterations")
+            raise ValueError("there is no training step; raise --iterations or --sp-iterations")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
@@ -171,14 +176,17 @@ class Learner(GatedLearner):
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
-    """The cross-entropy, mixed with that of the teacher's logits [B, K]; in SP it also trains the gates."""
+    """Compute the cross-entropy, mixed with the loss against the teacher's logits [B, K].
+
+    In SP it also trains the gates.
+    """
     return distilled(episode.loss, episode.logits, targets, args.distillation).mean()
 
 
 def hrl_loss(
     episode: Trajectory, args: Args, targets: Tensor | None = None, decided: Trajectory | None = None
 ) -> Tensor:
-    """Hybrid loss: the cross-entropy for the backbone, the score function for the gates and what they see.
+    """Compute the hybrid loss: the cross-entropy, and the score function for the gates and their inputs.
 
     If `decided` is given, the score function is taken over those episodes instead.
     """
@@ -195,7 +203,7 @@ def hrl_loss(
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
-    """One step of any stage."""
+    """Take one training step of any stage."""
     device = data.device
     routes = args.routes if stage == "hrl" and learner.held_out is None else 1
     order = training_index(step, args.batch_size // routes, len(data), args.seed)
@@ -204,7 +212,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)
     learner.mdp.net.train(args.bn != "frozen")
-    learner.gate.train(stage != "tune")  # there its routes are those of test time
+    learner.gate.train(stage != "tune")  # tuning is on the routes of test time
     draws = shared_generator(args.seed, step, device, Stream.ROUTES)
     with autocast(learner.precision, device):
         if stage == "warmup":
@@ -229,7 +237,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 
 def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
-    """The learner with the gates of `--gate-weights`, or new ones."""
+    """Build the learner, with the gates of `--gate-weights` or new ones."""
     args = setting.args
     say(f"preset: {describe(args)}")
     learner = Learner(args, setting.mdp(), setting.precision, teachers_of(setting), costs)
@@ -241,18 +249,18 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
 
 
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepBest:
-    """The best weights, the start included where it has trained gates."""
+    """Keep the best weights; the start competes if its gates are trained."""
     args = setting.args
     return KeepBest(setting, learner, folder, "hybrid_reinforce", learner.kind, args.gate_weights is not None)
 
 
 def train(args: Args) -> dict[str, Any]:
-    """All stages, then the test set once; returns result.json's content."""
+    """Train all stages, then evaluate on the test set once; returns result.json's content."""
     return run_agent(args, "hybrid_reinforce", start, keep, train_step)
 
 
 def arguments(words: Sequence[str] | None = None) -> Args:
-    """The flags' defaults on a command line: those of its preset."""
+    """Return the flags' defaults on a command line: those of its preset."""
     return replace(Args(), **values_of(situation_of(words)))
 
 

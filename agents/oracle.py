@@ -1,11 +1,11 @@
-"""A bound, not a policy: per image the cheapest route found that still classifies correctly.
+"""A bound, not a policy: for each image the cheapest route found that classifies it correctly.
 
     python -m agents.oracle --env SkipResNet20-v0 --dataset cifar10 --data-dir data
 
 It looks at the labels of the images that it is evaluated on. With at most `--exhaustive` decisions every
-route is tried and the bound is exact; deeper networks are searched: from the full route, or a random
-one that is right where that is wrong, blocks are dropped in random order as long as the answer stays right.
-An image that no tried route gets right takes none of the blocks and counts as wrong.
+route is tried and the bound is exact. Deeper networks are searched: starting from the full route, or from a
+correct random one where that is wrong, blocks are dropped in random order as long as the answer stays
+correct. An image for which no correct route is found executes none of the blocks and counts as wrong.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ from skipnet_rl.rollout import rollout
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    """Search for the cheapest route of each test image that is right."""
+    """Search for the cheapest correct route of each test image."""
 
     takes_chains: ClassVar[bool] = True
     exhaustive: Method[int] = 10
     """largest number of decisions at which every route is tried"""
     restarts: Method[int] = 8
-    """random routes that the search tries for an image which the whole network gets wrong"""
+    """random routes that the search tries for an image that the whole network gets wrong"""
     batch_size: Run[int] = 250
     """images at a time"""
     precision: Run[Literal["auto", "bf16", "fp32"]] = "fp32"
-    """floating-point format; a choice among many routes also chooses rounding errors, and bf16's are large"""
+    """floating-point format; a choice among many routes also selects rounding errors, which are large in
+    bf16"""
 
 
 class Best:
-    """The cheapest right route of each image so far."""
+    """The cheapest correct route of each image so far."""
 
     def __init__(self, count: int, num_decisions: int, device: torch.device) -> None:
         self.executed = torch.full((count,), num_decisions + 1, device=device)
         self.routes = torch.zeros(count, num_decisions, dtype=torch.bool, device=device)
 
     def offer(self, index: Tensor, routes: Tensor, correct: Tensor) -> None:
-        """Keep routes [B, N] of images `index` [B] where they are right and cheaper."""
+        """Keep routes [B, N] of images `index` [B] where they are correct and cheaper."""
         executed = routes.sum(dim=1)
         better = correct & (executed < self.executed[index])
         self.executed[index[better]] = executed[better]
@@ -62,9 +63,9 @@ class Best:
 
 @torch.no_grad()
 def every_route(mdp: DecisionProcess, images: Tensor, labels: Tensor) -> Tensor:
-    """The exact cheapest right routes, [B, N] bool, by a walk over the tree of routes.
+    """Find the cheapest correct routes, [B, N] bool, by a walk over the tree of all routes.
 
-    A branch goes on with those images alone whose best route so far executes more than the branch does.
+    A branch keeps only the images whose best route so far executes more blocks than the branch already does.
     """
     best = Best(len(labels), mdp.num_decisions, images.device)
     route = torch.zeros(mdp.num_decisions, dtype=torch.bool, device=images.device)
@@ -79,7 +80,7 @@ def every_route(mdp: DecisionProcess, images: Tensor, labels: Tensor) -> Tensor:
             correct = mdp.logits(state).argmax(dim=1) == state.y
             best.offer(index, route.expand(len(index), -1), correct)
             return
-        for execute in (False, True):  # cheap routes first, so that dear ones need fewer images
+        for execute in (False, True):  # cheap routes first, so that expensive ones need fewer images
             route[state.t] = execute
             walk(mdp.transition(state, torch.full_like(state.y, execute, dtype=torch.bool)), index)
         route[state.t] = False
@@ -92,7 +93,7 @@ def every_route(mdp: DecisionProcess, images: Tensor, labels: Tensor) -> Tensor:
 def search(
     mdp: DecisionProcess, images: Tensor, labels: Tensor, generator: torch.Generator, restarts: int = 8
 ) -> Tensor:
-    """Right routes from which no single tried block could be dropped, [B, N] bool."""
+    """Search for correct routes, [B, N] bool: drop blocks, in random order, if the answer stays correct."""
     count, n, device = len(labels), mdp.num_decisions, images.device
 
     def correct(routes: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def search(
 
 @cpu_by_default()
 def find_routes(args: Args) -> dict[str, Any]:
-    """The bound on the test set; returns result.json's content."""
+    """Compute the bound on the test set; returns result.json's content."""
     setting = Setting.of(args)
     mdp = setting.mdp()
     run = setting.start_run("oracle")

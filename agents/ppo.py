@@ -1,10 +1,10 @@
-"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), of stable-baselines3.
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), from stable-baselines3.
 
     python -m agents.ppo --env SkipResNet20-v0 --dataset cifar10 --data-dir data
     python -m agents.ppo --env SkipResNet20-v0 --recurrent        # RecurrentPPO of sb3-contrib
 
 A small network on the pooled feature and the block's one-hot; the backbone is frozen. A rollout is one
-whole episode of each environment, so that none is cut and no value has to stand for the loss at the end.
+whole episode of each environment, so that none is cut and no value estimate stands in for the final loss.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Args(SB3Args):
     """Train PPO on a frozen backbone."""
 
     recurrent: Method[bool] = False
-    """LSTM instead of the first hidden layers: RecurrentPPO"""
+    """RecurrentPPO, with an LSTM in place of the first hidden layer"""
     epochs: Schedule[int | None] = None
     """passes over each rollout"""
     minibatches: Schedule[int | None] = None
@@ -51,12 +51,12 @@ class Args(SB3Args):
 
 
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> BaseAlgorithm:
-    """PPO or RecurrentPPO with the preset's numbers."""
+    """Build PPO or RecurrentPPO with the preset's numbers."""
     decisions = episode_length(env)
     if numbers["minibatches"] > decisions * env.num_envs // 2:
         raise ValueError(
-            f"--minibatches {numbers['minibatches']} of {decisions * env.num_envs} steps leave one for each; "
-            "the advantages of a minibatch are normalised, which takes two"
+            f"--minibatches is {numbers['minibatches']}; expected at most {decisions * env.num_envs // 2}, "
+            "because the advantages of a minibatch are normalised, which takes two steps"
         )
     common: dict[str, Any] = {
         "n_steps": decisions,

@@ -5,7 +5,7 @@
 The result is the network that `agents.hybrid_reinforce` starts from. Schedule and regularisation:
 He et al. 2016 (arXiv 1512.03385, section 4.2), with a cosine instead of the steps by default.
 Stochastic depth: Huang et al. 2016 (arXiv 1603.09382). It makes the backbone tolerant of skipped
-blocks, and a batch that drops a block does none of its work.
+blocks, and saves the work of the blocks that a batch drops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agents.common.loop import learn
 from agents.common.new_network import new_network
 from agents.common.optimizers import adamw, resume, sgd
 from agents.common.outcome import finish, weights_header
-from agents.common.processes import start_run
+from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
@@ -43,9 +43,9 @@ from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.resnet import Architecture
 from skipnet_rl.rollout import Trajectory, rollout
 
-EPOCHS, FEWEST_STEPS = 30, 1_500  # where no length is given
-MOMENTUM = 0.9  # of SGD, where none is given
-ON_THE_WAY = 2  # batches of 250 images for the statistics of a network that is validated between epochs
+EPOCHS, FEWEST_STEPS = 30, 1_500  # if no length is given
+MOMENTUM = 0.9  # of SGD, if none is given
+ON_THE_WAY = 2  # batches of 250 images on which batch norms are estimated for a validation
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Args(TaughtArgs):
     depth: Data[int] = 110
     """depth, 6n + 2 (14, 20, 32, 38, …, 110, 152) for CIFAR-sized images; 34, 50, 101 for ImageNet's"""
     weights: Data[str] = "none"
-    """network to start from (a warm restart): a file, a shipped name, or torchvision for torchvision's; for a
-    model of another library a file, or DEFAULT for the library's own. A shallower ResNet grows: the blocks it
-    lacks begin as their shortcuts, so that the deeper network starts with the same predictions. A classifier
-    of another number of classes begins anew"""
+    """network to start from (a warm restart): a file, a shipped name, auto for the best shipped one that
+    fits, or torchvision for torchvision's; for a model of another library, a file, or DEFAULT for the
+    library's own. A shallower ResNet grows: its missing blocks start as their shortcuts, so that the
+    predictions stay the same. A classifier for another number of classes is replaced by a new one"""
     model: Data[str | None] = None
     """classifier of torchvision or timm, such as torchvision/convnext_tiny, instead of a ResNet of --depth"""
     zero_init_residual: Method[bool] = True
@@ -87,7 +87,7 @@ class Args(TaughtArgs):
     test_images: Run[int | None] = None
     """number of test images at the end, the first ones (default: all)"""
     resume: Run[bool] = False
-    """continuation from the checkpoint in --run-dir, where there is one"""
+    """continuation from the checkpoint in --run-dir, if there is one"""
     # Without a policy there is nothing to choose.
     env: str = ""  # follows from the depth, or the model
     alpha: float = 0.0
@@ -105,8 +105,13 @@ class Args(TaughtArgs):
         return self.model is not None
 
     @property
+    def trains_networks(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def networks(self) -> tuple[str | None, ...]:
-        """The teachers; the network itself is checked by its name."""
+        """Weights of the teachers; `Problem.sources` has the network's."""
         return self.teacher
 
     def check(self) -> None:
@@ -117,27 +122,28 @@ class Args(TaughtArgs):
         if self.distillation not in (0, SHARE) and not self.teacher:
             raise ValueError("--distillation needs a --teacher")
         if self.momentum is not None and self.optimizer != "sgd":
-            raise ValueError(f"--momentum is of sgd, and --optimizer is {self.optimizer}; leave it out")
+            raise ValueError(f"--momentum is for sgd, but --optimizer is {self.optimizer}; leave it out")
 
     def resolved(self) -> Args:
-        """The same with SGD's usual momentum where none is given."""
+        """Return the flags with SGD's usual momentum if none is given."""
         if self.momentum is not None or self.optimizer != "sgd":
             return self
         return replace(self, momentum=MOMENTUM)
 
     def steps(self, images: int) -> int:
-        """Number of training steps; raises a ValueError if it is zero."""
+        """Return the number of training steps; raises a ValueError if it is zero."""
         epochs = EPOCHS if self.epochs is None else self.epochs
         steps = round(epochs * (images // self.batch_size))
         if steps < 1:
             raise ValueError(
-                f"{epochs} epochs of {images} images in batches of {self.batch_size} make no step"
+                f"{epochs} epochs of {images} images in batches of {self.batch_size} make no step; raise "
+                "--epochs, or lower --batch-size"
             )
         return max(steps, FEWEST_STEPS) if self.epochs is None else steps
 
 
 def learning_rate(step: int, steps: int, args: Args) -> float:
-    """Linear warm-up, then the schedule."""
+    """Return the learning rate of a step: linear warm-up, then the schedule."""
     progress = (step + 0.5) / steps
     if progress < args.warmup:
         return args.lr * progress / args.warmup
@@ -170,10 +176,10 @@ class Learner:
 
 
 def train_step(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
-    """One step of SGD, on one batch with its augmentation and its dropped blocks.
+    """Take one step of the optimizer, on one batch with its augmentation and its dropped blocks.
 
     Returns:
-        The batch as episodes, whose loss is the one that was descended, the teachers' share included.
+        The batch as episodes; their loss is the one that was minimised, the teachers' share included.
     """
     episode = play(learner, data, step, args)
     for group in learner.optimizer.param_groups:
@@ -186,7 +192,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 
 
 def play(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
-    """The episodes of a step; a teacher sees the same images."""
+    """Play the episodes of a step; a teacher sees the same images."""
     device, mdp = data.device, learner.mdp
     index = share(training_index(step, args.batch_size, len(data), args.seed))
     images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
@@ -206,9 +212,9 @@ def play(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
 
 
 def settled(net: Network, data: Images, args: Args) -> RoutingMDP:
-    """The network to validate: with stochastic depth a copy whose batch norms fit all blocks executed.
+    """Return the network to validate; with stochastic depth, a copy with batch norms for all blocks executed.
 
-    The statistics of training come from networks with dropped blocks; with them the whole network looks worse
+    The statistics of training come from networks with dropped blocks, and make the whole network look worse
     than it is.
     """
     if args.survival == 1:
@@ -222,6 +228,7 @@ def settled(net: Network, data: Images, args: Args) -> RoutingMDP:
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate on the test set once, write the run folder; returns result.json's content."""
     setting = Setting.of(args.resolved(), new_network)
+    check_run_dir(setting)
     data, net = setting.train, setting.net
     steps = args.steps(len(data))
     teacher = Teacher(teachers_of(setting), setting.precision) if args.share else None

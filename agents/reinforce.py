@@ -39,7 +39,7 @@ class Args(FrozenArgs, TrainingArgs):
     """Train gates on a frozen backbone."""
 
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
-    """kind of gate, but on a chain: one LSTM for all blocks (rnn), or a convolutional network per block"""
+    """kind of gate: one LSTM for all blocks (rnn), or a convolutional network per block; unused on a chain"""
     baseline: Method[Literal["none", "batch-mean", "leave-one-out"]] = "leave-one-out"
     """baseline of the score function; leave-one-out: the mean over an image's other routes"""
     routes: Method[int] = 4
@@ -53,7 +53,7 @@ class Args(FrozenArgs, TrainingArgs):
 
     @property
     def images_per_step(self) -> int:
-        """Each has several routes."""
+        """Several episodes share an image."""
         return self.batch_size // self.routes
 
     def check(self) -> None:
@@ -96,7 +96,7 @@ class Learner:
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
-    """One step: sample routes, weigh their log-probabilities by the advantages."""
+    """Take one step: sample routes, weigh their log-probabilities by the advantages."""
     device = data.device
     index = training_index(step, args.images_per_step, len(data), args.seed)
     images, labels = data.training_batch(index, step_generator(args.seed, step, device))
@@ -114,18 +114,18 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 
 def repeated(images: Tensor, routes: int) -> Tensor:
-    """Each of the images [B, …] several times, side by side; pixels in channels-last memory."""
+    """Repeat each of the images [B, …], side by side; pixels in channels-last memory."""
     images = images.repeat_interleave(routes, 0)
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
-    """The learner with new gates."""
+    """Build the learner, with new gates."""
     return Learner(setting.args, setting.mdp(), setting.precision)
 
 
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
-    """The last weights."""
+    """Keep the last weights."""
     return KeepLast(
         setting, learner, folder, row="REINFORCE", header=weights_header(setting, learner.kind, "reinforce")
     )

@@ -3,17 +3,16 @@
     python -m agents.static --env SkipResNet20-v0 --dataset cifar10 --data-dir data
 
     all blocks, no blocks   the two ends
-    random                  each block of each image with the same probability, at several rates
-    greedy                  one fixed set of blocks for all images; starting from all, the block whose loss
-                            costs the least return on validation images is dropped, again and again
-    thresholds              of a chain: the next network is asked where the answer so far is not sure, see
-                            skipnet_rl.thresholds; the one row here that looks at the image, and the baseline
-                            of every policy that learns to
-    last first              the blocks dropped from the end on, the order in which stochastic depth
-                            (Huang et al. 2016, arXiv 1603.09382) drops most often
+    random                  each block of each image runs with the same probability, at several rates
+    greedy                  one fixed set of blocks for all images; starting from all blocks, the one whose
+                            absence costs the least return on validation images is dropped, repeatedly
+    thresholds              on a chain, the next network is asked where the answer so far is not sure, see
+                            skipnet_rl.thresholds; the only row here that looks at the image, and the baseline
+                            of every learned policy
+    last first              blocks dropped from the last one on: stochastic depth (Huang et al. 2016,
+                            arXiv 1603.09382) drops these most often
 
-`--weights` may be a trained run's, such as runs/…/hrl.safetensors: then these are the static policies of
-that network.
+With `--weights runs/…/hrl.safetensors`, these are the static policies of a trained run's network.
 """
 
 from __future__ import annotations
@@ -50,18 +49,18 @@ class Args(CommonArgs):
     rates: Method[tuple[float, ...]] = (0.9, 0.8, 0.7, 0.6, 0.5)
     """p(execute) of the random policies"""
     budgets: Method[tuple[float, ...]] = ()
-    """on a chain, compute budgets to tune thresholds for on the validation images: mean FLOPs per image over
-    those of the last network (default: six between its first network and all of them)"""
+    """compute budgets for which a chain's thresholds are tuned on validation images: mean FLOPs per image,
+    relative to the last network (default: six between the first network and all of them)"""
     points: Method[int] = 8
     """number of evenly spread sizes at which a fixed set of blocks is evaluated on the test set"""
     eval_images: Run[int] = 1_000
-    """validation images on which the greedy choice is made"""
+    """validation images for the greedy choice"""
 
 
 def greedy_order(mdp: DecisionProcess, images: Images, precision: str = "fp32") -> list[int]:
-    """The decisions in the order in which they are best given up, N of them.
+    """Return the N decisions in the order in which their blocks are best dropped.
 
-    N (N + 1) / 2 passes over the images, less the last one, which is no choice.
+    Takes N (N + 1) / 2 - 1 passes over the images; for the last block there is nothing to choose.
     """
     kept = list(range(mdp.num_decisions))
     order: list[int] = []
@@ -79,14 +78,14 @@ def greedy_order(mdp: DecisionProcess, images: Images, precision: str = "fp32") 
 
 
 def without(mdp: DecisionProcess, dropped: list[int]) -> Tensor:
-    """The route [N] that executes all but some blocks."""
+    """Return the route [N] that executes all but the dropped blocks."""
     route = torch.ones(mdp.num_decisions, dtype=torch.bool, device="cpu")
     route[dropped] = False
     return route
 
 
 def tuned_thresholds(setting: Setting[Args], budgets: Sequence[float]) -> list[Tuned]:
-    """Thresholds and mixing weights for each budget, chosen on the validation images."""
+    """Tune thresholds and mixing weights for each budget, on the validation images."""
     records, whole = setting.val, setting.mdp().whole_macs
     assert isinstance(records, Records)
     least, most = (records.answers[:, :count, -1].sum(dim=1).mean().item() / whole for count in (1, None))
@@ -96,7 +95,7 @@ def tuned_thresholds(setting: Setting[Args], budgets: Sequence[float]) -> list[T
 
 @cpu_by_default()
 def evaluate_all(args: Args) -> dict[str, Any]:
-    """Every static policy on the test set once; returns result.json's content."""
+    """Evaluate every static policy on the test set once; returns result.json's content."""
     setting = Setting.of(args)
     mdp = setting.mdp()
     at_random = {f"random {100 * rate:g}%": RandomSkip(rate) for rate in args.rates}

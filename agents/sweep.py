@@ -4,10 +4,10 @@
     python -m agents.sweep --agent reinforce --grid seed=0,1,2 -- --env SkipResNet20-v0 --iterations 300
     python -m agents.sweep --agent hybrid_reinforce --range lr=1e-4:1e-2:log gate_lr=1e-3:0.1:log --search 20
 
-What follows `--` are flags that every run has. Each run is an ordinary run folder in `--out`, named by its
-values, with its output in a file beside it. The same command goes on after an interruption: finished runs
-are skipped, the others continue from their checkpoints. A run that fails is tried once more. At the end
-`agents.compare` makes the table of all runs, of a search of the best ones.
+Flags after `--` are given to every run. Each run has an ordinary run folder in `--out`, named after its
+values; its output goes to a file beside it, or to the terminal with `--workers 1`. After an interruption the
+same command continues: finished runs are skipped, the others resume from their checkpoints. A failed run is
+tried once more. At the end `agents.compare` makes a table of all runs of a grid, or of the best of a search.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ class Args:
     """flags to search and their ranges, NAME=LOW:HIGH, NAME=LOW:HIGH:log, or NAME=VALUE,VALUE"""
     search: str | None = None
     """budget of a search: a number of runs, those of earlier calls included, or minutes such as 90m, after
-    which no further run begins"""
+    which no run is started"""
     objective: Objective = "auto"
-    """what a search chooses by, on validation images: return, accuracy, or the trade-off of accuracy and
-    FLOPs; auto: return, or the trade-off where alpha or cost varies"""
+    """objective of a search, on validation images: return, accuracy, or the trade-off of accuracy and FLOPs;
+    auto: return, or the trade-off if alpha or cost varies"""
     out: Path | None = None
     """folder of the run folders and of the comparison (default: runs/sweep-<agent>)"""
     workers: int | None = None
-    """runs at a time on this machine (default: as many as its cores, or its GPUs, allow); more than there are
-    GPUs share them; 1 needs no Ray"""
+    """runs at a time on this machine (default: as many as its cores or GPUs allow); more runs than GPUs share
+    them; 1 needs no Ray"""
     threads: int = 1
-    """CPU threads of each run"""
+    """CPU threads per run"""
     gpus: float | None = None
-    """GPUs of each run, a fraction to share one (default: one where there are any, 0 with --device cpu)"""
+    """GPUs per run, a fraction to share one (default: 1 if there are any, 0 with --device cpu)"""
     address: str | None = None
     """address of a running Ray cluster, such as auto or ray://host:10001 (default: this machine alone)"""
     list: bool = False
@@ -93,25 +93,25 @@ class Args:
         if bool(self.range) != bool(self.search):
             raise ValueError("--range and --search go together: what to search, and for how long")
         if self.list and self.range:
-            raise ValueError("a search chooses its runs on the way; --list is for --grid")
+            raise ValueError("--list is for --grid; a search chooses its runs as it goes")
         if self.workers is not None and self.address is not None:
             raise ValueError(
-                "--workers is for this machine; on a cluster its machines set the number of runs"
+                "--workers is for this machine; on a cluster, its machines set the number of runs"
             )
         if self.workers == 1 and self.gpus is not None:
             raise ValueError(
-                "--gpus deals out GPUs to runs side by side; with --workers 1 give --device after --"
+                "--gpus deals out GPUs to runs side by side; with --workers 1, give --device after --"
             )
 
 
 def pool_for(args: Args, plan: Plan) -> Pool:
-    """The pool that the flags ask for; without GPUs where every run is on the CPU."""
+    """Return the pool that the flags ask for, without GPUs if every run is on the CPU."""
     gpus = 0 if args.gpus is None and plan.on_cpu else args.gpus
     return pool_of(args.workers, args.threads, gpus, args.address)
 
 
 def compare_all(runs: Sequence[Job], out: Path) -> None:
-    """A table of runs, or one for each environment and data set."""
+    """Write a table of the runs, or one for each environment and data set."""
     groups: dict[tuple[Any, ...], list[Path]] = defaultdict(list)
     for job in runs:
         result = FinishedRun.read(job.folder).result

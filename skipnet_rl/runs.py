@@ -48,10 +48,8 @@ class Run:
     def __init__(self, folder: Path, args: Any, resume: bool = False) -> None:
         self.folder = folder
         self.checkpoint_folder = folder / "checkpoint"
-        stored = folder / "args.json"
-        if resume and stored.exists():
-            check_same(json.loads(stored.read_text(encoding="utf-8")), as_stored(args))
-        else:
+        check_folder(folder, args, resume)
+        if not (resume and (folder / "args.json").exists()):
             self._claim(args)
         self._writer: SummaryWriter | None = None  # opened with the first point, when the step is known
 
@@ -62,8 +60,7 @@ class Run:
         try:
             write_json(path, {**as_stored(args), **provenance()}, new=True)
         except FileExistsError as error:
-            remedy = "resume it, or choose" if hasattr(args, "resume") else "choose"
-            raise FileExistsError(f"{self.folder} holds a run; {remedy} another folder") from error
+            raise _in_use(self.folder, args) from error
 
     def log(self, step: int, stage: str, **metrics: float) -> None:
         """Add a line to metrics.jsonl and a point to each TensorBoard curve."""
@@ -120,6 +117,25 @@ class Run:
             if left.is_file():
                 left.unlink()
         write_json(self.folder / "result.json", {"schema": 1, **result, **provenance()})
+
+
+def check_folder(folder: Path, args: Any, resume: bool = False) -> None:
+    """Check that a run can start in a folder, or resume there, without writing anything.
+
+    Raises:
+        FileExistsError, ValueError: as `Run` does.
+    """
+    stored = folder / "args.json"
+    if not stored.exists():
+        return
+    if not resume:
+        raise _in_use(folder, args)
+    check_same(json.loads(stored.read_text(encoding="utf-8")), as_stored(args))
+
+
+def _in_use(folder: Path, args: Any) -> FileExistsError:
+    remedy = "resume it, or choose" if hasattr(args, "resume") else "choose"
+    return FileExistsError(f"{folder} holds a run; {remedy} another folder")
 
 
 def run_folder(run_dir: Path | None, name: str, agent: str, seed: int, resume: bool = False) -> Path:

@@ -173,7 +173,7 @@ def test_presets_are_complete(env):
         (ppo, ["--num-envs", "0"], "--num-envs is 0; expected more than 0"),
         (ppo, ["--eval-every", "0"], "--eval-every is 0"),
         (ppo, ["--minibatches", "0"], "--minibatches is 0"),
-        (ppo, ["--minibatches", "9999"], "--minibatches 9999 of 2048 steps leave one"),
+        (ppo, ["--minibatches", "9999"], "--minibatches is 9999; expected at most 1024"),
         (ppo, ["--env", "CartPole-v1"], "CartPole-v1 is not an environment of this project"),
         (a2c, ["--width", "0"], "--width is 0"),
         (dqn, ["--episodes", "0"], "--episodes is 0"),

@@ -267,7 +267,7 @@ def test_teachers_have_the_depth_of_their_files(tmp_path):
     nets = load_teachers(names, ResNet(110), 10, "rendered-digits", "projection", torch.device("cpu"))
     assert [net.depth for net in nets] == [20, 8, 110]
     save_weights(tmp_path / "large.safetensors", ResNet(34), {})
-    with pytest.raises(ValueError, match="large.safetensors takes images of 224 pixels, a ResNet-110 those"):
+    with pytest.raises(ValueError, match="takes images of 224 pixels, a ResNet-110 images of 32"):
         load_teachers(
             [tmp_path / "large.safetensors"], ResNet(110), 10, "cifar10", "pad", torch.device("cpu")
         )
@@ -596,7 +596,7 @@ def test_a_teacher_is_named_by_its_weights(tmp_path, monkeypatch):
         ),
         ({"weights": "resnet20-rendered-digits", "depth": 14}, "a ResNet-20 cannot grow to a ResNet-14"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"optimizer": "adamw", "momentum": 0.9}, "--momentum is of sgd, and --optimizer is adamw"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "--momentum is for sgd, but --optimizer is adamw"),
         ({"momentum": 1.0}, "--momentum is 1.0; expected 0 or more, and less than 1"),
         ({"momentum": -0.1}, "--momentum is -0.1; expected 0 or more, and less than 1"),
     ],
@@ -682,7 +682,7 @@ def test_bad_flags_end_in_one_line_and_code_2(flags, message, tmp_path, monkeypa
     ({"relaxation": "softt"}, "did you mean 'soft'"),
     ({"bn": "freeze"}, "did you mean 'frozen'"),
     ({"optimizer": "sdg"}, "did you mean 'sgd'"),
-    ({"gate_weights": "hrl.safetensors", "gate_gain": 6.0}, "a gain is of new gates"),
+    ({"gate_weights": "hrl.safetensors", "gate_gain": 6.0}, "a gain is for new gates"),
     ({"gate_weights": "hrl.safetensors", "warmup_iterations": 1}, "a preparation trains new gates"),
     ({"weights": "none", "distillation": 0.5}, "an untrained network cannot teach"),
     ({"distillation": 2.0}, "--distillation is 2.0; expected a share between 0 and 1"),
@@ -698,6 +698,17 @@ def test_what_presets_set_is_checked_too(flags, message, tmp_path, few_images):
     with pytest.raises(ValueError, match=message):
         hybrid_reinforce.train(small_args(tmp_path, **{"env": "SkipResNet20-v0", **flags}))
     assert not (tmp_path / "run").exists()
+
+
+def test_help_tells_one_default_of_a_flag(capsys):
+    for default, shown, other in (
+        (None, "0.05 per decision", "1.4"),
+        (1.4, "(default: 1.4)", "per decision"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(finetune.Args, ["--help"], finetune.Args(alpha=default))
+        said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert shown in said and other not in said
 
 
 def test_help_names_at_most_29_flags_under_four_headings_and_does_not_wait_for_what_it_does_not_need():

@@ -141,7 +141,7 @@ def test_controls_where_nothing_is_chosen(finished, play):
 
 @pytest.mark.slow
 def test_results_that_would_take_each_others_place(finished, model, play, tmp_path):
-    with pytest.raises(ValueError, match="--out .* holds the results of one path"):
+    with pytest.raises(ValueError, match="--out .* takes the results of one path"):
         play(finished, model, out=tmp_path)
     with pytest.raises(ValueError, match="nothing to evaluate"):
         play()
@@ -223,7 +223,7 @@ def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):
     )  # fp32 and fp16 weights
     with pytest.raises(ValueError, match="unknown algorithm 'pppo'; did you mean 'ppo'"):
         play(path, trust_sb3="pppo", **flags)
-    with pytest.raises(ValueError, match="model.zip is no model of dqn"):
+    with pytest.raises(ValueError, match="model.zip is not a model of dqn"):
         play(path, trust_sb3="dqn", **flags)
     with pytest.raises(ValueError, match="CartPole-v1 is not an environment of this project"):
         play(path, trust_sb3="ppo", **{**flags, "env": "CartPole-v1"})

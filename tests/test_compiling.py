@@ -217,6 +217,21 @@ def test_a_compiled_run_is_that_without(agent, made, tmp_path, few_images, monke
         agent.train(dataclasses.replace(args, compile=False, resume=True))
 
 
+@pytest.mark.parametrize("agent, made", [(pretrain, backbone), (hybrid_reinforce, small)])
+def test_a_used_folder_is_refused_before_anything_is_compiled(agent, made, tmp_path, few_images, monkeypatch):
+    monkeypatch.setattr(compiled, "compile_blocks", lambda *_, **__: pytest.fail("blocks were compiled"))
+    args = made(torch.device("cpu"), run_dir=tmp_path, compile=True)
+    stored = tmp_path / "args.json"
+    stored.write_text(json.dumps({"seed": args.seed + 1}))
+    with pytest.raises(FileExistsError, match="holds a run; resume it, or choose another folder"):
+        agent.train(args)
+    with pytest.raises(ValueError, match=r"cannot resume with seed .*: the run was started with"):
+        agent.train(dataclasses.replace(args, resume=True))
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        agent.train(dataclasses.replace(args, resume=True, run_dir=None))
+    assert list(tmp_path.iterdir()) == [stored]
+
+
 @pytest.mark.slow
 def test_a_run_through_the_compiler(tmp_path, few_images, capsys):
     if missing := compiler_missing():

@@ -95,7 +95,7 @@ def test_a_failed_job_is_tried_once_more(tmp_path, capsys):
     assert jobs.run([ill, other], pool := Instant(1, "it was lost", "it failed")) == [ill]
     assert pool.started == [ill, ill]
     assert f"{ill.folder}: it failed; given up" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=f"failed: {ill.folder}; the same command goes on"):
+    with pytest.raises(SystemExit, match=f"failed: {ill.folder}; repeat the command to continue"):
         jobs.exit_if_failed([ill])
 
 
@@ -142,7 +142,7 @@ def test_a_folder_of_another_command_is_refused(tmp_path):
             (tmp_path / "result.json").write_text(json.dumps({"command": command}))
             assert job.done()
     (tmp_path / "result.json").write_text(json.dumps({"command": command.replace("2", "3", 1)}))
-    with pytest.raises(ValueError, match="epochs 3, not of .*epochs 2; name another folder"):
+    with pytest.raises(ValueError, match="epochs 3, not by .*epochs 2; name another folder"):
         jobs.run([job], OneByOne())
 
 

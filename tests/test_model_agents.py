@@ -55,7 +55,7 @@ def weights(tmp_path_factory) -> str:
 def test_pretraining_says_that_no_model_is_shipped(tmp_path):
     args = agents.pretrain.Args(**NAMED, **SHORT, weights="auto", run_dir=tmp_path / "run")
     with pytest.raises(
-        WeightsError, match=f"no weights of {MODEL} are shipped .*DEFAULT for the library's own"
+        WeightsError, match=f"no weights of {MODEL} are shipped; .*DEFAULT for the library's own"
     ):
         agents.pretrain.train(args)
     assert not (tmp_path / "run").exists()
@@ -159,14 +159,14 @@ def test_flags_of_a_model_need_its_id(monkeypatch, capsys):
         main_with_named_errors(agents.pretrain.Args, agents.pretrain.train)
     assert "expected a library and a name, such as torchvision/convnext_tiny" in capsys.readouterr().err
     with pytest.raises(
-        ValueError, match="--model is of models of other libraries, and --env is SkipResNet20-v0"
+        ValueError, match="--model is for models of other libraries, but --env is SkipResNet20-v0"
     ):
         agents.static.Args(env="SkipResNet20-v0", model=MODEL).check()
-    with pytest.raises(ValueError, match="--depth is of the built-in ResNets, .* is torchvision/Vis"):
+    with pytest.raises(ValueError, match="--depth is for the built-in ResNets, .* is torchvision/Vis"):
         agents.pretrain.Args(**NAMED, depth=20).check()
-    with pytest.raises(ValueError, match="--shortcut is of the built-in ResNets, .* of SkipNet-v0; leave"):
+    with pytest.raises(ValueError, match="--shortcut is for the built-in ResNets, .* of SkipNet-v0; leave"):
         agents.static.Args(env="SkipNet-v0", shortcut="pad").check()
-    with pytest.raises(ValueError, match="--image-size is of models of other libraries"):
+    with pytest.raises(ValueError, match="--image-size is for models of other libraries"):
         agents.pretrain.Args(depth=20, image_size=32).check()
     with pytest.raises(
         WeightsError, match=r"no weights of torchvision/resnet18 are shipped; train some: python"

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from test_agents import gated_file
 
-from agents import act
+from agents import act, pretrain
 from agents.common import situation
 from agents.common.optimizers import staged
 from agents.common.parsing import parse
@@ -105,6 +105,12 @@ def test_a_file_knows_how_it_was_trained(tmp_path):
     save_weights(tmp_path / "mine.safetensors", ResNet(8, 10, "pad"), about)
     args = parsed(f"--dataset rendered-digits --weights {tmp_path / 'mine.safetensors'}")
     assert (args.shortcut, args.mean, args.std) == ("pad", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_auto_on_the_command_line_is_what_it_is_without():
+    given = parsed("--dataset cifar10 --weights auto --preset auto")
+    assert given == parsed("--dataset cifar10") and given.weights == given.gate_weights
+    assert parse(pretrain.Args, ["--weights", "auto"]).weights == "auto"  # by default it is "none"
 
 
 def test_flags_override_presets():

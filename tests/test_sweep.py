@@ -1,5 +1,7 @@
 """A sweep: what it runs, what it refuses, what a search chooses."""
 
+import dataclasses
+import importlib
 import json
 import shlex
 import sys
@@ -17,6 +19,7 @@ from agents.common.flags import CommonArgs
 from agents.common.plan import Plan, grid_of
 from agents.common.ranges import Range, ranges_of
 from agents.common.search import Budget, Search, validated
+from skipnet_rl.errors import DataNotFoundError, WeightsError
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("--env", "SkipResNet14-v0", "--dataset", "rendered-digits", "--weights", "none")
@@ -142,6 +145,35 @@ def test_what_does_not_exist_is_not_listed(words, message, capsys, monkeypatch, 
     assert message in refused(capsys, monkeypatch, *line)
 
 
+@pytest.mark.parametrize("agent, grid, flags", [
+    ("hybrid_reinforce", "env=SkipResNet20-v0,SkipResNet74-v0", {"env": "SkipResNet74-v0"}),
+    ("act", "dataset=rendered-digits,svhn", {"env": "SkipResNet20-v0", "dataset": "svhn"}),
+    ("ppo", "env=SkipChain14x110-v0", {"env": "SkipChain14x110-v0"}),
+    ("gumbel", "env=SkipNet-v0", {"env": "SkipNet-v0", "image_size": 32}),
+    ("pretrain", "depth=14", {"depth": 14, "weights": "auto"}),
+])  # fmt: skip
+def test_networks_that_are_not_shipped_are_refused_as_by_the_run(
+    agent, grid, flags, capsys, monkeypatch, tmp_path
+):
+    module = importlib.import_module(f"agents.{agent}")
+    flags = {"dataset": "rendered-digits", **flags}
+    with pytest.raises(WeightsError, match="shipped") as error:
+        module.train(module.Args(**flags, run_dir=tmp_path / "run"))
+    del flags[grid.partition("=")[0]]
+    common = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = ["--agent", agent, "--grid", grid, "--out", str(tmp_path), "--", *common]
+    assert str(error.value) in refused(capsys, monkeypatch, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_a_cluster_data_that_is_only_there_refuses_nothing(tmp_path):
+    plan = Plan("gumbel", ("--env", "SkipResNet38-v0", "--data-dir", "/nowhere"), tmp_path, elsewhere=True)
+    made = [plan.job({"seed": "0"})]
+    plan.check(made)
+    with pytest.raises(DataNotFoundError, match="/nowhere"):
+        dataclasses.replace(plan, elsewhere=False).check(made)
+
+
 def test_weights_exist_or_are_those_of_another_run(tmp_path):
     taught = Plan("pretrain", ("--teacher", f"{tmp_path}/depth=14/weights.safetensors"), tmp_path)
     jobs = [taught.job({"depth": depth}) for depth in ("14", "20")]
@@ -189,7 +221,7 @@ def test_there_is_a_table_for_each_environment(tmp_path, monkeypatch):
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path):
     assert jobs.run([planned(tmp_path).job({"seed": "0"})], Instant(1)) == []
-    with pytest.raises(ValueError, match="is of .* not of .*--iterations 5.*; name another folder"):
+    with pytest.raises(ValueError, match="was made by .* not by .*--iterations 5.*; name another folder"):
         jobs.run([planned(tmp_path, "--iterations", "5").job({"seed": "0"})], Instant(1))
 
 

@@ -1,4 +1,4 @@
-"""Chains for the agents: records of frozen networks, gates on beliefs, headers of what was learned."""
+"""Chains for the agents: records of frozen networks, gates on beliefs, headers of weights files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from skipnet_rl.rollout import Trajectory, rollout
 
 
 def recorded(chain: Chain, images: Images, precision: str) -> Records:
-    """A chain's answers to a split, computed with a bar."""
+    """Record a chain's answers to a split, with a progress bar."""
     with image_progress(f"chain on {images.split} images") as show:
         return record(chain, images, precision=precision, progress=show)
 
 
 def look_at_chain(chain: Chain, images: Images) -> list[str]:
-    """A line for each network of a chain: its accuracy on recorded images, and its cost."""
+    """Describe each network of a chain in a line: its accuracy on recorded images, and its cost."""
     mdp = ChainMDP(chain)
     records, labels = images.batch(torch.arange(len(images), device=images.device))
     lines = []
@@ -66,7 +66,7 @@ def held_out_episodes(learner: Any, step: int, args: Any) -> Trajectory | None:
     images, labels = data.training_batch(
         index, step_generator(seed, step, device, Stream.HELD_OUT_AUGMENTATION)
     )
-    with evaluation_mode(chain):  # the images are to leave no trace in its batch norms
+    with evaluation_mode(chain):  # so that the images leave no trace in its batch norms
         records = answers(chain, images).repeat_interleave(args.routes, 0)
     replay = copy.copy(learner.mdp)
     replay.net = replayed(chain)
@@ -76,14 +76,14 @@ def held_out_episodes(learner: Any, step: int, args: Any) -> Trajectory | None:
 
 
 def new_gate(kind: str, mdp: DecisionProcess, gain: float = 1.0) -> tuple[str, nn.Module]:
-    """A new gate and its kind, see `make_gate`; on a chain always a `BeliefGate`."""
+    """Make a new gate, see `make_gate`, on a chain always a `BeliefGate`; returns its kind and the gate."""
     if isinstance(mdp, ChainMDP):
         return "belief", BeliefGate(mdp)
     return kind, make_gate(kind, mdp.net, gain)
 
 
 def chain_header(problem: ChainProblem, policy: str) -> dict[str, Any]:
-    """The header of a policy over a chain; `policy` is the kind of the policy."""
+    """Return what a weights file says of a policy over a chain; `policy` is the kind of the policy."""
     return {
         "kind": "chain",
         "shortcut": problem.shortcut,

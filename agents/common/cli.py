@@ -28,7 +28,7 @@ def main_with_named_errors(
         args_type: dataclass of the flags; if it has `debug` set, errors show their traceback.
         run: the command.
         errors: exceptions that are errors of the user, besides ValueError, OSError and Gymnasium's.
-        defaults: returns the defaults, where these depend on flags that are given; `--help` shows them.
+        defaults: returns the defaults, if they depend on the given flags; `--help` shows them.
     """
     with forgiving_streams():
         _run(args_type, run, (ValueError, OSError, GymnasiumError, *errors), defaults)

@@ -1,6 +1,6 @@
 """Many runs at a time, on this machine or on a cluster, through Ray.
 
-Each run is a process of its own: a Ray worker that runs the module and ends with it. So whatever ends the
+Each run has a separate process: a Ray worker that runs the module and ends with it. So whatever ends the
 worker (a lost machine, too little memory, `kill -9`) ends the run, and no second process writes its folder.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 from agents.common.jobs import Job, OneByOne, Pool
 from agents.common.worker import own_variables, play
 
-STORE = 80 * 2**20  # bytes of Ray's store of objects, nearly its least: only lines of text go through it
-CLIENT_PORT = 10_001  # of Ray's own addresses that name no port
-PATIENCE = 10.0  # seconds in which a machine answers
-SHARES = 10_000  # Ray rounds a share of a GPU to so many parts
+STORE = 80 * 2**20  # bytes of Ray's object store, close to its minimum: only lines of text go through it
+CLIENT_PORT = 10_001  # of ray:// addresses that name no port
+PATIENCE = 10.0  # seconds to wait for a machine to answer
+SHARES = 10_000  # Ray rounds a share of a GPU to a multiple of 1 / SHARES
 
 
 def pool_of(
@@ -30,13 +30,13 @@ def pool_of(
     gpus: float | None = None,
     address: str | None = None,
 ) -> Pool:
-    """A pool of runs; one at a time on this machine needs no Ray.
+    """Return a pool of runs; one run at a time on this machine needs no Ray.
 
     Args:
-        workers: runs at a time on this machine; None for as many as fit. More than it has GPUs share them.
+        workers: runs at a time on this machine; None for as many as fit. More runs than GPUs share them.
         threads: CPU threads of each run. None: PyTorch's own choice for one run at a time, else an equal
             share of the cores.
-        gpus: GPUs of each run; a fraction shares one; None for one, where there are any.
+        gpus: GPUs of each run; a fraction shares one; None for one, if there are any.
         address: a running Ray cluster, such as `"auto"` or `"ray://host:10001"`; None for this machine.
 
     Raises:
@@ -71,7 +71,7 @@ class Cluster:
 
         Raises:
             ConnectionError: there is no cluster at the address.
-            ValueError: the address is none; no machine has room for a run.
+            ValueError: a malformed address, or no machine with room for a run.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # `play` hides the GPUs itself
@@ -99,14 +99,14 @@ class Cluster:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the workers, at any moment: a checkpoint is written whole or not at all."""
+        """End the workers, which is safe at any moment: a checkpoint is written whole or not at all."""
         import ray
 
         ray.shutdown()
 
     @property
     def size(self) -> int:
-        """Runs that fit on the machines of now."""
+        """Number of runs that fit on the machines, as they are now."""
         fitting = self._fitting()
         return max(1, fitting if self.workers is None else min(self.workers, fitting))
 
@@ -114,7 +114,7 @@ class Cluster:
         """Hand a job to Ray, which starts it once a machine has room."""
         import ray
 
-        # one process for each run, and none of Ray's own attempts: `work` counts them
+        # one process for each run, and no retries by Ray: `work` counts the attempts
         options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus}
         options |= {"max_calls": 1, "max_retries": 0, "scheduling_strategy": "SPREAD"}
         task = ray.remote(**options)(play).options(name=str(job.folder))
@@ -122,14 +122,14 @@ class Cluster:
         self.running[task.remote(job.line[2:], *where)] = job
 
     def wait(self) -> tuple[Job, str]:
-        """Wait for any of them."""
+        """Wait until any job has ended."""
         import ray
 
         (ended, *_), _ = ray.wait(list(self.running))
         job = self.running.pop(ended)
         try:
             status = ray.get(ended)
-        except ray.exceptions.RayTaskError as error:  # before the module ran
+        except ray.exceptions.RayTaskError as error:  # raised before the module ran
             return job, last_line(str(error.cause))
         except ray.exceptions.RayError as error:
             return job, f"its process was lost ({type(error).__name__})"
@@ -143,21 +143,21 @@ class Cluster:
         return [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
 
     def _choose_gpus(self, found: float) -> None:
-        """GPUs of each run: one, or a share of one where more runs are asked for than there are GPUs."""
+        """Choose the GPUs of each run: one, or a share of one if there are fewer GPUs than runs."""
         if self.gpus is None:
             asked = 1 if self.address or self.workers is None else self.workers
             together = math.ceil(max(1, asked / found)) if found else 0
             self.gpus = math.floor(SHARES / together) / SHARES if together else 0.0
 
     def _fitting(self) -> int:
-        """Runs for which the machines have CPUs and GPUs."""
+        """Count the runs for which the machines have CPUs and GPUs."""
         return sum(
             min(int(machine.get("CPU", 0) // self.threads), self._on_gpus(machine.get("GPU", 0)))
             for machine in self._machines()
         )
 
     def _on_gpus(self, count: float) -> int:
-        """Runs for which a machine has GPUs; a share of one does not spread over two."""
+        """Count the runs for which a machine has GPUs; a share is of one GPU, never of two."""
         if not self.gpus:
             return sys.maxsize
         return int(count) * int(1 / self.gpus + 1e-9) if self.gpus < 1 else int(count // self.gpus)
@@ -167,8 +167,8 @@ def check_address(address: str) -> None:
     """Check that a machine answers at the address of a cluster; Ray itself tries for many minutes.
 
     Raises:
-        ConnectionError: none does.
-        ValueError: it is no address.
+        ConnectionError: no machine answers.
+        ValueError: a malformed address.
     """
     if address == "auto":
         return
@@ -188,5 +188,5 @@ def check_address(address: str) -> None:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty."""
+    """Return the last line that is not empty."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -1,4 +1,4 @@
-"""Blocks compiled at the start of a run, where `--compile` asks for it."""
+"""Compilation of a network's blocks at the start of a run with `--compile`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skipnet_rl.terminal import say
 
 
 def compile_where_asked(setting: Setting[Any], net: Any) -> None:
-    """Compile the blocks of the network in training; print that it begins, and how long it took.
+    """With `--compile`, compile the blocks of the network in training; print the start and the time taken.
 
     Raises:
         CompilationError: PyTorch cannot compile here.

@@ -1,4 +1,4 @@
-"""Controls of a policy that chooses by the image: its routes shuffled, its most frequent route."""
+"""Controls for a policy that chooses per image: its routes shuffled, its most frequent route."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXCHANGED, MOST_FREQUENT = "routes exchanged", "most frequent route"  # names of
 
 
 def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """Difference of the policy's accuracy from each control's on the same images.
+    """Compare the policy's accuracy with each control's on the same images.
 
-    `"changed"` is the share of images with another route, an upper bound of the difference.
+    `"changed"` is the share of images with another route, an upper bound on the difference.
     """
     own, found = rows[name], {}
     for control in (EXCHANGED, MOST_FREQUENT):
@@ -29,7 +29,7 @@ def gains(name: str, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, floa
 
 
 def gain_lines(name: str, found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The `gains` as text."""
+    """Format the `gains` as text."""
     return [
         f"{name} over {control}: {100 * gain['accuracy']:+.2f} ± {100 * gain['ci95']:.2f} points of "
         f"accuracy; {gain['changed']:.0%} of the images have another route there"
@@ -38,13 +38,13 @@ def gain_lines(name: str, found: Mapping[str, Mapping[str, float]]) -> list[str]
 
 
 def exchanged(routes: Tensor, seed: int) -> Tensor:
-    """The routes [M, N] in random order, each as often as before; an image may get one like its own."""
+    """Shuffle the routes [M, N] over the images; an image may get one that equals its own."""
     draws = step_generator(seed, 0, "cpu", Stream.EXCHANGE)
     return routes[torch.randperm(len(routes), generator=draws, device="cpu")]
 
 
 def at_the_ends(rows: Mapping[str, Evaluation]) -> list[str]:
-    """Notes on biases that execute or skip everything, so that a further one changes nothing."""
+    """Return notes on biases that execute or skip everything, beyond which nothing changes."""
     notes = []
     for name, done in rows.items():
         if name.startswith("bias") and done.routes.all():

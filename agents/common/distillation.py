@@ -1,7 +1,7 @@
-"""Knowledge distillation: what trained networks predict, as a part of another's loss.
+"""Knowledge distillation: the predictions of trained networks as a part of another network's loss.
 
-Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2; of several teachers the geometric mean of their
-distributions, which is the mean of their logits.
+Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2. Several teachers count as one with the geometric
+mean of their distributions, which is the mean of their logits.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from agents.common.setting import Setting
 
 TEMPERATURE = 4.0
-SHARE = 0.9  # of the teachers in the loss, where they are named and no other share is given
+SHARE = 0.9  # of the teachers in the loss, if any are named and no share is given
 
 
 @dataclass(frozen=True)
 class TaughtArgs(CompiledArgs):
-    """Flags of an agent that learns from the labels, and from teachers where some are named."""
+    """Flags of an agent that learns from the labels, and from teachers if any are named."""
 
     teacher: Method[tuple[str, ...]] = ()
-    """networks whose predictions the backbone is also to match: files, names of shipped ones, or auto"""
+    """networks whose predictions the backbone also learns to match: files, names of shipped ones, or auto"""
     distillation: Method[float] = SHARE
-    """share of the teachers in the loss, where there are any"""
+    """share of the teachers in the loss, if there are any"""
 
     @property
     def share(self) -> float:
@@ -56,10 +56,10 @@ class TaughtArgs(CompiledArgs):
 
 
 class Teacher(nn.Module):
-    """Trained networks as they are now, every block executed: images [B, 3, H, W] → mean logits [B, K].
+    """Copies of trained networks, every block executed: images [B, 3, H, W] → mean logits [B, K].
 
     Args:
-        nets: one or more of the same classes, or chains of them, on one device; they are copied.
+        nets: one or more networks or chains with the same classes, on one device.
         precision: of their convolutions, see `for_inference`.
     """
 
@@ -101,16 +101,16 @@ def check_teachers(teachers: Sequence[str], share: float, start: str | None = No
     Args:
         teachers: `--teacher`.
         share: `--distillation`.
-        start: `--weights`, the teacher where none is named.
+        start: `--weights`, the teacher if none is named.
     """
     if teachers and not share:
-        raise ValueError("the teachers have no share of the loss; give them one, or name none: --teacher")
+        raise ValueError("the teachers have no share of the loss; give them one, or leave out --teacher")
     if share and ("none" in teachers if teachers else start == "none"):
         raise ValueError("an untrained network cannot teach; name a trained one: --teacher")
 
 
 def teachers_of(setting: Setting[Any]) -> list[Network]:
-    """The networks of `--teacher`; where there is none, the plain network that the run is compared with."""
+    """Return the networks of `--teacher`, or else the plain network that the run is compared with."""
     args = setting.args
     if not args.teacher:
         return [setting.plain]
@@ -142,8 +142,8 @@ def load_teachers(
         net = open_weights(entry["name"] if entry else name, depth=depth, num_classes=num_classes).network
         if net.image_size != student.image_size:
             raise ValueError(
-                f"the teacher {name} takes images of {net.image_size} pixels, a {student.name} those of "
-                f"{student.image_size}"
+                f"the teacher {name} takes images of {net.image_size} pixels, a {student.name} images of "
+                f"{student.image_size}; name a teacher for the same size"
             )
         nets.append(net.to(device))
     return nets

@@ -1,4 +1,4 @@
-"""Rows of several finished runs brought together: seeds averaged, random skipping beside its policy."""
+"""The rows of finished runs, merged: seeds are averaged, random skipping stands beside its policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AVERAGED = (
     "executed_blocks_std",
     "unique_routes",
 )
-SHARED = ("env", "dataset", "split", "n_images")  # what runs in one table have in common
+SHARED = ("env", "dataset", "split", "n_images")  # values that all runs of a table share
 NOT_A_FLAG = {
     *NOT_COMPARED,
     "seed",
@@ -35,7 +35,7 @@ NOT_A_FLAG = {
     "test_images",
 }
 
-UNLESS_GIVEN = [("compile", False)]  # flags that older runs lack, with what they had in effect
+UNLESS_GIVEN = [("compile", False)]  # flags that older runs lack, with the value that they ran with
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,10 @@ class Entry:
     """One policy over its seeds.
 
     Attributes:
-        name: as the table calls it.
-        runs: the runs that it stands in.
-        rows: its entry in each of their result.json.
-        random: accuracies of random skipping at its rate in each run; empty for a row that is no
-            learned policy.
+        name: its name in the table.
+        runs: its runs, one for each seed.
+        rows: its row in each run's result.json.
+        random: accuracy of random skipping at its rate, in each run; empty for a policy that is not learned.
     """
 
     name: str
@@ -56,10 +55,10 @@ class Entry:
     random: tuple[float, ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """Means over seeds, their intervals, and whether it beats random skipping.
+        """Return means over seeds, their intervals, and how many seeds beat random skipping.
 
-        `"accuracy_ci95"` is the interval [low, high] of the mean accuracy over the images, of which every
-        seed has the same; it comes from the accuracy, so runs of any age have it.
+        `"accuracy_ci95"` is the interval [low, high] of the mean accuracy over the images, which are the same
+        for every seed. It is computed from the accuracy alone, so that older runs have it, too.
         """
         found: dict[str, Any] = {"name": self.name, "agent": self.runs[0].agent, "n": len(self.rows)}
         for key in AVERAGED:
@@ -81,10 +80,10 @@ class Entry:
         return found
 
     def _beats_random(self) -> int | None:
-        """The seeds whose interval over images lies above that of random skipping at the same rate.
+        """Count the seeds whose interval over images lies above that of random skipping at the same rate.
 
-        Seed by seed, because each comes to its own rate, at which random skipping is better or worse. None
-        where everything is executed, so that random skipping skips nothing either.
+        Seeds are compared one by one, because their rates differ, and random skipping with them. None if
+        everything is executed: random skipping then skips nothing either.
         """
         if all(row["compute_blocks"] > 1 - 1e-9 for row in self.rows):
             return None
@@ -96,19 +95,19 @@ class Entry:
 
 
 def wider_interval(row: Mapping[str, Any]) -> tuple[float, float]:
-    """The wider of a summary's intervals over seeds and images, (low, high); one seed has only the latter."""
+    """Return the wider interval (low, high) of those over seeds and images; one seed has only the latter."""
     over_seeds, accuracy = row["accuracy_seeds_ci95"], row["accuracy"]
-    if over_seeds is not None and over_seeds > half_width(row["accuracy_ci95"]):  # nan is not
+    if over_seeds is not None and over_seeds > half_width(row["accuracy_ci95"]):  # False for nan
         return accuracy - over_seeds, accuracy + over_seeds
     low, high = row["accuracy_ci95"]
     return low, high
 
 
 def flags(run: FinishedRun) -> dict[str, Any]:
-    """The arguments that make two runs comparable as seeds of one another.
+    """Return the arguments in which two runs must agree to count as seeds of one another.
 
-    Those that are None, empty or as in `UNLESS_GIVEN` are left out, so a flag that a run is too old to have
-    is as one that was not given.
+    Those that are None, empty or as in `UNLESS_GIVEN` are left out, so that a run from before a flag existed
+    agrees with one that did not give it.
     """
     left_out = NOT_A_FLAG - {"eval_images"} if "greedy_order" in run.result else NOT_A_FLAG  # chosen on them
     return {
@@ -119,7 +118,7 @@ def flags(run: FinishedRun) -> dict[str, Any]:
 
 
 def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
-    """One entry per policy; seeds of the same flags together.
+    """Return one entry per policy; runs that differ only in the seed share it.
 
     Raises:
         ValueError: runs on different environments, data sets or splits, which no table can compare, or two
@@ -128,7 +127,7 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     for key in SHARED:
         values = sorted({str(run.result[key]) for run in runs})
         if len(values) > 1:
-            hint = ", by --test-images" if key == "n_images" else ""
+            hint = " (--test-images sets it)" if key == "n_images" else ""
             raise ValueError(
                 f"the runs differ in {key}: {', '.join(values)}; compare those that share it{hint}"
             )
@@ -136,7 +135,7 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     seen = set()
     for run in runs:
         for row in shown(run):
-            if row["name"] == "all blocks" and run.policy_name != "all blocks":  # where it starts, once each
+            if row["name"] == "all blocks" and run.policy_name != "all blocks":  # each network once
                 network = (row.get("weights") or run.args["weights"], run.args.get("shortcut"))
                 if network in seen:
                     continue
@@ -161,28 +160,28 @@ def _check_seeds(runs: Sequence[FinishedRun]) -> None:
 
 
 def shown(run: FinishedRun) -> list[Mapping[str, Any]]:
-    """The rows of a run that stand for themselves; random skipping at a policy's rate stands beside it."""
+    """Return the rows of a run, except random skipping at its policy's rate, which is a column."""
     return [row for row in run.result["policies"] if not beside_policy(row)]
 
 
 def beside_policy(row: Mapping[str, Any]) -> bool:
-    """Whether a row is random skipping at the rate of a run's policy; "random 90%" is a policy of its own."""
+    """Whether a row is random skipping at the rate of a run's policy; "random 90%" is a static policy."""
     return row["name"] == "random" or row["name"].startswith("random, ")
 
 
 def random_at_rate(name: str, runs: Sequence[FinishedRun]) -> tuple[float, ...]:
-    """Accuracy of random skipping at the rate of the run's own policy, on the better of the weights."""
+    """Return the accuracy of random skipping at the policy's rate in each run, on the better weights."""
     found = [[row["accuracy"] for row in run.result["policies"] if beside_policy(row)] for run in runs]
     return tuple(map(max, found)) if name == runs[0].policy_name and all(found) else ()
 
 
 def rounded(value: Any) -> Any:
-    """A flag's value to three digits, as in the folders' names of a search; what is no float as it is."""
+    """Round a float to three digits, as in the folder names of a search; leave other values as they are."""
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def labels(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
-    """A name for each group; where two would have the same, the flags in which they differ are added."""
+    """Name each group; groups of the same name are told apart by the flags in which they differ."""
     differing: dict[tuple[str, str, str], dict[str, Any]] = {}
     for key in keys:
         same = [json.loads(other[2]) for other in keys if other[:2] == key[:2]]

@@ -20,13 +20,18 @@ from skipnet_rl.evaluate import usual_batch_size
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance
 
-UNITS = ((60, "second", 1, 0), (7_200, "minute", 60, 0), (math.inf, "hour", 3_600, 1))  # each up to a limit
-SAMPLE, GPU_SAMPLE = 32, 512  # at most, of the steps that are timed; a GPU takes as long for a few images
-PART = 0.8  # of a whole network's time that a policy's routes take, before anything is known of them
+# limit in seconds, name, seconds in it, digits
+UNITS = (
+    (60, "second", 1, 0),
+    (7_200, "minute", 60, 0),
+    (math.inf, "hour", 3_600, 1),
+)
+SAMPLE, GPU_SAMPLE = 32, 512  # largest batches of a timed step; a GPU takes as long for fewer images
+PART = 0.8  # assumed share of a whole network's time that a policy's routes take
 
 
 def seconds_of_training(setting: Setting) -> float:
-    """Seconds of a training step for each of its images, with all blocks executed, timed on a copy."""
+    """Time a training step with all blocks executed, on a copy; returns seconds per image."""
     net = copy.deepcopy(setting.net).train()
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
@@ -40,7 +45,7 @@ def seconds_of_training(setting: Setting) -> float:
 
 @torch.no_grad()
 def seconds_of_evaluation(setting: Setting) -> float:
-    """Seconds in which all networks of a chain answer one image."""
+    """Time an evaluation by all networks of a chain; returns seconds per image."""
     chain = setting.net.for_inference(setting.precision)
 
     def answer(images: Tensor, _: Tensor) -> Tensor:
@@ -51,10 +56,10 @@ def seconds_of_evaluation(setting: Setting) -> float:
 
 
 def seconds_per_image(function: Callable[[Tensor, Tensor], Tensor], data: Images, batch_size: int) -> float:
-    """Seconds that a function of images [B, 3, H, W] and labels [B] takes for each; its second call is timed.
+    """Time the second call of a function of images [B, 3, H, W] and labels [B]; returns seconds per image.
 
-    The function returns a scalar, which is read so that a GPU is waited for. It is given no more images than
-    the `batch_size` of the run, for which its memory suffices.
+    The function returns a scalar; reading it waits for the GPU. It gets at most the run's `batch_size` of
+    images, which fit into memory.
     """
     count = min(GPU_SAMPLE if data.device.type == "cuda" else SAMPLE, batch_size, len(data))
     images, labels = data.batch(torch.arange(count, device="cpu"))
@@ -65,7 +70,7 @@ def seconds_per_image(function: Callable[[Tensor, Tensor], Tensor], data: Images
 
 
 def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance | None) -> None:
-    """One line: minutes of training and of evaluation.
+    """Print one line: the time of training and of evaluation.
 
     Args:
         setting: what is learned on.
@@ -82,7 +87,7 @@ def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance | None) -> 
 
 
 def in_words(training: float, evaluation: float) -> str:
-    """Seconds of training and of evaluation, and their sum, in the unit that suits the sum."""
+    """Format seconds of training and of evaluation, and their sum, in the unit that suits the sum."""
     total = training + evaluation
     unit, size, digits = next((unit, size, digits) for limit, unit, size, digits in UNITS if total < limit)
     least = 10.0**-digits

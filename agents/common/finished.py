@@ -24,7 +24,7 @@ from skipnet_rl.problem import load_network
 from skipnet_rl.runs import as_now
 from skipnet_rl.weights import open_weights
 
-# agents that learned on half of the validation images, in older runs, which do not say so
+# agents whose older runs learned on half of the validation images without saying so
 ON_CALIBRATION_IMAGES = ("ppo", "a2c", "dqn", "reinforce")
 
 
@@ -74,12 +74,12 @@ class FinishedRun:
 
     @property
     def depth(self) -> int:
-        """Depth of the network: the flag of pretraining, which takes depths that no id has; else the id's."""
+        """Depth of the network: by the flag of pretraining, which needs no id, or by the id."""
         return self.args["depth"] if "depth" in self.args else depth_of(self.result["env"])
 
     @property
     def model(self) -> ModelName | None:
-        """What builds its network, if that is a model of another library."""
+        """Name of the network, if it is a model of another library."""
         if self.args.get("model") is None:
             return None
         return ModelName(self.args["model"], parsed(self.args["model_kwargs"]), self.args["image_size"])
@@ -92,7 +92,7 @@ class FinishedRun:
 
     @property
     def learned(self) -> bool:
-        """Whether the run left weights; static policies and the routes of a search leave none."""
+        """Whether the run saved weights; static policies and the routes of the oracle have none."""
         return not {"greedy_order", "exact"} & self.result.keys()
 
     @property
@@ -110,7 +110,7 @@ class FinishedRun:
         return load_records(self.folder / "routes.npz")
 
     def network(self, num_classes: int, file: str | None = None) -> Network:
-        """The backbone in one of the run's files, that of a shipped name, or the one that it started from."""
+        """Load the backbone of one of the run's files, of a shipped name, or that the run started from."""
         shipped = file is None or catalogue.find(file)
         start = self._start if file is None else file if shipped else self._inside(file)
         if self.model is not None:
@@ -120,11 +120,11 @@ class FinishedRun:
         )
 
     def mdp(self, net: Network) -> RoutingMDP:
-        """The decision process of the run over a network."""
+        """Return the decision process of the run over a network."""
         return RoutingMDP(net, self.result["alpha"], self.result.get("cost", "blocks"))
 
     def process(self, num_classes: int, file: str | None = None) -> Any:
-        """The decision process of a row of the table, on the CPU, see `network`."""
+        """Return the decision process of a row of the table, on the CPU, see `network`."""
         if not is_chain(self.result["env"]):
             return self.mdp(self.network(num_classes, file))
         if file is not None:
@@ -135,31 +135,36 @@ class FinishedRun:
         return problem.mdp(problem.network(num_classes))
 
     def weights(self, stage: str | None = None) -> Path:
-        """The file of the policy that the run is about, or of one of its stages.
+        """Return the file of the run's policy, or of one of its stages.
 
         Raises:
-            WeightsError: there is none, as for runs that left no policy.
+            WeightsError: there is none, as of a run that saves no policy.
         """
         names = [stage] if stage else [self.policy_name.lower(), "policy", "weights"]
         files = [self._inside(f"{name}.safetensors") for name in names]
         found = next((file for file in files if file.is_file()), None)
+        if found is None and stage:
+            raise WeightsError(
+                f"no weights file {files[0]}: {self.folder} is a run of agents.{self.agent}, which has no "
+                f"stage {stage!r}"
+            )
         if found is None:
             raise WeightsError(
-                f"no weights file {' or '.join(map(str, files))}; agents.compare reads the rows of a run of "
-                f"agents.{self.agent} as they are"
+                f"no weights file {' or '.join(map(str, files))}; to compare a run of agents.{self.agent} "
+                "with others, use agents.compare, which needs none"
             )
         return found
 
     def restore(self, num_classes: int, stage: str | None = None) -> tuple[Any, Policy]:
-        """Decision process and policy, in evaluation mode on the CPU.
+        """Restore decision process and policy, in evaluation mode on the CPU.
 
         Args:
             num_classes: K of the data set.
-            stage: the name of a stage that left a file of its own, such as `"sp"`; None for the last.
+            stage: a stage with a separate file, such as `"sp"`; None for the last.
 
         Raises:
             WeightsError: a file is missing or does not fit.
-            ValueError: args.json or result.json lacks what made it.
+            ValueError: args.json or result.json is damaged.
         """
         try:
             if is_chain(self.result["env"]):
@@ -210,7 +215,7 @@ def _is_row(row: Any) -> bool:
 def restore_model(
     path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
 ) -> tuple[RoutingMDP, Policy]:
-    """Decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
+    """Restore decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
     if is_model(env):
         mdp = open_weights(weights, num_classes=num_classes).mdp(alpha)
         return mdp, load_model(path, algorithm, mdp.num_decisions).eval()

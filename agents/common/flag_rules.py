@@ -61,14 +61,14 @@ OTHER = ("model", "model_kwargs", "image_size")  # and those of models of other 
 
 
 def check_choices(args: Any) -> None:
-    """Raise a ValueError for the first value of a dataclass of flags that is not one of its choices."""
+    """Raise a ValueError for the first flag of a dataclass whose value is not one of its choices."""
     for name, kind in get_type_hints(type(args)).items():
         if get_origin(kind) is Literal and getattr(args, name) not in get_args(kind):
             raise unknown_name(name.replace("_", " "), getattr(args, name), get_args(kind))
 
 
 def check_numbers(args: Any) -> None:
-    """Raise a ValueError for the first number of a dataclass of flags that makes no sense."""
+    """Raise a ValueError for the first flag of a dataclass whose number makes no sense."""
     for name, given in vars(args).items():
         for value in given if isinstance(given, tuple) else (given,):
             if expected := _expected(name, value):
@@ -83,10 +83,12 @@ def check_model(args: Any) -> None:
     wrong = [f"--{name.replace('_', '-')}" for name in given if (name in BUILT_IN) == args.other_library]
     if wrong and args.other_library:
         network = args.model or f"that of {args.env}"
-        raise ValueError(f"{wrong[0]} is of the built-in ResNets, and the network is {network}; leave it out")
+        raise ValueError(
+            f"{wrong[0]} is for the built-in ResNets, but the network is {network}; leave it out"
+        )
     if wrong:
         raise ValueError(
-            f"{wrong[0]} is of models of other libraries, and --env is {args.env}; name a model: "
+            f"{wrong[0]} is for models of other libraries, but --env is {args.env}; name a model: "
             "--env SkipNet-v0 --model torchvision/convnext_tiny"
         )
 
@@ -102,15 +104,15 @@ def check_routes(batch_size: int, routes: int, baseline: str) -> None:
 def check_gates(args: Any) -> None:
     """Raise a ValueError for flags of `hybrid_reinforce` about its gates that exclude each other."""
     if args.gate_weights and args.warmup_iterations:
-        raise ValueError("a preparation trains new gates; give it no --gate-weights")
+        raise ValueError("a preparation trains new gates; leave out --gate-weights")
     if args.gate_weights and args.gate_gain != 1:
-        raise ValueError("a gain is of new gates; give it no --gate-weights")
+        raise ValueError("a gain is for new gates; leave out --gate-weights")
     if not is_chain(args.env):
         return
     if args.gate_weights or args.teacher or args.sp_iterations:
         raise ValueError(
-            "on a chain the gate is new and learns in HRL alone, and the chain is its own teacher; give no "
-            "--gate-weights, --teacher or --sp-iterations"
+            "on a chain the gate is new and learns in HRL alone, and the chain is its own teacher; leave out "
+            "--gate-weights, --teacher and --sp-iterations"
         )
     if args.bn != "frozen" or args.baseline == "value":
         raise ValueError(

@@ -1,8 +1,8 @@
 """Flags of the agents: one flat dataclass for the code, four headings on the command line.
 
 A field declared as `Data[…]`, `Method[…]`, `Schedule[…]` or `Run[…]` is a flag, listed in `--help` under
-that heading. Any other field is set by presets and by Python code alone. `agents.common.flag_rules` holds
-the values that a flag takes, `agents.common.parsing` reads the command line.
+that heading. Any other field is set by presets and by Python code alone. `agents.common.flag_rules` checks
+the values of the flags, `agents.common.parsing` reads the command line.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class CommonArgs:
     """Flags that every agent has.
 
     Attributes:
-        frozen: whether the network stays as it is, and a policy over it is learned.
+        frozen: whether a policy is learned over a network that stays as it is.
         takes_chains: whether the environment may be a chain of networks.
         takes_processes: whether several processes may train together, see `agents.common.processes`.
-        first_look: whether a data set for a first look is by default tested on its first images alone.
+        first_look: whether, by default, a data set for a first look is tested on its first images alone.
     """
 
     frozen: ClassVar[bool] = False
@@ -67,26 +67,26 @@ class CommonArgs:
     """standard deviation of these pixels (default: the data set's own)"""
     weights: Data[str] = "auto"
     """backbone to start from: a file (.safetensors, or a PyTorch state_dict of this or another project), the
-    name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's, DEFAULT for
-    those that the library of --model has, or none (a chain takes auto and none)"""
+    name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's weights,
+    DEFAULT for those of the library of --model, or none; a chain takes only auto and none"""
     shortcut: Data[Literal["projection", "pad", "pool"]] = "projection"
     """kind of shortcut where a block changes the shape"""
     model: Data[str | None] = None
     """classifier of torchvision or timm, such as torchvision/convnext_tiny, with --env SkipNet-v0 (default:
     the one that a weights file names, else torchvision/resnet18)"""
     model_kwargs: Data[str | None] = None
-    """further arguments of this model, JSON"""
+    """further arguments of the model, as JSON"""
     image_size: Data[int | None] = None
-    """side in pixels of the images that it sees (default: the file's, else the model's)"""
+    """side in pixels of the images that the model sees (default: the file's, else the model's)"""
     alpha: Method[float | None] = None
-    """weight of the compute saving against the loss (default: 1; on a chain 0.05 per decision)"""
+    """weight of the compute saving against the loss (default: 1; on a chain, 0.05 per decision)"""
     cost: Method[Literal["blocks", "flops"] | None] = None
     """unit of the compute saving: 1 for each skipped block, or its FLOPs (default: blocks; on a chain,
     flops)"""
     eval_images: Run[int] = 500
     """validation images in each evaluation during training"""
     test_images: Run[int | None] = None
-    """number of test images at the end, the first ones (default: all; on rendered-digits 2000)"""
+    """number of test images at the end, the first ones (default: all; on rendered-digits, 2000)"""
     precision: Run[Literal["auto", "bf16", "fp32"]] = "auto"
     """floating-point format; auto: bf16 where the hardware has it"""
     device: Run[str] = "auto"
@@ -110,7 +110,7 @@ class CommonArgs:
 
     @property
     def images_per_step(self) -> int:
-        """Different images of a training step, at most; 0 where the environments choose them."""
+        """Largest number of different images in a training step; 0 if the environments choose them."""
         return 0
 
     @property
@@ -120,7 +120,7 @@ class CommonArgs:
 
     @property
     def networks(self) -> tuple[str | None, ...]:
-        """Weights of every network that is to see the images."""
+        """Weights of every network that sees the images."""
         return (self.weights,)
 
     def check(self) -> None:
@@ -139,7 +139,7 @@ class TrainingArgs(CommonArgs):
     eval_every: Run[int] = 100
     """steps between evaluations on validation images"""
     resume: Run[bool] = False
-    """continuation from the checkpoint in --run-dir, where there is one"""
+    """continuation from the checkpoint in --run-dir, if there is one"""
 
     @property
     def trains_networks(self) -> bool:
@@ -148,12 +148,12 @@ class TrainingArgs(CommonArgs):
 
     @property
     def images_per_step(self) -> int:
-        """One for each episode."""
+        """One per episode."""
         return self.batch_size
 
     @property
     def images_per_validation(self) -> int:
-        """Images that a validation plays, and those that it settles the batch norms on."""
+        """Images that a validation plays, and those on which it estimates batch norms."""
         return self.eval_images + getattr(self, "bn_images", 0)
 
     def plan(self) -> list[str]:
@@ -166,15 +166,15 @@ class CompiledArgs(CommonArgs):
     """Flags of an agent that trains the network, whose blocks it can compile."""
 
     compile: Run[bool] = False
-    """training steps through compiled blocks; the start takes longer, and PyTorch needs a compiler"""
+    """training with compiled blocks; the start takes longer, and PyTorch needs a compiler"""
 
 
 @dataclass(frozen=True)
 class PreparedArgs(CompiledArgs, TrainingArgs):
-    """Flags of an agent that prepares the network for skips where it must."""
+    """Flags of an agent that prepares the network for skips if it must."""
 
     warmup_iterations: Schedule[int] = 250
-    """steps of preparation, taken only where skips cost the network too much"""
+    """steps that prepare the network for skips, taken only if skips cost it too much"""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Runs as jobs: finished ones are skipped, interrupted ones go on, failed ones are tried once more.
+"""Runs as jobs: finished ones are skipped, interrupted ones continue, failed ones are tried once more.
 
 A pool runs them: `OneByOne`, or `agents.common.cluster.Cluster` for many at a time.
 """
@@ -24,7 +24,7 @@ from skipnet_rl.terminal import say
 
 @dataclass(frozen=True)
 class Job:
-    """A module with its flags, and its run folder. Without `--resume` it starts anew if interrupted."""
+    """A module with its flags, and its run folder. Without `--resume` it starts over if interrupted."""
 
     folder: Path
     command: tuple[str, ...]
@@ -35,14 +35,14 @@ class Job:
         return ["python", "-m", *self.command, "--run-dir", str(self.folder)]
 
     def done(self) -> bool:
-        """Whether the run is finished; a ValueError where another command made it."""
+        """Return whether the run is finished; raises a ValueError if another command made it."""
         path = self.folder / "result.json"
         if not path.is_file():
             return False
         stored = shlex.split(json.loads(path.read_text(encoding="utf-8"))["command"])
         made_by, line = (without_places(words, run_dir=False) for words in (stored, self.line))
         if made_by != line:
-            raise ValueError(f"{self.folder} is of {made_by}, not of {line}; name another folder")
+            raise ValueError(f"{self.folder} was made by {made_by}, not by {line}; name another folder")
         return True
 
     def needs(self, others: Iterable[Job]) -> bool:
@@ -54,7 +54,7 @@ class Job:
         return path.startswith(f"{self.folder}/")
 
     def prepare(self) -> None:
-        """Make room for an attempt: what cannot be resumed starts in a new folder."""
+        """Make room for an attempt: a run that cannot be resumed starts in a new folder."""
         if "--resume" not in self.command and (self.folder / "args.json").exists():
             remove_folder(self.folder)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class Pool(Protocol):
         ...
 
     def wait(self) -> tuple[Job, str]:
-        """Wait until one has ended; returns it, and what went wrong, or nothing."""
+        """Wait until a job has ended; returns it, and what went wrong, empty if nothing did."""
         ...
 
     def __enter__(self) -> Pool:
@@ -99,7 +99,7 @@ class OneByOne:
         self.running: tuple[Job, subprocess.Popen[bytes]] | None = None
 
     def start(self, job: Job) -> None:
-        """Start a process, which the terminal's Ctrl-C does not reach: the pool ends it, with one message."""
+        """Start a process that the terminal's Ctrl-C does not reach: the pool ends it, with one message."""
         with sigint_held_back():
             self.running = job, subprocess.Popen([sys.executable, *job.line[1:]], env=os.environ | self.env)
 
@@ -112,7 +112,7 @@ class OneByOne:
         return job, f"exit status {status}" if status else ""
 
     def __enter__(self) -> OneByOne:
-        """Nothing is to be taken."""
+        """Take nothing."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -140,12 +140,12 @@ def sigint_held_back() -> Iterator[None]:
 
 
 def work(pool: Pool, take: Callable[[], Job | None], ended: Callable[[Job, bool], None]) -> None:
-    """Keep a pool busy until there is nothing to start and nothing that runs.
+    """Keep a pool busy until no job is left to start and none is running.
 
     Args:
         pool: runs the jobs.
-        take: gives the next job, or None where there is none for now.
-        ended: is told each job that came to its end, and whether it is done; if not, it failed twice.
+        take: returns the next job, or None if there is none for now.
+        ended: called with each job that has ended, and whether it is done; if not, it failed twice.
     """
     running: set[Job] = set()
     failed_once: set[Job] = set()
@@ -176,7 +176,7 @@ def work(pool: Pool, take: Callable[[], Job | None], ended: Callable[[Job, bool]
 
 
 def run(jobs: Sequence[Job], pool: Pool) -> list[Job]:
-    """Run what is not done, each job after those that it needs; returns those that failed."""
+    """Run the jobs that are not done, each after those that it needs; returns those that failed."""
     waiting = [job for job in jobs if not job.done()]
     unfinished, failed = list(waiting), []
 
@@ -201,7 +201,7 @@ def run(jobs: Sequence[Job], pool: Pool) -> list[Job]:
 def exit_if_failed(failed: Sequence[Job]) -> None:
     """End the process with exit status 1 if a job failed."""
     if failed:
-        sys.exit(f"failed: {', '.join(str(job.folder) for job in failed)}; the same command goes on")
+        sys.exit(f"failed: {', '.join(str(job.folder) for job in failed)}; repeat the command to continue")
 
 
 def end_runs_on_sigterm() -> None:

@@ -1,4 +1,4 @@
-"""Weights that a run keeps: the last ones, or the best ones on validation images."""
+"""The weights that a run keeps: the last ones, or the best ones on validation images."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ from skipnet_rl.data import Images
 from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.tolerance import Tolerance
 
-KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")  # of the best, in result.json
+KEPT = (
+    "accuracy",
+    "loss",
+    "return",
+    "compute_blocks",
+    "compute_flops",
+)  # of the best, in result.json
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after each stage
 ADVICE = (
-    "To this network a skipped block costs more than alpha/N pays: raise --alpha, or train longer",
+    "A skipped block costs this network more than alpha/N pays: raise --alpha, or train longer",
     "Lower --alpha, or train longer",
 )
 
@@ -59,7 +65,7 @@ class Keeper(Protocol):
         ...
 
     def end_stage(self, stage: str) -> None:
-        """Follow the last step of a stage, before it is validated."""
+        """Finish a stage after its last step, before it is validated."""
         ...
 
     def files(self) -> dict[str, str]:
@@ -106,7 +112,7 @@ class KeepLast:
         self.row, self.header, self.trained, self.notes = row, header, trained, notes
 
     def begin(self) -> None:
-        """Keep nothing of the start."""
+        """Do nothing: the start is not kept."""
 
     def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
         """Summary on validation images."""
@@ -142,7 +148,7 @@ class KeepBest:
         learner: the agent in training.
         folder: folder of the run.
         agent, gate: name of the module and kind of gates, for the header of the files.
-        trained: whether the gates are already trained; then the start is kept until something is better.
+        trained: whether the gates are already trained; then the start is kept until something beats it.
     """
 
     def __init__(
@@ -153,7 +159,7 @@ class KeepBest:
         self.agent, self.gate, self.trained = agent, gate, trained
 
     def begin(self) -> None:
-        """Keep the start, as it is: its batch norms are settled."""
+        """Keep the start, if it is trained; its batch norms fit already."""
         if self.trained and {"hrl", "tune"} & set(self.args.plan()):
             self.validate(0, "hrl", ended=True)
 

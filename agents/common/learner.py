@@ -1,4 +1,4 @@
-"""Networks in training: weights, optimizers, and what a checkpoint holds of them."""
+"""Networks in training: weights, optimizers, and their state for checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModelLearner:
         preparation: the steps that prepare the backbone for skips, if any.
 
     Attributes:
-        optimizers: by the name of what they move.
+        optimizers: by the name of the weights that they train.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ModelLearner:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
     def descend(self, loss: Tensor, rates: Mapping[str, float]) -> None:
-        """One step down a loss, of the optimizers whose learning rates are given."""
+        """Take one step down a loss, with each optimizer whose learning rate is given."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         loss.backward()
@@ -67,7 +67,7 @@ class ModelLearner:
 
 
 class GatedLearner(ModelLearner):
-    """Networks, gates and optimizers of one run, of which the best weights are kept.
+    """Networks, gates and optimizers of a run that keeps its best weights.
 
     Args:
         mdp: the decision process; its backbone, or the networks of its chain, are trained in place.
@@ -95,7 +95,7 @@ class GatedLearner(ModelLearner):
         return self.gate
 
     def snapshot(self) -> GatedLearner:
-        """A learner with a copy of network and gates, which may be changed."""
+        """Return a learner with a copy of network and gates, which may be changed."""
         found = copy.copy(self)
         found.model = copy.deepcopy(self.model)
         found.gate = found.model["gate"]

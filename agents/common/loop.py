@@ -50,13 +50,13 @@ def learn(
         run: where metrics and checkpoints go; None where another process leads.
         plan: the stage of each step.
         learner: what checkpoints hold.
-        train_step: does step number k of a stage, and returns its episodes.
-        validate: a summary on validation images, see `Evaluation.summary`; told how many steps are done,
-            the stage, and whether it has ended.
+        train_step: takes step number k, of a stage; returns its episodes.
+        validate: returns a summary on validation images, see `Evaluation.summary`, given how many steps are
+            done, the stage, and whether it has ended.
         end_stage: called after the last step of each stage, before it is validated.
-        begin: called before the first step, unless a checkpoint is gone on from.
+        begin: called before the first step, unless training continues from a checkpoint.
         eval_every: steps between validations and checkpoints; each stage ends with one, too.
-        resume: go on from the run's checkpoint.
+        resume: continue from the run's checkpoint.
 
     Raises:
         DivergenceError: a NaN or an infinity; the checkpoint before it is kept.
@@ -87,7 +87,7 @@ def learn(
 
 
 class Reached(NamedTuple):
-    """Where a training is: steps done, their stage, whether it has ended, seconds spent."""
+    """The progress of a training: steps done, stage, whether it has ended, seconds spent."""
 
     done: int
     stage: str
@@ -133,7 +133,7 @@ class Display:
         self.val: float | None = None
 
     def step(self, stage: str, episode: Trajectory, at_once: bool) -> None:
-        """Count a training step; `at_once` computes its metrics in any case."""
+        """Count a training step; with `at_once` its metrics are computed in any case."""
         self.episodes += len(episode.labels)
         now = time.perf_counter()
         if at_once or now - self.computed > SHOWN:
@@ -149,26 +149,26 @@ class Display:
 
 
 def val_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """A summary of an evaluation on validation images, under the names that every agent logs."""
+    """Return a summary on validation images under the names that every agent logs."""
     return {f"val/{key}": summary[key] for key in VAL_METRICS}
 
 
 def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
-    """Metrics of a training step for the progress bar and TensorBoard, the same for every agent."""
+    """Compute the metrics of a training step that every agent shows and logs."""
     executed = episode.actions.detach()
     means = {
         "train/loss": episode.loss.detach().mean(),
         "train/accuracy": episode.correct.float().mean(),
         "train/return": episode.returns.mean(),
         "train/compute_blocks": compute_blocks(executed).mean().float(),
-        "train/least_executed": executed.mean(dim=0).min(),  # what a batch norm saw least of
+        "train/least_executed": executed.mean(dim=0).min(),  # of the block that its batch norm sees least
     }
     values = torch.stack(list(means.values())).tolist()  # the device is waited for once
     return {**dict(zip(means, values, strict=True)), "train/images_per_s": speed}
 
 
 def progress(metrics: dict[str, float], val: float | None = None) -> str:
-    """The progress bar's line; `val` is the accuracy of the last validation."""
+    """Format the progress bar's line; `val` is the accuracy of the last validation."""
     return (
         f"loss {metrics['train/loss']:.3f}, acc {metrics['train/accuracy']:.1%}, "
         + ("" if val is None else f"val {val:.1%}, ")

@@ -1,4 +1,4 @@
-"""The network that pretraining begins with."""
+"""The network that pretraining starts from."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from skipnet_rl.errors import WeightsError
 from skipnet_rl.growth import grow
 from skipnet_rl.model_problem import ModelProblem
-from skipnet_rl.models import PRETRAINED
 from skipnet_rl.network import Network
 from skipnet_rl.problem import Problem
 from skipnet_rl.resnet import ResNet
@@ -21,14 +19,9 @@ if TYPE_CHECKING:
 
 
 def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
-    """A new network, or one that begins with the predictions of `--weights`."""
+    """Build a new network, or one that starts with the predictions of `--weights`."""
     torch.manual_seed(args.seed)
     if isinstance(problem, ModelProblem):
-        if problem.weights == "auto":
-            raise WeightsError(
-                f"no weights of {problem.model} are shipped to start from; name a file, {PRETRAINED} for the "
-                "library's own, or none"
-            )
         new = problem.named.build(num_classes, seed=args.seed) if args.weights == "none" else None
         return (new or problem.network(num_classes)).to(problem.device)
     net = ResNet(args.depth, num_classes, args.shortcut)
@@ -44,12 +37,8 @@ def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
 
 
 def start_of(args: Args, problem: Problem, num_classes: int) -> ResNet:
-    """The network of `--weights`, of any depth; its classifier is new where the number of classes differs."""
+    """Open the network of `--weights`, of any depth, with a new classifier for other classes."""
     weights = str(problem.weights)
-    if weights == "auto":  # none fits
-        raise WeightsError(
-            f"no ResNet-{args.depth} on {problem.dataset} is shipped to start from; name a file"
-        )
     depth = args.depth if weights == "torchvision" else None
     return open_weights(
         weights, depth=depth, shortcut=args.shortcut, num_classes=num_classes, new_classifier=True, seed=None

@@ -43,7 +43,7 @@ def _with_decay(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Go on from a checkpoint's `state_dict`.
+    """Continue from a checkpoint's `state_dict`.
 
     The tensors of a checkpoint are contiguous, and the fused optimizers read them in the order of the
     weights' memory, which may be channels-last.
@@ -56,11 +56,11 @@ def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def falling(schedule: str, left: float) -> float:
-    """Factor of a learning rate that falls to zero, unless the schedule is `"constant"`.
+    """Return the factor of a learning rate that falls to zero, unless the schedule is `"constant"`.
 
     Args:
         schedule: `"constant"`, `"linear"` or `"cosine"`.
-        left: share of the steps to come, from 1 down to 0.
+        left: share of the steps still to come, from 1 down to 0.
     """
     if schedule == "constant":
         return 1.0
@@ -68,7 +68,7 @@ def falling(schedule: str, left: float) -> float:
 
 
 def staged(schedule: str, plan: Sequence[str], step: int) -> float:
-    """Factor of the learning rates of hybrid REINFORCE at a step of its plan.
+    """Return the factor of the learning rates of hybrid REINFORCE at a step of its plan.
 
     Args:
         schedule: `"constant"`; `"linear"`, to zero in HRL and again in the closing steps; `"cosine"`, to zero

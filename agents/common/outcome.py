@@ -1,4 +1,4 @@
-"""The end of a run: what its weights files say of themselves, result.json, the plots and the table."""
+"""The end of a run: headers of weights files, result.json, plots and table."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 def weights_header(setting: Setting, kind: str, agent: str, **more: Any) -> dict[str, Any]:
-    """The header of a weights file, see `skipnet_rl.weights`.
+    """Return the header of a weights file, see `skipnet_rl.weights`.
 
     Args:
         setting: what the run learned on.
         kind: one of `skipnet_rl.weights.KINDS`.
         agent: the module's name.
-        **more: further values that rebuilding the policy takes.
+        **more: further values that are needed to rebuild the policy.
     """
     args = setting.args
     if isinstance(setting.problem, ChainProblem):
         about = chain_header(setting.problem, kind)
     else:
         about = {"kind": kind, **setting.net.about()}
-    if kind != "plain":  # the others were learned for a payment, some on half of the validation images
+    if kind != "plain":  # gates and policies are learned for a reward, some on half of the validation images
         about |= {"alpha": args.alpha, "cost": args.cost, "learned_on": setting.learned_on}
     return {
         **about,
@@ -104,10 +104,10 @@ def finish(
 
 
 def command(agent: str) -> list[str]:
-    """The command line of this process, as a user would type it."""
+    """Return the command line of this process, as a user would type it."""
     return ["python", "-m", f"agents.{agent}", *sys.argv[1:]]
 
 
 def networks_before(names: Iterable[Any]) -> list[str]:
-    """The networks among some names that a run started from or was taught by, each once."""
+    """Return the networks that a run started from or was taught by, each once."""
     return list(dict.fromkeys(str(name) for name in names if name not in (None, "none", "auto")))

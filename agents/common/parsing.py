@@ -1,9 +1,10 @@
-"""From a command line to a dataclass of flags, with the help that tyro makes of it."""
+"""From a command line to a dataclass of flags, parsed by tyro, which also prints the help."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, field, fields, make_dataclass, replace
@@ -19,10 +20,11 @@ from skipnet_rl.errors import unknown_name
 
 ArgsT = TypeVar("ArgsT")
 UNSET = ("None", "False", "True", "", "''", "()")  # defaults that the help does not show
+CHOSEN = {"weights", "preset"}  # flags whose "auto" is what the defaults of a command line chose
 
 
 def headings(args_type: type) -> dict[str, Heading]:
-    """The heading of each flag of a dataclass; its other fields are left out."""
+    """Return the heading of each flag of a dataclass; its other fields are left out."""
     hints = get_type_hints(args_type, include_extras=True)
     found = {each.name: get_args(hints[each.name])[-1:] for each in fields(args_type)}
     return {name: marks[0] for name, marks in found.items() if marks and isinstance(marks[0], Heading)}
@@ -34,12 +36,12 @@ def parse(
     default: ArgsT | None = None,
     command: str | None = None,
 ) -> ArgsT:
-    """Read a command line.
+    """Read a command line into a dataclass of flags.
 
     Args:
         args_type: a dataclass whose flags are marked as in `CommonArgs`, or one without any marks, whose
             documented fields are all flags, under one heading.
-        words: the command line; None for that of this process.
+        words: the command line (default: that of this process).
         default: values of the flags that are not given, and of all fields that are not flags.
         command: the module whose flags they are (default: that of this process).
 
@@ -60,6 +62,8 @@ def parse(
     }
     found = _read(form, args_type, words, form(**values), command)
     given = {name: value for part in vars(found).values() for name, value in vars(part).items()}
+    if default is not None:
+        given |= {name: getattr(default, name) for name in CHOSEN if given.get(name) == "auto"}
     return replace(start, **given)  # type: ignore[type-var]
 
 
@@ -113,7 +117,7 @@ def _flags(args_type: type, each: Iterable[Field]) -> dict[str, tuple[str, Any, 
 def _check_choices(args_type: type, words: Sequence[str]) -> None:
     """Name the nearest choice in one line, which tyro's own message does not."""
     kinds = get_type_hints(args_type)
-    own = takewhile(lambda word: word != "--", words)  # what follows is for another command
+    own = takewhile(lambda word: word != "--", words)  # the rest is for another command
     for word, following in pairwise([*own, "--"]):
         flag, _, joined = word.partition("=")
         value, name = joined or following, flag.removeprefix("--")
@@ -123,10 +127,12 @@ def _check_choices(args_type: type, words: Sequence[str]) -> None:
 
 
 def _flag(text: str) -> object:
-    """A flag with a help text, which itself describes the default of a flag that has no value yet."""
+    """A flag with a help text; the default that ends the text is that of a flag without a value yet."""
+    parts = re.fullmatch(r"(.*) (\(default: .*\))", text)
+    text, described = parts.groups() if parts else (text, "")
     return tyro.conf.arg(
         help=text,
-        help_behavior_hint=lambda value: "" if value in UNSET else f"(default: {value})",
+        help_behavior_hint=lambda value: described if value in UNSET else f"(default: {value})",
         prefix_name=False,
     )
 

@@ -1,4 +1,4 @@
-"""What a sweep runs: values of an agent's flags, checked before anything starts, and a job for each."""
+"""The runs of a sweep: values of an agent's flags, checked before anything starts, and a job for each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from gymnasium.error import Error as GymnasiumError
 from agents.common.flags import CommonArgs
 from agents.common.jobs import Job
 from agents.common.parsing import headings, parse
+from agents.common.problems import check_shipped, named_problem
 from envs.ids import is_chain
 from skipnet_rl import catalogue
-from skipnet_rl.errors import unknown_name
+from skipnet_rl.errors import DataNotFoundError, unknown_name
 from skipnet_rl.files import as_name
 from skipnet_rl.libraries import check_model
 from skipnet_rl.models import PRETRAINED
@@ -25,11 +26,11 @@ from skipnet_rl.runs import NOT_COMPARED
 from skipnet_rl.stored import find_file
 
 OWN = ("run_dir", "resume")  # flags that a sweep gives to each run
-NOT_FILES = (None, "auto", "none", "torchvision", PRETRAINED)  # names of weights that stand for no one file
+NOT_FILES = (None, "auto", "none", "torchvision", PRETRAINED)  # names of weights that are no files
 
 
 def parted(flag: str, specs: Iterable[str]) -> dict[str, str]:
-    """Split NAME=REST into names, as fields are spelt, and rests; `flag` is what they were given to.
+    """Split each NAME=REST of a flag; returns the rests by name, spelt as a field.
 
     Raises:
         ValueError: there is no name or no rest, or a name comes twice.
@@ -47,7 +48,7 @@ def parted(flag: str, specs: Iterable[str]) -> dict[str, str]:
 
 
 def values_of(flag: str, name: str, text: str) -> list[str]:
-    """The values between commas; a ValueError where one is empty or comes twice."""
+    """Split values at commas; raises a ValueError if one is empty or comes twice."""
     values = text.split(",")
     if "" in values or len(set(values)) < len(values):
         raise ValueError(f"--{flag} has {name}={text}; expected different values, a comma between them")
@@ -55,9 +56,9 @@ def values_of(flag: str, name: str, text: str) -> list[str]:
 
 
 def grid_of(specs: Iterable[str]) -> list[dict[str, str]]:
-    """Every combination of the values of NAME=VALUE,VALUE…, by name; seeds in the inner loop.
+    """Return every combination of the values of NAME=VALUE,VALUE…, by name; seeds vary fastest.
 
-    The order of the names is the same however they are given, so that folders have the same names.
+    The order of the names does not depend on how they are given, so that folders keep their names.
     """
     named = {name: values_of("grid", name, text) for name, text in parted("grid", specs).items()}
     names = sorted(named, key=lambda name: (name == "seed", name))
@@ -72,7 +73,7 @@ class Plan:
         agent: the module's name.
         words: the flags that all runs have, as on a command line.
         out: folder of the run folders.
-        elsewhere: whether runs are to be on other machines, so that this one may lack their device.
+        elsewhere: whether the runs are on other machines, so that this one may lack their device.
     """
 
     agent: str
@@ -87,7 +88,7 @@ class Plan:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether all runs are on the CPU by a flag."""
+        """Whether a flag puts all runs on the CPU."""
         return bool(re.search(r"--device[ =]cpu", " ".join(self.words)))
 
     @property
@@ -97,7 +98,7 @@ class Plan:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flags and their types; other fields of the dataclass are not for the command line."""
+        """The flags and their types, without the fields that are not for the command line."""
         hints = get_type_hints(self.args_type)
         return {name: hints[name] for name in headings(self.args_type)}
 
@@ -105,7 +106,7 @@ class Plan:
         """Check the names of the flags that vary, and of those that all runs have.
 
         Raises:
-            ValueError: there is no such flag; it is not for sweeping; it is in both.
+            ValueError: an unknown flag, one that is not for sweeping, or one in both places.
         """
         common = [word[2:].partition("=")[0].replace("-", "_") for word in self.words if word[:2] == "--"]
         plain = [
@@ -124,7 +125,7 @@ class Plan:
                 raise ValueError(f"{name} is both varied and, after --, a flag of every run; choose one")
 
     def job(self, values: Mapping[str, str], prefix: str = "", shown: Mapping[str, str] | None = None) -> Job:
-        """The job of some values.
+        """Return the job for some values.
 
         Args:
             values: of the flags that vary.
@@ -137,7 +138,7 @@ class Plan:
         return Job(self.out / as_name(prefix + name), (f"agents.{self.agent}", *own, *self.words, *resume))
 
     def _words_of(self, name: str, value: str) -> list[str]:
-        """A flag on the command line; one without a value is there or not."""
+        """Return the words of a flag on the command line, none for a switch in its usual position."""
         flag = name.replace("_", "-")
         if self.flags[name] is not bool:
             return [f"--{flag}", value]
@@ -167,6 +168,8 @@ class Plan:
                 args = parse(self.args_type, words, default, command=name)
                 args.check()
                 self._check_existing(args, jobs)
+                if args.weights == "auto":
+                    self._check_shipped(args)
             except (ValueError, GymnasiumError) as error:
                 raise ValueError(f"{job.folder.name}: {error}") from error
 
@@ -180,3 +183,13 @@ class Plan:
             made = any(job.makes(str(weights)) for job in jobs)
             if weights not in NOT_FILES and not made and catalogue.find(str(weights)) is None:
                 find_file(str(weights))
+
+    def _check_shipped(self, args: CommonArgs) -> None:
+        """Raise the WeightsError of a run that needs a shipped network where there is none."""
+        try:
+            problem = named_problem(args)
+        except DataNotFoundError:
+            if self.elsewhere:  # the machine of the run may have it
+                return
+            raise
+        check_shipped(args, problem)

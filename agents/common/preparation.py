@@ -1,8 +1,8 @@
 """Preparation of a network for skips: it learns to do without its least important blocks.
 
 A network that has always run every block loses most of its accuracy under the first routes that gates
-sample, and the reward then teaches the gates to skip nothing. During a preparation the blocks whose absence
-costs least are left out more and more often while the network adapts; the gates learn the same rates, and
+sample, and the reward then teaches the gates to skip nothing. During a preparation, the blocks whose absence
+costs least are left out more and more often while the network adapts. The gates learn the same rates, and
 hybrid REINFORCE starts from there.
 """
 
@@ -20,40 +20,22 @@ from torch.nn import functional as F
 from agents.common.distillation import Teacher, distilled
 from agents.common.setting import LOOK, WORSE, Setting
 from skipnet_rl.chain_problem import ChainProblem
-from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
 from skipnet_rl.randomness import for_images
 from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
-TAUGHT = 0.9  # share of the teacher in the loss of a `Preparation`
+TAUGHT = 0.9  # share of the teacher in the loss
 RAMP = 0.5  # share of the preparation over which the rates fall
-TRIED = 0.97  # highest rate that the gates aim at, so that they still try to skip every block now and then
-
-
-def check_trained(setting: Setting) -> None:
-    """Raise a WeightsError, which says how to train one, if a run has no trained network to start from."""
-    args = setting.args
-    if args.weights == "auto":
-        if args.other_library:
-            raise WeightsError(
-                f"no weights of {setting.net.name} are shipped; train some: python -m agents.pretrain "
-                f"--model {setting.net.name}, and give the file: --weights runs/…/weights.safetensors "
-                "(or DEFAULT for the library's own, or none)"
-            )
-        raise WeightsError(
-            f"no ResNet-{args.depth} on {setting.dataset} is shipped; train one: python -m agents.pretrain "
-            f"--depth {args.depth} --dataset {setting.dataset}, and give its weights: --weights "
-            "runs/…/weights.safetensors (or --weights none for untrained ones)"
-        )
+TRIED = 0.97  # highest rate that the gates learn, so that they still skip every block now and then
 
 
 def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor | None]:
-    """Measure how a run's network copes with skips, and drop a preparation that it does not need.
+    """Measure how well a run's network copes with skips, and drop a preparation that it does not need.
 
     Args:
-        setting: the setting of any agent; those that can prepare a network have the flag `warmup_iterations`.
+        setting: the setting of any agent; `warmup_iterations` marks those that can prepare a network.
 
     Returns:
         The setting, without steps of preparation if skips cost the network little; what they cost, or None
@@ -64,7 +46,6 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
     if args.frozen or isinstance(setting.problem, ChainProblem):
         setting.introduce()
         return setting, None, None
-    check_trained(setting)
     tolerance = setting.look()
     if not hasattr(args, "warmup_iterations"):
         return setting, tolerance, None
@@ -76,12 +57,12 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
     setting = replace(setting, args=replace(args, warmup_iterations=steps))
     if not steps:
         return setting, tolerance, None
-    images = setting.val.first(LOOK // 4)  # the order of the costs is what counts
+    images = setting.val.first(LOOK // 4)  # only the order of the costs counts
     return setting, tolerance, absence_costs(setting.mdp(), images, precision=setting.precision)
 
 
 class Preparation:
-    """The steps of preparation of an agent without teachers of its own.
+    """The preparation steps of an agent that has no flag for teachers.
 
     Args:
         setting: the setting; its plain network is the teacher.

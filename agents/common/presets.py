@@ -1,7 +1,7 @@
-"""Presets of hybrid REINFORCE: one table of what its flags are by default.
+"""Presets of hybrid REINFORCE: one table of default flags.
 
-A row holds what differs from the defaults of `hybrid_reinforce.Args`. Which row a run takes is decided in
-`agents.common.situation`.
+A row holds what differs from the defaults of `hybrid_reinforce.Args`. `agents.common.situation` decides which
+row a run takes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GPU = {
 PRESETS: dict[str, dict[str, Any]] = {
     # the defaults of `Args`: a first look at rendered-digits, whose networks are shipped trained with skips
     "quick": {},
-    # the same for longer, as in the comparison of policies
+    # `quick` for longer, as in the comparison of policies
     "longer": {
         "sp_iterations": 20,
         "iterations": 500,
@@ -57,8 +57,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gate_lr": 1e-2,
         "bn_images": 4_000,
     },
-    # from a network that executes every block: it is its own teacher, and is prepared for skips where they
-    # cost it too much. Steps are a ResNet-20's on a CPU, see `STEPS`.
+    # from a network that executes every block: it is its own teacher, and is prepared for skips if they
+    # cost it too much. The steps are for a ResNet-20 on a CPU, see `STEPS`.
     "plain": {
         **SGD,
         "alpha": 0.8,
@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bn_images": 1_000,
     },
     # a chain of trained networks: small steps, and batch norms as they are, since only few images, the hard
-    # ones, reach a later network. Steps are a ResNet-14's and a ResNet-38's.
+    # ones, reach a later network. Steps: for ResNet-14 and ResNet-38.
     "chain": {
         **SGD,
         "sp_iterations": 0,
@@ -140,9 +140,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 WHY = {
     "quick": "a first look, in minutes on two cores",
-    "plain": "gates are learned from nothing",
-    "gated": "goes on from trained gates; --preset plain learns them from nothing",
-    "chain": "goes on from trained networks",
+    "plain": "gates are learned from scratch",
+    "gated": "continues from trained gates; --preset plain learns them from scratch",
+    "chain": "continues from trained networks",
     "paper": "the paper's schedule",
 }
 QUIET = {  # flags that the line about a run leaves out
@@ -166,7 +166,7 @@ QUIET = {  # flags that the line about a run leaves out
 
 
 def describe(args: Any) -> str:
-    """One line: the preset and its reason, and every flag that differs from its default."""
+    """Describe the flags in a line: the preset, its reason, and every flag that differs from its default."""
     told = {
         field.name: getattr(args, field.name)
         for field in fields(args)

@@ -9,8 +9,10 @@ from agents.common.flags import CommonArgs
 from envs.factory import problem_of
 from envs.ids import is_chain
 from skipnet_rl import catalogue
+from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.model_problem import ModelProblem
+from skipnet_rl.models import PRETRAINED
 from skipnet_rl.problem import Problem
 
 
@@ -39,11 +41,35 @@ def named_problem(args: CommonArgs) -> Problem:
     return problem_of(args.env, **given).resolve(catalogue.START if args.frozen else ("plain",))
 
 
-def check_shipped(problem: Problem) -> None:
-    """Raise a WeightsError where a chain has a network that is not shipped for its data set."""
-    missing = [each for each in getattr(problem, "networks", ()) if isinstance(each, int)]
-    if missing and problem.weights == "auto":
+def check_shipped(args: CommonArgs, problem: Problem) -> None:
+    """Raise a WeightsError, which says what to do, where no network is shipped for `--weights auto`.
+
+    An agent that trains no network runs on an untrained one instead, with a warning.
+
+    Args:
+        args: the flags.
+        problem: what they name, resolved.
+    """
+    if problem.weights != "auto":
+        return
+    if isinstance(problem, ChainProblem):
+        missing = [each for each in problem.networks if isinstance(each, int)]
+        if missing:
+            raise WeightsError(
+                f"no ResNet-{missing[0]} on {problem.dataset} is shipped; choose another data set or chain "
+                "(for rendered-digits SkipChain20x110-v0), or --weights none for untrained networks"
+            )
+    elif not args.trains_networks:
+        return
+    elif isinstance(problem, ModelProblem):
         raise WeightsError(
-            f"no ResNet-{missing[0]} on {problem.dataset} is shipped; choose another data set or chain "
-            "(for rendered-digits SkipChain20x110-v0), or --weights none for untrained networks"
+            f"no weights of {problem.model} are shipped; train some: python -m agents.pretrain "
+            f"--model {problem.model}, and give the file: --weights runs/…/weights.safetensors "
+            f"(or {PRETRAINED} for the library's own, or none)"
+        )
+    else:
+        raise WeightsError(
+            f"no ResNet-{problem.depth} on {problem.dataset} is shipped; train one: python -m "
+            f"agents.pretrain --depth {problem.depth} --dataset {problem.dataset}, and give its weights: "
+            "--weights runs/…/weights.safetensors (or --weights none for untrained ones)"
         )

@@ -1,4 +1,4 @@
-"""Several processes that train one network: what each of them checks, and who writes.
+"""Several processes that train one network: what each checks, and which one writes.
 
     torchrun --nproc-per-node 2 -m agents.hybrid_reinforce --env SkipResNet110-v0 --run-dir runs/two
 
@@ -19,10 +19,10 @@ from agents.common.setting import Setting
 from envs.ids import is_chain
 from skipnet_rl.device import pick_device
 from skipnet_rl.distributed import check_alike, from_leader, leads, processes
-from skipnet_rl.runs import NOT_COMPARED, Run
+from skipnet_rl.runs import NOT_COMPARED, Run, check_folder, run_folder
 from skipnet_rl.terminal import Forgiving
 
-SAMPLE = 64  # training images, spread evenly, that are compared between processes
+SAMPLE = 64  # evenly spread training images that are compared between processes
 
 
 def check_processes(args: Any) -> None:
@@ -54,7 +54,7 @@ def check_processes(args: Any) -> None:
 
 
 def check_gpus(device: str, here: int) -> None:
-    """Raise a ValueError unless each of this machine's `here` processes has a GPU of its own, or none has."""
+    """Raise a ValueError unless this machine's `here` processes have a GPU each, or all use the CPU."""
     chosen = pick_device(device)
     if chosen.type != "cuda":
         return
@@ -67,8 +67,26 @@ def check_gpus(device: str, here: int) -> None:
         )
 
 
+def check_run_dir(setting: Setting[Any]) -> None:
+    """Check in every process, before anything that takes long, that `start_run` can use `--run-dir`.
+
+    Raises:
+        FileExistsError: the folder holds a run, and `--resume` is not given.
+        FileNotFoundError: `--resume` without `--run-dir`.
+        ValueError: the folder holds a run with other flags.
+    """
+    args = setting.args
+    if args.run_dir is None and not args.resume:
+        return  # a new folder
+
+    def check() -> None:
+        check_folder(run_folder(args.run_dir, args.env, "", args.seed, args.resume), args, args.resume)
+
+    from_leader(check)
+
+
 def start_run(setting: Setting[Any], agent: str) -> Run | None:
-    """The run's folder; None in every process but the leader.
+    """Start the run's folder; returns None in every process but the leader.
 
     Raises:
         ValueError: the processes have other flags, images or initial weights than the leader.
@@ -88,12 +106,12 @@ def start_run(setting: Setting[Any], agent: str) -> Run | None:
 
 @torch.no_grad()
 def _weights(setting: Setting[Any]) -> float:
-    """Sum of the initial network's absolute weights."""
+    """Sum the absolute weights of the initial network."""
     return sum(float(each.double().abs().sum()) for each in setting.net.parameters())
 
 
 def _images(setting: Setting[Any]) -> str:
-    """The training images in words: how many, of what classes, and the mean of some of them."""
+    """Describe the training images: how many, of how many classes, and the mean of some of them."""
     train = setting.train
     step = max(1, len(train) // SAMPLE)
     pixels, labels = train.batch(torch.arange(0, len(train), step, device=train.device)[:SAMPLE])

@@ -12,7 +12,7 @@ from agents.common.plan import Plan, parted, values_of
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, whole ones or not, or some values."""
+    """Numbers from `low` to `high`, whole ones if `whole`, or a choice of `values`."""
 
     low: float = 0.0
     high: float = 0.0
@@ -39,11 +39,11 @@ class Range:
         return cls(low, high, log, int in number)
 
     def __str__(self) -> str:
-        """As on a command line."""
+        """Format the range as on a command line."""
         return ",".join(self.values) or f"{self.low}:{self.high}{':log' * self.log}"
 
     def distribution(self) -> Any:
-        """As Optuna has it."""
+        """Return the range as a distribution of Optuna."""
         from optuna import distributions
 
         if self.values:
@@ -52,12 +52,12 @@ class Range:
         return kind(self.low, self.high, log=self.log)
 
     def ends(self) -> tuple[str, str]:
-        """The first and the last value."""
+        """Return the first and the last value."""
         return (self.values[0], self.values[-1]) if self.values else (f"{self.low}", f"{self.high}")
 
 
 def ranges_of(specs: Iterable[str], plan: Plan) -> dict[str, Range]:
-    """The ranges of a command line, by flag; a ValueError for an unknown flag or no range."""
+    """Read the ranges of a command line, by flag; raises a ValueError for an unknown flag or no range."""
     texts = parted("range", specs)
     plan.check_names(texts)
     return {name: Range.of(name, text, plan.flags[name]) for name, text in sorted(texts.items())}

@@ -1,6 +1,7 @@
 """A run from its flags to its table, the same for every agent that trains step by step.
 
-The setting, a look at the network, the preparation it needs, training, the rows of the table, the result.
+It loads the setting, looks at the network, prepares it if necessary, trains, fills the table, and writes the
+result.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from agents.common.keeper import Keeper, Learner
 from agents.common.loop import learn
 from agents.common.outcome import finish
 from agents.common.preparation import look
-from agents.common.processes import start_run
+from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.data import Images
@@ -41,14 +42,15 @@ def run_agent(
     Args:
         args: the flags.
         agent: the module's name.
-        make_learner: from the setting, and the cost of each block's absence [N] where the network is to be
+        make_learner: takes the setting, and the cost of each block's absence [N] if the network is to be
             prepared for skips.
-        make_keeper: from the setting, the learner and the run's folder.
-        train_step: from the learner, the images, the number of the step, its stage and the flags: trains, and
-            returns the step's episodes.
+        make_keeper: takes the setting, the learner and the run's folder.
+        train_step: takes the learner, the images, the number of the step, its stage and the flags; trains,
+            and returns the step's episodes.
     """
     setting, tolerance, costs = look(Setting.of(args))
     args = setting.args
+    check_run_dir(setting)
     learner = make_learner(setting, costs)
     compile_where_asked(setting, learner.mdp.net)
     run = start_run(setting, agent.replace("_", "-"))
@@ -70,7 +72,7 @@ def run_agent(
         return {}
     files, rows = keeper.files(), {}
     for name, file in files.items():
-        load_weights(run.folder / file, learner.model)  # what the file does is reported
+        load_weights(run.folder / file, learner.model)  # report what the file does, rounding included
         rows[name] = setting.evaluate(learner.mdp, learner.policy, name=name)
     last = list(rows)[-1]
     rate = rows[last].rate

@@ -1,12 +1,12 @@
-"""Shared by the agents of stable-baselines3: environment, progress, the run from flags to table.
+"""Shared by the agents of stable-baselines3: environment, progress, and the run from flags to table.
 
-The backbone is frozen; the agent sees the environment's observations and rewards and nothing else.
+The backbone is frozen; the agent sees nothing but the environment's observations and rewards.
 Discount 1, as in SkipNet: with SB3's 0.99 the loss at the end of 53 decisions would count for 0.59 at
 the first of them.
 
 `--resume` restores the weights, the optimizer and the count of episodes of the last evaluation. DQN's
-replay memory and the library's random numbers start anew, so a resumed run does not repeat the interrupted
-one to the bit, as it does with the other agents.
+replay memory and the library's random numbers start anew: unlike with the other agents, a resumed run does
+not equal an uninterrupted one to the bit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ArgsT = TypeVar("ArgsT", bound="SB3Args")
 
 @dataclass(frozen=True)
 class SB3Args(FrozenArgs):
-    """Flags of every stable-baselines3 agent; None stands for the value of the environment's preset."""
+    """Flags of every stable-baselines3 agent; None is the value of the environment's preset."""
 
     width: Method[int] = 64
     """width of the two hidden layers"""
@@ -62,11 +62,11 @@ class SB3Args(FrozenArgs):
     eval_images: Run[int] = 1_000
     """validation images in each evaluation during training"""
     resume: Run[bool] = False
-    """continuation from the checkpoint in --run-dir, where there is one; the memory of DQN begins empty"""
+    """continuation from the checkpoint in --run-dir, if there is one; the memory of DQN starts empty"""
 
 
 def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The numbers of the environment's preset, or of the default one, where no flag gives another."""
+    """Return the numbers of the environment's preset, or of the default one, unless a flag gives another."""
     chosen = {**presets["default"], **presets.get(args.env, {})}
     given = {key: getattr(args, key, None) for key in chosen}
     return {key: value if given[key] is None else given[key] for key, value in chosen.items()}
@@ -75,7 +75,7 @@ def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str,
 def preset_arguments(
     args_type: type[ArgsT], presets: Mapping[str, Mapping[str, Any]], words: Sequence[str] | None = None
 ) -> ArgsT:
-    """The flags' defaults on a command line: the numbers of the preset of its `--env`."""
+    """Return the flags' defaults on a command line: the numbers of the preset of its `--env`."""
     return args_type(**{**presets["default"], **presets.get(situation_of(words).env, {})})
 
 
@@ -104,7 +104,7 @@ class Progress(BaseCallback):
         self.first = self.done = done
         self.next_evaluation = (done // every + 1) * every
         self.before, self.begun = elapsed, time.perf_counter()
-        self.due: dict[str, float] | None = None  # metrics of a checkpoint to come
+        self.due: dict[str, float] | None = None  # metrics of the next checkpoint
 
     @property
     def elapsed(self) -> float:
@@ -135,7 +135,7 @@ class Progress(BaseCallback):
         self.bar.close()
 
     def _checkpoint(self) -> None:
-        """Where one is due: not before the update on the episodes that it counts as done."""
+        """Write a checkpoint that is due, after the update on the episodes that it counts as done."""
         if self.due is None:
             return
         self.run.log(self.done, "train", **self.due, **val_metrics(self.validate()))
@@ -164,13 +164,13 @@ class Progress(BaseCallback):
 
 
 def training_env(setting: Setting, num_envs: int) -> VecEnv:
-    """The native vector environment over the frozen backbone, augmented training images."""
+    """Make the native vector environment over the frozen backbone, with augmented training images."""
     mdp = setting.mdp().for_inference(setting.precision)
     return VecMonitor(SB3VecEnv(SkipNetVectorEnv(mdp, setting.train, num_envs, augment=True)))
 
 
 def episode_length(env: VecEnv) -> int:
-    """N, of the environment that `training_env` made."""
+    """Return N of an environment that `training_env` made."""
     return env.get_attr("lockstep")[0].mdp.num_decisions
 
 
@@ -182,14 +182,14 @@ def train_sb3(
     presets: Mapping[str, Mapping[str, Any]],
     make_model: Callable[[VecEnv, dict[str, Any]], BaseAlgorithm],
 ) -> dict[str, Any]:
-    """Train a model on the frozen backbone, then the test set once; returns result.json's content.
+    """Train a model on the frozen backbone, evaluate on the test set once; returns result.json's content.
 
     Args:
         args: the flags.
         agent: the module's name.
-        name: the policy's in the table.
-        presets: numbers per id, see `preset`.
-        make_model: from the environment and the numbers.
+        name: name of the policy in the table.
+        presets: numbers by id, see `preset`.
+        make_model: takes the environment and the numbers.
     """
     setting = Setting.of(args)
     setting.introduce()
@@ -202,7 +202,7 @@ def train_sb3(
     if state["done"]:
         model.set_parameters(state["parameters"])
         model.num_timesteps = state["timesteps"]
-        model.set_random_seed(args.seed + state["done"])  # not the images of the beginning once more
+        model.set_random_seed(args.seed + state["done"])  # not the first images again
     model.set_logger(configure(str(run.folder / "sb3"), ["csv", "tensorboard"]))
     policy = ModelPolicy(model.policy, mdp.num_decisions)
     episodes = numbers["episodes"]
@@ -220,7 +220,7 @@ def train_sb3(
         model.policy,
         weights_header(setting, "sb3", agent, network=setting.args.weights),
     )
-    load_weights(run.folder / WEIGHTS, model.policy)  # what the file does is reported
+    load_weights(run.folder / WEIGHTS, model.policy)  # report what the file does, rounding included
     learned = setting.evaluate(mdp, policy, name=name)
     rows = {**setting.references(learned.rate), name: learned}
     return finish(setting, run, agent, rows, wall_time, preset=numbers)

@@ -1,4 +1,4 @@
-"""stable-baselines3 models as policies: played like any other, made again from a run's files or a .zip."""
+"""stable-baselines3 models as policies: played like any other, restored from a run's files or a .zip."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ModelPolicy(nn.Module):
         num_decisions: N, for its cost.
 
     Raises:
-        ValueError: a policy for other spaces, or of another algorithm.
+        ValueError: a policy for other actions, or of another algorithm.
     """
 
     def __init__(self, policy: Any, num_decisions: int) -> None:
@@ -93,7 +93,7 @@ class ModelPolicy(nn.Module):
 
 
 def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:
-    """The policy of a stable-baselines3 .zip that was saved elsewhere.
+    """Load the policy of a stable-baselines3 .zip that was saved elsewhere.
 
     Such a file holds pickled objects, which can execute code: open only what you trust.
 
@@ -103,7 +103,7 @@ def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:
         num_decisions: N.
 
     Raises:
-        ValueError: an unknown algorithm, or another one's model.
+        ValueError: an unknown algorithm, or a model of another one.
         FileNotFoundError: no such file.
     """
     if algorithm not in ALGORITHMS:
@@ -113,5 +113,5 @@ def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:
     try:
         policy = ALGORITHMS[algorithm].load(path, device="cpu").policy
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} is no model of {algorithm}: {error}") from error
+        raise ValueError(f"{path} is not a model of {algorithm}: {error}") from error
     return ModelPolicy(policy, num_decisions)

@@ -1,7 +1,7 @@
 """A search for values of an agent's flags with Optuna, on validation images; the test set is never looked at.
 
-Each trial is a run. The trials are in a journal in the folder of the runs, so that a search that was
-interrupted goes on, its unfinished runs first.
+Each trial is a run. A journal in the folder of the runs records the trials, so that an interrupted search
+continues, with its unfinished runs first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ JOURNAL = "search.journal"
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a search goes on: a number of trials, earlier calls included, or minutes from now."""
+    """The length of a search: a number of trials, earlier calls included, or minutes from now."""
 
     trials: int | None = None
     minutes: float | None = None
@@ -46,7 +46,7 @@ class Budget:
         return cls(int(match[1])) if match[1] else cls(minutes=float(match[2]))
 
     def left(self, trials: int, begun: float) -> bool:
-        """Whether one more trial is to begin, `begun` being the `time.monotonic()` of the search."""
+        """Return whether another trial may begin; `begun` is the `time.monotonic()` of the search's start."""
         if self.minutes is None:
             return trials < (self.trials or 0)
         return time.monotonic() - begun < 60 * self.minutes
@@ -56,11 +56,11 @@ class Search:
     """The trials of one search.
 
     Args:
-        plan: the agent, and what all runs have.
+        plan: the agent, and the flags of all runs.
         ranges: of the flags that vary.
-        objective: `"return"` and `"accuracy"` are to be high. With `"tradeoff"` accuracy is to be high and
-            computation low, and no trial is best. `"auto"`: the return, or, where alpha or cost vary and
-            returns cannot be compared, the trade-off.
+        objective: `"return"` and `"accuracy"` are maximised. `"tradeoff"` maximises accuracy and minimises
+            computation, so that no single trial is the best. `"auto"` is the return, or the trade-off if
+            alpha or cost varies, because returns cannot be compared then.
 
     Raises:
         ModuleNotFoundError: Optuna is not installed.
@@ -87,7 +87,7 @@ class Search:
         self.study = self._open()
 
     def _open(self) -> Any:
-        """The study in the journal, or a new one."""
+        """Open the study in the journal, or a new one."""
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -110,14 +110,14 @@ class Search:
             if (before := study.user_attrs.get(key, value)) != value:
                 raise ValueError(f"{path} is a search with {key} {before}, not {value}; name another folder")
             study.set_user_attr(key, value)
-        # the draws go on where those of earlier calls ended
+        # draws other than those of earlier calls
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), constant_liar=True)
         return study
 
     def job(self, trial: Any) -> Job:
-        """The run of a trial, whose folder names its number and its values, rounded."""
+        """Return the run of a trial; its folder is named by the number and the rounded values."""
         values = {name: trial.params[name] for name in self.ranges}
         given = {name: str(value) for name, value in values.items()}
         shown = {name: str(rounded(value)) for name, value in values.items()}
@@ -173,7 +173,7 @@ class Search:
         return ", ".join(f"{name} {found[name]:.4g}" for name in MEASURED[self.objective])
 
     def best(self) -> list[Job]:
-        """The runs that no other one beats in everything, from the one with the highest first value."""
+        """Return the runs that no other beats in every objective, the best by the first objective first."""
         trials = sorted(self.study.best_trials, key=lambda trial: -trial.values[0])
         different = {json.dumps(trial.params, sort_keys=True): trial for trial in reversed(trials)}
         return [self.job(trial) for trial in reversed(different.values())]
@@ -200,7 +200,7 @@ class Search:
 
 
 def validated(folder: Path) -> dict[str, float]:
-    """A finished run's summary on validation images: of the weights that it kept, else of its last ones."""
+    """Return a finished run's summary on validation images: of the kept weights, else of the last ones."""
     kept = json.loads((folder / "result.json").read_text(encoding="utf-8")).get("kept")
     if kept:
         return kept

@@ -30,7 +30,7 @@ from skipnet_rl.tolerance import Tolerance, measure_tolerance
 
 LOOK = 500  # validation images, at most, for the measurements before training
 WORSE = 0.02  # loss of accuracy above which a run prints a note
-# test images of a run on a data set for a first look: all 4,000 take the main command 45 seconds more
+# test images on a data set for a first look; all 4,000 would take the main command 45 seconds more
 TEST_IMAGES = {"rendered-digits": 2_000}
 
 
@@ -46,12 +46,12 @@ class Setting(Generic[ArgsT]):
         problem: data set, network and decision process by name, every `auto` resolved.
         train, val, test: the splits, on the device; `test` is cut to `--test-images` or `TEST_IMAGES`. A
             policy over a frozen network learns on the calibration images and is validated on the selection
-            images, see `load_images`; so it is where the networks of a chain train on `train`.
+            images, see `load_images`; the same holds for a chain whose networks train on `train`.
         split_images: number of images in the whole test split.
         net: the backbone to start from, in evaluation mode, on the device.
         plain: the network of the row "all blocks": the backbone itself, or, if that is shipped with gates,
             the best shipped network without.
-        plain_name: name of `plain` where it is not the backbone.
+        plain_name: name of `plain` if it is not the backbone.
     """
 
     args: ArgsT
@@ -85,18 +85,20 @@ class Setting(Generic[ArgsT]):
     ) -> Setting[ArgsT]:
         """Check the flags and load what they name; print which data set and which weights, and why.
 
-        Nothing is written, so that a command that is refused leaves no run folder in the way of the next.
+        Nothing is written, so that a refused command leaves no run folder behind.
 
         Args:
             args: the flags.
-            new_network: makes the network for K classes, instead of loading that of `--weights`.
+            new_network: makes the network for K classes, in place of the one of `--weights`.
 
         Raises:
-            ValueError: flags that make no sense, also with this data set.
+            ValueError: flags that make no sense, by themselves or for this data set.
+            WeightsError: no network is shipped where one is needed, see `check_shipped`.
         """
         args.check()
         problem = named_problem(args)
         say(f"dataset: {problem.why[0]}")
+        check_shipped(args, problem)
         train, val, test = load_splits(args, problem)
         dataset, split_images = problem.dataset, len(test)
         test = test.first(args.test_images or (args.first_look and TEST_IMAGES.get(dataset)) or len(test))
@@ -107,7 +109,6 @@ class Setting(Generic[ArgsT]):
             made = new_network(args, problem, classes)
             return cls(args, problem, train, val, test, split_images, made, made, None)
         say(f"weights: {problem.why[1]}")
-        check_shipped(problem)
         net: Any = problem.network(classes)
         plain_name = _plain_beside(args, dataset)
         plain = problem.network(classes, plain_name) if plain_name else net
@@ -123,7 +124,7 @@ class Setting(Generic[ArgsT]):
         return "calibration" if trains_chain(self.args, self.problem) else self.train.split
 
     def held_out(self) -> Images | None:
-        """The images that a chain's policy learns on while its networks train on others; else None."""
+        """Return the images that a chain's policy learns on while its networks train on others; else None."""
         if not trains_chain(self.args, self.problem):
             return None
         images = self.problem.images(self.learned_on, load_images)
@@ -131,7 +132,7 @@ class Setting(Generic[ArgsT]):
         return images
 
     def mdp(self) -> Any:
-        """The decision process over a fresh copy of the loaded network."""
+        """Return the decision process over a fresh copy of the loaded network."""
         return self.problem.mdp(copy.deepcopy(self.net))
 
     def evaluate(
@@ -152,7 +153,7 @@ class Setting(Generic[ArgsT]):
             )
 
     def introduce(self) -> None:
-        """Print how the network copes with skips, or what each network of a chain achieves."""
+        """Print how well the network copes with skips, or what each network of a chain achieves."""
         if not isinstance(self.net, Chain):
             self.look()
             return
@@ -168,12 +169,12 @@ class Setting(Generic[ArgsT]):
         if self.args.frozen and not found.prepared:
             say(
                 "a policy over this network can save little, because the network itself is not trained; "
-                "train it with skips first (agents.hybrid_reinforce), and give its weights"
+                "train it with skips first (agents.hybrid_reinforce), and give its weights with --weights"
             )
         return found
 
     def validate(self, mdp: DecisionProcess, policy: Policy, mode: str = "greedy") -> dict[str, Any]:
-        """Summary on the first validation images, during training."""
+        """Evaluate on the first validation images, during training; returns the summary."""
         return self.evaluate(mdp, policy, mode, self.val.first(self.args.eval_images)).summary("")
 
     def references(
@@ -200,13 +201,13 @@ class Setting(Generic[ArgsT]):
         return rows
 
     def start_run(self, agent: str, resume: bool = False) -> Run:
-        """The run's folder."""
+        """Start the run's folder."""
         args = self.args
         return Run(run_folder(args.run_dir, args.env, agent, args.seed, resume), args, resume)
 
 
 def trains_chain(args: CommonArgs, problem: Problem) -> bool:
-    """Whether the networks of a chain are trained, and its policy learns on other images than they do."""
+    """Return whether a chain's networks are trained, and its policy learns on other images than they do."""
     return args.trains_networks and isinstance(problem, ChainProblem)
 
 
@@ -220,7 +221,7 @@ def check_enough(images: Images, args: CommonArgs, dataset: str) -> None:
 
 
 def load_splits(args: CommonArgs, problem: Problem) -> tuple[Images, Images, Images]:
-    """Training, validation and test images, on the device.
+    """Load training, validation and test images, on the device.
 
     Raises:
         ValueError: fewer training images than a step takes.
@@ -238,7 +239,7 @@ def load_splits(args: CommonArgs, problem: Problem) -> tuple[Images, Images, Ima
 
 
 def _plain_beside(args: CommonArgs, dataset: str) -> str | None:
-    """Name of the best shipped network without gates, if the run starts from a shipped one with gates."""
+    """Return the best shipped network without gates, if the run starts from a shipped one with gates."""
     if is_chain(args.env):
         return None
     entry = catalogue.find(args.weights)

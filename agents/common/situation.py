@@ -1,6 +1,6 @@
-"""The row of `agents.common.presets` that fits what a run learns on and what it starts from.
+"""The choice of a row of `agents.common.presets`, by what a run learns on and what it starts from.
 
-A flag that is given wins over the row. The values that a run came to are printed, and stored in args.json.
+A given flag overrides the row. The values that a run uses are printed, and stored in args.json.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from skipnet_rl.stored import header_of
 USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
-FEWEST = 60  # of each of them that is not zero, whatever a network costs
-CHEAPEST = 0.5  # least cost, over the usual one, that a model of another library counts: MACs are not all
-GPU_STEPS, GPU_BATCH = 4, 4  # times as many and as large on a GPU, whose learning rate doubles: √4
+FEWEST = 60  # of each kind that is not zero, whatever a network costs
+CHEAPEST = 0.5  # least relative cost of a model of another library: MACs are not everything
+GPU_STEPS, GPU_BATCH = 4, 4  # factors on a GPU; the learning rate grows by √4
 
 
 @dataclass(frozen=True)
 class Situation:
-    """The flags that a preset follows from; None where they are not given."""
+    """The flags that decide the preset; None if they are not given."""
 
     preset: str = "auto"
     env: str = "SkipResNet110-v0"
@@ -63,14 +63,14 @@ class Situation:
 
 
 def situation_of(words: Sequence[str] | None = None) -> Situation:
-    """Read the flags that a preset follows from, from `words` or this process's command line."""
+    """Read the flags that decide the preset from `words`, or from this process's command line."""
     words = [word for word in (sys.argv[1:] if words is None else words) if word not in ("-h", "--help")]
     situation, _ = tyro.cli(Situation, args=words, return_unknown_args=True, add_help=False)
     return situation
 
 
 def values_of(situation: Situation) -> dict[str, Any]:
-    """The values of a preset by flag; of a resumed run those that it began with.
+    """Return the values of a preset by flag; for a resumed run, those that it started with.
 
     Raises:
         ValueError: an unknown preset, data set or device; weights without gates; a preset without gates.
@@ -87,7 +87,7 @@ def values_of(situation: Situation) -> dict[str, Any]:
     gates = _gates(situation, depth, dataset) if given in ("auto", "gated") else {}
     if given == "gated" and not gates:
         raise ValueError(
-            "--preset gated goes on from trained gates, and none are shipped; name some: --gate-weights"
+            "--preset gated continues from trained gates, and none are shipped; name some: --gate-weights"
         )
     name = given
     if given == "auto":
@@ -111,9 +111,9 @@ def values_of(situation: Situation) -> dict[str, Any]:
 def scaled_to(situation: Situation, values: Mapping[str, Any]) -> dict[str, Any]:
     """Scale an agent's values, made for a ResNet-20 on a CPU, to the network and the device of a run.
 
-    Only what changes is returned; for a resumed run, what it began with.
+    Only what changes is returned; for a resumed run, what it started with.
     """
-    if is_chain(situation.env):  # which the run refuses, if the agent takes none
+    if is_chain(situation.env):  # the run refuses it, if the agent takes no chains
         return {}
     found = _stored(situation) or _scaled(values, [_network(situation)], [USUAL], situation.device)
     return {name: found[name] for name in found.keys() & values.keys() & {*STEPS, "batch_size", "lr"}}
@@ -129,7 +129,7 @@ def check_preset(preset: str, env: str) -> None:
 
 
 def _of_chain(situation: Situation) -> dict[str, Any]:
-    """The values of the preset for chains, whose payment is the environment's."""
+    """Return the values of the preset for chains, with the alpha and cost of the environment."""
     problem: Any = problem_of(situation.env)
     alpha, cost = problem.payment
     shapes = map(shape_of, problem.networks)
@@ -140,10 +140,9 @@ def _of_chain(situation: Situation) -> dict[str, Any]:
 
 
 def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
-    """The flags that a weights file knows: id, data set, alpha, cost, shortcut, the pixels' mean and std.
+    """Return the flags that a weights file states: id, data set, alpha, cost, shortcut, mean and std.
 
-    Arguments and image size of the file's model are those of that model alone: `model` is the one that is
-    given, if any.
+    Its model's arguments and image size are left out if `model`, the one that is given, is another model.
 
     Raises:
         WeightsError: there is no such file, or it is damaged.
@@ -164,7 +163,7 @@ def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
 
 
 def _network(situation: Situation) -> Network:
-    """The network that the flags name, for what its steps cost; a model of another library has no values."""
+    """Build the network that the flags name, to count its cost; one of another library as an outline."""
     if not is_model(situation.env):
         return ResNet(depth_of(situation.env))
     names = ("dataset", "data_dir", "weights", "model", "model_kwargs", "image_size")
@@ -173,7 +172,7 @@ def _network(situation: Situation) -> Network:
 
 
 def _gates(situation: Situation, depth: int | None, dataset: str) -> dict[str, Any]:
-    """The flags of a network with gates to go on from: one that is named, or a shipped one; none: nothing."""
+    """Return the flags that continue from gates, named or shipped; empty if there are none."""
     given, weights = situation.gate_weights, situation.weights
     if given:
         alpha = trained_as(given).get("alpha")
@@ -187,9 +186,9 @@ def _gates(situation: Situation, depth: int | None, dataset: str) -> dict[str, A
 
 
 def _stored(situation: Situation) -> dict[str, Any] | None:
-    """The values that a resumed run began with; None for a new run.
+    """Return the values that a resumed run started with; None for a new run.
 
-    Chosen again, they could differ on another machine.
+    If they were chosen again, they could differ on another machine.
     """
     place = situation.run_dir and situation.run_dir / "args.json"
     if not (situation.resume and place and place.is_file()):
@@ -205,7 +204,7 @@ def _stored(situation: Situation) -> dict[str, Any] | None:
 def _scaled(
     values: Mapping[str, Any], nets: Sequence[Network], usual: Sequence[int], device: str
 ) -> dict[str, Any]:
-    """Steps that take as long whatever the networks cost, and more and larger ones on a GPU.
+    """Scale steps to take equally long whatever the networks cost; a GPU takes more and larger ones.
 
     `usual` are the depths of the networks that the values are for.
     """

@@ -1,4 +1,4 @@
-"""Subjects of an evaluation: policy, network and images, from a name, a file, a run folder or a .zip."""
+"""Subjects of an evaluation: policy, network and images, by a name, a file, a run folder or a .zip."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Subject:
 
     @property
     def whole_flops(self) -> float:
-        """FLOPs of its network with every block executed, for one image."""
+        """FLOPs per image of its network with every block executed."""
         return 2 * self.mdp.macs.total
 
     def on(self, device: torch.device) -> Subject:
-        """A copy of the subject on a device, the images in the network's size."""
+        """Return a copy of the subject on a device, with images in the network's size."""
         for part in (self.mdp.net, self.policy):
             if isinstance(part, nn.Module):
                 part.to(device)
@@ -68,7 +68,7 @@ def restore(path: Path, args: Args) -> Subject:
     dataset = header.get("dataset") if args.dataset == "auto" else args.dataset
     if dataset is None:
         more = (
-            f"; its run's folder, {path.parent}, may know it" if (path.parent / "args.json").is_file() else ""
+            f", or evaluate its run's folder, {path.parent}" if (path.parent / "args.json").is_file() else ""
         )
         raise WeightsError(f"{path} does not name its data set; give one: --dataset cifar10{more}")
     if header.get("learned_on") == "calibration" and split == "val" and not args.split:
@@ -88,7 +88,7 @@ def restore(path: Path, args: Args) -> Subject:
 
 
 def restore_run(path: Path, split: str, args: Args) -> Subject:
-    """The policy of a finished run, on images that it did not learn on."""
+    """Restore the policy of a finished run, with images that it did not learn on."""
     run = FinishedRun.read(path)
     if split == "val" and not args.split and run.on_calibration_images:
         split = "selection"
@@ -100,7 +100,7 @@ def restore_run(path: Path, split: str, args: Args) -> Subject:
 
 
 def restore_zip(path: Path, split: str, args: Args) -> Subject:
-    """A stable-baselines3 model, if `--trust-sb3` vouches for it."""
+    """Restore a stable-baselines3 model, if `--trust-sb3` vouches for it."""
     if args.trust_sb3 is None:
         raise ValueError(
             f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
@@ -117,14 +117,14 @@ def restore_zip(path: Path, split: str, args: Args) -> Subject:
 
 
 def env_of(net: Network) -> str:
-    """The id of the environment over a network."""
+    """Return the id of the environment over a network."""
     return f"SkipResNet{net.depth}-v0" if isinstance(net, ResNet) else "SkipNet-v0"
 
 
 def load(
     dataset: str, split: str, args: Args, weights: str | Path, theirs: tuple[Any, Any] | None = None
 ) -> Images:
-    """A split, normalised as the flags say, else as the policy learned: with `theirs`."""
+    """Load a split, normalised as the flags say, or else with `theirs`, as in training."""
     images = load_images(dataset, split, args.data_dir)
     if theirs is None:
         return normalised(images, args.mean, args.std, (weights,))

@@ -22,7 +22,7 @@ from skipnet_rl.text import for_markdown, legible
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
-    """A Markdown table; every cell is shown as it is, whatever characters it has.
+    """Format a Markdown table; cells are shown literally, whatever characters they have.
 
     Args:
         columns: headings.
@@ -35,9 +35,9 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: boo
 
 
 def points(value: float, half: float, sign: str = "") -> str:
-    """A share and the half width of its interval in percent; with `sign="+"` a difference in points.
+    """Format a share and the half width of its interval in percent; with `sign="+"`, a difference in points.
 
-    A `half` of nan, that of the mean of one value, is left out.
+    A `half` of nan, as for the mean of one value, is left out.
     """
     return f"{100 * value:{sign}.2f}" + ("" if math.isnan(half) else f" ± {100 * half:.2f}")
 
@@ -79,7 +79,7 @@ def renew(page: Path, name: str, text: str) -> None:
 
 
 def title_of(result: Mapping[str, Any]) -> str:
-    """The subject of an evaluation, and its number of images."""
+    """Name the subject of an evaluation, and its number of images."""
     n, whole = result["n_images"], result.get("split_images", result["n_images"])
     count = f"{n:,}" if n == whole else f"the first {n:,} of {whole:,}"
     return f"{result['env']} on {result['dataset']}, {count} {result['split']} images"
@@ -88,8 +88,8 @@ def title_of(result: Mapping[str, Any]) -> str:
 def print_table(result: Mapping[str, Any]) -> None:
     """Print one row per policy: accuracy with its interval, computation, return, routes."""
     title = Text(legible(title_of(result)), style="table.title")
-    table = Table(title=title, collapse_padding=True)  # to fit into 80 columns
-    table.add_column("policy", overflow="fold")  # a name is for copying: no part of it may be cut off
+    table = Table(title=title, collapse_padding=True)  # fits into 80 columns
+    table.add_column("policy", overflow="fold")  # names are copied: no part may be cut off
     for column in ("accuracy", "95 % interval", "blocks", "FLOPs", "return", "routes"):
         table.add_column(column, justify="right")
     n = result["n_images"]
@@ -107,7 +107,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     _print(table)
 
 
-COLUMNS = {  # of a comparison, and whether a narrow terminal has room for it
+COLUMNS = {  # of a comparison, and whether a narrow terminal shows it
     "policy": True,
     "seeds": False,
     "accuracy": True,
@@ -123,7 +123,7 @@ COLUMNS = {  # of a comparison, and whether a narrow terminal has room for it
 
 
 def comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of summaries, see `entries.Entry.summary`, under its title."""
+    """Format summaries, see `entries.Entry.summary`, as a Markdown table under its title."""
     text = f"{for_markdown(title)}\n\n{markdown(list(COLUMNS), map(_cells, rows))}"
     if any(row["bound"] for row in rows):
         text += "\n\\* a bound that looks at the labels, not a policy\n"
@@ -131,7 +131,7 @@ def comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the columns of a comparison that 80 columns have room for."""
+    """Print a comparison, without the columns for which 80 characters have no room."""
     title_text = Text(legible(title), style="table.title")
     table = Table(title=title_text, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for number, column in enumerate(name for name, shown in COLUMNS.items() if shown):
@@ -143,7 +143,7 @@ def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cells(row: Mapping[str, Any], brief: bool = False) -> list[str]:
-    """A summary as the text of `COLUMNS`; in brief, only accuracies have intervals."""
+    """Format a summary as the text of `COLUMNS`; in brief, only accuracies have intervals."""
 
     def with_interval(key: str, scale: float, digits: int, sign: str = "") -> str:
         half = row[f"{key}_seeds_ci95"]

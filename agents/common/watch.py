@@ -13,7 +13,7 @@ from skipnet_rl.rollout import Trajectory
 from skipnet_rl.terminal import say
 
 GREEDY_STAGES = ("pretrain", "sp", "warmup", "tune")  # their routes are not sampled from the gates
-LATE = 8  # steps that a GPU may be behind with what is read of them
+LATE = 8  # steps whose numbers may still be on their way from the GPU
 
 
 class DivergenceError(ValueError):
@@ -21,12 +21,12 @@ class DivergenceError(ValueError):
 
 
 class Reading(NamedTuple):
-    """What is looked at of a training step: mean loss, whether a log-odds is NaN, execution rates if any.
+    """The numbers read from a training step: mean loss, whether a log-odds is NaN, execution rates if any.
 
     Attributes:
         done, stage: number of the step, counted from one, and its stage.
-        values: the numbers, on the CPU; of a GPU, on their way there.
-        copied: happens when they have arrived; None where they are.
+        values: the numbers on the CPU, possibly still being copied from a GPU.
+        copied: the event of their arrival; None if they are there.
     """
 
     done: int
@@ -36,7 +36,7 @@ class Reading(NamedTuple):
 
     @classmethod
     def of(cls, done: int, stage: str, episode: Trajectory) -> Reading:
-        """Begin to read, without waiting for the GPU."""
+        """Begin to read a step, without waiting for the GPU."""
         parts = [episode.loss.detach().mean()[None], episode.gate_logits.isnan().any()[None]]
         if stage not in GREEDY_STAGES:
             parts.append(episode.actions.detach().float().mean(dim=0))
@@ -46,12 +46,12 @@ class Reading(NamedTuple):
         return cls(done, stage, values, copied)
 
     def is_here(self) -> bool:
-        """Whether the numbers have arrived."""
+        """Return whether the numbers have arrived."""
         return self.copied is None or self.copied.query()
 
 
 class Watch:
-    """Checks each training step; on a GPU as soon as its numbers have arrived, a step or two later.
+    """Checks each training step, on a GPU a step or two later, as soon as its numbers have arrived.
 
     A NaN among losses or log-odds, or an infinite loss, ends the run. Two things are reported once each when
     they last for `window` consecutive steps: gates that sample the same action for every image and block, and
@@ -80,7 +80,7 @@ class Watch:
             self._check(self.coming.popleft())
 
     def settle(self) -> None:
-        """Check the steps that are still to be read; waits for the GPU.
+        """Check the remaining steps, waiting for the GPU.
 
         Raises:
             DivergenceError: a NaN, or an infinite loss.
@@ -126,7 +126,7 @@ class Watch:
     def _report(self, kind: str, done: int, stage: str, message: str) -> None:
         if kind not in self.reported:
             self.reported.add(kind)
-            say(f"step {done} ({stage.upper()}): {message}; training goes on")
+            say(f"step {done} ({stage.upper()}): {message}; training continues")
 
 
 def check_loss(loss: float, done: int, stage: str) -> None:

@@ -1,6 +1,6 @@
-"""What a Ray worker does: it becomes a run.
+"""The work of a Ray worker: it becomes a run.
 
-Importing this module imports no PyTorch, which reads the number of threads when it is loaded.
+Importing this module does not import PyTorch, which reads the number of threads when it is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PREFIX = "SKIPNET_"  # of the environment variables that a run reads, such as SK
 
 
 def own_variables() -> dict[str, str]:
-    """The environment variables of this process that a run reads, wherever it is."""
+    """Return the environment variables of this process that a run reads, on whatever machine."""
     return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
 
 
@@ -46,7 +46,7 @@ def play(
     """
     if not os.path.isdir(place):
         raise FileNotFoundError(
-            f"{place} is not on {socket.gethostname()}; a cluster's machines need a file system in common"
+            f"{place} is not on {socket.gethostname()}; the machines of a cluster need a shared file system"
         )
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.chdir(place)
@@ -56,16 +56,16 @@ def play(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     sys.argv = list(words)
     with open(log, "a", buffering=1, encoding="utf-8") as file:
-        for standard in (1, 2):  # also what is not printed by Python
+        for standard in (1, 2):  # also for what Python does not print
             os.dup2(file.fileno(), standard)
         with redirect_stdout(file), redirect_stderr(file):
             return _status_of(words[0])
 
 
 def _end_with(parent: int, every: float = 0.5) -> None:
-    """End this process once its parent has ended, Ray's own process on this machine.
+    """End this process once its parent, Ray's process on this machine, has ended.
 
-    Ray counts the run as lost then, but does not end it; it would write its folder beside the next attempt.
+    Ray counts the run as lost then, but does not end it: it would write the same folder as the next attempt.
     """
     while os.getppid() == parent:
         time.sleep(every)
