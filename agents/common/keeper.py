@@ -20,13 +20,8 @@ from skipnet_rl.data import Images
 from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.tolerance import Tolerance
 
-KEPT = (
-    "accuracy",
-    "loss",
-    "return",
-    "compute_blocks",
-    "compute_flops",
-)  # of the best, in result.json
+# metrics of the kept weights in result.json
+KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after each stage
 ADVICE = (
     "A skipped block costs this network more than alpha/N pays: raise --alpha, or train longer",
