@@ -75,6 +75,8 @@ class Options:
     """names of variants (default: all)"""
     out: Path | None = None
     """JSON file (default: docs/ablation-<dataset>.json)"""
+    debug: bool = False
+    """show the traceback of an error"""
 
 
 def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:

@@ -76,6 +76,8 @@ class Options:
     """folder of the results"""
     write: bool = False
     """renew docs/gpu.md and write the JSON file to docs/benchmarks"""
+    debug: bool = False
+    """show the traceback of an error"""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class Options:
     """folder of the JSON file"""
     write: bool = False
     """renew docs/benchmarks.md and write the JSON file beside it"""
+    debug: bool = False
+    """show the traceback of an error"""
 
     def start(self) -> torch.device:
         """Set the number of threads; return the device."""

@@ -102,7 +102,7 @@ class ObservationPolicy(nn.Module):
     def forward(self, mdp: RoutingMDP, state: State, hidden: Memory | None) -> tuple[Tensor, Memory | None]:
         """Log-odds of "execute" [B], and the LSTM's memory, two [layers, B, size], if it has one."""
         if self.width not in (mdp.observation_size, mdp.feature_width):
-            expected = f"{mdp.observation_size}, or {mdp.feature_width} of obs_mode='feature'"
+            expected = f"{mdp.observation_size}, or {mdp.feature_width} with obs_mode='feature'"
             raise ValueError(
                 f"the policy takes observations of length {self.width}; this network has {expected}"
             )

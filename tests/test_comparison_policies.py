@@ -209,7 +209,7 @@ def test_models_for_other_spaces_are_refused(mdp, batch):
     with pytest.raises(ValueError, match="expected Discrete\\(2\\)"):
         ModelPolicy(ActorCriticPolicy(box, spaces.Discrete(3), lambda _: 0.0), 8)
     short = ModelPolicy(ActorCriticPolicy(spaces.Box(-1, 1, (7,)), spaces.Discrete(2), lambda _: 0.0), 8)
-    with pytest.raises(ValueError, match="observations of length 7; this network has 72, or 64 of obs_mode"):
+    with pytest.raises(ValueError, match="of length 7; this network has 72, or 64 with obs_mode"):
         rollout(mdp, short, *batch)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import json
 import shlex
 import sys
@@ -112,3 +113,18 @@ def test_files_of_the_index_stay_in_their_folder():
     for entry in index():
         assert (FOLDER / entry["file"]).resolve().parent == FOLDER.resolve()
         assert len(entry["sha256"]) == 64
+
+
+COMMANDS = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for room in ("agents", "benchmarks", "scripts")
+    for path in sorted((ROOT / room).glob("*.py"))
+    if "main_with_named_errors(" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_show_the_traceback_of_an_error(name):
+    module = importlib.import_module(name)
+    flags = getattr(module, "Options", None) or module.Args
+    assert flags.__dataclass_fields__["debug"].default is False

@@ -53,7 +53,7 @@ class ModelPolicy(nn.Module):
     def forward(self, mdp: DecisionProcess, state: Any, hidden: Any) -> tuple[Tensor, Any]:
         """Log-odds of "execute" [B], and the memory of a recurrent model."""
         if self.width not in (mdp.observation_size, mdp.feature_width):
-            expected = f"{mdp.observation_size}, or {mdp.feature_width} of obs_mode='feature'"
+            expected = f"{mdp.observation_size}, or {mdp.feature_width} with obs_mode='feature'"
             raise ValueError(
                 f"the model takes observations of length {self.width}; this network has {expected}"
             )
