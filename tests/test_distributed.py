@@ -49,31 +49,22 @@ def torchrun(*words: str, count: int = 2) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gradients of every case, of two processes."""
-    folder = tmp_path_factory.mktemp("shared")
-    started = torchrun("-m", "tests.shared_gradient", str(folder), *CASES)
+def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
+    """One test for all cases, since starting two processes takes longer than the cases."""
+    started = torchrun("-m", "tests.shared_gradient", str(tmp_path), *CASES)
     output, _ = started.communicate(timeout=300)
     assert started.returncode == 0, output
-    return folder
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_have_the_gradient_of_one(case: str, shared: Path) -> None:
-    two, one = torch.load(shared / f"{case}.pt"), gradients(case)
-    assert two.keys() == one.keys()  # a block that nobody executes has no gradient in either
-    assert any(name.startswith("grad") and value.abs().max() > 0 for name, value in one.items())
-    for name, value in one.items():
-        error = (two[name] - value).norm() / value.norm().clamp(min=1e-8)
-        assert error < 1e-4, (name, float(error))  # a bias of zero mean is mostly rounding
-    every = torch.cat([one[name].flatten() for name in one if name.startswith("grad")])
-    other = torch.cat([two[name].flatten() for name in one if name.startswith("grad")])
-    assert (every - other).norm() / every.norm() < 1e-6
-
-
-def test_blocks_that_nobody_executes_stay_without_a_gradient(shared: Path) -> None:
-    names = set(torch.load(shared / "unvisited.pt"))
+    for case in CASES:
+        two, one = torch.load(tmp_path / f"{case}.pt"), gradients(case)
+        assert two.keys() == one.keys(), case  # a block that nobody executes has no gradient in either
+        assert any(name.startswith("grad") and value.abs().max() > 0 for name, value in one.items()), case
+        for name, value in one.items():
+            error = (two[name] - value).norm() / value.norm().clamp(min=1e-8)
+            assert error < 1e-4, (case, name, float(error))  # a bias of zero mean is mostly rounding
+        every = torch.cat([one[name].flatten() for name in one if name.startswith("grad")])
+        other = torch.cat([two[name].flatten() for name in one if name.startswith("grad")])
+        assert (every - other).norm() / every.norm() < 1e-6, case
+    names = set(torch.load(tmp_path / "unvisited.pt"))
     assert "grad net.blocks.0.conv1.weight" in names
     assert "weight net.blocks.1.conv1.weight" in names and "grad net.blocks.1.conv1.weight" not in names
 

@@ -138,6 +138,6 @@ def test_gumbel_is_prepared_and_resumes_in_its_preparation(tmp_path, monkeypatch
 
 def test_without_a_trained_network_there_is_advice(tmp_path, few_images):
     args = small_args(tmp_path, env="SkipResNet32-v0")
-    with pytest.warns(UserWarning, match="untrained"), pytest.raises(WeightsError, match="agents.pretrain"):
+    with pytest.raises(WeightsError, match="agents.pretrain"):
         hybrid_reinforce.train(args)
     assert not (tmp_path / "run").exists()
