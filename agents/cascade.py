@@ -59,8 +59,8 @@ class Options:
     beside: tuple[str, ...] | None = None
     """further networks to compare with (default: for the default chains, shipped ones; else none)"""
     budgets: tuple[float, ...] = (0.2, 0.26, 0.36, 0.46)
-    """compute budgets: mean FLOPs per image, relative to the chain's last network; budgets below its first
-    network are left out"""
+    """compute budgets: mean FLOPs per image, relative to the chain's last network; budgets below the cost
+    of its first network are left out"""
     mix: tuple[float, ...] | None = None
     """weights of the answer so far to try; 0 alone is the plain cascade (default: a grid)"""
     dataset: str = "cifar10"

@@ -45,7 +45,7 @@ from skipnet_rl.rollout import Trajectory, rollout
 
 EPOCHS, FEWEST_STEPS = 30, 1_500  # if no length is given
 MOMENTUM = 0.9  # of SGD, if none is given
-ON_THE_WAY = 2  # batches of 250 images on which batch norms are estimated for a validation
+ON_THE_WAY = 2  # batches of 250 images to estimate batch norms on, for a validation during training
 
 
 @dataclass(frozen=True)

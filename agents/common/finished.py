@@ -74,7 +74,7 @@ class FinishedRun:
 
     @property
     def depth(self) -> int:
-        """Depth of the network: by the flag of pretraining, which needs no id, or by the id."""
+        """Depth of the network: by pretraining's flag, which takes depths that no id has, else by the id."""
         return self.args["depth"] if "depth" in self.args else depth_of(self.result["env"])
 
     @property

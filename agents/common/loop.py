@@ -161,7 +161,8 @@ def step_metrics(episode: Trajectory, speed: float) -> dict[str, float]:
         "train/accuracy": episode.correct.float().mean(),
         "train/return": episode.returns.mean(),
         "train/compute_blocks": compute_blocks(executed).mean().float(),
-        "train/least_executed": executed.mean(dim=0).min(),  # of the block that its batch norm sees least
+        # rate of the block whose batch norm sees the fewest images
+        "train/least_executed": executed.mean(dim=0).min(),
     }
     values = torch.stack(list(means.values())).tolist()  # the device is waited for once
     return {**dict(zip(means, values, strict=True)), "train/images_per_s": speed}

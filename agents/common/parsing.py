@@ -127,7 +127,7 @@ def _check_choices(args_type: type, words: Sequence[str]) -> None:
 
 
 def _flag(text: str) -> object:
-    """A flag with a help text; the default that ends the text is that of a flag without a value yet."""
+    """A flag with a help text; a default at its end is shown only while the flag has no value."""
     parts = re.fullmatch(r"(.*) (\(default: .*\))", text)
     text, described = parts.groups() if parts else (text, "")
     return tyro.conf.arg(

@@ -1,4 +1,4 @@
-"""Presets of hybrid REINFORCE: one table of default flags.
+"""Presets of hybrid REINFORCE: one table of the defaults of its flags.
 
 A row holds what differs from the defaults of `hybrid_reinforce.Args`. `agents.common.situation` decides which
 row a run takes.

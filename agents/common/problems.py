@@ -44,7 +44,8 @@ def named_problem(args: CommonArgs) -> Problem:
 def check_shipped(args: CommonArgs, problem: Problem) -> None:
     """Raise a WeightsError, which says what to do, where no network is shipped for `--weights auto`.
 
-    An agent that trains no network runs on an untrained one instead, with a warning.
+    All networks of a chain must be shipped. With a single network, an agent that does not train it runs on an
+    untrained one instead, with a warning.
 
     Args:
         args: the flags.

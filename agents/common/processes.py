@@ -68,7 +68,7 @@ def check_gpus(device: str, here: int) -> None:
 
 
 def check_run_dir(setting: Setting[Any]) -> None:
-    """Check in every process, before anything that takes long, that `start_run` can use `--run-dir`.
+    """Check in every process, before compilation and training, that `start_run` can use `--run-dir`.
 
     Raises:
         FileExistsError: the folder holds a run, and `--resume` is not given.

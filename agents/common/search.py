@@ -173,7 +173,7 @@ class Search:
         return ", ".join(f"{name} {found[name]:.4g}" for name in MEASURED[self.objective])
 
     def best(self) -> list[Job]:
-        """Return the runs that no other beats in every objective, the best by the first objective first."""
+        """Return the runs that no other one dominates, the best by the first objective first."""
         trials = sorted(self.study.best_trials, key=lambda trial: -trial.values[0])
         different = {json.dumps(trial.params, sort_keys=True): trial for trial in reversed(trials)}
         return [self.job(trial) for trial in reversed(different.values())]
