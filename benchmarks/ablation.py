@@ -28,6 +28,7 @@ from agents.hybrid_reinforce import Args, Learner, train_step
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.device import resolve_precision
+from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
@@ -144,8 +145,12 @@ def main(options: Options) -> None:
     """Run what is missing, then print the table.
 
     Raises:
+        ValueError: an unknown variant.
         SystemExit: the JSON file was made with other options.
     """
+    for name in options.only:
+        if name not in VARIANTS:
+            raise unknown_name("variant", name, VARIANTS)
     out = options.out or Path(__file__).parent.parent / "docs" / f"ablation-{options.dataset}.json"
     shared = ("dataset", "warmup", "steps", "alpha")
     setting = {

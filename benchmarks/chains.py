@@ -40,7 +40,7 @@ NETWORKS = (
     "chain38gx38-cifar10",
 )
 THREADS = (1, 2)
-WARM_UP = 20  # images that go through every model once before the timed turns
+WARM_UP = 20  # images that go through every model an extra time, at the start
 AIM = 0.40  # of the CPU time of the reference, at no lower accuracy
 
 

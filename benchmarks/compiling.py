@@ -41,7 +41,7 @@ Way = Literal["tuned", "graphs", "blocks", "network", "overhead"]
 EPOCH = 45_000  # training images of CIFAR-10
 TAKEN = {"cpu": 1, "cuda": 10}  # steps per turn; within one, a GPU may lag behind the CPU
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-WARM = 2  # untimed steps; they compile
+WARM = 2  # steps before the turns; they compile, and their seconds are `first`
 LABELS = {
     "eager": "uncompiled, against itself",
     "tuned": "cuDNN's algorithms tried",

@@ -3,8 +3,9 @@
     python -m benchmarks.deferral runs/chain/reinforce-0 runs/chain/ppo-0 --data-dir data
 
 An image is mended if the answer so far is wrong and becomes right when the next network's answer is mixed in.
-Reported for each decision: the share of the images for which the policy asks the next network, and the area
-under the ROC curve at which the policy's log-odds, and the margin, rank mended images. 0.5 is chance.
+Reported for each decision: the share of the images for which the policy asks the next network, and how well
+its log-odds and the margin tell mended images from the others: the area under the ROC curve, where 0.5 is
+chance.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Part:
 
 
 def parts(sizes: Sizes) -> tuple[Part, ...]:
-    """Return the parts. Long ones come last, so that they get the time that others leave."""
+    """Return the parts, long ones last, so that they get the time that others leave."""
     one = {"depth": sizes.depth, "repeats": sizes.repeats}
     batch = {**one, "batch_size": sizes.batch}
     hybrid: dict[str, Any] = {**batch, "step": "hybrid"}

@@ -17,6 +17,7 @@ from agents import compare
 from agents.common import jobs
 from agents.common.cli import main_with_named_errors
 from agents.common.cluster import pool_of
+from skipnet_rl.errors import unknown_name
 
 SWEEP: tuple[tuple[str, tuple[str, ...], bool], ...] = (  # agent, flags, whether the seed changes anything
     ("static", (), False),
@@ -62,7 +63,15 @@ class Options:
 
 
 def commands(options: Options) -> list[jobs.Job]:
-    """Return the jobs of the sweep, seed by seed, so that one run of each policy comes first."""
+    """Return the jobs of the sweep, seed by seed, so that one run of each policy comes first.
+
+    Raises:
+        ValueError: an unknown agent.
+    """
+    agents = dict.fromkeys(agent for agent, _, _ in SWEEP)
+    for name in options.only:
+        if name not in agents:
+            raise unknown_name("agent", name, agents)
     common = ["--env", options.env, "--dataset", options.dataset, "--weights", options.weights]
     common += ["--alpha", str(options.alpha)]
     if options.data_dir:

@@ -56,11 +56,12 @@ def is_model(id: str) -> bool:
 
 
 THIRD = "resnet38-cifar10-hrl-1.0-gain6-ensemble"  # ResNet-38, executes a third of its blocks
-CHAINS: dict[str, list[int | str]] = {  # 38g is a ResNet-38 with gates
+# 38g is a ResNet-38 with gates; the networks of 20x38 and 20x110 are also shipped for rendered-digits
+CHAINS: dict[str, list[int | str]] = {
     "14x38": [14, 38],
     "20x38": [20, 38],
     "14x110": [14, 110],
-    "20x110": [20, 110],  # these two are also shipped for rendered-digits
+    "20x110": [20, 110],
     "14x38x110": [14, 38, 110],
     "38gx38": [THIRD, 38],
     "38gx110": [THIRD, 110],

@@ -40,7 +40,7 @@ GATES = {  # name and marker
     "ff2": ("FFGate-II", "^"),
     FIXED: ("one route for all images", "X"),
 }
-TUNED_ON = ("-taught", "-ensemble", "-fixed")  # tuned further than any row
+TUNED_ON = ("-taught", "-ensemble", "-fixed")  # ends of names: tuned further than the rows
 HOLLOW = {"fmt": "D", "mfc": "none", "color": "black", "zorder": 1.9}  # published figures, below ours
 TICKS = (50, 80, 130, 200, 300, 500, 700)
 

@@ -4,8 +4,8 @@
 
 `results.json` has one row per network and policy, averaged over seeds; policies that share a backbone share
 its row. Commands and hours are those of the first seed. A new network leaves the other rows unchanged, with
-the machine that each was measured on. Each data set has a folder, `results-<data set>`; `results.png`, the
-picture of the chains of all data sets, lies beside these folders.
+the machine that each was measured on. Data sets have folders side by side, with names that end in
+`-<data set>`; `results.png`, the picture of the chains of all data sets, lies beside these folders.
 """
 
 from __future__ import annotations

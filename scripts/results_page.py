@@ -108,7 +108,7 @@ def in_order(known: Mapping[str, Mapping[str, Any]]) -> Iterable[Mapping[str, An
 
 
 def _family(entry: Mapping[str, Any]) -> tuple[int, str]:
-    """Depth and data set. The depth comes from the name: networks that were not evaluated do not list it."""
+    """Depth (from the name, since networks that were not evaluated do not list it) and data set."""
     return int(entry["name"].split("-")[0].removeprefix("resnet")), entry["dataset"]
 
 

@@ -76,7 +76,7 @@ def entry_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{row['networks'][-1]} is not a shipped network; ship it before the chain")
     about = {"dataset": found["dataset"], "depth": last["depth"], "command": found["command"]}
     path = FOLDER / f"{name}.json"
-    # the row's margins are divided by its temperature; a chain that is read from a file has no temperature
+    # the row's margins are divided by its temperature; the file that `save_chain` writes has none
     thresholds = [each * row["temperature"] for each in row["thresholds"]]
     save_chain(path, {**row, "thresholds": thresholds}, about)
     return {

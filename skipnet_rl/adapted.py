@@ -51,7 +51,7 @@ class AdaptedBlock:
 
     @property
     def kind(self) -> Hashable:
-        """Its layers as text, its input's shape, and the code behind its shortcut, this block's own."""
+        """Its layers as text, its input's shape, and its code behind a shortcut, which no other block has."""
         return repr(self.model), tuple(self.in_shape), self._rest
 
     @property

@@ -172,7 +172,7 @@ class ChainMDP(DecisionProcess):
         return self.member(-1).whole_macs
 
     def compute_flops(self, state: ChainState, routes: Tensor, policy_macs: int = 0) -> Tensor:
-        """FLOPs of the networks that ran, with their gates, over all of the last one's: [B] float64."""
+        """FLOPs of the networks that ran, with their gates, over those of the whole last one: [B] float64."""
         return (state.macs + policy_macs) / self.whole_macs
 
     @property

@@ -51,7 +51,9 @@ class ChainProblem(Problem):
         """Return a copy with every `"auto"` replaced, see `Problem`; depths become names if one is shipped.
 
         Raises:
-            ValueError: networks that are not a list of names and depths, and what `Problem.resolve` raises.
+            ValueError: networks that are not a list of names and depths; a name or path as weights; a mix
+                or temperature that is not made of numbers; not one temperature for each network; and what
+                `Problem.resolve` raises.
         """
         networks = list(self.networks) if isinstance(self.networks, (list, tuple)) else []
         if not networks or not all(isinstance(each, (int, str)) and each is not True for each in networks):

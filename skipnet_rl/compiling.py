@@ -116,7 +116,7 @@ def _compiled(method: Any, number: int, backend: str | Callable[..., Any]) -> Ca
 
     @wraps(method)
     def run(block: Any, *inputs: Tensor) -> Tensor:
-        """Run the compiled method, or the method itself where it must not be compiled."""
+        """Run compiled code if gradients of several images are recorded, else the method itself."""
         if not torch.is_grad_enabled() or len(inputs[0]) < 2 or torch.compiler.is_compiling():
             return method(block, *inputs)
         for each in inputs:

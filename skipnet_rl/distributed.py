@@ -86,7 +86,8 @@ def shared_generator(
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its mean over the processes.
 
-    A process without a gradient for a parameter, since none of its images executed the block, counts as zero.
+    A process without a gradient for a parameter counts as zero, such as when none of its images executed the
+    block.
     A parameter that has no gradient in any process keeps none, so that optimizers leave it alone.
     """
     if processes() == 1:

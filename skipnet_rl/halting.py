@@ -100,7 +100,7 @@ class HaltingGate(Gate):
                 f"every stage of this {net.name} has one block, which always runs; expected a deeper network"
             )
         widths = [block.in_features for block in net.blocks[1:]]
-        self.numbers = [t - sum(self.begins[:t]) for t in range(len(widths))]  # of each decision's score
+        self.numbers = [t - sum(self.begins[:t]) for t in range(len(widths))]  # places in `scores`
         self.scores = module_list(
             nn.Linear(width, 1) for width, begins in zip(widths, self.begins, strict=True) if not begins
         )

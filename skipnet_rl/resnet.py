@@ -47,7 +47,7 @@ class Architecture:
         """The architecture of a depth: 34, 50 and 101 are ImageNet's, any other 6n+2 is CIFAR's.
 
         Raises:
-            ValueError: an unknown depth, or no integer.
+            ValueError: a depth that is not an integer, or unknown.
         """
         if not isinstance(depth, Integral):
             raise ValueError(f"depth is {depth!r}; expected an integer, such as 110")

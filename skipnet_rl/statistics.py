@@ -58,7 +58,7 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     middle = share + z**2 / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
-    low = 0.0 if successes == 0 else (middle - half) / scale  # so it is, but for rounding
+    low = 0.0 if successes == 0 else (middle - half) / scale  # exactly; the formula would round
     high = 1.0 if successes == n else (middle + half) / scale
     return low, high
 

@@ -112,7 +112,7 @@ def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -
 
 
 def _architecture(found: Backbone, header: Header, source: str) -> Architecture:
-    """The architecture by the tensors' shapes; it must agree with the header and with every shape."""
+    """The architecture by the tensors' shapes; the header's depth and the shapes of all blocks must agree."""
     plan = architecture_of(found.tensors)
     if plan is None:
         raise WeightsError(f"{source} holds no whole residual block")

@@ -1,5 +1,6 @@
 """The candidates of the benchmarks run, at a small size; nothing is timed."""
 
+import re
 import weakref
 from dataclasses import replace
 
@@ -9,7 +10,18 @@ import torch
 from toys import load_first, toy_chain
 
 from agents import hybrid_reinforce
-from benchmarks import chain_training, deferral, measure, memory, scaling, soak, throughput, training
+from benchmarks import (
+    ablation,
+    chain_training,
+    deferral,
+    measure,
+    memory,
+    policies,
+    scaling,
+    soak,
+    throughput,
+    training,
+)
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.thresholds import tune
@@ -113,3 +125,16 @@ def test_deferral_on_a_toy():
     assert decision["logit"]["auc"] == decision["margin"]["auc"] == 1.0
     (decision,) = deferral.decisions(mdp, AlwaysExecute(), records)
     assert decision["asked"] == 1.0 and decision["logit"]["auc"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "near", "message"),
+    [
+        (ablation, "soft sp", "unknown variant 'soft sp'; did you mean 'soft SP'?"),
+        (policies, "pppo", "unknown agent 'pppo'; did you mean 'ppo'?"),
+    ],
+    ids=["ablation", "policies"],
+)
+def test_an_unknown_name_is_refused_before_anything_is_trained(benchmark, near, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        benchmark.main(benchmark.Options(only=(near,)))
