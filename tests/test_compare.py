@@ -68,6 +68,7 @@ def test_seeds_are_one_row_with_students_interval(tmp_path):
     assert (plain["name"], plain["n"], plain["accuracy"]) == ("all blocks", 1, 0.9)
     assert "beats_random" not in plain and math.isnan(plain["accuracy_seeds_ci95"])
     assert (learned["name"], learned["n"]) == ("PPO", 3)
+    assert (learned["wall_times_s"], learned["wall_time_s"]) == ([60.0] * 3, 60.0)
     assert learned["accuracy"] == pytest.approx(0.82)
     # deviation 0.02, t(0.975; 2) = 4.302653: 4.302653 · 0.02 / √3
     assert learned["accuracy_seeds_ci95"] == pytest.approx(0.0496828, rel=1e-5)
