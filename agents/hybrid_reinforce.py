@@ -16,8 +16,8 @@ Differences from the paper:
                   `agents.finetune` does the same for longer
     weights       those with the best return on validation images are kept, not the last
 
-`--preset paper` trains as in the paper; `--sp-iterations 0` is its negative example, HRL without SP. On a
-chain, the networks that ran are trained as well.
+`--preset paper` has the paper's lengths and rates; `--sp-iterations 0` is its negative example, HRL without
+SP. On a chain, the networks that ran are trained as well.
 """
 
 from __future__ import annotations

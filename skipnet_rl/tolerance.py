@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from skipnet_rl.folding import for_inference
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.policies import AlwaysExecute, RandomSkip
 from skipnet_rl.randomness import Stream, step_generator
+from skipnet_rl.statistics import wilson_interval
 
 RATE = 0.9  # execution rate: one block in ten is skipped
 LIMIT = 0.05  # largest loss of accuracy at that rate with which training of gates works
@@ -49,6 +51,10 @@ class Tolerance:
         """Whether the network tolerates the routes of untrained gates."""
         return self.whole - self.skipping <= LIMIT
 
+    def above_chance(self, num_classes: int) -> bool:
+        """Whether the network is better than guessing one of the classes, by the 95 % interval."""
+        return wilson_interval(self.whole * self.images, self.images)[0] > 1 / num_classes
+
     def __str__(self) -> str:
         """One line of text."""
         return (
@@ -57,7 +63,13 @@ class Tolerance:
         )
 
 
-def measure_tolerance(mdp: RoutingMDP, images: Images, precision: str = "fp32", seed: int = 0) -> Tolerance:
+def measure_tolerance(
+    mdp: RoutingMDP,
+    images: Images,
+    precision: str = "fp32",
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tolerance:
     """Classify all images twice: with every block, and with random skips.
 
     Args:
@@ -65,20 +77,42 @@ def measure_tolerance(mdp: RoutingMDP, images: Images, precision: str = "fp32", 
         images: a few hundred images.
         precision: `"fp32"` or `"bf16"`.
         seed: random seed of the skips.
+        progress: called as `progress(done, total)`, in images of both passes.
     """
+    count = len(images)
     draws = step_generator(seed, 0, images.device, Stream.TOLERANCE)
     begun = time.perf_counter()
-    whole = evaluate(mdp, AlwaysExecute(), images, precision=precision)
+    whole = evaluate(
+        mdp,
+        AlwaysExecute(),
+        images,
+        precision=precision,
+        progress=lambda done, _: progress(done, 2 * count),
+    )
     first = time.perf_counter() - begun
     begun = time.perf_counter()
-    skipping = evaluate(mdp, RandomSkip(RATE), images, mode="sample", generator=draws, precision=precision)
+    skipping = evaluate(
+        mdp,
+        RandomSkip(RATE),
+        images,
+        mode="sample",
+        generator=draws,
+        precision=precision,
+        progress=lambda done, _: progress(count + done, 2 * count),
+    )
     # the first pass includes the start of a GPU
-    seconds = min(first, (time.perf_counter() - begun) / RATE) / len(images)
-    return Tolerance(len(images), whole.accuracy, skipping.accuracy, seconds)
+    seconds = min(first, (time.perf_counter() - begun) / RATE) / count
+    return Tolerance(count, whole.accuracy, skipping.accuracy, seconds)
 
 
 @torch.no_grad()
-def absence_costs(mdp: RoutingMDP, images: Images, batch_size: int = 50, precision: str = "fp32") -> Tensor:
+def absence_costs(
+    mdp: RoutingMDP,
+    images: Images,
+    batch_size: int = 50,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
     """Increase of the cross-entropy when one block is left out: [N] on the CPU, in nats.
 
     The features before each block are computed once, so all N skips cost half as much as N passes.
@@ -88,8 +122,10 @@ def absence_costs(mdp: RoutingMDP, images: Images, batch_size: int = 50, precisi
         images: a few hundred images.
         batch_size: images at a time; the features before all N blocks are held in memory.
         precision: `"fp32"` or `"bf16"`.
+        progress: called as `progress(done, total)`, in images.
     """
     images.check_not_empty()
+    done = 0
     mdp = copy.copy(mdp)
     mdp.net = for_inference(mdp.net)
     added = torch.zeros(mdp.num_decisions, dtype=torch.float64, device="cpu")
@@ -103,6 +139,8 @@ def absence_costs(mdp: RoutingMDP, images: Images, batch_size: int = 50, precisi
             for t, state in enumerate(states):
                 without = _run_on(mdp, mdp.transition(state, ~execute), execute)
                 added[t] += (mdp.loss(without) - whole).sum().item()
+        done += len(labels)
+        progress(done, len(images))
     return added / len(images)
 
 

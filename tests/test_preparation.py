@@ -47,14 +47,35 @@ def test_the_gates_of_a_prepared_network_know_its_rates():
 
 
 @pytest.mark.parametrize("skipping, steps", [(0.88, 0), (0.5, 3)])
-def test_a_tolerant_network_is_not_prepared(tmp_path, monkeypatch, few_images, skipping, steps):
+def test_a_tolerant_network_is_not_prepared(tmp_path, monkeypatch, few_images, capsys, skipping, steps):
     monkeypatch.setattr(
-        setting, "measure_tolerance", lambda mdp, images, *_: Tolerance(len(images), 0.9, skipping, 0.0)
+        setting, "measure_tolerance", lambda mdp, images, *_, **__: Tolerance(len(images), 0.9, skipping, 0.0)
     )
     args = small_args(tmp_path, warmup_iterations=3)
     found, tolerance, costs = look(Setting.of(args))
     assert found.args.warmup_iterations == steps and tolerance.skipping == skipping
     assert (costs is None) == (steps == 0)
+    assert ("preparation: 3 steps" in capsys.readouterr().out) == (steps == 3)
+
+
+def test_a_preset_without_the_preparation_that_a_network_needs_says_so(
+    tmp_path, monkeypatch, few_images, capsys
+):
+    monkeypatch.setattr(
+        setting, "measure_tolerance", lambda mdp, images, *_, **__: Tolerance(len(images), 0.9, 0.5, 0.0)
+    )
+    look(Setting.of(small_args(tmp_path, warmup_iterations=0)))
+    assert "--preset plain" in capsys.readouterr().out
+
+
+def test_a_network_at_chance_is_called_so(tmp_path, monkeypatch, few_images, capsys):
+    """13 of 100 images right with ten classes: Wilson's interval begins at 7.8 %."""
+    for whole, said in ((0.13, True), (0.9, False)):
+        monkeypatch.setattr(
+            setting, "measure_tolerance", lambda *_, whole=whole, **__: Tolerance(100, whole, whole, 0.0)
+        )
+        look(Setting.of(small_args(tmp_path)))
+        assert ("hardly better than chance" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize(

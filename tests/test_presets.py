@@ -72,6 +72,34 @@ def test_an_untrained_network_is_not_prepared_and_does_not_teach():
     args.check()
 
 
+@pytest.fixture
+def own_files(monkeypatch):
+    """Two files of weights, of which only the headers are read."""
+    known = {
+        "plain.safetensors": {"kind": "plain", "depth": 110},
+        "gated.safetensors": {"kind": "rnn", "depth": 110, "alpha": 0.7},
+    }
+    monkeypatch.setattr(situation, "header_of", known.__getitem__)
+
+
+@pytest.mark.usefixtures("own_files")
+def test_the_first_look_is_at_the_shipped_network():
+    """Your own network may need a preparation, which `quick` lacks."""
+    own = parsed("--env SkipResNet110-v0 --dataset rendered-digits --weights plain.safetensors")
+    assert own.preset == "plain" and own.warmup_iterations > 0
+    assert parsed("--env SkipResNet110-v0 --dataset rendered-digits").preset == "quick"
+
+
+@pytest.mark.usefixtures("own_files")
+def test_a_file_with_gates_continues_from_them():
+    line = "--env SkipResNet110-v0 --dataset cifar10 --weights gated.safetensors"
+    args = parsed(line)
+    assert (args.preset, args.gate_weights, args.alpha) == ("gated", "gated.safetensors", 0.7)
+    for changed in ("--gate ff1", "--sp-iterations 5", "--preset plain"):
+        args = parsed(f"{line} {changed}")
+        assert (args.preset, args.gate_weights) == ("plain", None), changed
+
+
 def test_gated_needs_gates():
     with pytest.raises(ValueError, match="--gate-weights"):
         parsed("--dataset cifar100 --preset gated")

@@ -23,7 +23,9 @@ def mdp():
 
 
 def test_absence_costs_are_those_of_routes_without_one_block(mdp, images):
-    found = absence_costs(mdp, images, batch_size=16)
+    shown: list[tuple[int, int]] = []
+    found = absence_costs(mdp, images, batch_size=16, progress=lambda *counts: shown.append(counts))
+    assert shown[-1] == (len(images), len(images)) and len(shown) == -(-len(images) // 16)
     whole = evaluate(mdp, AlwaysExecute(), images).loss.double().mean()
     for t in range(mdp.num_decisions):
         route = torch.ones(mdp.num_decisions)

@@ -69,7 +69,7 @@ class Entry:
         found["execution_rate"] = [sum(rate) / len(rate) for rate in rates]
         found["seeds"] = [run.result["seed"] for run in self.runs]
         found["alpha"] = self.runs[0].result["alpha"]
-        found["wall_times_s"] = [run.result["wall_time_s"] for run in self.runs]  # a busy machine has outliers
+        found["wall_times_s"] = [run.result["wall_time_s"] for run in self.runs]
         found["wall_time_s"] = mean_interval(found["wall_times_s"])[0]
         found["bound"] = "(bound)" in self.name
         found["command"] = self.runs[0].result["command"]

@@ -16,17 +16,16 @@ from agents.common.flags import CommonArgs
 from agents.common.jobs import Job
 from agents.common.parsing import headings, parse
 from agents.common.problems import check_shipped, named_problem
+from agents.common.situation import UNNAMED
 from envs.ids import is_chain
 from skipnet_rl import catalogue
 from skipnet_rl.errors import DataNotFoundError, unknown_name
 from skipnet_rl.files import as_name
 from skipnet_rl.libraries import check_model
-from skipnet_rl.models import PRETRAINED
 from skipnet_rl.runs import NOT_COMPARED
 from skipnet_rl.stored import find_file
 
 OWN = ("run_dir", "resume")  # flags that a sweep gives to each run
-NOT_FILES = (None, "auto", "none", "torchvision", PRETRAINED)  # names of weights that are no files
 
 
 def parted(flag: str, specs: Iterable[str]) -> dict[str, str]:
@@ -181,7 +180,7 @@ class Plan:
             check_model(args.model)
         for weights in (args.weights, *args.networks):
             made = any(job.makes(str(weights)) for job in jobs)
-            if weights not in NOT_FILES and not made and catalogue.find(str(weights)) is None:
+            if weights not in (None, *UNNAMED) and not made and catalogue.find(str(weights)) is None:
                 find_file(str(weights))
 
     def _check_shipped(self, args: CommonArgs) -> None:

@@ -22,8 +22,10 @@ from agents.common.setting import LOOK, WORSE, Setting
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
+from skipnet_rl.progress import image_progress
 from skipnet_rl.randomness import for_images
 from skipnet_rl.rollout import Trajectory, rollout
+from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
 TAUGHT = 0.9  # share of the teacher in the loss
@@ -56,9 +58,17 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
         steps = 0 if tolerance.prepared else args.warmup_iterations
     setting = replace(setting, args=replace(args, warmup_iterations=steps))
     if not steps:
+        if not tolerance.prepared and args.weights != "none":
+            say(
+                "preparation: none, although skips cost the network much; --preset plain, of "
+                "agents.hybrid_reinforce, prepares it"
+            )
         return setting, tolerance, None
+    say(f"preparation: {steps} steps, in which the network learns to do without its least important blocks")
     images = setting.val.first(LOOK // 4)  # only the order of the costs counts
-    return setting, tolerance, absence_costs(setting.mdp(), images, precision=setting.precision)
+    with image_progress("what each block is worth") as show:
+        costs = absence_costs(setting.mdp(), images, precision=setting.precision, progress=show)
+    return setting, tolerance, costs
 
 
 class Preparation:

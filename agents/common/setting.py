@@ -164,9 +164,15 @@ class Setting(Generic[ArgsT]):
 
     def look(self) -> Tolerance:
         """Measure what skips cost the network before anything is trained, and print it in one line."""
-        found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision)
+        with image_progress("what skips cost") as show:
+            found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision, progress=show)
         say(f"network: {found}")
-        if self.args.frozen and not found.prepared:
+        if not found.above_chance(self.net.num_classes) and self.args.weights != "none":
+            say(
+                "the network is hardly better than chance, so nothing can be learned about its blocks; train "
+                "it for longer first (agents.pretrain), and give its weights with --weights"
+            )
+        elif self.args.frozen and not found.prepared:
             say(
                 "a policy over this network can save little, because the network itself is not trained; "
                 "train it with skips first (agents.hybrid_reinforce), and give its weights with --weights"

@@ -33,6 +33,7 @@ from skipnet_rl.stored import header_of
 
 USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
+UNNAMED = ("auto", "none", "torchvision", PRETRAINED)  # weights that are no file and no shipped network
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
 FEWEST = 60  # of each kind that is not zero, whatever a network costs
 CHEAPEST = 0.5  # least relative cost of a model of another library: MACs are not everything
@@ -91,7 +92,8 @@ def values_of(situation: Situation) -> dict[str, Any]:
         )
     name = given
     if given == "auto":
-        first_look = dataset == "rendered-digits" and depth == FIRST_LOOK
+        own = situation.weights not in UNNAMED and not catalogue.find(situation.weights)
+        first_look = dataset == "rendered-digits" and depth == FIRST_LOOK and not own
         name = "quick" if first_look else "gated" if gates else "plain"
     values = PRESETS[name] | gates
     if name in ("plain", "gated"):
@@ -147,7 +149,7 @@ def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
     Raises:
         WeightsError: there is no such file, or it is damaged.
     """
-    if weights in ("auto", "none", "torchvision", PRETRAINED):
+    if weights in UNNAMED:
         return {}
     header = header_of(weights)
     known = ["dataset", "alpha", "cost", "shortcut"]
@@ -172,14 +174,23 @@ def _network(situation: Situation) -> Network:
 
 
 def _gates(situation: Situation, depth: int | None, dataset: str) -> dict[str, Any]:
-    """Return the flags that continue from gates, named or shipped; empty if there are none."""
+    """Return the flags that continue from gates: named ones, those of `--weights`, or shipped ones.
+
+    Empty if there are none of the kind of `--gate`, or if the stages that are asked for start without.
+    """
     given, weights = situation.gate_weights, situation.weights
     if given:
         alpha = trained_as(given).get("alpha")
         if alpha is None:
             raise WeightsError(f"{given} does not name its alpha; expected a gated network")
         return {"weights": given if weights == "auto" else weights, "alpha": alpha}
-    if weights != "auto" or situation.sp_iterations or situation.iterations == 0:
+    if situation.sp_iterations or situation.iterations == 0:
+        return {}
+    if weights not in UNNAMED:
+        header = header_of(weights)
+        gated = header.get("kind") == situation.gate
+        return {"gate_weights": weights, "alpha": header["alpha"]} if gated else {}
+    if weights != "auto":
         return {}
     start = catalogue.find_auto(depth, dataset, "projection", (situation.gate,), situation.alpha)
     return {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]} if start else {}
