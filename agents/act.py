@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,6 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.modules import evaluation_mode
 from skipnet_rl.randomness import step_generator
 from skipnet_rl.rollout import Trajectory, rollout
-from skipnet_rl.tolerance import Tolerance
 from skipnet_rl.weights import ACT
 
 
@@ -54,6 +53,10 @@ from skipnet_rl.weights import ACT
 class Args(CompiledArgs, TrainingArgs):
     """Train halting scores and backbone together."""
 
+    advice: ClassVar[tuple[str, str]] = (
+        "Raise --alpha (or --tau, if you set it), or train longer (--iterations)",
+        "Lower --alpha (or --tau, if you set it), or train longer (--iterations, --tune-iterations)",
+    )
     tau: Method[float | None] = None
     """weight of the ponder cost (default: alpha/N, which the environment pays for a skipped block)"""
     iterations: Schedule[int] = 300
@@ -117,9 +120,9 @@ class Keeper(KeepLast):
             self.learner.mean_accuracy = mean_accuracy(self.learner, images)
         super().end_stage(stage)
 
-    def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
+    def about(self, rate: float) -> dict[str, Any]:
         """The notes, and the accuracy of the mean."""
-        return {**super().about(tolerance, rate), "mean_accuracy": self.learner.mean_accuracy}
+        return {**super().about(rate), "mean_accuracy": self.learner.mean_accuracy}
 
 
 @torch.no_grad()

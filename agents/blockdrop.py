@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ from skipnet_rl.rollout import Trajectory, rollout
 class Args(PreparedArgs):
     """Train a policy network that drops blocks, all at once."""
 
+    advice: ClassVar[tuple[str, str]] = (
+        "Lower --penalty, or train longer (--curriculum, --joint)",
+        "Raise --penalty, or train longer (--curriculum, --joint)",
+    )
     policy_depth: Method[int] = 8
     """depth of the policy network (6n + 2)"""
     penalty: Method[float] = 5.0

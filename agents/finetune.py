@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ from skipnet_rl.weights import FIXED, Opened, new_policy, open_weights
 class Args(TaughtArgs, TrainingArgs):
     """Train a gated network's backbone on the routes that its gates choose."""
 
+    advice: ClassVar[tuple[str, str]] = (
+        "The gates stay as they are: start from gates that skip more (--weights)",
+        "Train longer (--iterations), or start from gates that skip less (--weights)",
+    )
     fixed_route: Method[bool] = False
     """one route for all images, the one that the gates choose most often"""
     iterations: Schedule[int] = 600

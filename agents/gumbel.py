@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,10 @@ TOLERANCE = 0.05  # largest distance from the target at which it counts as met
 class Args(PreparedArgs):
     """Train gates and backbone together through relaxed draws."""
 
+    advice: ClassVar[tuple[str, str]] = (
+        "Lower --target, raise --penalty, or train longer (--iterations)",
+        "Raise --target, lower --penalty, or train longer (--iterations)",
+    )
     gate: Method[Literal["rnn", "ff1", "ff2"]] = "rnn"
     """kind of gate: one LSTM shared by all blocks (rnn), or a small convolutional network per block"""
     target: Method[float] = 0.7

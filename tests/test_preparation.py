@@ -9,8 +9,7 @@ from test_agents import gated_file, small_args
 from toys import hybrid_learner, toy_net, two_colours
 
 from agents import gumbel, hybrid_reinforce
-from agents.common import setting
-from agents.common.keeper import KeepBest
+from agents.common import outcome, setting
 from agents.common.preparation import TRIED, look, shortcomings
 from agents.common.setting import Setting
 from skipnet_rl.checkpoint import read_tensors
@@ -106,7 +105,7 @@ def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):
 
     monkeypatch.setattr(Setting, "validate", validate)
     args = small_args(tmp_path, sp_iterations=0, iterations=5, tune_iterations=0, eval_every=1, lr=0.05)
-    monkeypatch.setattr(KeepBest, "notes", lambda self, tolerance: [])
+    monkeypatch.setattr(outcome, "verdict", lambda *args: [])
     result = hybrid_reinforce.train(args)
     assert result["kept"]["step"] == 3 and result["kept"]["return"] == 0.9
     kept = read_tensors(tmp_path / "run" / "hrl.safetensors")["net.fc.weight"]

@@ -44,12 +44,17 @@ class CommonArgs:
         takes_chains: whether the environment may be a chain of networks.
         takes_processes: whether several processes may train together, see `agents.common.processes`.
         first_look: whether, by default, a data set for a first look is tested on its first images alone.
+        advice: what to change if a run saves nothing, and if it loses accuracy, see `agents.common.verdict`.
     """
 
     frozen: ClassVar[bool] = False
     takes_chains: ClassVar[bool] = False
     takes_processes: ClassVar[bool] = False
     first_look: ClassVar[bool] = True
+    advice: ClassVar[tuple[str, str]] = (
+        "Raise --alpha, or train longer (--iterations)",
+        "Lower --alpha, or train longer (--iterations)",
+    )
 
     env: Data[str] = "SkipResNet110-v0"
     """registered environment id; it names the depth of the network"""

@@ -12,21 +12,15 @@ from torch import nn
 from agents.common.learner import GatedLearner
 from agents.common.loop import Stateful
 from agents.common.outcome import weights_header
-from agents.common.preparation import shortcomings
 from agents.common.setting import Setting
 from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import Images
-from skipnet_rl.policies import AlwaysExecute, Policy
-from skipnet_rl.tolerance import Tolerance
+from skipnet_rl.policies import Policy
 
 # metrics of the kept weights in result.json
 KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after each stage
-ADVICE = (
-    "A skipped block costs this network more than alpha/N pays: raise --alpha, or train longer",
-    "Lower --alpha, or train longer",
-)
 
 
 class Learner(Stateful, Protocol):
@@ -67,11 +61,14 @@ class Keeper(Protocol):
         """Write the weights; returns the file of each row of the table, the run's own policy last."""
         ...
 
-    def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
-        """Further fields of result.json, the notes among them.
+    def kept(self) -> dict[str, Any]:
+        """Summary of the run's own policy on validation images, its file loaded; empty if none is judged."""
+        ...
+
+    def about(self, rate: float) -> dict[str, Any]:
+        """Further fields of result.json, the keeper's own notes among them.
 
         Args:
-            tolerance: how the network coped with skips before training; None for a frozen one and a chain.
             rate: share of decisions that the last row executes.
         """
         ...
@@ -130,7 +127,11 @@ class KeepLast:
         save_weights(self.folder / self.FILE, self.learner.model, self.header)
         return {self.row: self.FILE}
 
-    def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
+        """Summary of the weights in the file: the last validation saw them before they were rounded."""
+        return self.setting.validate(self.learner.mdp, self.learner.policy)
+
+    def about(self, rate: float) -> dict[str, Any]:
         """The notes."""
         return {"notes": self.notes(rate)}
 
@@ -187,26 +188,15 @@ class KeepBest:
         files = dict.fromkeys(FILES[stage] for stage in self.args.plan() if stage in FILES)
         return {file.split(".")[0].upper(): file for file in files}
 
-    def about(self, tolerance: Tolerance | None, rate: float) -> dict[str, Any]:
-        """The notes, see `shortcomings`, and the summary of the best."""
-        return {"notes": self.notes(tolerance), "kept": self.learner.best}
+    def kept(self) -> dict[str, Any]:
+        """Summary of the best; empty after SP alone."""
+        return self.learner.best
 
-    def notes(self, tolerance: Tolerance | None) -> list[str]:
-        """Notes on the best weights."""
-        best, setting = self.learner.best, self.setting
-        if not best:
-            return []
-        if (
-            tolerance
-            and not setting.plain_name
-            and tolerance.images == min(self.args.eval_images, len(setting.val))
-        ):
-            whole = tolerance.whole
-        else:
-            whole = setting.validate(setting.problem.mdp(setting.plain), AlwaysExecute())["accuracy"]
+    def about(self, rate: float) -> dict[str, Any]:
+        """The summary of the best, and a note if it is the start."""
+        best = self.learner.best
         start = ["nothing better was found: the network that the run started from is kept"]
-        found = shortcomings(whole, best["accuracy"], best["compute_flops"], ADVICE)
-        return found + start * (best["step"] == 0)
+        return {"notes": start * (best.get("step") == 0), "kept": best}
 
 
 def settle(learner: GatedLearner, data: Images, stage: str, args: Any) -> None:

@@ -78,5 +78,6 @@ def run_agent(
     rate = rows[last].rate
     references = setting.references(rate, *(() if args.frozen else (learner.mdp, last)))
     files[f"random, {last} weights"] = files[last]
-    about = keeper.about(tolerance, rate)
-    return finish(setting, run, agent, {**references, **rows}, wall_time, files, **about)
+    rows = {**references, **rows}
+    judged = {"validated": keeper.kept(), "tolerance": tolerance}
+    return finish(setting, run, agent, rows, wall_time, files, **judged, **keeper.about(rate))

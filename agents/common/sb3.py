@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ ArgsT = TypeVar("ArgsT", bound="SB3Args")
 class SB3Args(FrozenArgs):
     """Flags of every stable-baselines3 agent; None is the value of the environment's preset."""
 
+    advice: ClassVar[tuple[str, str]] = (
+        "Raise --alpha, or train longer (--episodes)",
+        "Lower --alpha, or train longer (--episodes)",
+    )
     width: Method[int] = 64
     """width of the two hidden layers"""
     episodes: Schedule[int | None] = None
@@ -223,4 +227,5 @@ def train_sb3(
     load_weights(run.folder / WEIGHTS, model.policy)  # report what the file does, rounding included
     learned = setting.evaluate(mdp, policy, name=name)
     rows = {**setting.references(learned.rate), name: learned}
-    return finish(setting, run, agent, rows, wall_time, preset=numbers)
+    validated = setting.validate(mdp, policy)
+    return finish(setting, run, agent, rows, wall_time, validated=validated, preset=numbers)
