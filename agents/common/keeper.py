@@ -195,7 +195,10 @@ class KeepBest:
     def about(self, rate: float) -> dict[str, Any]:
         """The summary of the best, and a note if it is the start."""
         best = self.learner.best
-        start = ["nothing better was found: the network that the run started from is kept"]
+        start = [
+            "nothing better was found: the network that the run started from is kept; try another --alpha, "
+            "or train for longer (agents.finetune)"
+        ]
         return {"notes": start * (best.get("step") == 0), "kept": best}
 
 

@@ -79,5 +79,5 @@ def run_agent(
     references = setting.references(rate, *(() if args.frozen else (learner.mdp, last)))
     files[f"random, {last} weights"] = files[last]
     rows = {**references, **rows}
-    judged = {"validated": keeper.kept(), "tolerance": tolerance}
-    return finish(setting, run, agent, rows, wall_time, files, **judged, **keeper.about(rate))
+    kept, about = keeper.kept(), keeper.about(rate)
+    return finish(setting, run, agent, rows, wall_time, files, validated=kept, tolerance=tolerance, **about)
