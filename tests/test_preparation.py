@@ -90,7 +90,10 @@ def test_a_network_at_chance_is_called_so(tmp_path, monkeypatch, few_images, cap
 def test_notes_at_the_end_of_a_run(whole, accuracy, flops, said):
     found = shortcomings(whole, accuracy, flops, ADVICE)
     assert [note.split(":")[0] for note in found] == said
-    assert all(note.endswith(("raise it", "lower it")) for note in found)
+    if len(found) < 2:
+        assert all(note.endswith(("raise it", "lower it")) for note in found)
+    else:  # not both of two opposites
+        assert found[1].endswith("start from another network (--weights)")
 
 
 def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):

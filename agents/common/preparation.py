@@ -144,9 +144,12 @@ def shortcomings(whole: float, accuracy: float, compute_flops: float, advice: Se
         advice: what to do if nothing is saved, and if accuracy is lost.
     """
     found = []
-    if compute_flops > 0.99:
+    idle, worse = compute_flops > 0.99, whole - accuracy > WORSE
+    if idle and worse:  # to follow one advice would make the other fault worse
+        advice = ("It also loses accuracy", "Train for longer, or start from another network (--weights)")
+    if idle:
         found.append(f"nothing is saved: {compute_flops:.1%} of the FLOPs remain. {advice[0]}")
-    if whole - accuracy > WORSE:
+    if worse:
         found.append(
             f"accuracy is lost: {accuracy:.1%} of the validation images are right, {whole:.1%} with all "
             f"blocks. {advice[1]}"
