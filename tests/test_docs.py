@@ -189,7 +189,7 @@ def test_gate_costs():
     assert stated["rnn"]["110"]["of_block"] == pytest.approx(0.025, abs=0.001)  # the paper says 0.04
 
 
-@pytest.mark.parametrize("folder", ["policies-cifar10", "policies-chain"])
+@pytest.mark.parametrize("folder", ["policies-cifar10", "policies-resnet38", "policies-chain"])
 def test_the_comparison_of_policies_is_that_of_its_file(folder):
     found = json.loads((DOCS / folder / "comparison.json").read_text())
     rows = [
@@ -204,6 +204,7 @@ def test_the_comparison_of_policies_is_that_of_its_file(folder):
     "folder, heading, count",
     [
         ("policies-cifar10", "## On CIFAR-10\n", 15),
+        ("policies-resnet38", "## On CIFAR-10, ResNet-38\n", 16),
         ("policies-chain", "## On a chain\n", 6),
     ],
 )
