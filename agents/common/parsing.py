@@ -20,7 +20,6 @@ from skipnet_rl.errors import unknown_name
 
 ArgsT = TypeVar("ArgsT")
 UNSET = ("None", "False", "True", "", "''", "()")  # defaults that the help does not show
-CHOSEN = {"weights", "preset"}  # flags whose "auto" is what the defaults of a command line chose
 
 
 def headings(args_type: type) -> dict[str, Heading]:
@@ -42,7 +41,7 @@ def parse(
         args_type: a dataclass whose flags are marked as in `CommonArgs`, or one without any marks, whose
             documented fields are all flags, under one heading.
         words: the command line (default: that of this process).
-        default: values of the flags that are not given, and of all fields that are not flags.
+        default: values of the flags that are not given or are "auto", and of all fields that are not flags.
         command: the module whose flags they are (default: that of this process).
 
     Raises:
@@ -63,7 +62,7 @@ def parse(
     found = _read(form, args_type, words, form(**values), command)
     given = {name: value for part in vars(found).values() for name, value in vars(part).items()}
     if default is not None:
-        given |= {name: getattr(default, name) for name in CHOSEN if given.get(name) == "auto"}
+        given |= {name: getattr(default, name) for name, value in given.items() if value == "auto"}
     return replace(start, **given)  # type: ignore[type-var]
 
 
