@@ -119,7 +119,7 @@ def evaluate_all(args: Args) -> dict[str, Any]:
         name = f"thresholds, budget {100 * each.budget:.3g}%"
         at_its_mix = setting.problem.mdp(setting.net.mixed(each.mix))
         rows[name] = setting.evaluate(at_its_mix, each.policy().to(setting.device), name=name)
-    more: dict[str, Any] = {"greedy_order": chosen, "thresholds": [asdict(each) for each in tuned]}
+    more = {"greedy_order": chosen, "thresholds": [asdict(each) for each in tuned]}
     return finish(setting, run, "static", rows, wall_time, {"all blocks": None}, **more)
 
 

@@ -9,9 +9,10 @@ from test_agents import gated_file, small_args
 from toys import hybrid_learner, toy_net, two_colours
 
 from agents import gumbel, hybrid_reinforce
-from agents.common import outcome, setting
-from agents.common.preparation import TRIED, look, shortcomings
+from agents.common import runner, setting
+from agents.common.preparation import TRIED, look
 from agents.common.setting import Setting
+from agents.common.verdict import shortcomings
 from skipnet_rl.checkpoint import read_tensors
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
@@ -108,7 +109,7 @@ def test_the_best_by_the_return_is_kept(tmp_path, monkeypatch, few_images):
 
     monkeypatch.setattr(Setting, "validate", validate)
     args = small_args(tmp_path, sp_iterations=0, iterations=5, tune_iterations=0, eval_every=1, lr=0.05)
-    monkeypatch.setattr(outcome, "verdict", lambda *args: [])
+    monkeypatch.setattr(runner, "verdict", lambda *args: [])
     result = hybrid_reinforce.train(args)
     assert result["kept"]["step"] == 3 and result["kept"]["return"] == 0.9
     kept = read_tensors(tmp_path / "run" / "hrl.safetensors")["net.fc.weight"]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agents.common.chains import chain_header
 from agents.common.tables import print_table
-from agents.common.verdict import verdict
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.evaluate import Evaluation, save_evaluations
 from skipnet_rl.plots import write_plots
 from skipnet_rl.runs import Run, without_places
 from skipnet_rl.terminal import say
-from skipnet_rl.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from agents.common.setting import Setting
@@ -56,10 +54,6 @@ def finish(
     rows: Mapping[str, Evaluation],
     wall_time: float,
     weights: Mapping[str, str | None] | None = None,
-    *,
-    validated: Mapping[str, Any] | None = None,
-    tolerance: Tolerance | None = None,
-    notes: Sequence[str] = (),
     **more: Any,
 ) -> dict[str, Any]:
     """Write the routes, result.json and the plots, then print the table; returns result.json's content.
@@ -74,19 +68,13 @@ def finish(
         wall_time: seconds of training.
         weights: for each row that was played on other weights than the run started from, the file in the
             run's folder, or the name of a shipped network.
-        validated: summary of the last row's policy on validation images, if it was learned; the notes begin
-            with what it falls short of, see `verdict`.
-        tolerance: how the network coped with skips before training, if that was measured.
-        notes: further lines to print last.
-        **more: further fields.
+        **more: further fields; the lines of `notes` are printed last.
     """
     args = setting.args
     files: dict[str, str | None] = {
         **dict.fromkeys(("all blocks", "random"), setting.plain_name),
         **(weights or {}),
     }
-    policy_flops = list(rows.values())[-1].policy_flops
-    found = verdict(setting, validated, policy_flops, tolerance) if validated else []
     result = {
         "env": args.env,
         "agent": agent,
@@ -102,7 +90,7 @@ def finish(
         "command": shlex.join(command(agent)),
         "learned_on": setting.learned_on,
         "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
-        "notes": [*found, *notes],
+        "notes": [],
         **more,
     }
     save_evaluations(run.folder / "routes.npz", rows)

@@ -9,7 +9,6 @@ hybrid REINFORCE starts from there.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.common.distillation import Teacher, distilled
-from agents.common.setting import LOOK, WORSE, Setting
+from agents.common.setting import LOOK, Setting
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
@@ -132,26 +131,3 @@ def prepared_episode(
     aim = rates.clamp(max=TRIED).expand_as(episode.gate_logits)
     missed = F.binary_cross_entropy_with_logits(episode.gate_logits, aim, reduction="none")
     return episode, missed.sum(dim=1).mean()
-
-
-def shortcomings(whole: float, accuracy: float, compute_flops: float, advice: Sequence[str]) -> list[str]:
-    """Notes on a run that saves no compute or loses accuracy; none if it does neither.
-
-    Args:
-        whole: accuracy of the network with all blocks, on validation images.
-        accuracy: accuracy of the final policy on the same images.
-        compute_flops: FLOPs of the final policy over those of the plain network.
-        advice: what to do if nothing is saved, and if accuracy is lost.
-    """
-    found = []
-    idle, worse = compute_flops > 0.99, whole - accuracy > WORSE
-    if idle and worse:  # to follow one advice would make the other fault worse
-        advice = ("It also loses accuracy", "Train for longer, or start from another network (--weights)")
-    if idle:
-        found.append(f"nothing is saved: {compute_flops:.1%} of the FLOPs remain. {advice[0]}")
-    if worse:
-        found.append(
-            f"accuracy is lost: {accuracy:.1%} of the validation images are right, {whole:.1%} with all "
-            f"blocks. {advice[1]}"
-        )
-    return found

@@ -21,6 +21,7 @@ from agents.common.outcome import finish
 from agents.common.preparation import look
 from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
+from agents.common.verdict import verdict
 from skipnet_rl.checkpoint import load_weights
 from skipnet_rl.data import Images
 from skipnet_rl.device import cpu_by_default
@@ -78,6 +79,7 @@ def run_agent(
     rate = rows[last].rate
     references = setting.references(rate, *(() if args.frozen else (learner.mdp, last)))
     files[f"random, {last} weights"] = files[last]
-    rows = {**references, **rows}
     kept, about = keeper.kept(), keeper.about(rate)
-    return finish(setting, run, agent, rows, wall_time, files, validated=kept, tolerance=tolerance, **about)
+    if kept:
+        about["notes"] = verdict(setting, kept, rows[last].policy_flops, tolerance) + about["notes"]
+    return finish(setting, run, agent, {**references, **rows}, wall_time, files, **about)

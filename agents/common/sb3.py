@@ -31,6 +31,7 @@ from agents.common.outcome import finish, weights_header
 from agents.common.sb3_policies import WEIGHTS, ModelPolicy
 from agents.common.setting import Setting
 from agents.common.situation import situation_of
+from agents.common.verdict import verdict
 from agents.common.watch import check_finite
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
@@ -227,5 +228,5 @@ def train_sb3(
     load_weights(run.folder / WEIGHTS, model.policy)  # report what the file does, rounding included
     learned = setting.evaluate(mdp, policy, name=name)
     rows = {**setting.references(learned.rate), name: learned}
-    validated = setting.validate(mdp, policy)
-    return finish(setting, run, agent, rows, wall_time, validated=validated, preset=numbers)
+    notes = verdict(setting, setting.validate(mdp, policy), learned.policy_flops)
+    return finish(setting, run, agent, rows, wall_time, preset=numbers, notes=notes)

@@ -29,10 +29,8 @@ from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
 
 LOOK = 500  # validation images, at most, for the measurements before training
-WORSE = 0.02  # loss of accuracy above which a run prints a note
 # test images on a data set for a first look; all 4,000 would take the main command 45 seconds more
 TEST_IMAGES = {"rendered-digits": 2_000}
-
 
 ArgsT = TypeVar("ArgsT", bound=CommonArgs)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agents.common.preparation import shortcomings
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from agents.common.setting import Setting
 
+WORSE = 0.02  # loss of accuracy above which a run prints a note
 SHOWN = 5e-4  # share of the FLOPs that is shown as 0.1 %
 
 
@@ -41,4 +41,27 @@ def accuracy_of_whole(setting: Setting, tolerance: Tolerance | None) -> float:
     if tolerance and not setting.plain_name and tolerance.images == images:
         return tolerance.whole
     found: float = setting.validate(setting.problem.mdp(setting.plain), AlwaysExecute())["accuracy"]
+    return found
+
+
+def shortcomings(whole: float, accuracy: float, compute_flops: float, advice: Sequence[str]) -> list[str]:
+    """Notes on a run that saves no compute or loses accuracy; none if it does neither.
+
+    Args:
+        whole: accuracy of the network with all blocks, on validation images.
+        accuracy: accuracy of the final policy on the same images.
+        compute_flops: FLOPs of the final policy over those of the plain network.
+        advice: what to do if nothing is saved, and if accuracy is lost.
+    """
+    found = []
+    idle, worse = compute_flops > 0.99, whole - accuracy > WORSE
+    if idle and worse:  # to follow one advice would make the other fault worse
+        advice = ("It also loses accuracy", "Train for longer, or start from another network (--weights)")
+    if idle:
+        found.append(f"nothing is saved: {compute_flops:.1%} of the FLOPs remain. {advice[0]}")
+    if worse:
+        found.append(
+            f"accuracy is lost: {accuracy:.1%} of the validation images are right, {whole:.1%} with all "
+            f"blocks. {advice[1]}"
+        )
     return found
