@@ -74,10 +74,11 @@ def test_an_untrained_network_is_not_prepared_and_does_not_teach():
 
 @pytest.fixture
 def own_files(monkeypatch):
-    """Two files of weights, of which only the headers are read."""
+    """Files of weights, of which only the headers are read."""
     known = {
         "plain.safetensors": {"kind": "plain", "depth": 110},
         "gated.safetensors": {"kind": "rnn", "depth": 110, "alpha": 0.7},
+        "foreign.safetensors": {"kind": "rnn", "depth": 110},
     }
     monkeypatch.setattr(situation, "header_of", known.__getitem__)
 
@@ -98,6 +99,8 @@ def test_a_file_with_gates_continues_from_them():
     for changed in ("--gate ff1", "--sp-iterations 5", "--preset plain"):
         args = parsed(f"{line} {changed}")
         assert (args.preset, args.gate_weights) == ("plain", None), changed
+    args = parsed(line.replace("gated", "foreign"))  # their alpha is unknown
+    assert (args.preset, args.gate_weights) == ("plain", None)
 
 
 def test_gated_needs_gates():

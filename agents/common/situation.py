@@ -186,14 +186,13 @@ def _gates(situation: Situation, depth: int | None, dataset: str) -> dict[str, A
         return {"weights": given if weights == "auto" else weights, "alpha": alpha}
     if situation.sp_iterations or situation.iterations == 0:
         return {}
-    if weights not in UNNAMED:
-        header = header_of(weights)
-        gated = header.get("kind") == situation.gate
-        return {"gate_weights": weights, "alpha": header["alpha"]} if gated else {}
-    if weights != "auto":
-        return {}
-    start = catalogue.find_auto(depth, dataset, "projection", (situation.gate,), situation.alpha)
-    return {"weights": start["name"], "gate_weights": start["name"], "alpha": start["alpha"]} if start else {}
+    if weights == "auto":
+        start = catalogue.find_auto(depth, dataset, "projection", (situation.gate,), situation.alpha) or {}
+        weights = start.get("name", weights)
+    else:
+        start = {} if weights in UNNAMED else header_of(weights)
+    gated = start.get("kind") == situation.gate and "alpha" in start
+    return {"weights": weights, "gate_weights": weights, "alpha": start["alpha"]} if gated else {}
 
 
 def _stored(situation: Situation) -> dict[str, Any] | None:
