@@ -1,7 +1,9 @@
 """A run says at its end if the policy that it keeps saves nothing or loses accuracy."""
 
+import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -177,6 +179,23 @@ def test_the_whole_network_is_played_once(network, monkeypatch):
     monkeypatch.setattr(Setting, "validate", None)
     assert verdict(made, kept, 0.0, Tolerance(64, 0.519, 0.4, 0.0)) == []
     assert "52.1% with all" in verdict(made, kept, 0.0, Tolerance(64, 0.521, 0.4, 0.0))[0]
+
+
+@pytest.mark.parametrize("agent", [reinforce, gumbel], ids=["frozen", "trained"])
+def test_a_policy_over_a_frozen_network_is_not_blamed_for_that_network(agent, network):
+    """A run from shipped gates shows the best plain network, too, which only training could equal."""
+    made = Setting.of(agent.Args(**network, batch_size=8))
+    weak = copy.deepcopy(made.net)
+    torch.nn.init.zeros_(weak.fc.weight)
+    beside = replace(made, net=weak, plain=made.net, plain_name="better")
+    own, plain = (made.validate(RoutingMDP(net), AlwaysExecute())["accuracy"] for net in (weak, made.net))
+    assert own < 0.3 and plain > 0.7
+    for tolerance in (None, Tolerance(64, own, 0.1, 0.0)):
+        notes = verdict(beside, {"accuracy": own, "compute_flops": 0.6}, 0.0, tolerance)
+        if made.args.frozen:
+            assert notes == []
+        else:
+            assert len(notes) == 1 and f"{own:.1%} of the validation images are right, {plain:.1%}" in notes[0]
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from agents.common.distillation import Teacher, distilled
 from agents.common.setting import LOOK, Setting
-from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
 from skipnet_rl.progress import image_progress
@@ -40,15 +39,11 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
 
     Returns:
         The setting, without steps of preparation if skips cost the network little; what they cost, or None
-        for a frozen network and for a chain; the cost of each block's absence [N], or None if nothing is to
-        be prepared. A resumed run keeps its first decision.
+        for a chain; the cost of each block's absence [N], or None if nothing is to be prepared. A resumed run
+        keeps its first decision.
     """
-    args = setting.args
-    if args.frozen or isinstance(setting.problem, ChainProblem):
-        setting.introduce()
-        return setting, None, None
-    tolerance = setting.look()
-    if not hasattr(args, "warmup_iterations"):
+    args, tolerance = setting.args, setting.introduce()
+    if tolerance is None or not hasattr(args, "warmup_iterations"):
         return setting, tolerance, None
     before = args.run_dir and args.run_dir / "args.json"
     if before and before.is_file() and args.resume:

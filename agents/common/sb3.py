@@ -197,7 +197,7 @@ def train_sb3(
         make_model: takes the environment and the numbers.
     """
     setting = Setting.of(args)
-    setting.introduce()
+    tolerance = setting.introduce()
     numbers = preset(args, presets)
     mdp = setting.mdp()
     env = training_env(setting, numbers["num_envs"])
@@ -228,5 +228,5 @@ def train_sb3(
     load_weights(run.folder / WEIGHTS, model.policy)  # report what the file does, rounding included
     learned = setting.evaluate(mdp, policy, name=name)
     rows = {**setting.references(learned.rate), name: learned}
-    notes = verdict(setting, setting.validate(mdp, policy), learned.policy_flops)
+    notes = verdict(setting, setting.validate(mdp, policy), learned.policy_flops, tolerance)
     return finish(setting, run, agent, rows, wall_time, preset=numbers, notes=notes)

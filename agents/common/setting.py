@@ -150,18 +150,17 @@ class Setting(Generic[ArgsT]):
                 mdp, policy, images, mode=mode, generator=draws, precision=self.precision, progress=show
             )
 
-    def introduce(self) -> None:
-        """Print how well the network copes with skips, or what each network of a chain achieves."""
-        if not isinstance(self.net, Chain):
-            self.look()
-            return
-        val = self.val
-        records = val if isinstance(val, Records) else recorded(self.net, val.first(LOOK), self.precision)
-        for line in look_at_chain(replayed(self.net), records):
-            say(line)
+    def introduce(self) -> Tolerance | None:
+        """Measure what skips cost the network before anything is trained, and print it in one line.
 
-    def look(self) -> Tolerance:
-        """Measure what skips cost the network before anything is trained, and print it in one line."""
+        Of a chain, print what each network achieves instead, and return None.
+        """
+        if isinstance(self.net, Chain):
+            val = self.val
+            records = val if isinstance(val, Records) else recorded(self.net, val.first(LOOK), self.precision)
+            for line in look_at_chain(replayed(self.net), records):
+                say(line)
+            return None
         with image_progress("what skips cost") as show:
             found = measure_tolerance(self.mdp(), self.val.first(LOOK), self.precision, progress=show)
         say(f"network: {found}")

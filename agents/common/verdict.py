@@ -20,13 +20,14 @@ def verdict(
 ) -> list[str]:
     """Return notes on a policy that saves nothing or loses accuracy, see `shortcomings`; none if it is fine.
 
-    It is compared with the network of the row "all blocks", on the validation images of the training.
+    It is compared with the network of the row "all blocks", on the validation images of the training; over a
+    frozen network, with that network, since no policy can make up for what the network itself lacks.
 
     Args:
         setting: the setting of the run; its `args` name the flags to change.
         kept: summary of the policy that the run keeps, on these images.
         policy_flops: the policy's own FLOPs over those of the plain network.
-        tolerance: the measurement before training, if any, which may have counted the same images.
+        tolerance: the measurement before training; None for a chain.
     """
     save, spare = setting.args.advice
     if kept["compute_flops"] >= 1 + SHOWN:
@@ -36,11 +37,12 @@ def verdict(
 
 
 def accuracy_of_whole(setting: Setting, tolerance: Tolerance | None) -> float:
-    """Return the accuracy of the row "all blocks", on the validation images of the training."""
+    """Return the accuracy of the network that a policy is compared with, every block executed."""
+    net = setting.net if setting.args.frozen else setting.plain
     images = min(setting.args.eval_images, len(setting.val))
-    if tolerance and not setting.plain_name and tolerance.images == images:
+    if tolerance and net is setting.net and tolerance.images == images:  # it counted the same images
         return tolerance.whole
-    found: float = setting.validate(setting.problem.mdp(setting.plain), AlwaysExecute())["accuracy"]
+    found: float = setting.validate(setting.problem.mdp(net), AlwaysExecute())["accuracy"]
     return found
 
 
