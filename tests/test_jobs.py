@@ -165,6 +165,16 @@ def test_processes_end_with_the_runner(played, monkeypatch):
         os.kill(process, 0)
 
 
+def test_sigterm_is_an_interruption():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        jobs.end_runs_on_sigterm()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_job_does_not_see_the_ctrl_c_that_ends_its_runner(played):
     """It would print its own traceback, whatever it is importing."""
     job = played(code="os.kill(os.getpid(), 2)")

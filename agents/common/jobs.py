@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from skipnet_rl.files import remove_folder
 from skipnet_rl.runs import without_places
@@ -205,9 +205,8 @@ def exit_if_failed(failed: Sequence[Job]) -> None:
 
 
 def end_runs_on_sigterm() -> None:
-    """Turn SIGTERM into an exception, so that a pool's runs end with this process."""
+    """Let SIGTERM do what Ctrl-C does: a pool's runs end with this process, which says so.
 
-    def leave(*_: Any) -> None:
-        sys.exit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, leave)
+    Of the exceptions that a signal could raise, Ray, while it waits, passes on KeyboardInterrupt alone.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
