@@ -29,6 +29,7 @@ PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines
 # flags that depend on the machine and do not change results, with their number of values
 MACHINE_FLAGS = {"data_dir": 1, "device": 1, "resume": 0, "no_resume": 0, "debug": 0, "no_debug": 0}
 LISTS = {"teacher", "teacher_depth"}  # flags that had one value, or null, in older runs
+LACKED = {"compile": False}  # flags that older runs lack, with the value that they ran with
 NOT_COMPARED = {"resume", "run_dir", "data_dir", "device", "download", "debug"}  # may change on resuming
 
 
@@ -216,9 +217,9 @@ def as_stored(args: Any) -> dict[str, Any]:
 
 
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:
-    """Convert args.json of an older run: a flag with several values is a list."""
+    """Convert args.json of an older run: a flag with several values is a list, and no flag is lacking."""
     older = {key: stored[key] for key in LISTS & stored.keys() if not isinstance(stored[key], list)}
-    return {**stored, **{key: [] if value is None else [value] for key, value in older.items()}}
+    return {**LACKED, **stored, **{key: [] if value is None else [value] for key, value in older.items()}}
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:

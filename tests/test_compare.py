@@ -122,10 +122,17 @@ def test_other_flags_are_separate_rows(tmp_path):
 
 
 def test_seeds_from_before_a_flag_go_with_later_ones(tmp_path):
-    older = run(tmp_path, "gumbel", 0, [row("Gumbel", 0.8)])
-    later = [run(tmp_path, "gumbel", 1, [row("Gumbel", 0.8)], compile=each) for each in (False, True)]
-    names = {entry.name: len(entry.rows) for entry in collect([older, *later])}
-    assert names == {"Gumbel": 2, "Gumbel compile=True": 1}
+    older = run(tmp_path / "older", "gumbel", 0, [row("Gumbel", 0.8)])
+    later = [
+        run(tmp_path / f"{each}", "gumbel", 1, [row("Gumbel", 0.8)], compile=each) for each in (False, True)
+    ]
+    for each in (older, *later):
+        each.folder.mkdir()
+        (each.folder / "args.json").write_text(json.dumps(each.args))
+        (each.folder / "result.json").write_text(json.dumps(each.result))
+    found = collect([FinishedRun.read(each.folder) for each in (older, *later)])
+    names = {entry.name: len(entry.rows) for entry in found}
+    assert names == {"Gumbel compile=False": 2, "Gumbel compile=True": 1}
 
 
 def test_found_values_are_rounded_where_that_tells_the_rows_apart(tmp_path):

@@ -51,8 +51,9 @@ def test_a_run_is_not_overwritten(tmp_path):
         ({"teacher": "auto", "teacher_depth": 38}, {"teacher": ["auto"], "teacher_depth": [38]}),
     ],
 )
-def test_older_runs_had_one_teacher_or_none(before, now):
-    assert as_now(before) == as_now(now) == now
+def test_older_runs_had_one_teacher_or_none_and_compiled_nothing(before, now):
+    assert as_now(before) == as_now(now) == {**now, "compile": False}
+    assert as_now({"compile": True}) == {"compile": True}
     check_same(before, now)
     with pytest.raises(ValueError, match="cannot resume with teacher"):
         check_same(before, {**now, "teacher": ["other"]})

@@ -35,8 +35,6 @@ NOT_A_FLAG = {
     "test_images",
 }
 
-UNLESS_GIVEN = [("compile", False)]  # flags that older runs lack, with the value that they ran with
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -107,14 +105,14 @@ def wider_interval(row: Mapping[str, Any]) -> tuple[float, float]:
 def flags(run: FinishedRun) -> dict[str, Any]:
     """Return the arguments in which two runs must agree to count as seeds of one another.
 
-    Those that are None, empty or as in `UNLESS_GIVEN` are left out, so that a run from before a flag existed
-    agrees with one that did not give it.
+    Those that are None or empty are left out, so that a run from before a flag existed agrees with one that
+    did not give it.
     """
     left_out = NOT_A_FLAG - {"eval_images"} if "greedy_order" in run.result else NOT_A_FLAG  # chosen on them
     return {
         key: value
         for key, value in run.args.items()
-        if key not in left_out and value not in (None, []) and (key, value) not in UNLESS_GIVEN
+        if key not in left_out and value not in (None, [])
     }
 
 
