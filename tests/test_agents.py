@@ -13,8 +13,8 @@ import pytest
 import torch
 from toys import Replay, hybrid_learner, toy_net, two_colours
 
+from agents import act, blockdrop, finetune, gumbel, hybrid_reinforce, pretrain
 from agents import evaluate as play
-from agents import finetune, hybrid_reinforce, pretrain
 from agents.common import keeper, setting
 from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, load_teachers
@@ -594,6 +594,10 @@ def test_a_teacher_is_named_by_its_weights(tmp_path, monkeypatch):
             {"distillation": 0.5, "teacher": ("auto",), "depth": 74},
             "no ResNet-74 on rendered-digits is shipped",
         ),
+        (
+            {"weights": "auto", "depth": 74},
+            "^no ResNet-74 on rendered-digits is shipped; leave out --weights to start from new ones$",
+        ),
         ({"weights": "resnet20-rendered-digits", "depth": 14}, "a ResNet-20 cannot grow to a ResNet-14"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"optimizer": "adamw", "momentum": 0.9}, "--momentum is for sgd, but --optimizer is adamw"),
@@ -700,10 +704,18 @@ def test_what_presets_set_is_checked_too(flags, message, tmp_path, few_images):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("agent", [act, blockdrop, finetune, gumbel, pretrain])
+def test_help_speaks_of_chains_only_where_an_agent_takes_them(agent, capsys):
+    assert not agent.Args.takes_chains
+    with pytest.raises(SystemExit):
+        parse(agent.Args, ["--help"], agent.Args())
+    assert "chain" not in capsys.readouterr().out
+
+
 def test_help_tells_one_default_of_a_flag(capsys):
     for default, shown, other in (
-        (None, "0.05 per decision", "1.4"),
-        (1.4, "(default: 1.4)", "per decision"),
+        (None, "(default: the environment's, usually 1)", "1.4"),
+        (1.4, "(default: 1.4)", "the environment's, usually 1)"),
     ):
         with pytest.raises(SystemExit):
             parse(finetune.Args, ["--help"], finetune.Args(alpha=default))

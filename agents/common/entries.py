@@ -109,11 +109,7 @@ def flags(run: FinishedRun) -> dict[str, Any]:
     did not give it.
     """
     left_out = NOT_A_FLAG - {"eval_images"} if "greedy_order" in run.result else NOT_A_FLAG  # chosen on them
-    return {
-        key: value
-        for key, value in run.args.items()
-        if key not in left_out and value not in (None, [])
-    }
+    return {key: value for key, value in run.args.items() if key not in left_out and value not in (None, [])}
 
 
 def collect(runs: Sequence[FinishedRun]) -> list[Entry]:

@@ -73,7 +73,7 @@ class CommonArgs:
     weights: Data[str] = "auto"
     """backbone to start from: a file (.safetensors, or a PyTorch state_dict of this or another project), the
     name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's weights,
-    DEFAULT for those of the library of --model, or none; a chain takes only auto and none"""
+    DEFAULT for those of the library of --model, or none"""
     shortcut: Data[Literal["projection", "pad", "pool"]] = "projection"
     """kind of shortcut where a block changes the shape"""
     model: Data[str | None] = None
@@ -84,10 +84,10 @@ class CommonArgs:
     image_size: Data[int | None] = None
     """side in pixels of the images that the model sees (default: the file's, else the model's)"""
     alpha: Method[float | None] = None
-    """weight of the compute saving against the loss (default: 1; on a chain, 0.05 per decision)"""
+    """weight of the compute saving against the loss (default: the environment's, usually 1)"""
     cost: Method[Literal["blocks", "flops"] | None] = None
-    """unit of the compute saving: 1 for each skipped block, or its FLOPs (default: blocks; on a chain,
-    flops)"""
+    """unit of the compute saving: 1 for each skipped block, or its FLOPs (default: the environment's, usually
+    blocks)"""
     eval_images: Run[int] = 500
     """validation images in each evaluation during training"""
     test_images: Run[int | None] = None

@@ -60,17 +60,18 @@ def check_shipped(args: CommonArgs, problem: Problem) -> None:
                 f"no ResNet-{missing[0]} on {problem.dataset} is shipped; choose another data set or chain "
                 "(for rendered-digits SkipChain20x110-v0), or --weights none for untrained networks"
             )
-    elif not args.trains_networks:
         return
-    elif isinstance(problem, ModelProblem):
-        raise WeightsError(
-            f"no weights of {problem.model} are shipped; train some: python -m agents.pretrain "
-            f"--model {problem.model}, and give the file: --weights runs/…/weights.safetensors "
-            f"(or {PRETRAINED} for the library's own, or none)"
-        )
+    if not args.trains_networks:
+        return
+    if isinstance(problem, ModelProblem):
+        lacking, named = f"no weights of {problem.model} are shipped", f"--model {problem.model}"
+        own = f", or --weights {PRETRAINED} for the library's own"
     else:
-        raise WeightsError(
-            f"no ResNet-{problem.depth} on {problem.dataset} is shipped; train one: python -m "
-            f"agents.pretrain --depth {problem.depth} --dataset {problem.dataset}, and give its weights: "
-            "--weights runs/…/weights.safetensors (or --weights none for untrained ones)"
-        )
+        lacking = f"no ResNet-{problem.depth} on {problem.dataset} is shipped"
+        named, own = f"--depth {problem.depth} --dataset {problem.dataset}", ""
+    if type(args).weights == "none":  # pretraining, which the others are sent to
+        raise WeightsError(f"{lacking}; leave out --weights to start from new ones{own}")
+    raise WeightsError(
+        f"{lacking}; train some: python -m agents.pretrain {named}, and give the file: "
+        f"--weights runs/…/weights.safetensors (or --weights none for untrained ones{own})"
+    )
