@@ -68,12 +68,6 @@ class Args(CompiledArgs, TrainingArgs):
     gate_lr: Schedule[float] = 2e-2
     """Adam's learning rate for the halting scores, falling linearly to zero"""
 
-    def check(self) -> None:
-        """Raise a ValueError for a name or number that makes no sense."""
-        super().check()
-        if self.iterations < 1:
-            raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
-
     def plan(self) -> list[str]:
         """The stage of each training step."""
         return ["train"] * self.iterations + ["tune"] * self.tune_iterations

@@ -51,6 +51,7 @@ class Args(PreparedArgs):
         "Lower --penalty, or train longer (--curriculum, --joint)",
         "Raise --penalty, or train longer (--curriculum, --joint)",
     )
+    lengths: ClassVar[tuple[str, ...]] = ("curriculum", "joint")
     policy_depth: Method[int] = 8
     """depth of the policy network (6n + 2)"""
     penalty: Method[float] = 5.0
@@ -72,8 +73,6 @@ class Args(PreparedArgs):
         super().check()
         if not 0.5 < self.bound <= 1:
             raise ValueError(f"--bound is {self.bound}; expected 0.5 < bound <= 1")
-        if set(self.plan()) <= {"warmup"}:
-            raise ValueError("there is no training step; raise --curriculum or --joint")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""

@@ -72,8 +72,6 @@ class Args(TaughtArgs, TrainingArgs):
                 f"--weights is {self.weights}; expected a network with gates: a file, or the name of a "
                 "shipped one (none is shipped for this id and data set)"
             )
-        if self.iterations < 1:
-            raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""

@@ -67,12 +67,6 @@ class Args(PreparedArgs):
     gate_lr: Schedule[float] = 1e-2
     """Adam's learning rate for the gates, falling linearly to zero"""
 
-    def check(self) -> None:
-        """Raise a ValueError for a name or number that makes no sense."""
-        super().check()
-        if self.iterations < 1:
-            raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
-
     def plan(self) -> list[str]:
         """The stage of each training step."""
         return ["warmup"] * self.warmup_iterations + ["train"] * self.iterations

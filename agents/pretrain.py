@@ -11,7 +11,6 @@ blocks, and saves the work of the blocks that a batch drops.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +23,7 @@ from agents.common.distillation import SHARE, TaughtArgs, Teacher, distilled, te
 from agents.common.flags import Data, Method, Run, Schedule
 from agents.common.loop import learn
 from agents.common.new_network import new_network
-from agents.common.optimizers import adamw, resume, sgd
+from agents.common.optimizers import adamw, resume, sgd, warmed_up
 from agents.common.outcome import finish, weights_header
 from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
@@ -142,16 +141,6 @@ class Args(TaughtArgs):
         return max(steps, FEWEST_STEPS) if self.epochs is None else steps
 
 
-def learning_rate(step: int, steps: int, args: Args) -> float:
-    """Return the learning rate of a step: linear warm-up, then the schedule."""
-    progress = (step + 0.5) / steps
-    if progress < args.warmup:
-        return args.lr * progress / args.warmup
-    if args.schedule == "cosine":
-        return args.lr * 0.5 * (1 + math.cos(math.pi * (progress - args.warmup) / (1 - args.warmup)))
-    return args.lr * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
-
-
 class Learner:
     """A backbone and its optimizer."""
 
@@ -182,8 +171,9 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
         The batch as episodes; their loss is the one that was minimised, the teachers' share included.
     """
     episode = play(learner, data, step, args)
+    progress = (step + 0.5) / args.steps(len(data))
     for group in learner.optimizer.param_groups:
-        group["lr"] = learning_rate(step, args.steps(len(data)), args)
+        group["lr"] = args.lr * warmed_up(args.schedule, args.warmup, progress)
     learner.optimizer.zero_grad()
     episode.loss.mean().backward()
     average_gradients(learner.net.parameters())

@@ -60,8 +60,6 @@ class Args(FrozenArgs, TrainingArgs):
         """Raise a ValueError for a name or number that makes no sense."""
         super().check()
         check_routes(self.batch_size, self.routes, self.baseline)
-        if self.iterations < 1:
-            raise ValueError(f"--iterations is {self.iterations}; expected at least 1")
 
     def plan(self) -> list[str]:
         """The stage of each training step."""

@@ -184,7 +184,12 @@ def test_presets_are_complete(env):
         (gumbel, ["--lr", "inf"], "--lr is inf; expected a finite number"),
         (gumbel, ["--penalty", "-3"], "--penalty is -3.0"),
         (act, ["--tau", "-1"], "--tau is -1.0; expected 0 or more"),
-        (act, ["--iterations", "0"], "--iterations is 0; expected at least 1"),
+        (act, ["--iterations", "0"], "--iterations is 0, so that no step trains the policy"),
+        (
+            blockdrop,
+            ["--curriculum", "0", "--joint", "0"],
+            "--curriculum and --joint are 0, so that no",
+        ),
         (blockdrop, ["--batch-size", "0"], "--batch-size is 0"),
         (static, ["--eval-images", "-3"], "--eval-images is -3"),
         (reinforce, ["--baseline", "value"], "unknown baseline 'value'"),

@@ -20,7 +20,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.distillation import Teacher, load_teachers
 from agents.common.finished import FinishedRun
 from agents.common.keeper import KeepBest
-from agents.common.optimizers import falling, staged
+from agents.common.optimizers import falling, staged, warmed_up
 from agents.common.parsing import headings, parse
 from agents.common.setting import Setting
 from skipnet_rl import problem
@@ -331,6 +331,14 @@ def test_learning_rates_fall_in_hrl_and_in_its_tuning():
     )
     assert dataclasses.replace(args, sp_iterations=0).plan() == ["warmup"] + ["hrl"] * 4 + ["tune"] * 2
     assert dataclasses.replace(args, iterations=0).plan() == ["warmup", "sp", "sp"]
+
+
+def test_learning_rate_of_pretraining_rises_and_falls():
+    done = (0.05, 0.1, 0.55, 1)
+    assert [warmed_up("cosine", 0.1, share) for share in done] == pytest.approx([0.5, 1, 0.5, 0])
+    done = (0.05, 0.1, 0.49, 0.5, 0.74, 0.75, 1)
+    assert [warmed_up("step", 0.1, share) for share in done] == [0.5, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert warmed_up("step", 0.0, 0.0) == 1
 
 
 def test_sgd_moves_the_backbone_and_adam_the_gates():
@@ -652,7 +660,7 @@ def test_a_used_run_folder_is_refused_and_left_as_it_was(tmp_path, few_images):
         (["--alpha", "nan"], "--alpha is nan; expected a finite number"),
         (["--batch-size", "10", "--routes", "4"], "not a multiple of --routes 4"),
         (["--routes", "1"], "baseline leave-one-out needs --routes 2"),
-        (["--sp-iterations", "0", "--iterations", "0"], "raise --iterations or"),
+        (["--sp-iterations", "0", "--iterations", "0"], "--iterations and --sp-iterations are 0"),
         (["--teacher", "none"], "an untrained network cannot teach"),
         (["--batch-size", "0"], "--batch-size is 0; expected more than 0"),
         (["--batch-size", "1000000"], "--batch-size asks for 1000000 images per step"),

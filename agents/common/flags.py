@@ -137,7 +137,13 @@ class CommonArgs:
 
 @dataclass(frozen=True)
 class TrainingArgs(CommonArgs):
-    """Flags of every agent that trains step by step."""
+    """Flags of every agent that trains step by step.
+
+    Attributes:
+        lengths: flags with the steps that train the policy; one of them must be more than 0.
+    """
+
+    lengths: ClassVar[tuple[str, ...]] = ("iterations",)
 
     batch_size: Schedule[int] = 128
     """episodes per step"""
@@ -164,6 +170,14 @@ class TrainingArgs(CommonArgs):
     def plan(self) -> list[str]:
         """The stage of each training step."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise a ValueError for a name or number that makes no sense."""
+        super().check()
+        if not any(getattr(self, name) for name in self.lengths):
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in self.lengths)
+            are = "is" if len(self.lengths) == 1 else "are"
+            raise ValueError(f"{flags} {are} 0, so that no step trains the policy; expected more than 0")
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,32 @@ def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def falling(schedule: str, left: float) -> float:
-    """Return the factor of a learning rate that falls to zero, unless the schedule is `"constant"`.
+    """Return the factor of a learning rate that falls over training.
 
     Args:
-        schedule: `"constant"`, `"linear"` or `"cosine"`.
+        schedule: `"constant"`; `"linear"` or `"cosine"`, to zero; or `"step"`, divided by ten at half and at
+            three quarters of the steps.
         left: share of the steps still to come, from 1 down to 0.
     """
     if schedule == "constant":
         return 1.0
+    if schedule == "step":
+        return 1.0 if left > 0.5 else 0.1 if left > 0.25 else 0.01
     return left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def warmed_up(schedule: str, warmup: float, progress: float) -> float:
+    """Return the factor of a learning rate that first rises from zero.
+
+    Args:
+        schedule: see `falling`; a cosine begins after the rise.
+        warmup: share of the steps over which it rises.
+        progress: share of the steps that are done, from 0 to 1.
+    """
+    if progress < warmup:
+        return progress / warmup
+    left = 1 - progress
+    return falling(schedule, left / (1 - warmup) if schedule == "cosine" else left)
 
 
 def staged(schedule: str, plan: Sequence[str], step: int) -> float:
@@ -78,10 +95,7 @@ def staged(schedule: str, plan: Sequence[str], step: int) -> float:
         step: from 0.
     """
     stage = plan[step]
-    if schedule == "step":
-        done = (step - plan.index(stage)) / plan.count(stage)
-        return 1.0 if stage != "sp" or done < 0.5 else 0.1 if done < 0.75 else 0.01
-    if stage == "warmup" or (schedule, stage) == ("linear", "sp"):
+    if stage == "warmup" or (schedule, stage) == ("linear", "sp") or (schedule == "step" and stage != "sp"):
         return 1.0
     span = ("hrl", "tune") if schedule == "cosine" and stage != "sp" else (stage,)
     begin = min(plan.index(part) for part in span if part in plan)
