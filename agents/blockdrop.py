@@ -154,7 +154,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
 
 def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
     """Build the learner, with a new policy network."""
-    return Learner(setting.args, setting.mdp(), setting.precision, Preparation(setting, costs))
+    return Learner(setting.args, setting.mdp(), setting.precision, Preparation.of(setting, costs))
 
 
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:

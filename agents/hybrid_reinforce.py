@@ -39,7 +39,7 @@ from agents.common.flags import CompiledArgs, Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, adam, staged
-from agents.common.preparation import prepared_episode
+from agents.common.preparation import Preparation
 from agents.common.presets import Preset, describe
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
@@ -171,7 +171,8 @@ class Learner(GatedLearner):
             "net": OPTIMIZERS[args.optimizer](mdp.net, args.lr),
             "gate": adam(gates, args.gate_lr),
         }
-        self.costs = costs
+        if costs is not None:
+            self.preparation = Preparation(costs, args.warmup_iterations, self.teacher, args.distillation)
 
 
 def backbone_loss(episode: Trajectory, args: Args, targets: Tensor | None = None) -> Tensor:
@@ -207,7 +208,9 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     routes = args.routes if stage == "hrl" and learner.held_out is None else 1
     order = training_index(step, args.batch_size // routes, len(data), args.seed)
     images, labels = data.training_batch(share(order), shared_generator(args.seed, step, device))
-    targets = None if learner.teacher is None else learner.teacher(images).repeat_interleave(routes, 0)
+    targets = None
+    if learner.teacher is not None and stage != "warmup":  # the preparation asks it itself
+        targets = learner.teacher(images).repeat_interleave(routes, 0)
     images = images.repeat_interleave(routes, 0).contiguous(memory_format=torch.channels_last)
     labels = labels.repeat_interleave(routes)
     learner.mdp.net.train(args.bn != "frozen")
@@ -215,12 +218,8 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     draws = shared_generator(args.seed, step, device, Stream.ROUTES)
     with autocast(learner.precision, device):
         if stage == "warmup":
-            assert learner.costs is not None, "the preparation needs the costs of absence"
-            progress = (step + 1) / args.warmup_iterations
-            episode, missed = prepared_episode(
-                learner.mdp, learner.gate, images, labels, learner.costs, progress, draws
-            )
-            loss = backbone_loss(episode, args, targets) + missed
+            assert learner.preparation is not None
+            episode, loss = learner.preparation.step(learner.mdp, learner.gate, images, labels, step, draws)
         else:
             policy, mode = learner.policies[stage]
             critic = learner.critic if stage == "hrl" else None

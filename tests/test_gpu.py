@@ -245,8 +245,8 @@ def test_a_training_step_waits_for_the_device_at_most_to_select_images(
             pretrain.train_step(learner, data, number, args)
     else:
         gated = small(device, warmup_iterations=2)
-        learner = hybrid_reinforce.Learner(gated, RoutingMDP(net, gated.alpha), precision)
-        learner.costs = torch.linspace(0, 1, N)
+        costs = torch.linspace(0, 1, N)
+        learner = hybrid_reinforce.Learner(gated, RoutingMDP(net, gated.alpha), precision, costs=costs)
 
         def step(number: int) -> None:
             hybrid_reinforce.train_step(learner, data, number, stage, gated)

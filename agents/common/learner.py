@@ -78,11 +78,9 @@ class GatedLearner(ModelLearner):
         model: both, under the names `net` and `gate` of a weights file.
         best: validation summary of the weights kept so far, with their step, 0 for the start.
         critic: a learned baseline, if any.
-        costs: cost of each block's absence [N], for a preparation, see `preparation.look`.
     """
 
     critic: nn.Module | None = None
-    costs: Tensor | None = None
 
     def __init__(self, mdp: Any, gate: nn.Module, precision: str) -> None:
         super().__init__(mdp, nn.ModuleDict({"net": mdp.net, "gate": gate.to(mdp.device)}), precision)
@@ -107,11 +105,11 @@ class GatedLearner(ModelLearner):
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
         critic = self.critic.state_dict() if self.critic else {}
-        return {**super().state_dict(), "best": self.best, "critic": critic, "costs": self.costs}
+        return {**super().state_dict(), "best": self.best, "critic": critic}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         super().load_state_dict(state)
-        self.best, self.costs = state["best"], state["costs"]
+        self.best = state["best"]
         if self.critic:
             self.critic.load_state_dict(state["critic"])

@@ -26,7 +26,7 @@ from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
-TAUGHT = 0.9  # share of the teacher in the loss
+TAUGHT = 0.9  # share of the teacher in the loss of an agent without a flag for it
 RAMP = 0.5  # share of the preparation over which the rates fall
 TRIED = 0.97  # highest rate that the gates learn, so that they still skip every block now and then
 
@@ -66,17 +66,26 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
 
 
 class Preparation:
-    """The preparation steps of an agent that has no flag for teachers.
+    """The steps that prepare a network.
 
     Args:
-        setting: the setting; its plain network is the teacher.
-        costs: see `look`; None if there are no steps.
+        costs: cost of each block's absence [N], see `look`.
+        steps: how many.
+        teacher: gives its predictions; None for the labels alone.
+        share: of the teacher in the loss.
     """
 
-    def __init__(self, setting: Setting[Any], costs: Tensor | None) -> None:
-        self.costs = costs
-        self.steps = setting.args.warmup_iterations
-        self.teacher = None if costs is None else Teacher([setting.plain], setting.precision)
+    def __init__(
+        self, costs: Tensor, steps: int, teacher: Teacher | None = None, share: float = TAUGHT
+    ) -> None:
+        self.costs, self.steps, self.teacher, self.share = costs, steps, teacher, share
+
+    @classmethod
+    def of(cls, setting: Setting[Any], costs: Tensor | None) -> Preparation | None:
+        """Return the preparation of an agent without a flag for teachers; None if there are no steps."""
+        if costs is None:
+            return None
+        return cls(costs, setting.args.warmup_iterations, Teacher([setting.plain], setting.precision))
 
     def step(
         self,
@@ -87,42 +96,27 @@ class Preparation:
         step: int,
         generator: torch.Generator,
     ) -> tuple[Trajectory, Tensor]:
-        """Play the episodes of step number `step`; returns them and the loss, see `prepared_episode`."""
-        assert self.costs is not None and self.teacher is not None, "there is no preparation"
+        """Play episodes on routes sampled at the rates of a step, and compare the gates with these rates.
+
+        Args:
+            mdp, policy, images, labels: see `rollout`.
+            step: its number, from 0.
+            generator: random generator of the routes, on the images' device.
+
+        Returns:
+            The episodes, and the loss, a scalar: the backbone's, see `distilled`, and the cross-entropy of
+            the gates' p(execute) against the rates, capped at `TRIED`.
+        """
         progress = (step + 1) / self.steps
-        episode, missed = prepared_episode(mdp, policy, images, labels, self.costs, progress, generator)
-        loss = distilled(episode.loss, episode.logits, self.teacher(images), TAUGHT)
-        return episode, loss.mean() + missed
-
-
-def prepared_episode(
-    mdp: RoutingMDP,
-    policy: Policy,
-    images: Tensor,
-    labels: Tensor,
-    costs: Tensor,
-    progress: float,
-    generator: torch.Generator,
-) -> tuple[Trajectory, Tensor]:
-    """Play episodes on routes sampled at the rates of a preparation, and compare the gates with these rates.
-
-    Args:
-        mdp, policy, images, labels: see `rollout`.
-        costs: cost of each block's absence [N], see `absence_costs`.
-        progress: share of the preparation that is done, from 0 to 1.
-        generator: random generator of the routes, on the images' device.
-
-    Returns:
-        The episodes, and a scalar: the cross-entropy of the gates' p(execute) against the rates, capped at
-        `TRIED`.
-    """
-    rates = falling_rates(costs, min(1.0, progress / RAMP)).to(images.device, non_blocking=True)
-    draws = for_images(
-        lambda count: torch.rand(count, len(rates), generator=generator, device=images.device),
-        len(labels),
-        generator,
-    )
-    episode = rollout(mdp, policy, images, labels, routes=draws < rates)
-    aim = rates.clamp(max=TRIED).expand_as(episode.gate_logits)
-    missed = F.binary_cross_entropy_with_logits(episode.gate_logits, aim, reduction="none")
-    return episode, missed.sum(dim=1).mean()
+        rates = falling_rates(self.costs, min(1.0, progress / RAMP)).to(images.device, non_blocking=True)
+        draws = for_images(
+            lambda count: torch.rand(count, len(rates), generator=generator, device=images.device),
+            len(labels),
+            generator,
+        )
+        episode = rollout(mdp, policy, images, labels, routes=draws < rates)
+        aim = rates.clamp(max=TRIED).expand_as(episode.gate_logits)
+        missed = F.binary_cross_entropy_with_logits(episode.gate_logits, aim, reduction="none")
+        targets = None if self.teacher is None else self.teacher(images)
+        loss = distilled(episode.loss, episode.logits, targets, self.share)
+        return episode, loss.mean() + missed.sum(dim=1).mean()
