@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from matplotlib.figure import Figure
@@ -28,12 +28,12 @@ from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
 from agents.common.controls import EXCHANGED, MOST_FREQUENT, at_the_ends, exchanged, gain_lines, gains
+from agents.common.flag_rules import check_choices
 from agents.common.subjects import Subject, restore
 from agents.common.tables import print_table
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
-from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
 from skipnet_rl.normalisation import check_statistics
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
@@ -42,8 +42,6 @@ from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.runs import provenance
 from skipnet_rl.statistics import magnitudes
 from skipnet_rl.terminal import say
-
-MODES = ("greedy", "sample")
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class Args:
     controls: bool = False
     """two more rows, which do not look at the image: the policy's routes reassigned to images at random, and
     its most frequent route for all images"""
-    mode: str = "greedy"
-    """how the policy acts: greedy (threshold) or sample"""
+    mode: Literal["greedy", "sample"] = "greedy"
+    """action of the policy: greedy (threshold), or sample"""
     split: str | None = None
     """split of the data set: train, val, test, or selection, the half of val on which policies over frozen
     networks or chains do not learn (default: test; with --biases or --controls, selection for such a policy,
@@ -83,8 +81,8 @@ class Args:
     """backbone that a .zip was trained on"""
     out: Path | None = None
     """folder for the results (default: the run's, or none)"""
-    precision: str = "auto"
-    """bf16, fp32, or auto: bf16 where the hardware has it"""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """floating-point format; auto: bf16 where the hardware has it"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     seed: int = 0
@@ -214,11 +212,10 @@ def main(args: Args) -> list[dict[str, Any]]:
         ValueError: nothing to evaluate, an unknown mode, several paths for one `--out`, both `--biases` and
             `--controls`, or one of them for a plain network or a fixed route.
     """
+    check_choices(args)
     check_statistics(args.mean, args.std)
     if not args.paths:
         raise ValueError("nothing to evaluate; name a run folder, a weights file or a shipped network")
-    if args.mode not in MODES:
-        raise unknown_name("mode", args.mode, MODES)
     if args.out and len(args.paths) > 1:
         raise ValueError(
             f"--out {args.out} takes the results of one path; evaluate the others in separate commands"

@@ -77,7 +77,7 @@ class Options:
     out: Path | None = None
     """JSON file (default: docs/ablation-<dataset>.json)"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def arguments(variant: dict[str, Any], seed: int, options: Options) -> Args:

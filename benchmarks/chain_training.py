@@ -46,7 +46,7 @@ class Options:
     out: Path = Path("runs/benchmarks")
     """folder of the JSON file (docs/benchmarks for docs/policies.md)"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def trained(setting: Setting[hybrid_reinforce.Args], way: str) -> hybrid_reinforce.Learner:

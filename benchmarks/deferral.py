@@ -42,7 +42,7 @@ class Options:
     out: Path = Path("runs/benchmarks")
     """folder of the JSON file (docs/benchmarks for docs/policies.md)"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 @torch.no_grad()

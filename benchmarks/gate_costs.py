@@ -30,7 +30,7 @@ class Options:
     write: bool = False
     """renew docs/gates.md and docs/gates.json"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def costs(depth: int, gate: str) -> dict[str, float]:

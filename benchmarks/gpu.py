@@ -77,7 +77,7 @@ class Options:
     write: bool = False
     """renew docs/gpu.md and write the JSON file to docs/benchmarks"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda, or auto"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 class Seen(NamedTuple):

@@ -38,7 +38,7 @@ class Options:
     write: bool = False
     """renew docs/benchmarks.md and write the JSON file beside it"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
     def start(self) -> torch.device:
         """Set the number of threads; return the device."""

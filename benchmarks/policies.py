@@ -59,7 +59,7 @@ class Options:
     only: tuple[str, ...] = ()
     """agents to run (default: all)"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def commands(options: Options) -> list[jobs.Job]:

@@ -43,7 +43,7 @@ class Options:
     pause_ms: int = 2_500
     """duration of the last frame of an episode in milliseconds"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def frames(env: SkipNetEnv, index: int, route: Sequence[int]) -> Iterator[NDArray[np.uint8]]:

@@ -69,7 +69,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda, or auto"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def main(options: Options) -> dict[str, Any]:

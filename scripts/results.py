@@ -39,7 +39,7 @@ class Options:
     page: Path | None = None
     """page whose generated parts are renewed (default: none)"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def read(out: Path) -> list[dict[str, Any]]:

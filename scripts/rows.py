@@ -109,11 +109,11 @@ class Options:
     jobs: int = 1
     """commands at a time, through Ray if more than one; the small kernels of one command hardly fill a GPU"""
     shipped_backbone: bool = False
-    """start from shipped backbones where they exist, instead of training them"""
+    """shipped backbones as the start where they exist, instead of training them"""
     data_dir: Path | None = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: bool = False
-    """fetch missing files through torchvision"""
+    """download of missing files through torchvision"""
     runs: Path = Path("runs/results")
     """folder of the run folders"""
     out: Path | None = None
@@ -124,9 +124,9 @@ class Options:
     seed: int = 0
     """random seed of every run"""
     list: bool = False
-    """print the commands without running them"""
+    """commands, printed without running them"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
     @property
     def chosen(self) -> tuple[str, ...]:

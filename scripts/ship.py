@@ -49,7 +49,7 @@ class Options:
     """stage of hybrid REINFORCE, sp or hrl (default: the last); for a plain network its stage in the index
     (default: backbone, which --weights auto finds)"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 class Lineage(NamedTuple):

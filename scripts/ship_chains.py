@@ -43,7 +43,7 @@ class Options:
     results: Path = Path("docs/results-cifar10") / FILE
     """file of agents.cascade for one data set"""
     debug: bool = False
-    """show the traceback of an error"""
+    """traceback of an error"""
 
 
 def row_of(name: str, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -264,13 +264,12 @@ def test_several_teachers_teach_the_mean_of_their_logits():
 def test_teachers_have_the_depth_of_their_files(tmp_path):
     save_weights(tmp_path / "mine.safetensors", ResNet(8), {})
     names = ("resnet20-rendered-digits", str(tmp_path / "mine.safetensors"), "auto")
-    nets = load_teachers(names, ResNet(110), 10, "rendered-digits", "projection", torch.device("cpu"))
+    task = problem.Problem(110, "rendered-digits", device="cpu").resolve()
+    nets = load_teachers(names, ResNet(110), 10, task)
     assert [net.depth for net in nets] == [20, 8, 110]
     save_weights(tmp_path / "large.safetensors", ResNet(34), {})
     with pytest.raises(ValueError, match="takes images of 224 pixels, a ResNet-110 images of 32"):
-        load_teachers(
-            [tmp_path / "large.safetensors"], ResNet(110), 10, "cifar10", "pad", torch.device("cpu")
-        )
+        load_teachers([tmp_path / "large.safetensors"], ResNet(110), 10, task)
 
 
 def test_frozen_batch_norms_keep_their_statistics():

@@ -20,6 +20,7 @@ from skipnet_rl.chain import Chain
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.folding import for_inference
 from skipnet_rl.network import Network
+from skipnet_rl.problem import Problem
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.weights import open_weights
 
@@ -114,17 +115,11 @@ def teachers_of(setting: Setting[Any]) -> list[Network]:
     args = setting.args
     if not args.teacher:
         return [setting.plain]
-    classes = len(setting.train.classes)
-    return load_teachers(args.teacher, setting.net, classes, setting.dataset, args.shortcut, setting.device)
+    return load_teachers(args.teacher, setting.net, len(setting.train.classes), setting.problem)
 
 
 def load_teachers(
-    teachers: Sequence[str],
-    student: Network | Chain,
-    num_classes: int,
-    dataset: str,
-    shortcut: str,
-    device: torch.device,
+    teachers: Sequence[str], student: Network | Chain, num_classes: int, problem: Problem
 ) -> list[Network]:
     """Open the teachers, whatever their depth; `"auto"` is the best shipped network of the student's depth.
 
@@ -132,10 +127,10 @@ def load_teachers(
         WeightsError: no such network, or one for other classes.
         ValueError: a network for images of another size than the student's.
     """
-    nets = []
+    nets, dataset = [], problem.dataset
     student_depth = student.depth if isinstance(student, ResNet) else None
     for name in teachers:
-        entry = catalogue.find_auto(student_depth, dataset, shortcut) if name == "auto" else None
+        entry = catalogue.find_auto(student_depth, dataset, problem.shortcut) if name == "auto" else None
         if name == "auto" and entry is None:
             raise WeightsError(f"no {student.name} on {dataset} is shipped to teach; name a file: --teacher")
         depth = student_depth if name == "torchvision" else None
@@ -145,5 +140,5 @@ def load_teachers(
                 f"the teacher {name} takes images of {net.image_size} pixels, a {student.name} images of "
                 f"{student.image_size}; name a teacher for the same size"
             )
-        nets.append(net.to(device))
+        nets.append(net.to(problem.device))
     return nets

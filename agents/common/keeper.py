@@ -196,8 +196,8 @@ class KeepBest:
         """The summary of the best, and a note if it is the start."""
         best = self.learner.best
         start = [
-            "nothing better was found: the network that the run started from is kept; try another --alpha, "
-            "or train for longer (agents.finetune)"
+            "nothing better was found: the network that the run started from is kept; train longer "
+            "(--iterations), or at a lower rate (--lr)"
         ]
         return {"notes": start * (best.get("step") == 0), "kept": best}
 

@@ -54,8 +54,8 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
     if not steps:
         if not tolerance.prepared and args.weights != "none":
             say(
-                "preparation: none, although skips cost the network much; --preset plain, of "
-                "agents.hybrid_reinforce, prepares it"
+                "preparation: none, although skips cost the network much; --warmup-iterations sets its steps "
+                "(in agents.hybrid_reinforce, --preset plain)"
             )
         return setting, tolerance, None
     say(f"preparation: {steps} steps, in which the network learns to do without its least important blocks")

@@ -56,12 +56,11 @@ def restore(path: Path, args: Args) -> Subject:
     Raises:
         FileNotFoundError, ValueError: nothing is there, or a .zip without `--trust-sb3`.
     """
-    split = args.split or ("val" if args.biases or args.controls else "test")
     path = Path(path)
     if path.is_dir():
-        return restore_run(path, split, args)
+        return restore_run(path, args)
     if path.suffix == ".zip":
-        return restore_zip(path, split, args)
+        return restore_zip(path, args)
     depth = depth_of(args.env) if str(path) == "torchvision" else None
     opened = open_weights(str(path), depth=depth)
     header = opened.header
@@ -71,8 +70,7 @@ def restore(path: Path, args: Args) -> Subject:
             f", or evaluate its run's folder, {path.parent}" if (path.parent / "args.json").is_file() else ""
         )
         raise WeightsError(f"{path} does not name its data set; give one: --dataset cifar10{more}")
-    if header.get("learned_on") == "calibration" and split == "val" and not args.split:
-        split = "selection"
+    split = split_of(args, header.get("learned_on") == "calibration")
     images = load(dataset, split, args, path, stated(header))
     if len(images.classes) != header["num_classes"]:
         raise WeightsError(
@@ -87,11 +85,24 @@ def restore(path: Path, args: Args) -> Subject:
     return Subject(name, about, mdp, opened.policy, images, args.out)
 
 
-def restore_run(path: Path, split: str, args: Args) -> Subject:
-    """Restore the policy of a finished run, with images that it did not learn on."""
+def split_of(args: Args, on_calibration_images: bool) -> str:
+    """Return the split to evaluate on: `--split`, else images that the policy did not learn on.
+
+    Args:
+        args: the flags.
+        on_calibration_images: whether it learned on that half of the validation images.
+    """
+    if args.split:
+        return args.split
+    if not (args.biases or args.controls):
+        return "test"
+    return "selection" if on_calibration_images else "val"
+
+
+def restore_run(path: Path, args: Args) -> Subject:
+    """Restore the policy of a finished run."""
     run = FinishedRun.read(path)
-    if split == "val" and not args.split and run.on_calibration_images:
-        split = "selection"
+    split = split_of(args, run.on_calibration_images)
     images = load(run.result["dataset"], split, args, path, run.statistics)
     mdp, policy = run.restore(len(images.classes), args.stage)
     about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
@@ -99,7 +110,7 @@ def restore_run(path: Path, split: str, args: Args) -> Subject:
     return Subject(name, about, mdp, policy, images, args.out or path)
 
 
-def restore_zip(path: Path, split: str, args: Args) -> Subject:
+def restore_zip(path: Path, args: Args) -> Subject:
     """Restore a stable-baselines3 model, if `--trust-sb3` vouches for it."""
     if args.trust_sb3 is None:
         raise ValueError(
@@ -107,7 +118,7 @@ def restore_zip(path: Path, split: str, args: Args) -> Subject:
             "it, name its algorithm: --trust-sb3 ppo"
         )
     dataset = resolve_dataset(args.dataset, args.data_dir)[0]
-    images = load(dataset, split, args, args.weights)
+    images = load(dataset, split_of(args, False), args, args.weights)
     alpha = 1.0 if args.alpha is None else args.alpha
     mdp, policy = restore_model(
         path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha

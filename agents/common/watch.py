@@ -108,7 +108,7 @@ class Watch:
             what = "execute every block" if rate == 1 else "skip every block"
             message = (
                 f"for {self.window} steps the gates {what} of every image: nothing else is explored. A lower "
-                "learning rate of the gates or another --alpha may help"
+                "learning rate of the gates may help, or another weight of what skips save"
             )
             self._report("collapse", done, stage, message)
 
