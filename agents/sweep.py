@@ -32,7 +32,6 @@ from agents.common.plan import Plan, grid_of
 from agents.common.ranges import ranges_of
 from agents.common.search import Budget, Objective, Search
 from skipnet_rl.files import as_name
-from skipnet_rl.terminal import say
 
 Agent = Literal[
     "hybrid_reinforce",
@@ -140,7 +139,7 @@ def main(args: Args) -> None:
         runs = [plan.job(values) for values in grid]
         plan.check(runs)
         if args.list:
-            say("\n".join(f"{job.folder}: {'done' if job.done() else ' '.join(job.line)}" for job in runs))
+            jobs.list_commands(runs)
             return
         failed = jobs.run(runs, pool_for(args, plan))
         runs = [job for job in runs if job not in failed]

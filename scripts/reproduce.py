@@ -42,7 +42,7 @@ def main(options: Options) -> None:
     for name in options.chosen:
         row = chain(name, options)
         if options.list:
-            say("\n".join(f"{job.folder}: {'done' if job.done() else ' '.join(job.line)}" for job in row))
+            jobs.list_commands(row)
             if ROWS[name].chain:
                 tuned = chains_of(name, options, options.table(ROWS[name]))
                 say(f"{tuned.out}: {line_of(tuned)}")

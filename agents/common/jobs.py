@@ -198,6 +198,12 @@ def run(jobs: Sequence[Job], pool: Pool) -> list[Job]:
     return failed
 
 
+def list_commands(jobs: Iterable[Job]) -> None:
+    """Print each job's folder and its command line, or that it is done."""
+    for job in jobs:
+        say(f"{job.folder}: {'done' if job.done() else shlex.join(job.line)}")
+
+
 def exit_if_failed(failed: Sequence[Job]) -> None:
     """End the process with exit status 1 if a job failed."""
     if failed:

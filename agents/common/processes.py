@@ -39,8 +39,6 @@ def check_processes(args: Any) -> None:
         raise ValueError(f"--env {args.env} is a chain, which trains in one process")
     if getattr(args, "baseline", "") == "batch-mean":
         raise ValueError("baseline batch-mean compares all images of a batch, which several processes share")
-    if args.run_dir is None and args.resume:
-        raise FileNotFoundError("nothing to resume: name the folder of the run")
     images = args.batch_size // getattr(args, "routes", 1)
     if images % processes():
         raise ValueError(

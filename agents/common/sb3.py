@@ -44,6 +44,7 @@ from skipnet_rl.gates import INITIAL_RATE
 from skipnet_rl.progress import progress_bar
 
 ArgsT = TypeVar("ArgsT", bound="SB3Args")
+Presets = Mapping[str, Mapping[str, Any]]  # of an agent: numbers by flag, by id or "default"
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,21 @@ class SB3Args(FrozenArgs):
     """continuation from the checkpoint in --run-dir, if there is one; the memory of DQN starts empty"""
 
 
-def preset(args: SB3Args, presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the numbers of the environment's preset, or of the default one, unless a flag gives another."""
-    chosen = {**presets["default"], **presets.get(args.env, {})}
+def preset_of(env: str, presets: Presets) -> dict[str, Any]:
+    """Return the numbers of an environment's preset: the default ones, and in which it differs."""
+    return {**presets["default"], **presets.get(env, {})}
+
+
+def preset(args: SB3Args, presets: Presets) -> dict[str, Any]:
+    """Return the numbers of the preset of `--env`, unless a flag gives another."""
+    chosen = preset_of(args.env, presets)
     given = {key: getattr(args, key, None) for key in chosen}
     return {key: value if given[key] is None else given[key] for key, value in chosen.items()}
 
 
-def preset_arguments(
-    args_type: type[ArgsT], presets: Mapping[str, Mapping[str, Any]], words: Sequence[str] | None = None
-) -> ArgsT:
+def preset_arguments(args_type: type[ArgsT], presets: Presets, words: Sequence[str] | None = None) -> ArgsT:
     """Return the flags' defaults on a command line: the numbers of the preset of its `--env`."""
-    return args_type(**{**presets["default"], **presets.get(situation_of(words).env, {})})
+    return args_type(**preset_of(situation_of(words).env, presets))
 
 
 def start_near_execute(model: BaseAlgorithm) -> None:
@@ -184,7 +188,7 @@ def train_sb3(
     args: SB3Args,
     agent: str,
     name: str,
-    presets: Mapping[str, Mapping[str, Any]],
+    presets: Presets,
     make_model: Callable[[VecEnv, dict[str, Any]], BaseAlgorithm],
 ) -> dict[str, Any]:
     """Train a model on the frozen backbone, evaluate on the test set once; returns result.json's content.

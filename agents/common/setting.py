@@ -219,7 +219,7 @@ def check_enough(images: Images, args: CommonArgs, dataset: str) -> None:
     if args.images_per_step > len(images):
         raise ValueError(
             f"--batch-size asks for {args.images_per_step} images per step; {dataset} has "
-            f"{len(images)} in its {images.split} split"
+            f"{len(images)} in its {images.split} split; lower it"
         )
 
 
