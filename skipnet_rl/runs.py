@@ -216,6 +216,18 @@ def as_stored(args: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(args), default=str))  # paths as text, tuples as lists
 
 
+def started_with(args: Any) -> dict[str, Any] | None:
+    """Return the arguments that a resumed run started with, see `as_now`; None for a new run.
+
+    Args:
+        args: the arguments now, with `resume` and `run_dir`.
+    """
+    path = args.run_dir and args.run_dir / "args.json"
+    if not (args.resume and path and path.is_file()):
+        return None
+    return as_now(json.loads(path.read_text(encoding="utf-8")))
+
+
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:
     """Convert args.json of an older run: a flag with several values is a list, and no flag is lacking."""
     older = {key: stored[key] for key in LISTS & stored.keys() if not isinstance(stored[key], list)}

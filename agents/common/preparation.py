@@ -8,7 +8,6 @@ hybrid REINFORCE starts from there.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from skipnet_rl.policies import Policy
 from skipnet_rl.progress import image_progress
 from skipnet_rl.randomness import for_images
 from skipnet_rl.rollout import Trajectory, rollout
+from skipnet_rl.runs import started_with
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
@@ -45,9 +45,8 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
     args, tolerance = setting.args, setting.introduce()
     if tolerance is None or not hasattr(args, "warmup_iterations"):
         return setting, tolerance, None
-    before = args.run_dir and args.run_dir / "args.json"
-    if before and before.is_file() and args.resume:
-        steps = json.loads(before.read_text(encoding="utf-8")).get("warmup_iterations", 0)
+    if (before := started_with(args)) is not None:
+        steps = before.get("warmup_iterations", 0)
     else:
         steps = 0 if tolerance.prepared else args.warmup_iterations
     setting = replace(setting, args=replace(args, warmup_iterations=steps))

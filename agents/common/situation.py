@@ -29,6 +29,7 @@ from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.models import PRETRAINED, ModelName
 from skipnet_rl.network import Network
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.runs import started_with
 from skipnet_rl.stored import header_of
 
 USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
@@ -200,10 +201,9 @@ def _stored(situation: Situation) -> dict[str, Any] | None:
 
     If they were chosen again, they could differ on another machine.
     """
-    place = situation.run_dir and situation.run_dir / "args.json"
-    if not (situation.resume and place and place.is_file()):
+    args = started_with(situation)
+    if args is None:
         return None
-    args = json.loads(place.read_text(encoding="utf-8"))
     names = {"preset", "weights", "gate_weights", "alpha", "cost", "shortcut", "mean", "std"}
     names |= {"model", "model_kwargs", "image_size"}
     names = names.union(*PRESETS.values())
