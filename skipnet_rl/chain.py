@@ -39,7 +39,8 @@ class Chain(nn.Module):
             the first, or one for each, N. At 0 only the last answer counts.
 
     Raises:
-        ValueError: fewer than two members, members that do not fit together, a weight outside 0 … 1.
+        ValueError: fewer than two members or classes, members that do not fit together, a weight outside
+            0 … 1.
     """
 
     mix: Tensor
@@ -57,6 +58,8 @@ class Chain(nn.Module):
         self.members = nn.ModuleList(members)
         last: Any = members[-1]
         self.num_classes, self.image_size, self.depth = last.num_classes, last.image_size, last.depth
+        if self.num_classes < 2:
+            raise ValueError("the networks know one class, so every answer is sure; expected two or more")
         self.stages = list(range(len(members)))  # for plots: each network is one stage
         self.register_buffer("mix", check_mix(mix, len(members) - 1), persistent=False)
 

@@ -141,13 +141,14 @@ def evaluate(
         raise ValueError(f"routes have shape {tuple(routes.shape)}; expected {wanted}, one per image")
     parts = []
     batch_size = batch_size or usual_batch_size(images.device, mdp.net.image_size)
+    given = [] if routes is None else routes.to(images.device).bool().split(batch_size)
     whole, gates = mdp.whole_macs, policy_macs(policy)
     mdp = mdp.for_inference()
     with evaluation_mode(policy):
         for number, (batch, labels) in enumerate(images.batches(batch_size)):
-            given = None if routes is None else routes.to(batch.device).split(batch_size)[number].bool()
+            played = given[number] if given else None
             with autocast(precision, batch.device):
-                episode = rollout(mdp, policy, batch, labels, mode, generator, routes=given)
+                episode = rollout(mdp, policy, batch, labels, mode, generator, routes=played)
             parts.append(_results(mdp, episode, gates))
             if progress:
                 progress(min((number + 1) * batch_size, len(images)), len(images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class Member(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         nobody = torch.zeros(len(images), dtype=torch.int64, device=images.device)  # an answer has no label
         episode = rollout(self.mdp, self.policy, images, nobody)
-        macs = self.mdp.macs.of_routes(episode.actions.detach() > 0.5, policy_macs(self.policy))
+        macs = self.mdp.macs.of_routes(episode.actions.detach() > 0.5, self.policy_macs)
         return Answer((episode.logits.double() / self.temperature).log_softmax(dim=1), macs)
 
     @property
@@ -69,13 +70,18 @@ class Member(nn.Module):
         """MACs of the network with every block executed, without gates."""
         return self.mdp.macs.total
 
+    @cached_property
+    def policy_macs(self) -> int:
+        """MACs of the policy for one image, counted at the first use, since counting takes long."""
+        return policy_macs(self.policy)
+
     @property
     def macs(self) -> int:
         """The most MACs that an image can cost: of the fixed route or else every block, and of the gates."""
         blocks = self.whole_macs
         if isinstance(self.policy, FixedRoute):
             blocks = int(self.mdp.macs.of_routes(self.policy.route[None]).item())
-        return blocks + policy_macs(self.policy)
+        return blocks + self.policy_macs
 
     def for_inference(self, precision: str = "fp32") -> Member:
         """A copy that cannot be trained, see `folding.for_inference`."""
@@ -83,5 +89,5 @@ class Member(nn.Module):
         if isinstance(policy, nn.Module):
             policy.eval().requires_grad_(False)
         member = Member(for_inference(self.net, precision), policy, self.name, self.temperature)
-        member.mdp.macs = self.mdp.macs  # counted once for all copies
+        member.mdp.macs, member.policy_macs = self.mdp.macs, self.policy_macs  # counted once for all copies
         return member

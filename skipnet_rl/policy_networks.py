@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skipnet_rl.device import autocast
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.flops import count_macs, network_macs
+from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.resnet import ResNet
 
@@ -34,6 +34,7 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, num_decisions: int, depth: int = 8, image_size: int = 32) -> None:
         super().__init__()
+        self.image_size = image_size
         self.shrink = nn.AvgPool2d(max(image_size // 32, 1))
         self.net = ResNet(depth, num_decisions)
         nn.init.normal_(self.net.fc.weight, std=0.02)  # the bias decides at first, whatever the image
@@ -48,8 +49,10 @@ class PolicyNetwork(nn.Module):
         return hidden[:, state.t], hidden
 
     def macs(self) -> int:
-        """MACs of its one forward pass for one image."""
-        return network_macs(self.net).total
+        """MACs of its one forward pass for one image of `image_size`."""
+        image = torch.empty(1, 3, self.image_size, self.image_size, device="meta")
+        macs, _ = count_macs(on_meta(self).start, image)
+        return macs
 
 
 class ObservationPolicy(nn.Module):

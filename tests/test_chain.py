@@ -16,6 +16,7 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.member import Member
 from skipnet_rl.policies import AlwaysExecute, FixedRoute, RandomSkip
 from skipnet_rl.process import select
+from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
 
 
@@ -213,6 +214,30 @@ def test_temperature_divides_the_logits():
             torch.testing.assert_close(member(images).log_probs, expected)
     with pytest.raises(ValueError, match="temperature is 0"):
         Member(net, temperature=0)
+
+
+def test_a_members_policy_is_counted_once():
+    """Counting BlockDrop's policy takes longer than asking the network."""
+
+    class Counted(Picky):
+        calls = 0
+
+        def macs(self):
+            Counted.calls += 1
+            return super().macs()
+
+    images, _ = batch()
+    chain = Chain([Member(lively_net(14), Counted()), Member(lively_net(8))]).eval()
+    mdp = ChainMDP(chain)
+    for each in (chain, chain, mdp.for_inference().net, mdp.for_inference().net):
+        each(images)
+    spent = chain.members[0].whole_macs + 1_000
+    assert (Counted.calls, chain.members[0].macs) == (1, spent)
+
+
+def test_a_chain_of_one_class_has_nothing_to_decide():
+    with pytest.raises(ValueError, match="the networks know one class"):
+        Chain([Member(ResNet(8, 1)), Member(ResNet(14, 1))])
 
 
 def test_training_mode_and_the_original_stay_as_they_are():

@@ -184,10 +184,20 @@ def test_macs_of_a_model(kind, more, once):
     assert ObservationPolicy.of_sb3(policy.state_dict(), 8).macs() == 8 * once
 
 
-@pytest.mark.parametrize(("size", "decisions"), [(32, 8), (224, 15)])
-def test_macs_of_blockdrops_policy(size, decisions):
+@pytest.mark.parametrize(
+    ("size", "decisions", "sides"),  # of the maps of each stage
+    [
+        (32, 8, (32, 16, 8)),
+        (224, 15, (32, 16, 8)),  # a seventh of the image's side
+        (48, 8, (48, 24, 12)),  # as the image is
+        (100, 8, (33, 17, 9)),  # a third of it, rounded down
+    ],
+)
+def test_macs_of_blockdrops_policy(size, decisions, sides):
     """ResNet-8: stem, three blocks (two begin a stage), their shortcuts and the output layer."""
-    layers = 9 * 3 * 16 * 32**2 + 4_718_592 + 2 * 3_538_944 + 2 * 131_072 + 64 * decisions
+    first, second, third = (side**2 for side in sides)
+    blocks = 9 * (2 * 16 * 16 * first + (16 + 32) * 32 * second + (32 + 64) * 64 * third)
+    layers = 9 * 3 * 16 * first + blocks + 16 * 32 * second + 32 * 64 * third + 64 * decisions
     assert PolicyNetwork(decisions, image_size=size).macs() == layers
 
 
