@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skipnet_rl.adapted import AdaptedNetwork
+from skipnet_rl.blocks import Block
 from skipnet_rl.device import resolve_precision
 from skipnet_rl.network import Network
 
@@ -39,7 +40,11 @@ def for_inference(net: NetworkT, precision: str = "fp32") -> NetworkT:
 
 
 def fold_batchnorm(module: ModuleT) -> ModuleT:
-    """Copy a module in evaluation mode, without gradients, each batch norm folded into its convolution."""
+    """Copy a module in evaluation mode, without gradients, batch norms folded into their convolutions.
+
+    They are folded where it is known that a batch norm alone reads a convolution: in this project's blocks, in
+    `nn.Sequential` and in `AdaptedNetwork`. Elsewhere they stay, and the copy computes the same.
+    """
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for conv, norm in module.pairs if isinstance(module, AdaptedNetwork) else _in_order(module):
         pair: Any = module.get_submodule(conv), module.get_submodule(norm)
@@ -49,9 +54,11 @@ def fold_batchnorm(module: ModuleT) -> ModuleT:
 
 
 def _in_order(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of each convolution and the batch norm right behind it, the order in this project's blocks."""
+    """Names of each convolution and the batch norm right behind it, in modules that call them in that order."""
     pairs = []
     for path, parent in module.named_modules():
+        if not isinstance(parent, (nn.Sequential, Block)):  # others may call their layers in any order
+            continue
         children = [(f"{path}.{name}".lstrip("."), child) for name, child in parent.named_children()]
         for (before, conv), (name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

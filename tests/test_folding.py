@@ -49,6 +49,28 @@ def test_folding_changes_only_rounding(plan, shortcut):
     torch.testing.assert_close(played[0].loss, played[1].loss, rtol=1e-4, atol=1e-4)
 
 
+class Grouped(nn.Module):
+    """A user's module that names its convolutions first and its batch norms after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+
+
+def test_layers_whose_order_is_unknown_are_not_folded():
+    torch.manual_seed(0)
+    module = Grouped().eval()
+    for norm in (module.bn1, module.bn2):
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2.0)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(fold_batchnorm(module)(images), module(images))
+
+
 def test_the_original_is_unchanged(tiny_net):
     before = {name: value.clone() for name, value in tiny_net.state_dict().items()}
     tiny_net.train()
