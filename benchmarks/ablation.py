@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from agents.common.cli import main_with_named_errors
 from agents.common.keeper import settle
 from agents.common.setting import LOOK
@@ -27,7 +25,7 @@ from agents.common.tables import markdown
 from agents.hybrid_reinforce import Args, Learner, train_step
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import Images, load_images
-from skipnet_rl.device import resolve_precision
+from skipnet_rl.device import pick_device, resolve_precision
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
@@ -74,6 +72,8 @@ class Options:
     """weight of the compute saving"""
     only: tuple[str, ...] = ()
     """names of variants (default: all)"""
+    device: str = "auto"
+    """cpu, cuda, or auto"""
     out: Path | None = None
     """JSON file (default: docs/ablation-<dataset>.json)"""
     debug: bool = False
@@ -111,8 +111,8 @@ def train(args: Args, net: ResNet, data: Images) -> Learner:
 
 
 def warmed_up(data: Images, options: Options) -> ResNet:
-    """Return the shipped network, prepared for skips."""
-    net = load_network("auto", 20, len(data.classes), options.dataset)
+    """Return the shipped network, prepared for skips, on the images' device."""
+    net = load_network("auto", 20, len(data.classes), options.dataset).to(data.device)
     args = Args(
         env="SkipResNet20-v0", warmup_iterations=options.warmup, sp_iterations=0, iterations=0, **SHARED
     )
@@ -161,12 +161,15 @@ def main(options: Options) -> None:
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {**setting, "variants": {}}
     if {key: found.get(key) for key in setting} != setting:
         raise SystemExit(f"error: {out} was made with other options; give another --out")
-    data, val = (load_images(options.dataset, split, options.data_dir) for split in ("train", "val"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    data, val = data.to(device), val.to(device)
-    plain, warm = load_network("auto", 20, len(data.classes), options.dataset), warmed_up(data, options)
+    device = pick_device(options.device)
+    precision = resolve_precision("auto", device)
+    data, val = (
+        load_images(options.dataset, split, options.data_dir).to(device) for split in ("train", "val")
+    )
+    plain = load_network("auto", 20, len(data.classes), options.dataset).to(device)
+    warm = warmed_up(data, options)
     for name, net in (("shipped weights", plain), ("after the warm-up", warm)):
-        done = evaluate(RoutingMDP(net, options.alpha), AlwaysExecute(), val, precision="bf16")
+        done = evaluate(RoutingMDP(net, options.alpha), AlwaysExecute(), val, precision=precision)
         found[name] = {"accuracy": done.accuracy, "return": done.returns.mean().item()}
         say(f"{name}, all blocks: {found[name]}")
     for seed in range(options.seeds):

@@ -42,8 +42,8 @@ def for_inference(net: NetworkT, precision: str = "fp32") -> NetworkT:
 def fold_batchnorm(module: ModuleT) -> ModuleT:
     """Copy a module in evaluation mode, without gradients, batch norms folded into their convolutions.
 
-    They are folded where it is known that a batch norm alone reads a convolution: in this project's blocks, in
-    `nn.Sequential` and in `AdaptedNetwork`. Elsewhere they stay, and the copy computes the same.
+    That is done where the batch norm alone is known to read the convolution: in this project's blocks, in
+    `nn.Sequential` and in `AdaptedNetwork`. Other batch norms stay.
     """
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for conv, norm in module.pairs if isinstance(module, AdaptedNetwork) else _in_order(module):
@@ -54,7 +54,7 @@ def fold_batchnorm(module: ModuleT) -> ModuleT:
 
 
 def _in_order(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of each convolution and the batch norm right behind it, in modules that call them in that order."""
+    """Names of each convolution and the batch norm right behind it, where they are called in that order."""
     pairs = []
     for path, parent in module.named_modules():
         if not isinstance(parent, (nn.Sequential, Block)):  # others may call their layers in any order

@@ -3,6 +3,7 @@
 import re
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -23,6 +24,7 @@ from benchmarks import (
     training,
 )
 from skipnet_rl.chain import ChainMDP
+from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.thresholds import tune
 
@@ -125,6 +127,26 @@ def test_deferral_on_a_toy():
     assert decision["logit"]["auc"] == decision["margin"]["auc"] == 1.0
     (decision,) = deferral.decisions(mdp, AlwaysExecute(), records)
     assert decision["asked"] == 1.0 and decision["logit"]["auc"] == 0.5
+
+
+def test_the_networks_of_the_ablation_are_where_the_images_are(tmp_path, monkeypatch):
+    """On a device that is not the CPU."""
+    places = []
+
+    def noted(mdp, policy, images, **options):
+        places.append((mdp.device.type, images.device.type))
+        return SimpleNamespace(accuracy=0.0, returns=torch.zeros(1))
+
+    def untrained(args, net, data):
+        noted(RoutingMDP(net), None, data)
+        return SimpleNamespace(mdp=RoutingMDP(net))
+
+    monkeypatch.setattr(ablation, "pick_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(ablation, "load_images", load_first(8))
+    monkeypatch.setattr(ablation, "train", untrained)
+    monkeypatch.setattr(ablation, "evaluate", noted)
+    ablation.main(ablation.Options(seeds=0, out=tmp_path / "ablation.json"))
+    assert places == [("meta", "meta")] * 3  # in the warm-up, then before and after it
 
 
 @pytest.mark.parametrize(

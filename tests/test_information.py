@@ -121,6 +121,12 @@ def test_blocks_that_change_nothing_share_a_row():
     assert rows[1].startswith("| block 3 | 0.70 ") and rows[2].startswith("| margin of the finished answer")
 
 
+def test_gates_follow_their_network_to_the_device():
+    opened = information.placed(open_weights(GATED), torch.device("meta"))
+    weights = [*opened.network.parameters(), *opened.policy.parameters()]
+    assert {weight.device.type for weight in weights} == {"meta"}
+
+
 def test_networks_of_two_data_sets_are_refused(tmp_path):
     pair, options = (SMALL, "resnet20-cifar10"), information.Options(out=tmp_path)
     with pytest.raises(ValueError, match="is for rendered-digits, resnet20-cifar10 for cifar10"):
