@@ -113,8 +113,9 @@ def parts(split: str = "train", **kwargs: Any) -> tuple[DecisionProcess, Images,
     alike = replace(
         problem, alpha=None, cost=None, mean=None, std=None, data_dir=None, download=False, why=("", "")
     )
-    net = _network(alike, len(images.classes), tuple(map(_content, problem.sources)))
-    return problem.mdp(net), images, {name: value for name, value in kwargs.items() if name not in own}
+    process = _process(alike, len(images.classes), tuple(map(_content, problem.sources)))
+    mdp = process.with_payment(*problem.payment)
+    return mdp, images, {name: value for name, value in kwargs.items() if name not in own}
 
 
 @lru_cache(maxsize=4)
@@ -127,15 +128,17 @@ def _images(
 
 @lru_cache(maxsize=4)
 @torch.inference_mode(False)  # what is cached serves callers in any mode
-def _network(problem: Problem, num_classes: int, contents: tuple[str, ...]) -> Any:
-    """The folded network of a problem; the `contents` of its files are only part of the cache's key."""
-    return problem.mdp(problem.network(num_classes)).for_inference(problem.precision).net
+def _process(problem: Problem, num_classes: int, contents: tuple[str, ...]) -> DecisionProcess:
+    """The process over a problem's folded network; `contents` of its files are only part of the key."""
+    process = problem.mdp(problem.network(num_classes)).for_inference(problem.precision)
+    _ = process.whole_macs  # counted once for all environments
+    return process
 
 
 def clear_cache() -> None:
     """Drop the cached networks and images."""
     _images.cache_clear()
-    _network.cache_clear()
+    _process.cache_clear()
 
 
 def _content(weights: str | Path | None) -> str:

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skipnet_rl.belief import belief, belief_size
-from skipnet_rl.errors import unknown_name
-from skipnet_rl.flops import COSTS
 from skipnet_rl.member import Answer
 from skipnet_rl.process import ALPHA, DecisionProcess, check_action
 
@@ -158,13 +156,6 @@ class ChainMDP(DecisionProcess):
         super().__init__(chain, len(chain.members) - 1, alpha, cost)
         self.feature_width = belief_size(chain.num_classes)
 
-    def named_cost(self, cost: str) -> Tensor:
-        """`"blocks"` or `"flops"`: [N]."""
-        if cost not in COSTS:
-            raise unknown_name("cost", cost, COSTS)
-        macs = [self.member(k).macs if cost == "flops" else 1 for k in range(1, len(self.net.members))]
-        return torch.tensor([each * len(macs) / sum(macs) for each in macs], device="cpu")
-
     def member(self, k: int) -> Any:
         """Network number k of the chain; decision t is about number t + 1."""
         return self.net.members[k]
@@ -173,6 +164,11 @@ class ChainMDP(DecisionProcess):
     def whole_macs(self) -> int:
         """MACs of the last network with every block executed."""
         return self.member(-1).whole_macs
+
+    @property
+    def decision_macs(self) -> list[int]:
+        """The most MACs of each network but the first, see `Member.macs`; N numbers."""
+        return [self.member(k).macs for k in range(1, self.num_decisions + 1)]
 
     def compute_flops(self, state: ChainState, routes: Tensor, policy_macs: int = 0) -> Tensor:
         """FLOPs of the networks that ran, with their gates, over those of the whole last one: [B] float64."""

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipnet_rl.errors import unknown_name
 from skipnet_rl.network import Network
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
 Shape = Sequence[int]
-COSTS = ("blocks", "flops")
 
 
 def _recurrence(inputs: Shape, weights: Sequence[Shape]) -> int:
@@ -80,16 +78,6 @@ def network_macs(net: Network) -> NetworkMacs:
         transforms.append(macs)
     classifier, _ = count_macs(meta.classify, x)
     return NetworkMacs(fixed + classifier, tuple(transforms), tuple(shortcuts))
-
-
-def block_costs(net: Network, cost: str) -> Tensor:
-    """C_i of the reward, [N] float32: ones, or each block's MACs over their mean."""
-    if cost not in COSTS:
-        raise unknown_name("cost", cost, COSTS)
-    if cost == "blocks":
-        return torch.ones(len(net.blocks) - 1, device="cpu")
-    macs = torch.tensor(network_macs(net).transforms, dtype=torch.float64, device="cpu")
-    return (macs / macs.mean()).float()
 
 
 def compute_blocks(routes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from skipnet_rl.flops import NetworkMacs, block_costs, network_macs
+from skipnet_rl.flops import NetworkMacs, network_macs
 from skipnet_rl.folding import for_inference
 from skipnet_rl.layouts import put, share_memory, take
 from skipnet_rl.network import Network, ResidualBlock
@@ -60,10 +60,6 @@ class RoutingMDP(DecisionProcess):
         widths = [width for block in net.blocks for width in (block.in_features, block.out_features)]
         self.feature_width = max(widths)  # of the widest stage
 
-    def named_cost(self, cost: str) -> Tensor:
-        """`"blocks"` or `"flops"`: [N]."""
-        return block_costs(self.net, cost)
-
     @cached_property
     @torch.inference_mode(False)  # cached for later callers, who may need gradients
     def macs(self) -> NetworkMacs:
@@ -74,6 +70,11 @@ class RoutingMDP(DecisionProcess):
     def whole_macs(self) -> int:
         """MACs of the plain network, every block executed."""
         return self.macs.total
+
+    @property
+    def decision_macs(self) -> tuple[int, ...]:
+        """MACs of each block's transform, without its shortcut, which always runs; N numbers."""
+        return self.macs.transforms
 
     def compute_flops(self, state: State | None, routes: Tensor, policy_macs: int = 0) -> Tensor:
         """FLOPs of routes [B, N] over those of the plain network, see `DecisionProcess`; [B] float64."""

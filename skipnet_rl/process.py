@@ -7,9 +7,11 @@ observation, transition, reward, terminal. Nothing here holds episode state.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from enum import IntEnum
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,9 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skipnet_rl.errors import unknown_name
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+COSTS = ("blocks", "flops")
 ALPHA = 1.0  # default; the paper's values of about 0.1 need its thousands of steps
 
 
@@ -56,7 +61,7 @@ class DecisionProcess(ABC):
         net: network that computes the answers; has `num_classes`, `image_size`, `depth` and `stages`.
         num_decisions: N.
         alpha: weight of the compute saving against the classification loss, ≥ 0.
-        cost: C [N], or a name for `named_cost`.
+        cost: C [N], or `"blocks"` (C_t = 1), or `"flops"` (a block's FLOPs over their mean).
 
     Attributes:
         payment: alpha/N C_t, the reward for skipping decision t; N numbers.
@@ -73,14 +78,27 @@ class DecisionProcess(ABC):
     payment: list[float]
     feature_width: int
 
-    @torch.inference_mode(False)
     def __init__(self, net: Any, num_decisions: int, alpha: float, cost: str | Tensor) -> None:
+        self.net = net
+        self.num_decisions = num_decisions
+        self._pay(alpha, cost)
+
+    def with_payment(self, alpha: float, cost: str | Tensor) -> Self:
+        """The same process over the same network with another alpha and cost; MACs are not counted again.
+
+        Raises:
+            ValueError: see the class.
+        """
+        copied = copy.copy(self)
+        copied._pay(alpha, cost)
+        return copied
+
+    @torch.inference_mode(False)
+    def _pay(self, alpha: float, cost: str | Tensor) -> None:
         if isinstance(alpha, bool) or not (isinstance(alpha, Real) and math.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"alpha is {alpha!r}; expected a finite number >= 0, such as 0.1")
-        self.net = net
         self.alpha = float(alpha)
-        self.num_decisions = num_decisions
-        self.cost = self.named_cost(cost) if isinstance(cost, str) else cost
+        self.cost = self._named_cost(cost) if isinstance(cost, str) else cost
         if not isinstance(self.cost, Tensor):
             self.cost = torch.as_tensor(cost, device="cpu")
         if self.cost.shape != (self.num_decisions,):
@@ -89,9 +107,14 @@ class DecisionProcess(ABC):
             raise ValueError(f"cost is {self.cost.tolist()}; expected finite numbers")
         self.payment = (self.alpha / self.num_decisions * self.cost).tolist()
 
-    @abstractmethod
-    def named_cost(self, cost: str) -> Tensor:
-        """Costs C [N] by their name."""
+    def _named_cost(self, cost: str) -> Tensor:
+        """Costs C by their name: [N] float32, of mean 1."""
+        if cost not in COSTS:
+            raise unknown_name("cost", cost, COSTS)
+        if cost == "blocks":
+            return torch.ones(self.num_decisions, device="cpu")
+        macs = torch.tensor(self.decision_macs, dtype=torch.float64, device="cpu")
+        return (macs / macs.mean()).float()
 
     @abstractmethod
     def initial(self, images: Tensor, labels: Tensor) -> Any:
@@ -128,6 +151,11 @@ class DecisionProcess(ABC):
     @abstractmethod
     def whole_macs(self) -> int:
         """MACs per image for which `compute_flops` is 1."""
+
+    @property
+    @abstractmethod
+    def decision_macs(self) -> Sequence[int]:
+        """The most MACs per image that executing a block adds; one number per decision, N."""
 
     @abstractmethod
     def compute_flops(self, state: Any, routes: Tensor, policy_macs: int = 0) -> Tensor:

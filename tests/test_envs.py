@@ -24,7 +24,7 @@ from envs import factory
 from envs.skipnet import SkipNetEnv
 from skipnet_rl import resnet
 from skipnet_rl.checkpoint import save_weights
-from skipnet_rl.flops import block_costs
+from skipnet_rl.flops import network_macs
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.rollout import rollout
@@ -87,7 +87,7 @@ def test_executing_everything_is_the_plain_network(env, mdp, tiny_net, tiny_imag
 @pytest.mark.parametrize("alpha", [0, 0.1, 3.0])
 def test_return_is_minus_the_papers_loss(tiny_net, tiny_images, alpha, cost):
     mdp = RoutingMDP(tiny_net, alpha, cost)
-    costs = block_costs(tiny_net, cost).double().numpy()
+    costs = mdp.cost.double().numpy()
     env = SkipNetEnv(mdp, tiny_images)
     for index, route in enumerate(random_routes(3, 8)):
         images, labels = tiny_images.batch(torch.tensor([index]))
@@ -469,6 +469,21 @@ def bias(weights) -> float:
     return env.unwrapped.lockstep.mdp.net.fc.bias[0].item()
 
 
+def test_environments_of_one_network_count_its_macs_once(monkeypatch):
+    """Counting takes half a second for a ResNet-110; payments are each environment's own."""
+    counted = []
+    monkeypatch.setattr("skipnet_rl.mdp.network_macs", lambda net: counted.append(net) or network_macs(net))
+    factory.clear_cache()
+    shared = {"dataset": "rendered-digits", "split": "test", "weights": None, "device": "cpu"}
+    payments = ({}, {"alpha": 2.0, "cost": "flops"}, {"cost": [1, 2, 3, 4, 5]})
+    made = [gym.make("SkipResNet14-v0", **shared, **each).unwrapped.lockstep.mdp for each in payments]
+    assert len(counted) == 1 and made[0].net is made[1].net is made[2].net
+    assert made[0].payment == pytest.approx([1 / 5] * 5)
+    # a block that begins a stage has three quarters of the MACs of the others, see test_flops; mean 18 / 5
+    assert made[1].payment == pytest.approx([2 / 5 * each / 3.6 for each in (4, 3, 4, 3, 4)])
+    assert made[2].payment == pytest.approx([each / 5 for each in (1, 2, 3, 4, 5)])
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 def test_cached_networks_are_keyed_by_file_content(tmp_path, monkeypatch, ending):
     """The cache of networks tells files apart by content, not by name, size or time."""
@@ -491,9 +506,9 @@ def test_cached_networks_are_keyed_by_file_content(tmp_path, monkeypatch, ending
     assert path.stat().st_size == size and bias(path) == 4
     os.replace(tmp_path / "1" / path.name, path)
     assert bias(path) == 1
-    before = factory._network.cache_info().hits
+    before = factory._process.cache_info().hits
     assert bias(path) == 1
-    assert factory._network.cache_info().hits == before + 1
+    assert factory._process.cache_info().hits == before + 1
 
 
 def test_gymnasiums_own_render_modes():

@@ -130,9 +130,10 @@ def test_skipped_blocks_are_saved_in_flops(tiny_net, tiny_images):
 
 def test_macs_are_counted_once(tiny_net, tiny_images, monkeypatch):
     """Counting takes half a second for a ResNet-110 and as much for its gates."""
-    mdp, gate, counted = RoutingMDP(tiny_net), RecurrentGate(tiny_net), []
+    gate, counted = RecurrentGate(tiny_net), []
     each = gate.macs_per_decision()
     monkeypatch.setattr("skipnet_rl.mdp.network_macs", lambda net: counted.append(net) or network_macs(net))
+    mdp = RoutingMDP(tiny_net, cost="flops")
     monkeypatch.setattr(gate, "macs_per_decision", lambda: counted.append(gate) or each)
     flops = [evaluate(mdp, gate, tiny_images).compute_flops.tolist() for _ in range(2)]
     assert counted == [tiny_net, gate]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from skipnet_rl.flops import FUSED, block_costs, compute_blocks, count_macs, network_macs, on_meta
+from skipnet_rl.flops import FUSED, compute_blocks, count_macs, network_macs, on_meta
+from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
 
 # One block of two 3×3 convolutions C → C on an H×H image costs 2 * 9 * C² * H² MACs: with C * H = 512
@@ -87,21 +88,21 @@ def test_compute_blocks_counts_the_first_block():
 
 
 def test_block_costs():
-    assert block_costs(ResNet(20), "blocks").tolist() == [1.0] * 8
+    assert RoutingMDP(ResNet(20), cost="blocks").cost.tolist() == [1.0] * 8
     # six blocks of 4 and two of 3 parts, mean 30/8 = 3.75
     expected = torch.tensor([4, 4, 3, 4, 4, 3, 4, 4]) / 3.75
-    torch.testing.assert_close(block_costs(ResNet(20), "flops"), expected)
+    torch.testing.assert_close(RoutingMDP(ResNet(20), cost="flops").cost, expected)
 
 
 @pytest.mark.parametrize("depth", [8, 20, 110])
 def test_mean_flops_cost_is_one(depth):
     """So alpha means the same with either cost."""
-    assert block_costs(ResNet(depth), "flops").double().mean().item() == pytest.approx(1, abs=1e-6)
+    assert RoutingMDP(ResNet(depth), cost="flops").cost.double().mean().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_unknown_cost():
     with pytest.raises(ValueError, match="unknown cost 'block'; did you mean 'blocks'"):
-        block_costs(ResNet(8), "block")
+        RoutingMDP(ResNet(8), cost="block")
 
 
 def test_count_macs_of_known_layers():
