@@ -98,7 +98,9 @@ def _learned(stored: Stored, chain: Chain) -> BeliefGate | ObservationPolicy:
     mdp = ChainMDP(chain)
     if stored.header["policy"] != "belief":
         return ObservationPolicy.of_sb3(stored.tensors, mdp.num_decisions)
-    parts = {"net": chain, "gate": BeliefGate(mdp)}
-    trained = [name for name in parts if any(each.startswith(f"{name}.") for each in stored.tensors)]
-    fill(nn.ModuleDict({name: parts[name] for name in trained}), stored.tensors, stored.source)
-    return parts["gate"]  # type: ignore[return-value]
+    gate = BeliefGate(mdp)
+    parts: dict[str, nn.Module] = {"net": chain, "gate": gate}
+    if not any(name.startswith("net.") for name in stored.tensors):  # the networks were not trained
+        del parts["net"]
+    fill(nn.ModuleDict(parts), stored.tensors, stored.source)
+    return gate

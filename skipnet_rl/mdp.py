@@ -143,7 +143,8 @@ class RoutingMDP(DecisionProcess):
             rows = take(x, index, layout)
             shortcut = rows if skipped is x else take(skipped, index, layout)
             executed = block.execute(rows, shortcut)
-            own = skipped is not x and not share_memory(skipped, x)  # a new tensor, to be written over
+            # a new tensor is written over, unless the shortcut's last layer may need it for its gradient
+            own = not (skipped.requires_grad or skipped is x or share_memory(skipped, x))
             x = put(skipped, index, executed.to(skipped.dtype), inplace or own, layout)
         return self.arrived(x, state.y, state.t + 1)
 

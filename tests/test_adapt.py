@@ -276,6 +276,21 @@ def test_a_class_of_ones_own_is_registered(table):
     torch.testing.assert_close(folded(images(2)), net(images(2)), rtol=1e-3, atol=1e-4)
 
 
+def test_gradients_of_a_shortcut_that_keeps_its_output(table):
+    """A ReLU at its end reads its own output in the backward pass. Every other image executes every block."""
+    register(Own, lambda block: nn.Identity() if block.fit is None else block.fit)
+    model = OwnNet(CLASSES)
+    model.body[2].fit = nn.Sequential(nn.Conv2d(8, 12, 1), nn.ReLU())
+    mdp, routes = RoutingMDP(adapt(model.eval(), SIZE)), torch.tensor([[True, True], [False, False]] * 2)
+    gradients = []
+    for given in (routes, routes.float()):  # the second computes every block for every image
+        model.zero_grad()
+        rollout(mdp, AlwaysExecute(), images(4), labels(4), routes=given).loss.sum().backward()
+        gradients.append(model.body[2].fit[0].weight.grad.clone())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
 class Fewer(nn.Module):
     """Its shortcut is a view of its input: every other place of the first channels."""
 

@@ -79,6 +79,14 @@ def test_a_file_holds_what_was_learned(learned):
             open_weights(learned)
 
 
+def test_a_file_without_its_gate_is_refused(learned):
+    """The gate would be a new one, which asks no network."""
+    net, header = open_weights(learned).network, read_about(learned)
+    save_weights(learned, torch.nn.ModuleDict({"net": net}), header)
+    with pytest.raises(WeightsError, match=r"layer gate\.\S+ \(.+\) is missing"):
+        open_weights(learned)
+
+
 def test_a_file_holds_the_chain(file, networks):
     opened = open_weights(file)
     assert isinstance(opened.network, Chain) and isinstance(opened.policy, Threshold)
