@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,24 @@ def small_set(count: int = 6, flip: bool = True) -> ImageSet:
         padding=2,
         factors={"contrast": torch.arange(count) * 0.5},
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {"images": s.images / 255}, r"images are float32 \[6, 3, .*; expected .* from 0 to 255"),
+        (lambda s: {"images": s.images[:, :1]}, r"images are uint8 \[6, 1, .*; expected a tensor \[M, 3, H"),
+        (lambda s: {"images": s.images.numpy()}, "images are a ndarray"),
+        (lambda s: {"labels": s.labels[:3]}, r"labels are int64 \[3\]; .* one for each of the 6 images"),
+        (lambda s: {"labels": s.labels.int()}, r"labels are int32 \[6\]; expected a tensor of int64"),
+        (lambda s: {"labels": s.labels.tolist()}, "labels are a list"),
+        (lambda s: {"labels": s.labels + 1}, "labels go from 1 to 3; expected 0 to 2 for 3 classes"),
+    ],
+)
+def test_images_of_ones_own_are_checked(change, message):
+    """Pixels in 0 … 1, for example, would be divided by 255 once more, and everything would look black."""
+    with pytest.raises(ValueError, match=message):
+        replace(small_set(), **change(small_set()))
 
 
 def test_normalise_by_hand():
@@ -280,9 +299,9 @@ def test_calibration_and_selection_are_the_halves_of_the_validation_images():
     assert {first.split, second.split} == set(HALVES)
 
 
-def test_validation_images_in_files_are_shuffled(tmp_path):
+def test_images_in_files_to_evaluate_on_are_shuffled(tmp_path):
     """Otherwise halves, and the first images, would lack classes."""
-    for split, count in (("train", 100), ("test", 1)):
+    for split, count in (("train", 100), ("test", 20)):
         for number in range(count):
             for name in "ab":
                 file = tmp_path / split / name / f"{number}.png"
@@ -291,3 +310,7 @@ def test_validation_images_in_files_are_shuffled(tmp_path):
     for split in HALVES:
         labels = load_images("imagefolder", split, tmp_path).labels
         assert len(labels) == 10 and labels.unique().tolist() == [0, 1]
+    test = load_images("imagefolder", "test", tmp_path)
+    assert len(test) == 40 and len(set(test.paths)) == 40 and test.split == "test"
+    assert test.first(10).labels.unique().tolist() == [0, 1]
+    assert load_images("imagefolder", "test", tmp_path).paths == test.paths

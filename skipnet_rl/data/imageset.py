@@ -21,8 +21,8 @@ class ImageSet(Images):
 
     Attributes:
         name, split: where the images come from.
-        images: [M, 3, H, W] uint8.
-        labels: [M] int64.
+        images: [M, 3, H, W] uint8, from 0 to 255.
+        labels: [M] int64, from 0 to K - 1.
         classes: K class names.
         mean, std: of pixel values in 0 … 1, per channel.
         flip: whether mirroring keeps the class.
@@ -42,6 +42,28 @@ class ImageSet(Images):
     padding: int = 4
     factors: dict[str, Tensor] = field(default_factory=dict)
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for images or labels of another type or shape, or for labels without a class."""
+        images, labels = self.images, self.labels
+        shaped = isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3
+        if not shaped or images.dtype != torch.uint8:
+            raise ValueError(
+                f"images are {_words(images)}; expected a tensor [M, 3, H, W] of uint8, from 0 to 255"
+            )
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels are {_words(labels)}; expected a tensor of int64, one for each of the "
+                f"{len(images)} images"
+            )
+        # not read back from a GPU, on which labels arrive by `to`
+        if len(labels) and labels.device.type == "cpu":
+            least, most = (int(bound) for bound in labels.aminmax())
+            if least < 0 or most >= len(self.classes):
+                raise ValueError(
+                    f"labels go from {least} to {most}; expected 0 to {len(self.classes) - 1} for "
+                    f"{len(self.classes)} classes"
+                )
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same images on another device."""
@@ -82,6 +104,13 @@ class ImageSet(Images):
         if self.size is None:
             return images
         return F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+
+
+def _words(value: object) -> str:
+    """Type and shape of what came in place of a tensor."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
 def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: int = 4) -> Tensor:

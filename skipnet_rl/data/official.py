@@ -100,13 +100,18 @@ class _Numbered:
 
         Raises:
             DataNotFoundError: no folder has images.
-            DataDamagedError: a class that `numbering` does not have.
+            DataDamagedError: a class that `numbering` does not have, or only one class.
         """
         classes = classes_in(self.numbering)
         if not classes_in(Path(directory)):
             raise DataNotFoundError(f"no images: {directory} has none in the folders of its classes")
         if unknown := sorted({*classes_in(Path(directory))} - {*classes}):
             raise DataDamagedError(f"{directory}/{unknown[0]} is a class that {self.numbering} does not have")
+        if len(classes) == 1:  # often one folder too many above the classes
+            raise DataDamagedError(
+                f"{self.numbering} has one class, {classes[0]!r}, so there is nothing to tell apart; "
+                "expected one folder for each class in it"
+            )
         return classes, {name: number for number, name in enumerate(classes)}
 
     def _as_in(self, folder: Path, place: Path) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def load_images(
     `"train"` is all of train/; see `places.split_folders`. `"calibration"` and `"selection"` are the halves
     of `"val"`: a policy over a frozen network or on a chain is trained on the first and selected on the
     second. On the images that a network was trained on it is nearly always right, so that skips would seem
-    to cost nothing.
+    to cost nothing. The validation and test images of `imagenet` and `imagefolder` come in a fixed random
+    order, not class by class, so that the first ones stand for all.
 
     Args:
         name: one of `DATASETS`, or `"auto"`.
@@ -118,16 +119,8 @@ def load_images(
     own = _own_splits(name, part, folder)
     whole = _whole(name, part if part in own else "train", folder, download, progress)
     whole = whole if size is None else whole.sized(size)
-    if part in own and (part != "train" or "val" in own):
-        index = torch.arange(len(whole), device="cpu")
-    else:
-        index = _held_out(len(whole), part)
-    if part == "val" and name in BY_CLASS:  # so that the first ones are of every class
-        index = index[_shuffled(len(index))]
-    if split in HALVES:
-        half = len(index) // 2
-        index = index[:half] if split == "calibration" else index[half:]
-    return whole if part in ("train", "test") and len(index) == len(whole) else whole.subset(index, split)
+    index = _chosen(len(whole), split, own, by_class=name in BY_CLASS)
+    return whole if index is None else whole.subset(index, split)
 
 
 def _own_splits(name: str, split: str, folder: Path) -> tuple[str, ...]:
@@ -156,6 +149,22 @@ def _whole(
     from skipnet_rl.data.official import LOADERS
 
     return LOADERS[name](source, places.dataset_folder(name, folder), download)
+
+
+def _chosen(size: int, split: str, own: tuple[str, ...], by_class: bool) -> Tensor | None:
+    """Numbers of a split's images among the `size` images of their source; None for all as they are."""
+    part = "val" if split in HALVES else split
+    if part in own and (part != "train" or "val" in own):
+        index = torch.arange(size, device="cpu")
+    else:
+        index = _held_out(size, part)
+    shuffled = by_class and part != "train"  # so that the first ones are of every class
+    if shuffled:
+        index = index[_shuffled(len(index))]
+    if split in HALVES:
+        half = len(index) // 2
+        index = index[:half] if split == "calibration" else index[half:]
+    return None if part != "val" and len(index) == size and not shuffled else index
 
 
 def _held_out(size: int, split: str) -> Tensor:
