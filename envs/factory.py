@@ -7,16 +7,16 @@ arguments share one network and one set of images, until a file behind them chan
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
-from envs.ids import depth_of, is_chain, is_model
+from envs.ids import arguments_of, depth_of, is_chain, is_model
 from envs.skipnet import SkipNetEnv
 from envs.specs import plain
 from envs.vector import SkipNetVectorEnv
@@ -25,13 +25,14 @@ from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.data import Images, load_images
 from skipnet_rl.data.places import data_folder, fingerprint
 from skipnet_rl.device import cpu_by_default
-from skipnet_rl.errors import WeightsError
+from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.normalisation import normalised
 from skipnet_rl.problem import Problem
 from skipnet_rl.process import DecisionProcess
 
 KINDS: dict[str, type[Problem]] = {"depth": Problem, "networks": ChainProblem, "model": ModelProblem}
+INTERNAL = ("mdp", "images", "why")  # what the classes take and the registered ids do not
 IDS = "an id such as SkipResNet20-v0 gives the depth; networks go with SkipChain-v0, a model with SkipNet-v0"
 
 
@@ -41,6 +42,7 @@ def make_env(**kwargs: Any) -> SkipNetEnv:
     Args:
         **kwargs: those of `parts`, and obs_mode, augment, render_mode of `SkipNetEnv`.
     """
+    check_names(kwargs, SkipNetEnv)
     mdp, images, rest = parts(**plain(kwargs))
     return SkipNetEnv(mdp, images, **rest)
 
@@ -53,8 +55,22 @@ def make_vector_env(num_envs: int = 1, **kwargs: Any) -> SkipNetVectorEnv:
         **kwargs: those of `parts`, and obs_mode, augment, autoreset_mode, array, render_mode of
             `SkipNetVectorEnv`.
     """
+    check_names(kwargs, SkipNetVectorEnv)
     mdp, images, rest = parts(**plain(kwargs))
     return SkipNetVectorEnv(mdp, images, num_envs, **rest)
+
+
+def check_names(kwargs: Mapping[str, Any], env: type) -> None:
+    """Raise a ValueError for a keyword argument that neither the problem nor the environment class takes.
+
+    It lists the known ones and the nearest.
+    """
+    kind = kind_of(kwargs)
+    names = [each.name for each in fields(kind) if KINDS.get(each.name, kind) is kind]
+    known = [each for each in (*names, "split", *inspect.signature(env).parameters) if each not in INTERNAL]
+    for name in kwargs:
+        if name not in known:
+            raise unknown_name("argument", name, known)
 
 
 def problem_of(id: str, **kwargs: Any) -> Problem:
@@ -64,7 +80,7 @@ def problem_of(id: str, **kwargs: Any) -> Problem:
         gymnasium.error.Error: no such id.
         ValueError: the id of another kind of environment.
     """
-    own = gym.spec(id).kwargs
+    own = arguments_of(id)
     if not is_chain(id) and not is_model(id):
         depth_of(id)
     return kind_of(own)(**{**own, **kwargs})

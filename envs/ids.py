@@ -18,6 +18,17 @@ CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)  # 6n+2, for 32×32 images
 IMAGENET_DEPTHS = (34, 50, 101)  # for 224×224 images
 
 
+def arguments_of(id: str) -> dict[str, Any]:
+    """Keyword arguments with which an id is registered.
+
+    Raises:
+        gymnasium.error.Error: no such id.
+    """
+    if id not in gym.registry and f"{id}-v0" in gym.registry:  # Gymnasium's own message names nothing near
+        raise gym.error.UnregisteredEnv(f"no environment {id!r}; did you mean '{id}-v0'?")
+    return gym.spec(id).kwargs
+
+
 def depth_of(id: str) -> int:
     """Depth of the network that a registered id names.
 
@@ -29,7 +40,7 @@ def depth_of(id: str) -> int:
         raise ValueError(
             f"{id} is a chain of networks; expected an id of one network, such as SkipResNet110-v0"
         )
-    depth = gym.spec(id).kwargs.get("depth")
+    depth = arguments_of(id).get("depth")
     if not isinstance(depth, int):
         raise ValueError(
             f"{id} is not an environment of this project; expected an id such as SkipResNet110-v0"
@@ -43,7 +54,7 @@ def is_chain(id: str) -> bool:
     Raises:
         gymnasium.error.Error: no such id.
     """
-    return "networks" in gym.spec(id).kwargs
+    return "networks" in arguments_of(id)
 
 
 def is_model(id: str) -> bool:
@@ -52,7 +63,7 @@ def is_model(id: str) -> bool:
     Raises:
         gymnasium.error.Error: no such id.
     """
-    return "model" in gym.spec(id).kwargs
+    return "model" in arguments_of(id)
 
 
 THIRD = "resnet38-cifar10-hrl-1.0-gain6-ensemble"  # ResNet-38, executes a third of its blocks

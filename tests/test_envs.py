@@ -21,6 +21,7 @@ from toys import Replay
 
 import envs
 from envs import factory
+from envs.ids import is_chain
 from envs.skipnet import SkipNetEnv
 from skipnet_rl import resnet
 from skipnet_rl.checkpoint import save_weights
@@ -321,7 +322,8 @@ def test_line(mdp, tiny_images):
 def test_unknown_class_is_rendered_as_its_number(mdp, tiny_images):
     with torch.no_grad():
         mdp.net.fc.bias[9] += 1e6
-    fewer = dataclasses.replace(tiny_images, classes=tiny_images.classes[:3])
+    labels, classes = tiny_images.labels % 3, tiny_images.classes[:3]
+    fewer = dataclasses.replace(tiny_images, labels=labels, classes=classes)
     env = SkipNetEnv(mdp, fewer, render_mode="ansi")
     play(env, [0] * 8)
     assert "predicts 9" in env.render()
@@ -429,6 +431,8 @@ def test_environments_share_one_network():
         ({"cost": "flop"}, "did you mean 'flops'"),
         ({"device": "cpuu"}, "did you mean 'cpu'"),
         ({"obs_mode": "block"}, "unknown obs_mode"),
+        ({"aplha": 2.0}, "unknown argument 'aplha'; did you mean 'alpha'.*Known: depth, .*, render_mode"),
+        ({"mdp": None}, "unknown argument 'mdp'"),
         ({"alpha": -1}, "alpha is -1"),
         ({"alpha": float("nan")}, "alpha is nan"),
     ],
@@ -439,9 +443,18 @@ def test_named_errors_of_the_factory(argument, message):
         gym.make("SkipResNet20-v0", **{**QUICK, **argument})
 
 
+def test_unknown_arguments_of_a_vector_environment_and_of_a_chain():
+    with pytest.raises(ValueError, match="'autoreset'; did you mean 'autoreset_mode'.*num_envs"):
+        gym.make_vec("SkipResNet20-v0", num_envs=2, autoreset="NextStep")
+    with pytest.raises(ValueError, match="'network'; did you mean 'networks'.*Known: dataset"):
+        gym.make("SkipChain-v0", network=[14, 20])
+
+
 def test_unknown_id_suggests_the_nearest():
     with pytest.raises(gym.error.NameNotFound, match="Did you mean: `SkipResNet110`"):
         gym.make("SkipResNett110-v0")
+    with pytest.raises(gym.error.Error, match="no environment 'SkipResNet110'; .* 'SkipResNet110-v0'"):
+        is_chain("SkipResNet110")
 
 
 def test_missing_data_and_weights(tmp_path):
