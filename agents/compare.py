@@ -63,7 +63,8 @@ class Args:
     verify: bool = False
     """replay of the stored routes, to check every number"""
     data_dir: Path | None = None
-    """folder of the data set's official files, for --verify"""
+    """folder of the data set's official files, for --verify (else each run's own, else $SKIPNET_DATA, else
+    ./data)"""
     device: str = "auto"
     """cpu, cuda, or auto, for --verify"""
     debug: bool = False
@@ -135,7 +136,8 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
         FileNotFoundError, WeightsError: the routes or the weights are missing.
     """
     result, wrong = run.result, []
-    images = normalised(load_images(result["dataset"], result["split"], data_dir), *run.statistics)
+    images = load_images(result["dataset"], result["split"], run.data_dir(data_dir))
+    images = normalised(images, *run.statistics)
     images = images.first(result["n_images"])
     place = pick_device(device)
     records, files, cost = run.records(), {}, own_macs(run, len(images.classes))

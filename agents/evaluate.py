@@ -66,7 +66,7 @@ class Args:
     dataset: str = "auto"
     """data set, for files outside a run folder; auto: the one that the file names"""
     data_dir: Path | None = None
-    """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
+    """folder of the data set's official files (else the run's own, else $SKIPNET_DATA, else ./data)"""
     mean: tuple[float, float, float] | None = None
     """mean of the images' pixels in 0 … 1, per channel, for normalising (default: as in training)"""
     std: tuple[float, float, float] | None = None

@@ -2,7 +2,7 @@
 
     pip install -e ".[export]"
     python -m agents.export resnet110-rendered-digits-hrl --out model.onnx
-    python -m agents.export runs/…/hrl.safetensors --out model.onnx --batched
+    python -m agents.export runs/… --out model.onnx --batched
     python -m agents.export chain14x38x110-cifar10 --data-dir data --out chain.onnx
 
 Inputs and outputs of the model: see `skipnet_rl.onnx.model`. Images are normalised: pixels in 0 … 1, minus
@@ -12,13 +12,14 @@ Inputs and outputs of the model: see `skipnet_rl.onnx.model`. Images are normali
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from agents.common.cli import main_with_named_errors
+from agents.common.finished import FinishedRun
 from skipnet_rl.belief import BeliefGate, Threshold
 from skipnet_rl.checkpoint import parts_of
 from skipnet_rl.data import Images
@@ -43,7 +44,7 @@ class Args:
     """Export a gated network or a chain as an ONNX model and check it against PyTorch."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """weights file of a gated network or a chain, or the name of a shipped one"""
+    """run folder, weights file of a gated network or a chain, or the name of a shipped one"""
     out: Path
     """file to write"""
     batched: bool = False
@@ -51,7 +52,7 @@ class Args:
     check: int = 1000
     """number of test images to compare with PyTorch on; 0 for none"""
     data_dir: Path | None = None
-    """folder of the data set's official files (default: $SKIPNET_DATA, else ./data)"""
+    """folder of the data set's official files (default: the run's own, else $SKIPNET_DATA, else ./data)"""
     debug: bool = False
     """traceback of an error"""
 
@@ -62,7 +63,7 @@ def main(args: Args) -> Agreement | None:
 
     Raises:
         ModuleNotFoundError: the packages of the extra `export` are not installed.
-        FileNotFoundError, WeightsError: no such network, or a network without gates.
+        FileNotFoundError, WeightsError: no such network or finished run, or a network without gates.
         ValueError: a negative number of images, a data set of other classes, or a model that does not agree
             with PyTorch.
         OSError: the file cannot be written.
@@ -71,6 +72,9 @@ def main(args: Args) -> Agreement | None:
     data_folder(args.data_dir)  # a mistyped folder is an error even if nothing is read from it
     if args.check < 0:
         raise ValueError(f"the number of images to check on is {args.check}; expected 0 or more")
+    if args.checkpoint.is_dir():
+        run = FinishedRun.read(args.checkpoint)
+        args = replace(args, checkpoint=run.weights(), data_dir=run.data_dir(args.data_dir))
     source = find_file(args.checkpoint)
     if args.out.exists() and any(part.exists() and args.out.samefile(part) for part in parts_of(source)):
         raise ValueError(f"{args.out} is the network itself; give the model another name")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
-from toys import Elsewhere
+from toys import COLOURS, Elsewhere, write_folder
 
 from skipnet_rl.data import DATASETS, load_images
 from skipnet_rl.data.files import ImageFiles
@@ -91,21 +91,6 @@ def test_svhn_without_scipy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(DataNotFoundError, match="svhn needs scipy.*: pip install scipy"):
         load_images("svhn", "test", tmp_path)
-
-
-def write_folder(
-    folder, classes: dict[str, tuple[int, int, int]], count: int, size=(300, 260), ext="png"
-) -> None:
-    """Images of one colour per class, with a white left edge so that a mirror shows."""
-    for name, colour in classes.items():
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            image = Image.new("RGB", size, colour)
-            image.paste((255, 255, 255), (0, 0, size[0] // 5, size[1]))
-            image.save(folder / name / f"{number}.{ext}")
-
-
-COLOURS = {"blue": (0, 0, 200), "red": (200, 0, 0)}
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])

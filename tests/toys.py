@@ -2,18 +2,21 @@
 
 `toy_net`: a ResNet-8 with one needed and one useless block, on images of two colours. `toy_chain`: two
 networks with given answers. `spread`: halting scores that tell images apart. `load_first`: a data set cut to
-its first images. `Elsewhere`: a generator that says it is a GPU's.
+its first images. `write_folder`: images of one colour per class. `Elsewhere`: a generator that says it is a
+GPU's.
 """
 
 import copy
 import math
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from agents import hybrid_reinforce
 from skipnet_rl.chain import Chain
@@ -155,3 +158,22 @@ def toy_chain(size: int = 64) -> tuple[Chain, Records]:
     knows, guesses = 0.98 * right + 0.01, 0.5 + 0.1 * (0.5 - right)  # a guess is as often wrong as it can be
     records = written(data, torch.stack([torch.where(sure, knows, guesses), knows], dim=1), [10, 100])
     return Chain([spoken("quick", 10), spoken("slow", 100, number=1)], mix=0.0), records
+
+
+COLOURS = {"blue": (0, 0, 200), "red": (200, 0, 0)}
+
+
+def write_folder(
+    folder: Path,
+    classes: dict[str, tuple[int, int, int]],
+    count: int,
+    size: tuple[int, int] = (300, 260),
+    ext: str = "png",
+) -> None:
+    """Images of one colour per class, with a white left edge so that a mirror shows."""
+    for name, colour in classes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            image = Image.new("RGB", size, colour)
+            image.paste((255, 255, 255), (0, 0, size[0] // 5, size[1]))
+            image.save(folder / name / f"{number}.{ext}")

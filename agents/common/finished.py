@@ -105,6 +105,11 @@ class FinishedRun:
         """Mean and std that the run normalised images with; None where they are the data set's own."""
         return self.args.get("mean"), self.args.get("std")
 
+    def data_dir(self, given: Path | None) -> Path | None:
+        """Return the folder of its images: the given one, else the run's if it is still there."""
+        own = self.args.get("data_dir")
+        return Path(own) if given is None and own and Path(own).is_dir() else given
+
     def records(self) -> dict[str, Record]:
         """The stored routes of each policy."""
         return load_records(self.folder / "routes.npz")
@@ -200,6 +205,15 @@ class FinishedRun:
         if path.resolve().parent != self.folder.resolve():
             raise ValueError(f"{self.folder}/result.json names weights outside of the run's folder: {file}")
         return path
+
+
+def weights_of(path: Path) -> Path:
+    """Return the weights that a run folder holds, or any other path or name as it is.
+
+    Raises:
+        FileNotFoundError, WeightsError: a folder without a finished run, or of a run that saved no weights.
+    """
+    return FinishedRun.read(path).weights() if path.is_dir() else path
 
 
 def _is_result(result: Mapping[str, Any]) -> bool:

@@ -102,6 +102,7 @@ def split_of(args: Args, on_calibration_images: bool) -> str:
 def restore_run(path: Path, args: Args) -> Subject:
     """Restore the policy of a finished run."""
     run = FinishedRun.read(path)
+    args = replace(args, data_dir=run.data_dir(args.data_dir))
     split = split_of(args, run.on_calibration_images)
     images = load(run.result["dataset"], split, args, path, run.statistics)
     mdp, policy = run.restore(len(images.classes), args.stage)

@@ -152,12 +152,21 @@ def _whole(
 
 
 def _chosen(size: int, split: str, own: tuple[str, ...], by_class: bool) -> Tensor | None:
-    """Numbers of a split's images among the `size` images of their source; None for all as they are."""
+    """Numbers of a split's images among the `size` images of their source; None for all as they are.
+
+    Raises:
+        DataNotFoundError: too few training images for a validation split.
+    """
     part = "val" if split in HALVES else split
     if part in own and (part != "train" or "val" in own):
         index = torch.arange(size, device="cpu")
     else:
         index = _held_out(size, part)
+        if part == "val" and not len(index):
+            raise DataNotFoundError(
+                f"{size} training images are too few to hold out one in {VALIDATION_SHARE} for validation; "
+                "add images, or a folder val/"
+            )
     shuffled = by_class and part != "train"  # so that the first ones are of every class
     if shuffled:
         index = index[_shuffled(len(index))]
