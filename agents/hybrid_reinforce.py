@@ -67,7 +67,7 @@ class Args(CompiledArgs, TrainingArgs):
     takes_chains: ClassVar[bool] = True
     takes_processes: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "sp_iterations")
-    alpha: Method[float] = 2.0
+    alpha: Method[float] = 1.8
     """weight of the compute saving against the loss"""
     cost: Method[Literal["blocks", "flops"]] = "blocks"
     """unit of the compute saving: 1 for each skipped block, or its FLOPs"""
@@ -84,9 +84,9 @@ class Args(CompiledArgs, TrainingArgs):
     depth, device and weights"""
     sp_iterations: Schedule[int] = 4
     """steps of supervised pre-training (SP)"""
-    iterations: Schedule[int] = 56
+    iterations: Schedule[int] = 84
     """steps of hybrid REINFORCE (HRL)"""
-    tune_iterations: Schedule[int] = 32
+    tune_iterations: Schedule[int] = 48
     """final steps, which train the backbone alone on the gates' thresholded routes"""
     batch_size: Schedule[int] = 96
     """episodes per step; on a chain, as many again on held-out images"""
@@ -94,7 +94,7 @@ class Args(CompiledArgs, TrainingArgs):
     """sampled routes per image in HRL; on a chain, per held-out image"""
     lr: Schedule[float] = 6e-4
     """learning rate of the backbone"""
-    gate_lr: Schedule[float] = 1.5e-2
+    gate_lr: Schedule[float] = 3e-2
     """Adam's learning rate for the gates"""
     # The rest is set by presets, or in Python.
     shortcut: Literal["projection", "pad", "pool"] = "projection"  # where a block changes the shape
