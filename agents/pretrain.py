@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from agents.common.cli import main_with_named_errors
 from agents.common.compiled import compile_where_asked
 from agents.common.distillation import SHARE, TaughtArgs, Teacher, distilled, teachers_of
+from agents.common.estimate import print_estimate_of_pretraining
 from agents.common.flags import Data, Method, Run, Schedule
 from agents.common.loop import learn
 from agents.common.new_network import new_network
@@ -225,13 +226,16 @@ def train(args: Args) -> dict[str, Any]:
     learner = Learner(args, net, setting.precision, teacher)
     compile_where_asked(setting, net)
     run = start_run(setting, "pretrain")
+    eval_every = max(len(data) // args.batch_size, min(steps // EPOCHS, 50))  # few images: short epochs
+    if run:
+        print_estimate_of_pretraining(setting, steps, eval_every)
     wall_time = learn(
         run,
         ["pretrain"] * steps,
         learner,
         train_step=lambda step, _: train_step(learner, data, step, args),
         validate=lambda *_: setting.validate(settled(net, data, args), AlwaysExecute()),
-        eval_every=max(len(data) // args.batch_size, min(steps // EPOCHS, 50)),  # few images: short epochs
+        eval_every=eval_every,
         resume=args.resume,
     )
     if run is None:  # the leader does the rest

@@ -7,7 +7,7 @@ names that a user gives.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +104,8 @@ class Problem:
 
     def _weights(self, weights: str | None, dataset: str, kinds: Sequence[str]) -> tuple[str | None, str]:
         if weights != "auto":
-            return weights, f"{weights} (a shipped network)" if catalogue.find(weights) else str(weights)
+            shipped = catalogue.find(weights)
+            return weights, str(weights) if shipped is None else f"{weights} ({_described(shipped)})"
         entry = catalogue.find_auto(self.depth, dataset, self.shortcut, kinds, self.payment[0])
         if entry is None:
             return weights, f"none: no ResNet-{self.depth} for {dataset} is shipped"
@@ -151,6 +152,11 @@ class Problem:
     def mdp(self, net: ResNet) -> RoutingMDP:
         """The decision process over a network."""
         return RoutingMDP(net, *self.payment)
+
+
+def _described(entry: Mapping[str, Any]) -> str:
+    gates = f" with gates, trained at alpha {entry['alpha']:g}" if "alpha" in entry else ""
+    return f"a shipped network{gates}"
 
 
 @cpu_by_default()

@@ -222,7 +222,7 @@ def test_a_used_folder_is_refused_before_anything_is_compiled(agent, made, tmp_p
     monkeypatch.setattr(compiled, "compile_blocks", lambda *_, **__: pytest.fail("blocks were compiled"))
     args = made(torch.device("cpu"), run_dir=tmp_path, compile=True)
     stored = tmp_path / "args.json"
-    stored.write_text(json.dumps({"seed": args.seed + 1}))
+    stored.write_text(json.dumps({"seed": args.seed + 1, "compile": True}))
     with pytest.raises(FileExistsError, match="holds a run; resume it, or choose another folder"):
         agent.train(args)
     with pytest.raises(ValueError, match=r"cannot resume with seed .*: the run was started with"):

@@ -66,6 +66,10 @@ def test_a_preset_without_the_preparation_that_a_network_needs_says_so(
     )
     look(Setting.of(small_args(tmp_path, warmup_iterations=0)))
     assert "--preset plain" in capsys.readouterr().out
+    shipped = "resnet110-rendered-digits-hrl"  # trained gates know what their network can spare
+    gated = small_args(tmp_path, env="SkipResNet110-v0", weights=shipped, gate_weights=shipped)
+    look(Setting.of(dataclasses.replace(gated, warmup_iterations=0)))
+    assert "preparation" not in capsys.readouterr().out
 
 
 def test_a_network_at_chance_is_called_so(tmp_path, monkeypatch, few_images, capsys):

@@ -207,6 +207,13 @@ def test_every_preset_is_valid(preset):
     assert describe(args).startswith(f"{preset} ({WHY.get(preset, 'flags as given')}")
 
 
+def test_the_numbers_of_a_preset_are_named_even_where_they_are_the_defaults():
+    line = describe(parsed("--dataset rendered-digits --iterations 70"))
+    assert line.startswith("quick (a first look")
+    for number in ("alpha 1.8", "sp iterations 4", " iterations 70", "tune iterations 48", "gate lr 0.03"):
+        assert number in line
+
+
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="plain") as caught:
         values_of(situation_of(["--preset", "plane"]))

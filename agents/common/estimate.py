@@ -45,14 +45,14 @@ def seconds_of_training(setting: Setting) -> float:
 
 @torch.no_grad()
 def seconds_of_evaluation(setting: Setting) -> float:
-    """Time an evaluation by all networks of a chain; returns seconds per image."""
-    chain = setting.net.for_inference(setting.precision)
+    """Time an evaluation by the network, or by all networks of a chain; returns seconds per image."""
+    net = setting.mdp().for_inference(setting.precision).net
 
     def answer(images: Tensor, _: Tensor) -> Tensor:
         with autocast(setting.precision, setting.device):
-            return chain(images).sum()
+            return net(images).sum()
 
-    return seconds_per_image(answer, setting.val, usual_batch_size(setting.device, chain.image_size))
+    return seconds_per_image(answer, setting.val, usual_batch_size(setting.device, net.image_size))
 
 
 def seconds_per_image(function: Callable[[Tensor, Tensor], Tensor], data: Images, batch_size: int) -> float:
@@ -84,6 +84,23 @@ def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance | None) -> 
     seconds = looked.seconds_per_image if looked else seconds_of_evaluation(setting)
     evaluation = seconds * (rows * len(setting.test) + PART * on_the_way)
     say(f"time: about {in_words(train, evaluation)}")
+
+
+def print_estimate_of_pretraining(setting: Setting, steps: int, eval_every: int) -> None:
+    """Print the same line for `agents.pretrain`; what teachers take is not counted.
+
+    Args:
+        setting: what is learned on.
+        steps: number of training steps.
+        eval_every: steps between validations.
+    """
+    args = setting.args
+    train = (
+        seconds_of_training(setting) * steps * args.batch_size * (1 + args.survival) / 2
+    )  # blocks that run
+    validations = steps // eval_every + 1
+    images = len(setting.test) + validations * min(args.eval_images, len(setting.val))
+    say(f"time: about {in_words(train, seconds_of_evaluation(setting) * images)}")
 
 
 def in_words(training: float, evaluation: float) -> str:

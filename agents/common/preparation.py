@@ -51,7 +51,8 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
         steps = 0 if tolerance.prepared else args.warmup_iterations
     setting = replace(setting, args=replace(args, warmup_iterations=steps))
     if not steps:
-        if not tolerance.prepared and args.weights != "none":
+        trained_gates = getattr(args, "gate_weights", None)  # they leave out only what the network can spare
+        if not (tolerance.prepared or trained_gates or args.weights == "none"):
             say(
                 "preparation: none, although skips cost the network much; --warmup-iterations sets its steps "
                 "(in agents.hybrid_reinforce, --preset plain)"

@@ -145,7 +145,9 @@ WHY = {
     "chain": "continues from trained networks",
     "paper": "the paper's schedule",
 }
-QUIET = {  # flags that the line about a run leaves out
+# flags that the line about a run always names
+MAIN = {"alpha", "sp_iterations", "iterations", "tune_iterations", "batch_size", "lr", "gate_lr"}
+QUIET = {  # flags that it leaves out
     "preset",
     "debug",
     "run_dir",
@@ -166,11 +168,11 @@ QUIET = {  # flags that the line about a run leaves out
 
 
 def describe(args: Any) -> str:
-    """Describe the flags in a line: the preset, its reason, and every flag that differs from its default."""
+    """Describe a run in a line: the preset, its reason, `MAIN`, and what differs from the defaults."""
     told = {
         field.name: getattr(args, field.name)
         for field in fields(args)
-        if field.name not in QUIET and getattr(args, field.name) != field.default
+        if field.name in MAIN or field.name not in QUIET and getattr(args, field.name) != field.default
     }
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
     return f"{args.preset} ({WHY.get(args.preset, 'flags as given')})" + (f": {settings}" if settings else "")

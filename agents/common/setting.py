@@ -171,8 +171,8 @@ class Setting(Generic[ArgsT]):
             )
         elif self.args.frozen and not found.prepared:
             say(
-                "a policy over this network can save little, because the network itself is not trained; "
-                "train it with skips first (agents.hybrid_reinforce), and give its weights with --weights"
+                "skips cost this network much, and this agent does not train it; train it with skips first "
+                "(agents.hybrid_reinforce), and give its weights with --weights"
             )
         return found
 
