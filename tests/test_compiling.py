@@ -161,13 +161,11 @@ def test_without_a_compiler_the_error_says_what_is_missing(tmp_path, monkeypatch
     from torch._inductor import config, cpp_builder
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(config, "fx_graph_cache", False)
     cpp_builder.cpp_compiler_search.cache_clear()
     net = resnet(8, torch.float32)
-    with pytest.raises(
-        CompilationError, match=r"blocks of ResNet-8 .* a C\+\+ compiler, .*; install"
-    ) as raised:
+    absent = config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False})
+    message = r"blocks of ResNet-8 .* a C\+\+ compiler, .*; install"
+    with absent, pytest.raises(CompilationError, match=message) as raised:
         compile_blocks(net, 4)
     cpp_builder.cpp_compiler_search.cache_clear()
     assert "no-such-compiler" in str(raised.value) and "\n" not in str(raised.value)
