@@ -32,6 +32,7 @@ def run_parts(folder: Path, only: tuple[str, ...]) -> dict:
     return json.loads((folder / "gpu.json").read_text())
 
 
+@pytest.mark.slow
 def test_parts_run_on_the_cpu_and_fill_one_file(tmp_path):
     found = run_parts(tmp_path, QUICK)
     assert (found["device"], found["card"], tuple(found["parts"])) == ("cpu", None, QUICK)

@@ -226,6 +226,7 @@ def test_the_sweep_of_policies():
         assert args.run_dir == job.folder and args.weights == "resnet20-cifar10-skips"
 
 
+@pytest.mark.slow
 def test_rays_workers(played, monkeypatch, capfd):
     """Side by side; with one thread whatever is inherited; one that is killed or fails is tried once more."""
     pytest.importorskip("ray")

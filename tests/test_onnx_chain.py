@@ -39,7 +39,7 @@ def half_asked(*members: Member) -> tuple[ChainMDP, Threshold]:
     "members, batched",
     [
         ([plain, plain], False),
-        ([gated, plain, plain], False),
+        pytest.param([gated, plain, plain], False, marks=pytest.mark.slow),
         pytest.param([plain, gated], False, marks=pytest.mark.slow),
         ([gated, plain], True),
         pytest.param([plain, gated, plain], True, marks=pytest.mark.slow),
@@ -71,7 +71,7 @@ def test_a_learned_policy_exports_too(tmp_path):
     assert found.logits < 1e-5
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_network_that_is_not_asked_does_not_run(batched, tmp_path):
     mdp, _ = half_asked(plain(), plain())
     torch.nn.init.constant_(mdp.member(1).net.fc.weight, torch.nan)  # whatever it touches is NaN
