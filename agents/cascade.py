@@ -26,7 +26,7 @@ from torch import Tensor
 
 from agents.common.chains import recorded
 from agents.common.cli import main_with_named_errors
-from agents.common.finished import weights_of
+from agents.common.finished import FinishedRun
 from agents.common.tables import markdown, points, publish
 from envs.ids import CHAINS
 from skipnet_rl.catalogue import find
@@ -86,7 +86,13 @@ def networks_of(chain: str) -> list[int | str]:
     entry = find(chain)
     if entry and entry["kind"] == "chain":
         return list(entry["after"])
-    return [int(word) if word.isdecimal() else str(weights_of(Path(word))) for word in chain.split(",")]
+    return [int(word) if word.isdecimal() else _weights(word) for word in chain.split(",")]
+
+
+def _weights(network: str) -> str:
+    """Return a run folder's weights file, or any other name or path as it is."""
+    folder = Path(network)
+    return str(FinishedRun.read(folder).weights()) if folder.is_dir() else network
 
 
 def main(options: Options) -> dict[str, Any]:

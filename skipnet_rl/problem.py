@@ -15,6 +15,7 @@ from typing import Any, Literal
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, load_images, resolve_dataset
 from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
+from skipnet_rl.gates import GATES
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised
 from skipnet_rl.resnet import Architecture, ResNet
@@ -155,7 +156,7 @@ class Problem:
 
 
 def _described(entry: Mapping[str, Any]) -> str:
-    gates = f" with gates, trained at alpha {entry['alpha']:g}" if "alpha" in entry else ""
+    gates = f" with gates, trained at alpha {entry['alpha']:g}" if entry["kind"] in GATES else ""
     return f"a shipped network{gates}"
 
 

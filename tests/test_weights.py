@@ -18,7 +18,7 @@ from skipnet_rl.evaluate import evaluate
 from skipnet_rl.gates import GATES
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policy_networks import PolicyNetwork
-from skipnet_rl.problem import load_network
+from skipnet_rl.problem import Problem, load_network
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import without_places
 from skipnet_rl.stored import find_file
@@ -235,3 +235,12 @@ def test_a_depth_that_no_id_has(tmp_path):
     opened = open_weights(tmp_path / "resnet18.pth")
     assert opened.header["depth"] == 18 and opened.network.architecture == plan
     assert torch.equal(opened.network.fc.weight, net.fc.weight)
+
+
+@pytest.mark.parametrize("name, said", [
+    ("resnet110-cifar10-hrl-0.4-ensemble", " (a shipped network with gates, trained at alpha 0.4)"),
+    ("resnet110-cifar10-hrl-0.4-fixed", " (a shipped network)"),  # one route, no gates
+    ("runs/mine/weights.safetensors", ""),
+])  # fmt: skip
+def test_a_run_says_what_kind_of_network_it_starts_from(name, said):
+    assert Problem(depth=110, dataset="rendered-digits", weights=name).resolve().why[1] == name + said

@@ -95,9 +95,8 @@ def print_estimate_of_pretraining(setting: Setting, steps: int, eval_every: int)
         eval_every: steps between validations.
     """
     args = setting.args
-    train = (
-        seconds_of_training(setting) * steps * args.batch_size * (1 + args.survival) / 2
-    )  # blocks that run
+    executed = (1 + args.survival) / 2  # mean share of the blocks that stochastic depth runs
+    train = executed * seconds_of_training(setting) * steps * args.batch_size
     validations = steps // eval_every + 1
     images = len(setting.test) + validations * min(args.eval_images, len(setting.val))
     say(f"time: about {in_words(train, seconds_of_evaluation(setting) * images)}")

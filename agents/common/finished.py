@@ -207,15 +207,6 @@ class FinishedRun:
         return path
 
 
-def weights_of(path: Path) -> Path:
-    """Return the weights that a run folder holds, or any other path or name as it is.
-
-    Raises:
-        FileNotFoundError, WeightsError: a folder without a finished run, or of a run that saved no weights.
-    """
-    return FinishedRun.read(path).weights() if path.is_dir() else path
-
-
 def _is_result(result: Mapping[str, Any]) -> bool:
     names = all(isinstance(result.get(key), str) for key in ("agent", "env", "dataset"))
     rows = result.get("policies")
