@@ -20,5 +20,6 @@ def parsed(line):
         patch.setattr(
             situation, "resolve_dataset", lambda name, folder: (name.replace("auto", "cifar10"), "")
         )
-        default = module.arguments(words) if hasattr(module, "arguments") else None
+        own = name.startswith("agents.") and hasattr(module, "arguments")  # they depend on other flags
+        default = module.arguments(words) if own else None
         return parse(options, words, default)

@@ -15,7 +15,9 @@ from commands import parsed
 
 import benchmarks.ablation
 import benchmarks.gate_costs
-from agents import cascade
+from agents import cascade, hybrid_reinforce
+from agents.common.flags import CommonArgs
+from agents.common.presets import PRESETS
 from agents.common.tables import comparison, points
 from benchmarks import (
     chain_training,
@@ -61,8 +63,8 @@ def commands() -> list[Any]:
     """Commands on the pages, each once: those in blocks and those within a sentence."""
     lines = []
     for page in PAGES:
-        text = page.read_text().replace(" \\\n", "")
-        lines += re.findall(r"^(?:.* && \S*)?(python -m .*)$", text, re.MULTILINE)
+        text = re.sub(r"torchrun --nproc-per-node \d+", "python", page.read_text().replace(" \\\n", ""))
+        lines += re.findall(r"^(?:.* && \S*| +)?(python -m .*)$", text, re.MULTILINE)
         lines += [" ".join(line.split()) for line in re.findall(r"(?<!`)`(python -m [^`]+)`", text)]
     lines = [line.split("  #")[0].strip() for line in lines]
     return sorted({line for line in lines if "NAME" not in line.split()[2]})
@@ -113,9 +115,9 @@ def test_python_on_a_page_runs(code, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_on_a_page_has_flags_that_exist(command):
-    name = command.split()[2]
-    if name != "benchmarks.gate_costs":  # it has a parser of its own
-        parsed(command)
+    args = parsed(command)
+    if isinstance(args, CommonArgs):
+        args.check()
 
 
 @pytest.mark.parametrize("entry", results.networks(DOCS / "results-cifar10"), ids=lambda entry: entry["name"])
@@ -285,6 +287,41 @@ def test_the_readme_has_differences_that_were_measured():
     measured = {points(abs(pair["accuracy"]), pair["ci95"]) for pair in pairs}
     stated = re.findall(r"(\d\.\d\d ± \d\.\d\d) points", README.read_text())
     assert stated and set(stated) <= measured
+
+
+VALIDATION = {"0.14 ± 0.19", "0.82 ± 0.39"}  # controls on validation images, in no file
+
+
+def test_the_page_of_results_states_differences_that_were_measured():
+    """In its sentences; its tables are those of the files."""
+    stored = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())
+    found = {points(abs(pair["accuracy"]), pair["ci95"]) for pair in stored["pairs"]}
+    found |= {points(one["accuracy"], half_width(one["accuracy_ci95"])) for one in stored["networks"].values()}
+    for file in results.with_chains(DOCS / "results-cifar10").values():
+        for row in json.loads(file.read_text())["rows"]:
+            found |= {points(abs(pair["accuracy"]), pair["ci95"]) for pair in row["over"].values()}
+    lines = (DOCS / "results.md").read_text().splitlines()
+    text = " ".join(line.strip() for line in lines if not line.strip().startswith("|"))
+    stated = set(re.findall(r"\d+\.\d\d ± \d\.\d\d", text))
+    assert len(stated) > 20 and stated - VALIDATION <= found
+
+
+def test_the_page_of_training_has_the_lengths_of_presets():
+    text = (DOCS / "training.md").read_text()
+    for name in ("quick", "longer"):
+        args = hybrid_reinforce.Args(**PRESETS[name])
+        lengths = f"{args.sp_iterations} steps of SP, {args.iterations} of HRL, {args.tune_iterations} of tuning"
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+        assert lengths in line, line
+    assert f"α = {hybrid_reinforce.Args().alpha}" in text
+
+
+def test_the_page_of_policies_has_the_lengths_of_hrl():
+    """HRL is the one agent of the comparison that does not run with its defaults."""
+    longer, plain = PRESETS["longer"], PRESETS["plain"]
+    text = " ".join((DOCS / "policies.md").read_text().split())
+    assert f"{longer['iterations']} steps of HRL and {longer['tune_iterations']} of tuning without" in text
+    assert f"has {plain['iterations']} and {plain['tune_iterations']} with one" in text
 
 
 @pytest.mark.parametrize("added", [{}, {"n_images": 2_500}])
