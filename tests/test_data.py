@@ -132,6 +132,19 @@ def test_batches_cover_every_image_once_in_order():
     assert torch.equal(torch.cat([labels for _, labels in parts]), data.labels)
 
 
+def test_another_size_is_an_average_over_what_falls_together():
+    # every fourth column is white, so where four columns become one, a quarter of the light is left
+    stripes = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    stripes[..., ::4] = 255
+    black, white = (0.0,) * 3, (1.0,) * 3
+    data = replace(small_set(2, flip=False), images=stripes, mean=black, std=white, padding=0)
+    small = data.sized(8)
+    for images, labels in (small.batch(torch.arange(2)), small.training_batch(torch.arange(2), generator())):
+        assert images.shape == (2, 3, 8, 8) and labels.tolist() == [0, 1]
+        torch.testing.assert_close(images[..., 2:-2], torch.full((2, 3, 8, 4), 0.25))
+    assert torch.equal(small.sized(32).batch(torch.arange(2))[0], stripes / 255)
+
+
 @pytest.mark.parametrize("flip", [True, False])
 def test_training_batch_is_the_normalised_augmentation(flip):
     data = small_set(flip=flip)
@@ -175,6 +188,13 @@ def test_order_depends_on_epoch_and_seed_alone():
     assert len({tuple(order) for order in orders}) == 9
     torch.manual_seed(99)  # nothing else moves it, in whatever order it is asked
     assert training_index(7, 20, 100, 2).tolist() == epoch(1, 2)[40:60]
+
+
+def test_a_changed_batch_of_numbers_changes_no_other():
+    before = training_index(7, 20, 100, 2)
+    expected = before.tolist()
+    before.zero_()
+    assert training_index(7, 20, 100, 2).tolist() == expected
 
 
 def test_batch_larger_than_the_data():

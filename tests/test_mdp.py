@@ -419,7 +419,29 @@ def test_invalid_costs():
         RoutingMDP(ResNet(8), cost="flop")
     with pytest.raises(ValueError, match=r"cost is \[nan, 1.0\]; expected finite numbers"):
         RoutingMDP(ResNet(8), cost=torch.tensor([math.nan, 1.0]))
-    assert RoutingMDP(ResNet(8), alpha=1.0, cost=[1, 3]).payment == [0.5, 1.5]
+    with pytest.raises(ValueError, match=r"cost is \[inf, 1.0\]; expected finite numbers"):
+        RoutingMDP(ResNet(8), cost=torch.tensor([math.inf, 1.0]))
+    assert RoutingMDP(ResNet(8), alpha=1.0, cost=[0, 3]).payment == [0, 1.5]
+
+
+def test_another_payment_leaves_the_process_as_it_is():
+    mdp = RoutingMDP(ResNet(8), alpha=1.0)
+    other = mdp.with_payment(4.0, [1, 3])
+    assert (other.alpha, other.payment, other.net) == (4.0, [2, 6], mdp.net)
+    assert (mdp.alpha, mdp.payment) == (1.0, [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    "of_network, of_rewards",
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+)
+def test_rewards_are_as_precise_as_the_network_and_no_less_than_float32(of_network, of_rewards):
+    mdp = RoutingMDP(ResNet(8).to(of_network), alpha=1.0, cost=[0.2, 1])
+    state = State(torch.zeros(1, 16, 2, 2), torch.zeros(1).long(), 0)
+    skip = torch.zeros(1, dtype=torch.bool)
+    reward = mdp.reward(state, skip, state._replace(t=1))
+    assert reward.dtype == of_rewards
+    assert torch.equal(reward, torch.tensor([mdp.payment[0]], dtype=of_rewards))
 
 
 def test_one_block_leaves_nothing_to_decide():

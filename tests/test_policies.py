@@ -13,6 +13,7 @@ from skipnet_rl.policies import (
     AlwaysExecute,
     Biased,
     Exploring,
+    FixedRoute,
     RandomSkip,
     StochasticDepth,
     ValueBaseline,
@@ -35,6 +36,14 @@ def test_always_execute(mdp):
     logit, hidden = AlwaysExecute()(mdp, state(), None)
     assert logit.tolist() == [math.inf] * 3
     assert hidden is None
+
+
+def test_a_fixed_route_is_its_own(mdp):
+    route = torch.tensor([True, False, True, False, True, False, True, False])
+    policy = FixedRoute(route)
+    route[0] = False
+    assert policy(mdp, state(0, 2), None)[0].tolist() == [math.inf] * 2
+    assert policy(mdp, state(1, 2), None)[0].tolist() == [-math.inf] * 2
 
 
 def test_random_skip_has_the_log_odds_of_its_rate(mdp):

@@ -62,10 +62,18 @@ def test_tolerance_of_the_toy_is_what_its_one_needed_block_costs():
 
 
 @pytest.mark.parametrize(
-    "whole, skipping, prepared", [(0.9, 0.86, True), (0.9, 0.84, False), (0.5, 0.6, True)]
+    "whole, skipping, prepared", [(0.9, 0.86, True), (0.9, 0.84, False), (0.5, 0.6, True), (0.05, 0.0, True)]
 )
 def test_prepared(whole, skipping, prepared):
     assert Tolerance(100, whole, skipping, 0.0).prepared == prepared
+
+
+@pytest.mark.parametrize(
+    "right, images, above",  # of ten classes; Wilson's interval of 2 in 10 begins at 0.057, of 20 in 100 at 0.133
+    [(2, 10, False), (20, 100, True), (10, 100, False), (0, 100, False)],
+)
+def test_above_chance_is_beyond_doubt(right, images, above):
+    assert Tolerance(images, right / images, 0.0, 0.0).above_chance(10) == above
 
 
 @pytest.mark.parametrize(
@@ -84,6 +92,11 @@ def test_falling_rates_lower_the_cheapest_blocks_alone(allowance, left_out):
 def test_a_block_that_helps_by_its_absence_is_left_out_first():
     costs = torch.tensor([0.6, -0.2, 0.3, 5.0, 5.0, 5.0])
     assert (falling_rates(costs, 1.0, 0.71) < 1).tolist() == [True, True, True, False, False, False]
+
+
+def test_an_allowance_may_be_spent_to_the_last():
+    costs = torch.tensor([0.25, 0.5, 5.0, 5.0])
+    assert (falling_rates(costs, 1.0, 0.75) < 1).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])
