@@ -83,6 +83,20 @@ def test_invalid_thresholds(arguments, message):
         Threshold(*arguments)
 
 
+def test_belief_gate_by_hand():
+    """A tenth of the belief, and the decision's one-hot as it is."""
+    chain, _ = toy_chain(4)
+    mdp = ChainMDP(chain)
+    gate = BeliefGate(mdp, width=1)
+    for parameter, value in zip(gate.parameters(), (1.0, 0.5, 2.0, -0.25), strict=True):
+        torch.nn.init.constant_(parameter, value)
+    observation = torch.zeros(2, mdp.observation_size)
+    observation[0, :2] = torch.tensor([-4.0, -6.0])
+    observation[1, -1] = 1
+    expected = [2 * math.tanh(-0.4 - 0.6 + 0.5) - 0.25, 2 * math.tanh(1 + 0.5) - 0.25]
+    assert gate.decide(observation).tolist() == pytest.approx(expected)
+
+
 def test_belief_gate_starts_at_one_half_and_counts_its_macs():
     chain, records = toy_chain(4)
     mdp = ChainMDP(chain)

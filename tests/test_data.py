@@ -166,6 +166,12 @@ def test_subset_keeps_order_and_factors():
     assert data.subset(torch.tensor([0])).split == "train"
 
 
+def test_the_first_images_and_names_of_classes():
+    data = small_set(4)
+    assert data.first(3).labels.tolist() == [0, 1, 2] and len(data.first(9)) == 4
+    assert [data.class_name(number) for number in (0, 2, 3)] == ["a", "c", "3"]
+
+
 def test_an_epoch_covers_images_without_repeats():
     # 100 images in batches of 32: three steps, 96 different images, four left out
     for epoch in range(3):
@@ -317,6 +323,7 @@ def test_calibration_and_selection_are_the_halves_of_the_validation_images():
     assert len(first) == len(second) == len(val) // 2
     assert torch.equal(torch.cat([first.images, second.images]), val.images)
     assert {first.split, second.split} == set(HALVES)
+    assert not val.flip and val.padding < 3  # a mirrored digit is none, and a neighbour must stay at the edge
 
 
 def test_images_in_files_to_evaluate_on_are_shuffled(tmp_path):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from skipnet_rl.evaluate import Evaluation, evaluate, load_records, save_evaluations, usual_batch_size
+from skipnet_rl.evaluate import (
+    Evaluation,
+    evaluate,
+    load_records,
+    most_frequent,
+    save_evaluations,
+    usual_batch_size,
+)
 from skipnet_rl.flops import network_macs
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
@@ -92,8 +99,15 @@ def test_gates_are_counted_in_flops(tiny_net, tiny_images):
     assert result.routes.all()
     # ResNet-20, option B: 40,813,184 MACs; its eight gate decisions 9,200
     assert result.compute_flops.tolist() == pytest.approx([1 + 9_200 / 40_813_184] * 12, abs=1e-12)
+    assert result.policy_flops == pytest.approx(9_200 / 40_813_184)
     for wrapped in (Biased(gate, 0.0), Exploring(gate, 0.05)):
         assert policy_macs(wrapped) == policy_macs(gate)
+
+
+def test_the_most_frequent_route():
+    routes = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 0]]).bool()
+    assert most_frequent(routes).tolist() == [True, True, False]
+    assert most_frequent(routes[1:]).tolist() == [False, False, True]  # of three the smallest number
 
 
 def test_no_images_is_an_error(tiny_net, tiny_images):

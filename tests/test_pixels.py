@@ -127,6 +127,13 @@ def test_transparency_is_composited_on_white(tmp_path, image, options, expected)
         assert set(read_image(str(path)).unique().tolist()) == {expected}
 
 
+def test_16_bits_are_rounded_to_8(tmp_path):
+    # 257 levels become one: 1000 / 257 = 3.9, 32767 / 257 = 127.498, 65000 / 257 = 252.9
+    values = np.array([[0, 1000, 32767, 65000, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert read_image(str(tmp_path / "deep.png"))[:, 0].tolist() == [[0, 4, 127, 253, 255]] * 3
+
+
 def test_dark_16_bit_images_are_warned_of(tmp_path):
     for most, dim in ((4095, True), (255, True), (9000, False)):
         Image.fromarray(np.full((4, 4), most, np.uint16)).save(tmp_path / "x.png")

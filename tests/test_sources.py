@@ -100,7 +100,7 @@ def test_imagefolder(tmp_path, held_out):
     train, val, test = (load_images("imagefolder", split, tmp_path) for split in ("train", "val", "test"))
     assert isinstance(test, ImageFiles)
     assert (len(train), len(val), len(test)) == (18, 2, 4)
-    assert not set(train.paths) & set(val.paths)
+    assert not set(train.paths) & set(val.paths) and list(train.paths) == sorted(train.paths)
     assert test.classes == ("blue", "red") and sorted(test.labels.tolist()) == [0, 0, 1, 1]
     assert [Path(path).parent.name for path in test.paths] == [test.classes[k] for k in test.labels]
     images, labels = test.batch(test.labels.argsort(descending=True)[[0, 3]])

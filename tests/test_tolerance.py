@@ -61,6 +61,20 @@ def test_tolerance_of_the_toy_is_what_its_one_needed_block_costs():
     assert found.seconds_per_image > 0
 
 
+def test_the_skips_depend_on_the_seed_alone(tiny_net, tiny_images):
+    shown: list[tuple[int, int]] = []
+
+    def measured(seed, progress=lambda done, total: None):
+        found = measure_tolerance(RoutingMDP(tiny_net), tiny_images, seed=seed, progress=progress)
+        return found.whole, found.skipping
+
+    before = torch.get_rng_state()
+    assert measured(3) == measured(3, lambda *counts: shown.append(counts))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert shown == [(12, 24), (24, 24)]
+    assert len({measured(seed) for seed in range(6)}) > 1
+
+
 @pytest.mark.parametrize(
     "whole, skipping, prepared", [(0.9, 0.86, True), (0.9, 0.84, False), (0.5, 0.6, True), (0.05, 0.0, True)]
 )
@@ -69,7 +83,7 @@ def test_prepared(whole, skipping, prepared):
 
 
 @pytest.mark.parametrize(
-    "right, images, above",  # of ten classes; Wilson's interval of 2 in 10 begins at 0.057, of 20 in 100 at 0.133
+    "right, images, above",  # ten classes; Wilson's interval of 2 in 10 begins at 0.057, of 20 in 100 at 0.133
     [(2, 10, False), (20, 100, True), (10, 100, False), (0, 100, False)],
 )
 def test_above_chance_is_beyond_doubt(right, images, above):
