@@ -83,7 +83,7 @@ def test_prepared(whole, skipping, prepared):
 
 
 @pytest.mark.parametrize(
-    "right, images, above",  # ten classes; Wilson's interval of 2 in 10 begins at 0.057, of 20 in 100 at 0.133
+    "right, images, above",  # Wilson's interval of 2 in 10 begins at 0.057, of 20 in 100 at 0.133
     [(2, 10, False), (20, 100, True), (10, 100, False), (0, 100, False)],
 )
 def test_above_chance_is_beyond_doubt(right, images, above):
