@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from agents.common.cli import main_with_named_errors
@@ -22,9 +23,10 @@ from agents.common.compiled import compile_where_asked
 from agents.common.distillation import SHARE, TaughtArgs, Teacher, distilled, teachers_of
 from agents.common.estimate import print_estimate_of_pretraining
 from agents.common.flags import Data, Method, Run, Schedule
+from agents.common.learner import ModelLearner
 from agents.common.loop import learn
 from agents.common.new_network import new_network
-from agents.common.optimizers import adamw, resume, sgd, warmed_up
+from agents.common.optimizers import MOMENTUM, adamw, resume, sgd, warmed_up
 from agents.common.outcome import finish, weights_header
 from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
@@ -33,7 +35,7 @@ from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.device import autocast, cpu_by_default
-from skipnet_rl.distributed import average_gradients, share, shared_generator
+from skipnet_rl.distributed import share, shared_generator
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.network import Network
@@ -44,7 +46,6 @@ from skipnet_rl.resnet import Architecture
 from skipnet_rl.rollout import Trajectory, rollout
 
 EPOCHS, FEWEST_STEPS = 30, 1_500  # if no length is given
-MOMENTUM = 0.9  # of SGD, if none is given
 ON_THE_WAY = 2  # batches of 250 images to estimate batch norms on, for a validation during training
 
 
@@ -142,27 +143,27 @@ class Args(TaughtArgs):
         return max(steps, FEWEST_STEPS) if self.epochs is None else steps
 
 
-class Learner:
+class Learner(ModelLearner):
     """A backbone and its optimizer."""
 
     def __init__(self, args: Args, net: Network, precision: str, teacher: Teacher | None = None) -> None:
-        self.net, self.precision, self.teacher = net, precision, teacher
-        self.mdp = RoutingMDP(net)
+        super().__init__(RoutingMDP(net), nn.ModuleDict({"net": net}), precision)
+        self.teacher = teacher
         if args.optimizer == "adamw":
-            self.optimizer = adamw(net, args.lr, args.weight_decay)
+            optimizer = adamw(net, args.lr, args.weight_decay)
         else:
-            momentum = args.resolved().momentum
-            assert momentum is not None, "SGD has a momentum"
-            self.optimizer = sgd(net, args.lr, momentum, args.weight_decay)
+            momentum = MOMENTUM if args.momentum is None else args.momentum
+            optimizer = sgd(net, args.lr, momentum, args.weight_decay)
+        self.optimizers = {"net": optimizer}
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"net": self.mdp.net.state_dict(), "optimizer": self.optimizers["net"].state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.net.load_state_dict(state["net"])
-        resume(self.optimizer, state["optimizer"])
+        self.mdp.net.load_state_dict(state["net"])
+        resume(self.optimizers["net"], state["optimizer"])
 
 
 def train_step(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
@@ -173,12 +174,8 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
     """
     episode = play(learner, data, step, args)
     progress = (step + 0.5) / args.steps(len(data))
-    for group in learner.optimizer.param_groups:
-        group["lr"] = args.lr * warmed_up(args.schedule, args.warmup, progress)
-    learner.optimizer.zero_grad()
-    episode.loss.mean().backward()
-    average_gradients(learner.net.parameters())
-    learner.optimizer.step()
+    rate = args.lr * warmed_up(args.schedule, args.warmup, progress)
+    learner.descend(episode.loss.mean(), {"net": rate})
     return episode
 
 

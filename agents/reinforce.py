@@ -21,6 +21,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flag_rules import check_routes
 from agents.common.flags import FrozenArgs, Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepLast
+from agents.common.learner import ModelLearner
 from agents.common.optimizers import adam, resume
 from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
@@ -66,31 +67,25 @@ class Args(FrozenArgs, TrainingArgs):
         return ["train"] * self.iterations
 
 
-class Learner:
+class Learner(ModelLearner):
     """Gate and optimizer over a frozen network."""
 
     def __init__(self, args: Args, mdp: DecisionProcess, precision: str) -> None:
         torch.manual_seed(args.seed)
-        self.mdp, self.precision = mdp, precision
         mdp.net.requires_grad_(False).eval()
         self.kind, gate = new_gate(args.gate, mdp)
-        self.gate = gate.to(mdp.device)
-        self.model = nn.ModuleDict({"net": mdp.net, "gate": self.gate})
-        self.optimizer = adam(self.gate, args.lr)
-
-    @property
-    def policy(self) -> nn.Module:
-        """The gates, which are evaluated."""
-        return self.gate
+        self.policy = self.gate = gate.to(mdp.device)
+        super().__init__(mdp, nn.ModuleDict({"net": mdp.net, "gate": gate}), precision)
+        self.optimizers = {"gate": adam(gate, args.lr)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
-        return {"gate": self.gate.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """The state for a checkpoint, without the network, which stays as it is."""
+        return {"gate": self.gate.state_dict(), "optimizer": self.optimizers["gate"].state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.gate.load_state_dict(state["gate"])
-        resume(self.optimizer, state["optimizer"])
+        resume(self.optimizers["gate"], state["optimizer"])
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
@@ -105,9 +100,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
         episode = rollout(learner.mdp, learner.gate, images, labels, "sample", draws)
     weights = advantages(rewards_to_go(episode.rewards), args.baseline, args.routes)
     loss = score_function_loss(episode.log_probs, weights)
-    learner.optimizer.zero_grad()
-    loss.backward()
-    learner.optimizer.step()
+    learner.descend(loss, {"gate": args.lr})
     return episode
 
 

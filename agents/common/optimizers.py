@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+MOMENTUM = 0.9  # of SGD
+
 
 def adam(net: nn.Module, lr: float) -> torch.optim.Optimizer:
     """Adam, without weight decay."""
@@ -19,7 +21,7 @@ def adam(net: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def sgd(
-    net: nn.Module, lr: float, momentum: float = 0.9, weight_decay: float = 5e-4
+    net: nn.Module, lr: float, momentum: float = MOMENTUM, weight_decay: float = 5e-4
 ) -> torch.optim.Optimizer:
     """Nesterov's SGD, whose weight decay spares biases and batch norm."""
     groups = _with_decay(net, weight_decay)
