@@ -38,13 +38,12 @@ from agents.common.runner import run_agent
 from agents.common.setting import Setting
 from agents.common.situation import scaled_to, situation_of
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
 from skipnet_rl.evaluate import usual_batch_size
 from skipnet_rl.halting import HaltingGate, pondered
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.modules import evaluation_mode
-from skipnet_rl.randomness import step_generator
 from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.weights import ACT
 
@@ -132,12 +131,10 @@ def mean_accuracy(learner: Learner, images: Images) -> float:
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """Take one step on the loss and the ponder cost, or on the loss of the thresholded routes."""
-    device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed)
-    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    images, labels = step_batch(data, step, args.batch_size, args.seed)
     learner.model.train()
     rates = {"net": args.left(step) * args.lr}
-    with autocast(learner.precision, device):
+    with autocast(learner.precision, data.device):
         if stage == "tune":
             episode = rollout(learner.mdp, learner.policy, images, labels)
             loss = episode.loss.mean()

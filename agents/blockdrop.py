@@ -34,7 +34,7 @@ from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute
@@ -117,8 +117,7 @@ def bounded(logits: Tensor, bound: float) -> Tensor:
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """Take one self-critical step; in the joint stage, also one of the backbone on the cross-entropy."""
     device, mdp = data.device, learner.mdp
-    index = training_index(step, args.batch_size, len(data), args.seed)
-    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    images, labels = step_batch(data, step, args.batch_size, args.seed)
     learner.policy.train()
     draws = step_generator(args.seed, step, device, Stream.ROUTES)
     if stage == "warmup":

@@ -31,13 +31,12 @@ from agents.common.situation import situation_of, trained_as
 from envs.ids import depth_of, is_model
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, resolve_dataset
-from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate, most_frequent
 from skipnet_rl.gates import GATES
 from skipnet_rl.policies import AlwaysExecute
-from skipnet_rl.randomness import step_generator
 from skipnet_rl.rollout import Trajectory, rollout
 from skipnet_rl.weights import FIXED, Opened, new_policy, open_weights
 
@@ -104,14 +103,12 @@ def frequent_route(setting: Setting[Args], opened: Opened) -> Tensor:
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """Train the backbone for one step, on thresholded routes."""
-    device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed)
-    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    images, labels = step_batch(data, step, args.batch_size, args.seed)
     targets = None if learner.teacher is None else learner.teacher(images)
     images = images.contiguous(memory_format=torch.channels_last)
     learner.mdp.net.train(args.bn != "frozen")
     learner.gate.eval()
-    with autocast(learner.precision, device):
+    with autocast(learner.precision, data.device):
         episode = rollout(learner.mdp, learner.gate, images, labels)
         loss = distilled(episode.loss, episode.logits, targets, args.share).mean()
     left = (args.iterations - step) / args.iterations

@@ -34,7 +34,7 @@ from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
 from skipnet_rl.gates import make_gate
 from skipnet_rl.mdp import RoutingMDP
@@ -97,8 +97,7 @@ def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Te
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """Take one step, of the preparation or on the loss and the penalty."""
     device = data.device
-    index = training_index(step, args.batch_size, len(data), args.seed)
-    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    images, labels = step_batch(data, step, args.batch_size, args.seed)
     learner.model.train()
     draws = step_generator(args.seed, step, device, Stream.ROUTES)
     left = 1.0

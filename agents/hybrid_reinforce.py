@@ -47,9 +47,9 @@ from agents.common.situation import situation_of, values_of
 from envs.ids import is_chain
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
-from skipnet_rl.distributed import share, shared_generator
+from skipnet_rl.distributed import shared_generator
 from skipnet_rl.estimators import advantages, entropy, score_function_loss
 from skipnet_rl.network import Network
 from skipnet_rl.policies import Exploring, Policy, ValueBaseline
@@ -206,8 +206,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     """Take one training step of any stage."""
     device = data.device
     routes = args.routes if stage == "hrl" and learner.held_out is None else 1
-    order = training_index(step, args.batch_size // routes, len(data), args.seed)
-    images, labels = data.training_batch(share(order), shared_generator(args.seed, step, device))
+    images, labels = step_batch(data, step, args.batch_size // routes, args.seed)
     targets = None
     if learner.teacher is not None and stage != "warmup":  # the preparation asks it itself
         targets = learner.teacher(images).repeat_interleave(routes, 0)

@@ -33,9 +33,8 @@ from agents.common.setting import Setting
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast, cpu_by_default
-from skipnet_rl.distributed import share, shared_generator
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.network import Network
@@ -182,8 +181,7 @@ def train_step(learner: Learner, data: Images, step: int, args: Args) -> Traject
 def play(learner: Learner, data: Images, step: int, args: Args) -> Trajectory:
     """Play the episodes of a step; a teacher sees the same images."""
     device, mdp = data.device, learner.mdp
-    index = share(training_index(step, args.batch_size, len(data), args.seed))
-    images, labels = data.training_batch(index, shared_generator(args.seed, step, device))
+    images, labels = step_batch(data, step, args.batch_size, args.seed)
     targets = None if learner.teacher is None else learner.teacher(images)
     with autocast(learner.precision, device):
         if args.survival == 1:

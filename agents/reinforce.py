@@ -27,7 +27,7 @@ from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
 from skipnet_rl.data import Images
-from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
 from skipnet_rl.estimators import advantages, score_function_loss
 from skipnet_rl.process import DecisionProcess
@@ -91,8 +91,7 @@ class Learner(ModelLearner):
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:
     """Take one step: sample routes, weigh their log-probabilities by the advantages."""
     device = data.device
-    index = training_index(step, args.images_per_step, len(data), args.seed)
-    images, labels = data.training_batch(index, step_generator(args.seed, step, device))
+    images, labels = step_batch(data, step, args.images_per_step, args.seed)
     images, labels = repeated(images, args.routes), labels.repeat_interleave(args.routes)
     learner.gate.train()
     draws = step_generator(args.seed, step, device, Stream.ROUTES)

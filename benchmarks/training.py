@@ -24,7 +24,7 @@ from agents.common.cli import main_with_named_errors
 from agents.hybrid_reinforce import Args, Learner, hrl_loss, train_step
 from benchmarks import measure
 from skipnet_rl.data import Images, load_images
-from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import resolve_precision
 from skipnet_rl.mdp import RoutingMDP, State
 from skipnet_rl.problem import load_network
@@ -90,8 +90,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
 
 def published_step(made: Learner, mdp: RoutingMDP, data: Images, args: Args) -> None:
     """Take one training step as published: every block is computed."""
-    index = training_index(0, args.batch_size, len(data), args.seed)
-    images, labels = data.training_batch(index, step_generator(args.seed, 0, data.device))
+    images, labels = step_batch(data, 0, args.batch_size, args.seed)
     mdp.net.train()
     draws = step_generator(args.seed, 0, data.device, Stream.ROUTES)
     episode = rollout(mdp, made.gate, images.contiguous(), labels, "sample", draws)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skipnet_rl.data.images import Images
+from skipnet_rl.distributed import share, shared_generator
 from skipnet_rl.randomness import Stream, for_images, step_generator
 
 
@@ -145,6 +146,15 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool, padding: 
     padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)  # [B, H+2p, W+2p, C]
     which = torch.arange(count, device=device).view(-1, 1, 1)
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def step_batch(data: Images, step: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Augmented images and labels of training step `step`: of several processes, the share of this one.
+
+    A pure function of its arguments, see `training_index` and `skipnet_rl.randomness`.
+    """
+    index = share(training_index(step, batch_size, len(data), seed))
+    return data.training_batch(index, shared_generator(seed, step, data.device))
 
 
 def training_index(step: int, batch_size: int, size: int, seed: int, stream: Stream = Stream.ORDER) -> Tensor:
