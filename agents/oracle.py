@@ -22,10 +22,9 @@ from agents.common.flags import CommonArgs, Method, Run
 from agents.common.outcome import finish
 from agents.common.setting import Setting
 from skipnet_rl.device import autocast, cpu_by_default
-from skipnet_rl.evaluate import evaluate
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.process import DecisionProcess, select
-from skipnet_rl.progress import image_progress, progress_bar
+from skipnet_rl.progress import progress_bar
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.rollout import rollout
 
@@ -46,47 +45,34 @@ class Args(CommonArgs):
     bf16"""
 
 
-class Best:
-    """The cheapest correct route of each image so far."""
-
-    def __init__(self, count: int, num_decisions: int, device: torch.device) -> None:
-        self.executed = torch.full((count,), num_decisions + 1, device=device)
-        self.routes = torch.zeros(count, num_decisions, dtype=torch.bool, device=device)
-
-    def offer(self, index: Tensor, routes: Tensor, correct: Tensor) -> None:
-        """Keep routes [B, N] of images `index` [B] where they are correct and cheaper."""
-        executed = routes.sum(dim=1)
-        better = correct & (executed < self.executed[index])
-        self.executed[index[better]] = executed[better]
-        self.routes[index[better]] = routes[better]
-
-
 @torch.no_grad()
 def every_route(mdp: DecisionProcess, images: Tensor, labels: Tensor) -> Tensor:
     """Find the cheapest correct routes, [B, N] bool, by a walk over the tree of all routes.
 
     A branch keeps only the images whose best route so far executes more blocks than the branch already does.
     """
-    best = Best(len(labels), mdp.num_decisions, images.device)
-    route = torch.zeros(mdp.num_decisions, dtype=torch.bool, device=images.device)
+    count, n, device = len(labels), mdp.num_decisions, images.device
+    best = torch.zeros(count, n, dtype=torch.bool, device=device)
+    cost = torch.full((count,), n + 1, device=device)  # blocks that the best route executes
+    route = torch.zeros(n, dtype=torch.bool, device=device)
 
     def walk(state: Any, index: Tensor) -> None:
-        hopeful = best.executed[index] > route.sum()
+        hopeful = cost[index] > route.sum()
         if not hopeful.all():
             state, index = select(state, hopeful), index[hopeful]
         if len(index) == 0:
             return
         if mdp.terminal(state):
-            correct = mdp.logits(state).argmax(dim=1) == state.y
-            best.offer(index, route.expand(len(index), -1), correct)
+            correct = index[mdp.logits(state).argmax(dim=1) == state.y]
+            best[correct], cost[correct] = route, route.sum()
             return
         for execute in (False, True):  # cheap routes first, so that expensive ones need fewer images
             route[state.t] = execute
             walk(mdp.transition(state, torch.full_like(state.y, execute, dtype=torch.bool)), index)
         route[state.t] = False
 
-    walk(mdp.initial(images, labels), torch.arange(len(labels), device=images.device))
-    return best.routes
+    walk(mdp.initial(images, labels), torch.arange(count, device=device))
+    return best
 
 
 @torch.no_grad()
@@ -134,11 +120,9 @@ def find_routes(args: Args) -> dict[str, Any]:
                 found.append(search(mdp, images, labels, draws, args.restarts))
     wall_time = time.perf_counter() - started
     routes = torch.cat(found)
-    with image_progress("oracle (bound)") as show:
-        bound = evaluate(
-            mdp, AlwaysExecute(), setting.test, routes=routes, precision=setting.precision, progress=show
-        )
-    rows = {**setting.references(bound.rate), "oracle (bound)": bound}
+    name = "oracle (bound)"
+    bound = setting.evaluate(mdp, AlwaysExecute(), routes=routes, name=name)
+    rows = {**setting.references(bound.rate), name: bound}
     return finish(setting, run, "oracle", rows, wall_time, exact=exact)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from agents.common.chains import look_at_chain, recorded
 from agents.common.flags import CommonArgs
@@ -140,6 +141,7 @@ class Setting(Generic[ArgsT]):
         mode: str = "greedy",
         images: Images | None = None,
         *,
+        routes: Tensor | None = None,
         name: str = "",
     ) -> Evaluation:
         """Play every test image once, or every one of `images`; the bar shows `name` or the split."""
@@ -147,7 +149,14 @@ class Setting(Generic[ArgsT]):
         images = self.test if images is None else images
         with image_progress(name or f"{images.split} images") as show:
             return evaluate(
-                mdp, policy, images, mode=mode, generator=draws, precision=self.precision, progress=show
+                mdp,
+                policy,
+                images,
+                mode=mode,
+                generator=draws,
+                routes=routes,
+                precision=self.precision,
+                progress=show,
             )
 
     def introduce(self) -> Tolerance | None:
@@ -176,9 +185,9 @@ class Setting(Generic[ArgsT]):
             )
         return found
 
-    def validate(self, mdp: DecisionProcess, policy: Policy, mode: str = "greedy") -> dict[str, Any]:
+    def validate(self, mdp: DecisionProcess, policy: Policy) -> dict[str, Any]:
         """Evaluate on the first validation images, during training; returns the summary."""
-        return self.evaluate(mdp, policy, mode, self.val.first(self.args.eval_images)).summary("")
+        return self.evaluate(mdp, policy, images=self.val.first(self.args.eval_images)).summary("")
 
     def references(
         self, rate: float, trained: DecisionProcess | None = None, name: str = ""
