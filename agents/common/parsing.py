@@ -6,8 +6,8 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, Field, field, fields, make_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import MISSING, field, fields, make_dataclass, replace
 from functools import cache
 from itertools import pairwise, takewhile
 from textwrap import dedent
@@ -83,7 +83,7 @@ def _read(form: type, args_type: type, words: Sequence[str], default: Any, comma
 @cache
 def _form(args_type: Any) -> tuple[type, dict[str, type]]:
     """A dataclass with one nested dataclass per heading, of which tyro makes the parser and its help."""
-    marks, flags = headings(args_type), _flags(args_type, fields(args_type))
+    marks, flags = headings(args_type), _flags(args_type)
     parts = {}
     for heading in (DATA, METHOD, SCHEDULE, RUN):
         chosen = [flags[name] for name in marks if marks[name] is heading]
@@ -96,10 +96,10 @@ def _form(args_type: Any) -> tuple[type, dict[str, type]]:
 @cache
 def _flat(args_type: Any) -> Any:
     """A dataclass of the same fields, with their help texts."""
-    return make_dataclass(args_type.__name__, _flags(args_type, fields(args_type)).values(), frozen=True)
+    return make_dataclass(args_type.__name__, _flags(args_type).values(), frozen=True)
 
 
-def _flags(args_type: type, each: Iterable[Field]) -> dict[str, tuple[str, Any, Any]]:
+def _flags(args_type: Any) -> dict[str, tuple[str, Any, Any]]:
     """Name, annotated type and default of each field that is a flag."""
     hints, texts = get_type_hints(args_type, include_extras=True), _helps(args_type)
     return {
@@ -108,7 +108,7 @@ def _flags(args_type: type, each: Iterable[Field]) -> dict[str, tuple[str, Any, 
             Annotated[hints[flag.name], _flag(texts[flag.name])],
             field() if flag.default is MISSING else field(default=flag.default),
         )
-        for flag in each
+        for flag in fields(args_type)
         if flag.name in texts
     }
 

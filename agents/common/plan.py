@@ -143,9 +143,7 @@ class Plan:
             return [f"--{flag}", value]
         if value not in ("True", "False"):
             raise ValueError(f"{name} is {value}; expected True or False")
-        usual = next(
-            each.default for each in self.args_type.__dataclass_fields__.values() if each.name == name
-        )
+        usual = self.args_type.__dataclass_fields__[name].default
         return [] if value == str(usual) else [f"--no-{flag}" if usual else f"--{flag}"]
 
     def check(self, jobs: Sequence[Job]) -> None:

@@ -25,18 +25,20 @@ class Range:
         """Read LOW:HIGH, LOW:HIGH:log or VALUE,VALUE…; `kind` is the type of the flag."""
         if ":" not in text:
             return cls(values=tuple(values_of("range", name, text)))
-        number = {int, float} & {kind, *get_args(kind)}
+        number = next((each for each in (int, float) if each in (kind, *get_args(kind))), None)
+        numbers = "numbers LOW:HIGH or LOW:HIGH:log, or " if number else ""
+        wrong = ValueError(f"--range has {name}={text}; expected {numbers}values A,B,C")
         match = re.fullmatch(r"([^:]+):([^:]+)(:log)?", text)
+        if match is None or number is None:
+            raise wrong
         try:
-            assert match is not None and number
-            low, high = (number.copy().pop()(match[side]) for side in (1, 2))
-        except (AssertionError, ValueError) as error:
-            numbers = "numbers LOW:HIGH or LOW:HIGH:log, or " if number else ""
-            raise ValueError(f"--range has {name}={text}; expected {numbers}values A,B,C") from error
+            low, high = number(match[1]), number(match[2])
+        except ValueError as error:
+            raise wrong from error
         log = match[3] is not None
         if not low < high or (log and low <= 0):
             raise ValueError(f"--range has {name}={text}; expected LOW < HIGH{', and LOW > 0' * log}")
-        return cls(low, high, log, int in number)
+        return cls(low, high, log, whole=number is int)
 
     def __str__(self) -> str:
         """Format the range as on a command line."""
