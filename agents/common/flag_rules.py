@@ -56,8 +56,8 @@ NOT_NEGATIVE = {
     "weight_decay",
 }
 SHARES = {"distillation", "survival", "target", "warmup"}
-BUILT_IN = ("depth", "shortcut", "zero_init_residual")  # flags of this project's ResNets
-OTHER = ("model", "model_kwargs", "image_size")  # and those of models of other libraries
+RESNET_FLAGS = ("depth", "shortcut", "zero_init_residual")  # of this project's ResNets
+MODEL_FLAGS = ("model", "model_kwargs", "image_size")  # of models of other libraries
 
 
 def check_choices(args: Any) -> None:
@@ -79,18 +79,18 @@ def check_numbers(args: Any) -> None:
 def check_model(args: Any) -> None:
     """Raise a ValueError for flags of another library's models with a built-in network, or vice versa."""
     usual = {each.name: each.default for each in fields(args)}
-    given = [name for name in (*BUILT_IN, *OTHER) if name in usual and getattr(args, name) != usual[name]]
-    wrong = [f"--{name.replace('_', '-')}" for name in given if (name in BUILT_IN) == args.other_library]
-    if wrong and args.other_library:
+    unfit = RESNET_FLAGS if args.other_library else MODEL_FLAGS
+    given = [name for name in unfit if name in usual and getattr(args, name) != usual[name]]
+    if not given:
+        return
+    flag = f"--{given[0].replace('_', '-')}"
+    if args.other_library:
         network = args.model or f"that of {args.env}"
-        raise ValueError(
-            f"{wrong[0]} is for the built-in ResNets, but the network is {network}; leave it out"
-        )
-    if wrong:
-        raise ValueError(
-            f"{wrong[0]} is for models of other libraries, but --env is {args.env}; name a model: "
-            "--env SkipNet-v0 --model torchvision/convnext_tiny"
-        )
+        raise ValueError(f"{flag} is for the built-in ResNets, but the network is {network}; leave it out")
+    raise ValueError(
+        f"{flag} is for models of other libraries, but --env is {args.env}; name a model: "
+        "--env SkipNet-v0 --model torchvision/convnext_tiny"
+    )
 
 
 def check_routes(batch_size: int, routes: int, baseline: str) -> None:

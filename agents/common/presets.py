@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Literal
 
+from agents.common.flag_rules import MODEL_FLAGS
+from skipnet_rl.runs import NOT_COMPARED
+
 Preset = Literal[
     "auto",
     "quick",
@@ -147,24 +150,8 @@ WHY = {
 }
 # flags that the line about a run always names
 MAIN = {"alpha", "sp_iterations", "iterations", "tune_iterations", "batch_size", "lr", "gate_lr"}
-QUIET = {  # flags that it leaves out
-    "preset",
-    "debug",
-    "run_dir",
-    "resume",
-    "data_dir",
-    "download",
-    "device",
-    "precision",
-    "dataset",
-    "env",
-    "weights",
-    "mean",
-    "std",
-    "model",
-    "model_kwargs",
-    "image_size",
-}
+# flags that it leaves out
+QUIET = {*NOT_COMPARED, *MODEL_FLAGS, "preset", "precision", "dataset", "env", "weights", "mean", "std"}
 
 
 def describe(args: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from agents.common.flag_rules import MODEL_FLAGS
 from agents.common.flags import CommonArgs
 from envs.factory import problem_of
 from envs.ids import is_chain
@@ -20,7 +21,7 @@ def named_model(problem: Problem) -> dict[str, Any]:
     """The flags that name a model of another library, as they were resolved, with its statistics."""
     if not isinstance(problem, ModelProblem):
         return {}
-    return {name: getattr(problem, name) for name in ("model", "model_kwargs", "image_size", "mean", "std")}
+    return {name: getattr(problem, name) for name in (*MODEL_FLAGS, "mean", "std")}
 
 
 def named_problem(args: CommonArgs) -> Problem:

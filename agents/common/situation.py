@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from agents.common.distillation import SHARE
+from agents.common.flag_rules import MODEL_FLAGS
 from agents.common.presets import PRESETS
 from envs.factory import problem_of
 from envs.ids import depth_of, is_chain, is_model
@@ -106,7 +107,7 @@ def values_of(situation: Situation) -> dict[str, Any]:
     if situation.teacher:
         values["distillation"] = values.get("distillation") or SHARE
     about = trained_as(situation.weights, situation.model)
-    named = ("mean", "std", "model", "model_kwargs", "image_size") if model else ("shortcut", "mean", "std")
+    named = ("mean", "std", *(MODEL_FLAGS if model else ("shortcut",)))
     images: dict[str, Any] = {key: about[key] for key in named if key in about}
     return {**values, **images, "preset": name}
 
@@ -169,7 +170,7 @@ def _network(situation: Situation) -> Network:
     """Build the network that the flags name, to count its cost; one of another library as an outline."""
     if not is_model(situation.env):
         return ResNet(depth_of(situation.env))
-    names = ("dataset", "data_dir", "weights", "model", "model_kwargs", "image_size")
+    names = ("dataset", "data_dir", "weights", *MODEL_FLAGS)
     problem = ModelProblem(**{name: getattr(situation, name) for name in names}, device="cpu").resolve()
     return problem.named.outline(2)
 
@@ -204,8 +205,7 @@ def _stored(situation: Situation) -> dict[str, Any] | None:
     args = started_with(situation)
     if args is None:
         return None
-    names = {"preset", "weights", "gate_weights", "alpha", "cost", "shortcut", "mean", "std"}
-    names |= {"model", "model_kwargs", "image_size"}
+    names = {"preset", "weights", "gate_weights", "alpha", "cost", "shortcut", "mean", "std", *MODEL_FLAGS}
     names = names.union(*PRESETS.values())
     found = {name: args[name] for name in names & args.keys()}
     return found | {name: tuple(found[name]) for name in ("mean", "std") if found.get(name)}
