@@ -55,7 +55,7 @@ def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> A2C:
 
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
-    return train_sb3(args, "a2c", "A2C", PRESETS, lambda env, numbers: make_model(env, args, numbers))
+    return train_sb3(args, "a2c", "A2C", PRESETS, make_model)
 
 
 arguments = partial(preset_arguments, Args, PRESETS)  # the flags' defaults on a command line

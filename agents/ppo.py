@@ -81,7 +81,7 @@ def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> BaseAlgorith
 def train(args: Args) -> dict[str, Any]:
     """Train, evaluate, write the run folder; returns result.json's content."""
     name = "RecurrentPPO" if args.recurrent else "PPO"
-    return train_sb3(args, "ppo", name, PRESETS, lambda env, numbers: make_model(env, args, numbers))
+    return train_sb3(args, "ppo", name, PRESETS, make_model)
 
 
 arguments = partial(preset_arguments, Args, PRESETS)  # the flags' defaults on a command line

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.common.distillation import Teacher, distilled
+from agents.common.distillation import SHARE, Teacher, distilled
 from agents.common.setting import LOOK, Setting
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import Policy
@@ -26,7 +26,6 @@ from skipnet_rl.runs import started_with
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, absence_costs, falling_rates
 
-TAUGHT = 0.9  # share of the teacher in the loss of an agent without a flag for it
 RAMP = 0.5  # share of the preparation over which the rates fall
 TRIED = 0.97  # highest rate that the gates learn, so that they still skip every block now and then
 
@@ -76,7 +75,7 @@ class Preparation:
     """
 
     def __init__(
-        self, costs: Tensor, steps: int, teacher: Teacher | None = None, share: float = TAUGHT
+        self, costs: Tensor, steps: int, teacher: Teacher | None = None, share: float = SHARE
     ) -> None:
         self.costs, self.steps, self.teacher, self.share = costs, steps, teacher, share
 

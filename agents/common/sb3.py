@@ -79,8 +79,7 @@ def preset_of(env: str, presets: Presets) -> dict[str, Any]:
 def preset(args: SB3Args, presets: Presets) -> dict[str, Any]:
     """Return the numbers of the preset of `--env`, unless a flag gives another."""
     chosen = preset_of(args.env, presets)
-    given = {key: getattr(args, key, None) for key in chosen}
-    return {key: value if given[key] is None else given[key] for key, value in chosen.items()}
+    return chosen | {key: given for key in chosen if (given := getattr(args, key)) is not None}
 
 
 def preset_arguments(args_type: type[ArgsT], presets: Presets, words: Sequence[str] | None = None) -> ArgsT:
@@ -185,11 +184,11 @@ def episode_length(env: VecEnv) -> int:
 
 @cpu_by_default()
 def train_sb3(
-    args: SB3Args,
+    args: ArgsT,
     agent: str,
     name: str,
     presets: Presets,
-    make_model: Callable[[VecEnv, dict[str, Any]], BaseAlgorithm],
+    make_model: Callable[[VecEnv, ArgsT, dict[str, Any]], BaseAlgorithm],
 ) -> dict[str, Any]:
     """Train a model on the frozen backbone, evaluate on the test set once; returns result.json's content.
 
@@ -198,14 +197,14 @@ def train_sb3(
         agent: the module's name.
         name: name of the policy in the table.
         presets: numbers by id, see `preset`.
-        make_model: takes the environment and the numbers.
+        make_model: takes the environment, the flags and the numbers.
     """
     setting = Setting.of(args)
     tolerance = setting.introduce()
     numbers = preset(args, presets)
     mdp = setting.mdp()
     env = training_env(setting, numbers["num_envs"])
-    model = make_model(env, numbers)
+    model = make_model(env, args, numbers)
     run = setting.start_run(agent.replace("_", "-"), args.resume)
     state = (run.load() if args.resume else None) or {"timesteps": 0, "done": 0, "elapsed": 0.0}
     if state["done"]:

@@ -62,13 +62,13 @@ def play(
             return _status_of(words[0])
 
 
-def _end_with(parent: int, every: float = 0.5) -> None:
+def _end_with(parent: int) -> None:
     """End this process once its parent, Ray's process on this machine, has ended.
 
     Ray counts the run as lost then, but does not end it: it would write the same folder as the next attempt.
     """
     while os.getppid() == parent:
-        time.sleep(every)
+        time.sleep(0.5)
     os._exit(1)
 
 
