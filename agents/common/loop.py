@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -63,6 +63,23 @@ def learn(
     """
     state = from_leader(lambda: run.load() if run and resume else None) or {"step": 0, "elapsed": 0.0}
     first, begun, watch = state["step"], time.perf_counter(), Watch()
+
+    def elapsed() -> float:
+        return state["elapsed"] + time.perf_counter() - begun
+
+    def keep(done: int, stage: str, ended: bool, seconds: float) -> None:
+        """Validate, log and save."""
+        assert run is not None  # the leader has one
+        if ended:
+            check_finite(learner.state_dict(), done, stage)  # before it writes weights
+            end_stage(stage)
+        found = val_metrics(validate(done, stage, ended))
+        run.log(done, stage, **display.metrics, **found)
+        display.validated(found["val/accuracy"])
+        learned = learner.state_dict()
+        check_finite(learned, done, stage)
+        run.save({"learner": learned, "step": done, "elapsed": seconds})
+
     if first:
         learner.load_state_dict(state["learner"])
     else:
@@ -79,42 +96,9 @@ def learn(
             display.step(stage, episode, at_once=validates)
             if validates:
                 watch.settle()
-                elapsed = state["elapsed"] + time.perf_counter() - begun
-                reached = Reached(done, stage, ends_stage, elapsed)
-                from_leader(partial(_keep, run, reached, learner, display, end_stage, validate))
+                from_leader(partial(keep, done, stage, ends_stage, elapsed()))
                 follow(learner.state_dict())
-    return state["elapsed"] + time.perf_counter() - begun
-
-
-class Reached(NamedTuple):
-    """The progress of a training: steps done, stage, whether it has ended, seconds spent."""
-
-    done: int
-    stage: str
-    ended: bool
-    elapsed: float
-
-
-def _keep(
-    run: Run | None,
-    reached: Reached,
-    learner: Stateful,
-    display: Display,
-    end_stage: Callable[[str], None],
-    validate: Callable[[int, str, bool], dict[str, Any]],
-) -> None:
-    """Validate, log and save."""
-    assert run is not None  # the leader has one
-    done, stage, ended, elapsed = reached
-    if ended:
-        check_finite(learner.state_dict(), done, stage)  # before it writes weights
-        end_stage(stage)
-    found = val_metrics(validate(done, stage, ended))
-    run.log(done, stage, **display.metrics, **found)
-    display.validated(found["val/accuracy"])
-    learned = learner.state_dict()
-    check_finite(learned, done, stage)
-    run.save({"learner": learned, "step": done, "elapsed": elapsed})
+    return elapsed()
 
 
 class Display:
