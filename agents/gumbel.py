@@ -88,6 +88,14 @@ class Learner(ModelLearner):
         }
 
 
+class Keeper(KeepLast):
+    """Keeps the last weights; a note says if they miss the target."""
+
+    def about(self, rate: float) -> dict[str, Any]:
+        """The note."""
+        return {"notes": missed_target(self.setting.args, rate)}
+
+
 def rate_penalty(actions: Tensor, target: float, target_of: str = "block") -> Tensor:
     """Compute the mean squared distance of execution rates from the target: actions [B, N] → scalar."""
     rates = actions.mean(dim=0)
@@ -119,17 +127,10 @@ def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
     return Learner(setting.args, setting.mdp(), setting.precision, Preparation.of(setting, costs))
 
 
-def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:
-    """Keep the last weights; a note says if they miss the target."""
-    return KeepLast(
-        setting,
-        learner,
-        folder,
-        row="Gumbel",
-        header=weights_header(setting, setting.args.gate, "gumbel"),
-        trained=("warmup", "train"),
-        notes=lambda rate: missed_target(setting.args, rate),
-    )
+def keep(setting: Setting[Args], learner: Learner, folder: Path) -> Keeper:
+    """Keep the last weights."""
+    header = weights_header(setting, setting.args.gate, "gumbel")
+    return Keeper(setting, learner, folder, row="Gumbel", header=header, trained=("warmup", "train"))
 
 
 def train(args: Args) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,38 +42,6 @@ class Learner(Stateful, Protocol):
         ...
 
 
-class Keeper(Protocol):
-    """Validates a run during training, and chooses the weights that it ends with."""
-
-    def begin(self) -> None:
-        """Prepare for the first step."""
-        ...
-
-    def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
-        """Evaluate on validation images after `done` steps; `ended` says whether the stage has ended."""
-        ...
-
-    def end_stage(self, stage: str) -> None:
-        """Finish a stage after its last step, before it is validated."""
-        ...
-
-    def files(self) -> dict[str, str]:
-        """Write the weights; returns the file of each row of the table, the run's own policy last."""
-        ...
-
-    def kept(self) -> dict[str, Any]:
-        """Summary of the run's own policy on validation images, its file loaded; empty if none is judged."""
-        ...
-
-    def about(self, rate: float) -> dict[str, Any]:
-        """Further fields of result.json, the keeper's own notes among them.
-
-        Args:
-            rate: share of decisions that the last row executes.
-        """
-        ...
-
-
 class KeepLast:
     """Keeps the last weights.
 
@@ -84,7 +52,6 @@ class KeepLast:
         row: name of the policy in the table.
         header: header of the weights file.
         trained: the stages that train the backbone; its batch norms are settled after each.
-        notes: notes on the policy's rate of execution.
     """
 
     FILE = "policy.safetensors"
@@ -98,20 +65,19 @@ class KeepLast:
         row: str,
         header: dict[str, Any],
         trained: Collection[str] = (),
-        notes: Callable[[float], list[str]] = lambda rate: [],
     ) -> None:
         self.setting, self.learner, self.folder = setting, learner, folder
-        self.row, self.header, self.trained, self.notes = row, header, trained, notes
+        self.row, self.header, self.trained = row, header, trained
 
     def begin(self) -> None:
-        """Do nothing: the start is not kept."""
+        """Before the first step, do nothing: the start is not kept."""
 
     def validate(self, done: int, stage: str, ended: bool) -> dict[str, Any]:
-        """Summary on validation images."""
+        """Summary on validation images after `done` steps; `ended` says whether the stage has ended."""
         return self.setting.validate(self.learner.mdp, self.learner.policy)
 
     def end_stage(self, stage: str) -> None:
-        """Settle the batch norms of a backbone that was trained."""
+        """Settle the batch norms of a backbone that was trained, before the stage's last validation."""
         setting, learner = self.setting, self.learner
         if stage in self.trained:
             recalibrate(
@@ -123,7 +89,7 @@ class KeepLast:
             )
 
     def files(self) -> dict[str, str]:
-        """Write the weights."""
+        """Write the weights; returns the file of each row of the table, the run's own policy last."""
         save_weights(self.folder / self.FILE, self.learner.model, self.header)
         return {self.row: self.FILE}
 
@@ -132,8 +98,8 @@ class KeepLast:
         return self.setting.validate(self.learner.mdp, self.learner.policy)
 
     def about(self, rate: float) -> dict[str, Any]:
-        """The notes."""
-        return {"notes": self.notes(rate)}
+        """Further fields of result.json, notes among them; `rate` is the last row's share of executions."""
+        return {"notes": []}
 
 
 class KeepBest:
@@ -200,6 +166,9 @@ class KeepBest:
             "(--iterations), or at a lower rate (--lr)"
         ]
         return {"notes": start * (best.get("step") == 0), "kept": best}
+
+
+Keeper = KeepLast | KeepBest  # validates a run in training, and chooses the weights that it ends with
 
 
 def settle(learner: GatedLearner, data: Images, stage: str, args: Any) -> None:
