@@ -21,7 +21,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.cluster import pool_of
 from agents.common.flag_rules import check_numbers
 from scripts import collect, results
-from scripts.rows import ROWS, Options, chain, weights_of
+from scripts.rows import ROWS, Options, jobs_of, weights_of
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import unknown_name
 from skipnet_rl.terminal import say
@@ -40,7 +40,7 @@ def main(options: Options) -> None:
         for dataset in datasets:  # missing data is an error before anything runs
             load_images(dataset, "train", options.data_dir, options.download)
     for name in options.chosen:
-        row = chain(name, options)
+        row = jobs_of(name, options)
         if options.list:
             jobs.list_commands(row)
             if ROWS[name].chain:

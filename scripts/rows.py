@@ -139,7 +139,7 @@ class Options:
         return self.out or self.runs / f"table-{row.dataset}"
 
 
-def chain(name: str, options: Options) -> list[Job]:
+def jobs_of(name: str, options: Options) -> list[Job]:
     """Return the jobs of a row in order; networks of the same depth share their backbone."""
     row = ROWS[name]
     if row.chain:

@@ -25,7 +25,7 @@ def test_an_unknown_row():
 
 def test_the_list_runs_nothing(tmp_path, no_work, capsys):
     options = rows.Options(rows=("resnet38",), runs=tmp_path, list=True)
-    done, *others = rows.chain("resnet38", options)
+    done, *others = rows.jobs_of("resnet38", options)
     done.folder.mkdir(parents=True)
     (done.folder / "result.json").write_text(json.dumps({"command": shlex.join(done.line)}))
     reproduce.main(options)
@@ -39,7 +39,9 @@ def test_the_list_of_a_row_of_chains_ends_with_the_command_that_tunes_them(tmp_p
     reproduce.main(options)
     *backbones, last = capsys.readouterr().out.splitlines()
     place, line = last.split(": ")
-    assert len(backbones) == len(rows.chain("chains-long", options)) and place == f"{tmp_path}/table-cifar10"
+    assert (
+        len(backbones) == len(rows.jobs_of("chains-long", options)) and place == f"{tmp_path}/table-cifar10"
+    )
     python, dash, module, *words = shlex.split(line)
     assert (python, dash, module) == ("python", "-m", "agents.cascade")
     assert parse(cascade.Options, words) == reproduce.chains_of("chains-long", options, Path(place))

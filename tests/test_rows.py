@@ -46,7 +46,7 @@ TEACHERS = ("resnet110-cifar10", "resnet38-cifar10-distilled")
 def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
     options = rows.Options(runs=tmp_path, seed=3, length=0.5)
     gate, schedule = rows.ROWS[row].gate, rows.ROWS[row].schedule
-    jobs = rows.chain(row, options)
+    jobs = rows.jobs_of(row, options)
     prefix = "" if gate == "rnn" else f"{gate}-"
     kind = KINDS[row.split("-")[0]]
     gated = [f"{prefix}{title}" for title in GATED[kind]]
@@ -79,7 +79,7 @@ def test_each_step_is_a_command_that_starts_from_those_before(tmp_path, row):
 @pytest.mark.parametrize("row", STUDY)
 def test_what_each_command_goes_on_from(tmp_path, row):
     schedule, kind = rows.ROWS[row].schedule, KINDS[row.split("-")[0]]
-    jobs = rows.chain(row, rows.Options(runs=tmp_path, length=0.5))
+    jobs = rows.jobs_of(row, rows.Options(runs=tmp_path, length=0.5))
     plain = [job for job in jobs if job.command[0] == "agents.pretrain"]
     assert [parsed(job.line).epochs for job in plain] == EPOCHS[kind]
     first = parsed(plain[0].line)
@@ -124,7 +124,7 @@ def names_of(row, jobs):
 
 @pytest.mark.parametrize("row", STUDY)
 def test_listed_networks_came_from_the_commands_of_their_row(row, tmp_path):
-    jobs = rows.chain(row, rows.Options(runs=tmp_path))
+    jobs = rows.jobs_of(row, rows.Options(runs=tmp_path))
     names, compared = names_of(row, jobs), 0
     for job in jobs:
         if entry := NETWORKS.get(names[str(job.folder)]):
@@ -141,7 +141,7 @@ def test_listed_networks_came_from_the_commands_of_their_row(row, tmp_path):
 
 @pytest.mark.parametrize("row, name", rows.SHIPPED.items())
 def test_the_shipped_backbone_instead(row, name, tmp_path):
-    first = rows.chain(f"resnet{row}", rows.Options(runs=tmp_path, shipped_backbone=True))[0]
+    first = rows.jobs_of(f"resnet{row}", rows.Options(runs=tmp_path, shipped_backbone=True))[0]
     assert first.command[0] == "agents.hybrid_reinforce" and name in first.command
 
 
@@ -157,7 +157,7 @@ def test_the_usual_rows_are_those_of_the_page():
 def test_long_rows_are_commands_that_start_from_those_before(row, device, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "pick_device", lambda name: SimpleNamespace(type=device))
     known = rows.ROWS[row]
-    jobs = rows.chain(row, rows.Options(runs=tmp_path, seed=3))
+    jobs = rows.jobs_of(row, rows.Options(runs=tmp_path, seed=3))
     for number, job in enumerate(jobs):
         args = parsed(job.line)
         args.check()
@@ -190,7 +190,9 @@ def test_long_rows_are_commands_that_start_from_those_before(row, device, tmp_pa
 
 def test_rows_of_one_backbone_share_it_and_no_others():
     def folders(name):
-        return {job.folder for job in rows.chain(name, rows.Options()) if job.command[0] == "agents.pretrain"}
+        return {
+            job.folder for job in rows.jobs_of(name, rows.Options()) if job.command[0] == "agents.pretrain"
+        }
 
     assert folders("resnet110-long") == folders("resnet110-ff2-long") < folders("chains-long")
     assert folders("resnet110") == folders("resnet110-ff2")
