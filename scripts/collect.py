@@ -13,8 +13,9 @@ from agents.common.distillation import SHARE
 from agents.common.entries import Entry, flags, random_at_rate
 from agents.common.finished import FinishedRun
 from scripts import results
+from scripts.lineage import lineage, lineage_before, run_of
 from scripts.picture import mega_flops
-from scripts.ship import check_whole, lineage, lineage_before, run_of
+from scripts.ship import check_whole
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.data import load_images

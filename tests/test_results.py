@@ -10,7 +10,7 @@ import torch
 from agents import finetune, hybrid_reinforce, pretrain
 from agents.common import setting
 from agents.common.finished import FinishedRun
-from scripts import collect, results, ship
+from scripts import collect, lineage, results, ship
 from skipnet_rl import catalogue
 from skipnet_rl.checkpoint import parts_of, read_tensors
 from skipnet_rl.data import load_images
@@ -173,7 +173,7 @@ def test_commands_are_told_without_what_a_machine_has(folders):
     ):
         command = f"python -m agents.pretrain {places} --depth 20 --run-dir runs/a"
         ran = dataclasses.replace(run, result={**run.result, "command": command})
-        assert ship.lineage(ran).commands == ["python -m agents.pretrain --depth 20 --run-dir runs/a"]
+        assert lineage.lineage(ran).commands == ["python -m agents.pretrain --depth 20 --run-dir runs/a"]
 
 
 def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folders, tmp_path):
@@ -182,17 +182,17 @@ def test_a_teacher_from_elsewhere_belongs_to_what_a_network_took(finished, folde
     taught = dataclasses.replace(
         run, args={**run.args, "distillation": 0.9, "teacher": [str(other.folder / "weights.safetensors")]}
     )
-    found = ship.lineage(taught)
+    found = lineage.lineage(taught)
     assert found.seconds == run.result["wall_time_s"] + other.result["wall_time_s"]
     assert len(found.commands) == 2
     older = tmp_path / "older"
     shutil.copytree(run.folder, older)
     (older / "args.json").write_text(json.dumps({**taught.args, "teacher": taught.args["teacher"][0]}))
-    assert ship.lineage(FinishedRun.read(older)) == found  # it had one teacher at most
+    assert lineage.lineage(FinishedRun.read(older)) == found  # it had one teacher at most
     distilled = FinishedRun.read(folders[3])  # its teacher is the network that it began with
     chain = [run, *(FinishedRun.read(folders[number]) for number in (1, 4, 3))]
     expected = sum(each.result["wall_time_s"] for each in chain)
-    assert ship.lineage(distilled).seconds == pytest.approx(expected)
+    assert lineage.lineage(distilled).seconds == pytest.approx(expected)
 
 
 def test_gates_and_teachers_from_elsewhere_belong_to_what_a_network_took(finished, tmp_path):
@@ -206,14 +206,14 @@ def test_gates_and_teachers_from_elsewhere_belong_to_what_a_network_took(finishe
         args = file.with_name("args.json")
         args.write_text(args.read_text().replace(str(finished), str(copy)))
     run, other = (FinishedRun.read(copy / f"resnet20-{seed}" / "hrl-3.0") for seed in (0, 1))
-    took = [ship.lineage(each).seconds for each in (run, other)]
+    took = [lineage.lineage(each).seconds for each in (run, other)]
     others_start = str(copy / "resnet20-1" / "backbone" / "weights.safetensors")
     for start, seconds, count in (
         (run.args["weights"], sum(took), 6),
         (others_start, took[1] + run.result["wall_time_s"], 4),
     ):
         args = {**run.args, "weights": start, "gate_weights": str(other.folder / "hrl.safetensors")}
-        found = ship.lineage(dataclasses.replace(run, args=args))
+        found = lineage.lineage(dataclasses.replace(run, args=args))
         assert found.seconds == pytest.approx(seconds) and len(found.commands) == count
     both = [str(each.folder / "hrl.safetensors") for each in (run, other)]
     pupil = dataclasses.replace(
@@ -221,7 +221,7 @@ def test_gates_and_teachers_from_elsewhere_belong_to_what_a_network_took(finishe
         args={**run.args, "distillation": 0.9, "teacher": both},
         result={**run.result, "command": "python -m mine"},
     )
-    found = ship.lineage(pupil)
+    found = lineage.lineage(pupil)
     assert found.seconds == pytest.approx(sum(took) + run.result["wall_time_s"])
     assert len(found.commands) == 7 and found.commands[-1] == "python -m mine"
 
