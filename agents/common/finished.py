@@ -1,4 +1,4 @@
-"""Finished runs and saved policies, restored from their files."""
+"""Finished runs, restored from their files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.common.sb3_policies import load_model
 from envs.factory import problem_of
-from envs.ids import depth_of, is_chain, is_model
+from envs.ids import depth_of, is_chain
 from skipnet_rl import catalogue
-from skipnet_rl.catalogue import START
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Record, load_records
 from skipnet_rl.mdp import RoutingMDP
@@ -215,17 +213,3 @@ def _is_result(result: Mapping[str, Any]) -> bool:
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, dict) and isinstance(row.get("name"), str)
-
-
-def restore_model(
-    path: Path, algorithm: str, env: str, dataset: str, num_classes: int, weights: str, alpha: float
-) -> tuple[RoutingMDP, Policy]:
-    """Restore decision process and policy of a stable-baselines3 .zip; see `load_model` on trust."""
-    if is_model(env):
-        mdp = open_weights(weights, num_classes=num_classes).mdp(alpha)
-        return mdp, load_model(path, algorithm, mdp.num_decisions).eval()
-    depth = depth_of(env)
-    if weights == "auto" and (start := catalogue.find_auto(depth, dataset, "projection", START, alpha)):
-        weights = start["name"]  # as the agents do
-    mdp = RoutingMDP(load_network(weights, depth, num_classes, dataset, new_classifier=False), alpha)
-    return mdp, load_model(path, algorithm, mdp.num_decisions).eval()

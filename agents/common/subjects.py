@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from agents.common.finished import FinishedRun, restore_model
-from envs.ids import depth_of
+from agents.common.finished import FinishedRun
+from agents.common.sb3_policies import load_model
+from envs.ids import depth_of, is_model
+from skipnet_rl import catalogue
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.network import Network
 from skipnet_rl.normalisation import normalised, stated, warn_of_others
 from skipnet_rl.policies import AlwaysExecute, Policy
+from skipnet_rl.problem import load_network
 from skipnet_rl.progress import load_images
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.weights import open_weights
@@ -112,7 +115,7 @@ def restore_run(path: Path, args: Args) -> Subject:
 
 
 def restore_zip(path: Path, args: Args) -> Subject:
-    """Restore a stable-baselines3 model, if `--trust-sb3` vouches for it."""
+    """Restore a stable-baselines3 model, if `--trust-sb3` vouches for it; see `load_model`."""
     if args.trust_sb3 is None:
         raise ValueError(
             f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
@@ -121,9 +124,16 @@ def restore_zip(path: Path, args: Args) -> Subject:
     dataset = resolve_dataset(args.dataset, args.data_dir)[0]
     images = load(dataset, split_of(args, False), args, args.weights)
     alpha = 1.0 if args.alpha is None else args.alpha
-    mdp, policy = restore_model(
-        path, args.trust_sb3, args.env, dataset, len(images.classes), args.weights, alpha
-    )
+    weights, classes = args.weights, len(images.classes)
+    if is_model(args.env):
+        mdp = open_weights(weights, num_classes=classes).mdp(alpha)
+    else:
+        depth = depth_of(args.env)
+        start = catalogue.find_auto(depth, dataset, "projection", catalogue.START, alpha)
+        if weights == "auto" and start:  # as the agents do
+            weights = start["name"]
+        mdp = RoutingMDP(load_network(weights, depth, classes, dataset, new_classifier=False), alpha)
+    policy = load_model(path, args.trust_sb3, mdp.num_decisions).eval()
     about = {"env": env_of(mdp.net), "dataset": dataset, "alpha": mdp.alpha}
     return Subject(path.stem, about, mdp, policy, images, args.out)
 
