@@ -5,41 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import nn
-
-from agents.common.learner import GatedLearner
-from agents.common.loop import Stateful
+from agents.common.learner import GatedLearner, ModelLearner
 from agents.common.outcome import weights_header
 from agents.common.setting import Setting
 from skipnet_rl.batchnorm import BATCH_SIZE, recalibrate
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.data import Images
-from skipnet_rl.policies import Policy
 
 # metrics of the kept weights in result.json
 KEPT = ("accuracy", "loss", "return", "compute_blocks", "compute_flops")
 FILES = {"sp": "sp.safetensors", "hrl": "hrl.safetensors", "tune": "hrl.safetensors"}  # after each stage
-
-
-class Learner(Stateful, Protocol):
-    """An agent in training."""
-
-    @property
-    def mdp(self) -> Any:
-        """The decision process over the backbone."""
-        ...
-
-    @property
-    def policy(self) -> Policy:
-        """The policy to evaluate on it."""
-        ...
-
-    @property
-    def model(self) -> nn.Module:
-        """The networks of a weights file."""
-        ...
 
 
 class KeepLast:
@@ -59,7 +36,7 @@ class KeepLast:
     def __init__(
         self,
         setting: Setting,
-        learner: Learner,
+        learner: ModelLearner,
         folder: Path,
         *,
         row: str,

@@ -27,7 +27,10 @@ class ModelLearner:
 
     Attributes:
         optimizers: by the name of the weights that they train.
+        policy: the policy that is evaluated, if one is learned.
     """
+
+    policy: Any
 
     def __init__(
         self, mdp: Any, model: nn.ModuleDict, precision: str, preparation: Preparation | None = None
@@ -85,18 +88,14 @@ class GatedLearner(ModelLearner):
     def __init__(self, mdp: Any, gate: nn.Module, precision: str) -> None:
         super().__init__(mdp, nn.ModuleDict({"net": mdp.net, "gate": gate.to(mdp.device)}), precision)
         self.gate: Any = gate
+        self.policy = gate
         self.best: dict[str, Any] = {}
-
-    @property
-    def policy(self) -> Any:
-        """The gates, which are evaluated."""
-        return self.gate
 
     def snapshot(self) -> GatedLearner:
         """Return a learner with a copy of network and gates, which may be changed."""
         found = copy.copy(self)
         found.model = copy.deepcopy(self.model)
-        found.gate = found.model["gate"]
+        found.policy = found.gate = found.model["gate"]
         _ = self.mdp.whole_macs  # counted once for all copies: half a second for a ResNet-110
         found.mdp = copy.copy(self.mdp)
         found.mdp.net = found.model["net"]

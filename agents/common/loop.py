@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from agents.common.learner import ModelLearner
 from agents.common.watch import Watch, check_finite
 from skipnet_rl.distributed import follow, from_leader, leads
 from skipnet_rl.flops import compute_blocks
@@ -20,22 +21,10 @@ VAL_METRICS = ("accuracy", "loss", "return", "compute_blocks", "compute_flops", 
 SHOWN = 0.1  # seconds between updates of the bar's numbers
 
 
-class Stateful(Protocol):
-    """An object whose state a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and JSON values, nested."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Continue from it."""
-        ...
-
-
 def learn(
     run: Run | None,
     plan: Sequence[str],
-    learner: Stateful,
+    learner: ModelLearner,
     train_step: Callable[[int, str], Trajectory],
     validate: Callable[[int, str, bool], dict[str, Any]],
     end_stage: Callable[[str], None] = lambda stage: None,
@@ -49,7 +38,7 @@ def learn(
     Args:
         run: where metrics and checkpoints go; None where another process leads.
         plan: the stage of each step.
-        learner: what checkpoints hold.
+        learner: the networks in training, which checkpoints hold.
         train_step: takes step number k, of a stage; returns its episodes.
         validate: returns a summary on validation images, see `Evaluation.summary`, given how many steps are
             done, the stage, and whether it has ended.

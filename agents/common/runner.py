@@ -15,7 +15,8 @@ from torch import Tensor
 from agents.common.compiled import compile_where_asked
 from agents.common.estimate import print_estimate
 from agents.common.flags import TrainingArgs
-from agents.common.keeper import Keeper, Learner
+from agents.common.keeper import Keeper
+from agents.common.learner import ModelLearner
 from agents.common.loop import learn
 from agents.common.outcome import finish
 from agents.common.preparation import look
@@ -27,7 +28,7 @@ from skipnet_rl.data import Images
 from skipnet_rl.device import cpu_by_default
 from skipnet_rl.rollout import Trajectory
 
-LearnerT = TypeVar("LearnerT", bound=Learner)
+LearnerT = TypeVar("LearnerT", bound=ModelLearner)
 
 
 @cpu_by_default()

@@ -93,7 +93,8 @@ class Watch:
         if copied is not None:
             copied.synchronize()
         loss, undefined, *rates = values.tolist()
-        check_loss(loss, done, stage)
+        if not math.isfinite(loss):
+            raise DivergenceError(_diverged(f"the loss is {loss}", done, stage))
         if undefined:
             raise DivergenceError(_diverged("a gate's log-odds are nan", done, stage))
         if stage in GREEDY_STAGES:
@@ -127,12 +128,6 @@ class Watch:
         if kind not in self.reported:
             self.reported.add(kind)
             say(f"step {done} ({stage.upper()}): {message}; training continues")
-
-
-def check_loss(loss: float, done: int, stage: str) -> None:
-    """Raise a DivergenceError for a loss that is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise DivergenceError(_diverged(f"the loss is {loss}", done, stage))
 
 
 def check_finite(state: Any, done: int, stage: str, name: str = "") -> None:
