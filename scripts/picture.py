@@ -113,13 +113,9 @@ def _series(kinds: Mapping[Kind, Sequence[Point]]) -> Iterator[plots.Series]:
         colour, marker = "0.3", "s:"
         if kind.gate:
             colour, (_, marker) = COLOURS.get(kind.depth or 0, "black"), GATES[kind.gate]
-        face = colour if kind.taught else "white"
-        yield _points(sorted(points), fmt=marker, color=colour, mfc=face)
-
-
-def _points(points: Sequence[Point], **looks: Any) -> plots.Series:
-    flops, accuracies, halves = zip(*points, strict=True)
-    return plots.Series(flops, accuracies, {"yerr": halves, "elinewidth": 0.6, **looks})
+        flops, accuracies, halves = zip(*sorted(points), strict=True)
+        looks = {"fmt": marker, "color": colour, "mfc": colour if kind.taught else "white"}
+        yield plots.Series(flops, accuracies, {"yerr": halves, "elinewidth": 0.6, **looks})
 
 
 def points_of_rows(

@@ -158,8 +158,7 @@ def _draw_chains(axes: Any, points: Sequence[Point]) -> None:
     axes.errorbar(*zip(*points, strict=True), **looks, label=CHAINS)
 
 
-def _name(axes: Any, text: str, place: Place, beside: Beside, colour: str, **looks: Any) -> None:
+def _name(axes: Any, text: str, place: Place, beside: Beside, colour: str) -> None:
     """Write a label beside its point."""
     x, y, side = beside
-    looks = {"textcoords": "offset points", "ha": side, "color": colour, "fontsize": 9, **looks}
-    axes.annotate(text, place, (x, y), **looks)
+    axes.annotate(text, place, (x, y), textcoords="offset points", ha=side, color=colour, fontsize=9)

@@ -30,28 +30,19 @@ def main_with_named_errors(
         errors: exceptions that are errors of the user, besides ValueError, OSError and Gymnasium's.
         defaults: returns the defaults, if they depend on the given flags; `--help` shows them.
     """
-    with forgiving_streams():
-        _run(args_type, run, (ValueError, OSError, GymnasiumError, *errors), defaults)
-
-
-def _run(
-    args_type: type[ArgsT],
-    run: Callable[[ArgsT], Any],
-    errors: tuple[type[Exception], ...],
-    defaults: Callable[[], ArgsT] | None,
-) -> None:
     args = None
-    try:
-        args = parse(args_type, default=defaults() if defaults else None)
-        with together():
-            check_processes(args)
-            run(args)
-    except errors as error:
-        if getattr(args, "debug", "--debug" in sys.argv):
-            raise
-        say(f"error: {error}", sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        remedy = "; continue with --resume and the same --run-dir" if hasattr(args, "resume") else ""
-        say(f"interrupted{remedy}", sys.stderr)
-        sys.exit(130)
+    with forgiving_streams():
+        try:
+            args = parse(args_type, default=defaults() if defaults else None)
+            with together():
+                check_processes(args)
+                run(args)
+        except (ValueError, OSError, GymnasiumError, *errors) as error:
+            if getattr(args, "debug", "--debug" in sys.argv):
+                raise
+            say(f"error: {error}", sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            remedy = "; continue with --resume and the same --run-dir" if hasattr(args, "resume") else ""
+            say(f"interrupted{remedy}", sys.stderr)
+            sys.exit(130)
