@@ -34,7 +34,7 @@ from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.evaluate import evaluate, most_frequent
+from skipnet_rl.evaluate import most_frequent
 from skipnet_rl.gates import GATES
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.rollout import Trajectory, rollout
@@ -97,8 +97,8 @@ def frequent_route(setting: Setting[Args], opened: Opened) -> Tensor:
     """Return the route [N] that the gates choose most often on the validation images."""
     mdp, gate = opened.mdp(), opened.policy
     mdp.net.to(setting.device)
-    chosen = evaluate(mdp, gate.to(setting.device), setting.val, precision=setting.precision)  # type: ignore[attr-defined]
-    return most_frequent(chosen.routes)
+    gate.to(setting.device)  # type: ignore[attr-defined]
+    return most_frequent(setting.evaluate(mdp, gate, images=setting.val).routes)
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:

@@ -78,7 +78,7 @@ def run_agent(
         rows[name] = setting.evaluate(learner.mdp, learner.policy, name=name)
     last = list(rows)[-1]
     rate = rows[last].rate
-    references = setting.references(rate, *(() if args.frozen else (learner.mdp, last)))
+    references = setting.references(rate, None if args.frozen else learner.mdp, last)
     files[f"random, {last} weights"] = files[last]
     kept, about = keeper.kept(), keeper.about(rate)
     if kept:
