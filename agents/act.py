@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from agents.common.cli import main_with_named_errors
 from agents.common.flags import CompiledArgs, Method, Schedule, TrainingArgs
@@ -146,7 +146,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
-def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+def start(setting: Setting[Args]) -> Learner:
     """Build the learner, with new halting scores."""
     return Learner(setting.args, setting.mdp(), setting.precision)
 

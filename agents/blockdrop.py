@@ -151,9 +151,9 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
-def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+def start(setting: Setting[Args]) -> Learner:
     """Build the learner, with a new policy network."""
-    return Learner(setting.args, setting.mdp(), setting.precision, Preparation.of(setting, costs))
+    return Learner(setting.args, setting.mdp(), setting.precision, Preparation.of(setting))
 
 
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> KeepLast:

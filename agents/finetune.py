@@ -116,7 +116,7 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
-def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+def start(setting: Setting[Args]) -> Learner:
     """Build the learner over the network of `--weights`."""
     args = setting.args
     opened = open_weights(

@@ -233,11 +233,11 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     return episode
 
 
-def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+def start(setting: Setting[Args]) -> Learner:
     """Build the learner, with the gates of `--gate-weights` or new ones."""
     args = setting.args
     say(f"preset: {describe(args)}")
-    learner = Learner(args, setting.mdp(), setting.precision, teachers_of(setting), costs)
+    learner = Learner(args, setting.mdp(), setting.precision, teachers_of(setting), setting.absence_costs)
     learner.held_out = setting.held_out()
     if args.gate_weights:
         opened = open_weights(args.gate_weights).policy

@@ -109,7 +109,7 @@ def repeated(images: Tensor, routes: int) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
-def start(setting: Setting[Args], costs: Tensor | None) -> Learner:
+def start(setting: Setting[Args]) -> Learner:
     """Build the learner, with new gates."""
     return Learner(setting.args, setting.mdp(), setting.precision)
 

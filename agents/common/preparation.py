@@ -30,20 +30,19 @@ RAMP = 0.5  # share of the preparation over which the rates fall
 TRIED = 0.97  # highest rate that the gates learn, so that they still skip every block now and then
 
 
-def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor | None]:
+def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None]:
     """Measure how well a run's network copes with skips, and drop a preparation that it does not need.
 
     Args:
         setting: the setting of any agent; `warmup_iterations` marks those that can prepare a network.
 
     Returns:
-        The setting, without steps of preparation if skips cost the network little; what they cost, or None
-        for a chain; the cost of each block's absence [N], or None if nothing is to be prepared. A resumed run
-        keeps its first decision.
+        The setting, without steps of preparation if skips cost the network little, else with the cost of each
+        block's absence; and what skips cost, or None for a chain. A resumed run keeps its first decision.
     """
     args, tolerance = setting.args, setting.introduce()
     if tolerance is None or not hasattr(args, "warmup_iterations"):
-        return setting, tolerance, None
+        return setting, tolerance
     if (before := started_with(args)) is not None:
         steps = before.get("warmup_iterations", 0)
     else:
@@ -56,12 +55,12 @@ def look(setting: Setting[Any]) -> tuple[Setting[Any], Tolerance | None, Tensor 
                 "preparation: none, although skips cost the network much; --warmup-iterations sets its steps "
                 "(in agents.hybrid_reinforce, --preset plain)"
             )
-        return setting, tolerance, None
+        return setting, tolerance
     say(f"preparation: {steps} steps, in which the network learns to do without its least important blocks")
     images = setting.val.first(LOOK // 4)  # only the order of the costs counts
     with image_progress("what each block is worth") as show:
         costs = absence_costs(setting.mdp(), images, precision=setting.precision, progress=show)
-    return setting, tolerance, costs
+    return replace(setting, absence_costs=costs), tolerance
 
 
 class Preparation:
@@ -80,11 +79,10 @@ class Preparation:
         self.costs, self.steps, self.teacher, self.share = costs, steps, teacher, share
 
     @classmethod
-    def of(cls, setting: Setting[Any], costs: Tensor | None) -> Preparation | None:
+    def of(cls, setting: Setting[Any]) -> Preparation | None:
         """Return the preparation of an agent without a flag for teachers; None if there are no steps."""
-        if costs is None:
-            return None
-        return cls(costs, setting.args.warmup_iterations, Teacher([setting.plain], setting.precision))
+        costs, steps = setting.absence_costs, setting.args.warmup_iterations
+        return None if costs is None else cls(costs, steps, Teacher([setting.plain], setting.precision))
 
     def step(
         self,

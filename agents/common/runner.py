@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from agents.common.compiled import compile_where_asked
 from agents.common.estimate import print_estimate
 from agents.common.flags import TrainingArgs
@@ -35,7 +33,7 @@ LearnerT = TypeVar("LearnerT", bound=ModelLearner)
 def run_agent(
     args: TrainingArgs,
     agent: str,
-    make_learner: Callable[[Setting[Any], Tensor | None], LearnerT],
+    make_learner: Callable[[Setting[Any]], LearnerT],
     make_keeper: Callable[[Setting[Any], LearnerT, Path], Keeper],
     train_step: Callable[[LearnerT, Images, int, str, Any], Trajectory],
 ) -> dict[str, Any]:
@@ -44,16 +42,15 @@ def run_agent(
     Args:
         args: the flags.
         agent: the module's name.
-        make_learner: takes the setting, and the cost of each block's absence [N] if the network is to be
-            prepared for skips.
+        make_learner: takes the setting.
         make_keeper: takes the setting, the learner and the run's folder.
         train_step: takes the learner, the images, the number of the step, its stage and the flags; trains,
             and returns the step's episodes.
     """
-    setting, tolerance, costs = look(Setting.of(args))
+    setting, tolerance = look(Setting.of(args))
     args = setting.args
     check_run_dir(setting)
-    learner = make_learner(setting, costs)
+    learner = make_learner(setting)
     compile_where_asked(setting, learner.mdp.net)
     run = start_run(setting, agent.replace("_", "-"))
     keeper = make_keeper(setting, learner, run.folder if run else Path())

@@ -51,6 +51,7 @@ class Setting(Generic[ArgsT]):
         plain: the network of the row "all blocks": the backbone itself, or, if that is shipped with gates,
             the best shipped network without.
         plain_name: name of `plain` if it is not the backbone.
+        absence_costs: cost of each block's absence [N], if the network is to be prepared for skips.
     """
 
     args: ArgsT
@@ -62,6 +63,7 @@ class Setting(Generic[ArgsT]):
     net: Any = field(repr=False)
     plain: Any = field(repr=False)
     plain_name: str | None
+    absence_costs: Tensor | None = field(default=None, repr=False)
 
     @property
     def dataset(self) -> str:
