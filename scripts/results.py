@@ -166,7 +166,7 @@ def draw_chains(out: Path) -> None:
     for dataset, file in with_chains(out).items():
         folder, rows = file.parent, read(file.parent)
         chains = read_chains(folder, dataset_of(rows, folder) if rows else dataset)
-        panels.append(results_picture.Panel(dataset, rows, networks(out), chains))
+        panels.append(results_picture.Panel(dataset, rows, networks(folder), chains))
     if panels:
         plots.save_figure(results_picture.picture(panels), out.parent / PICTURE)
         say(f"wrote {out.parent / PICTURE}")

@@ -191,3 +191,18 @@ def test_networks_for_another_data_set_are_left_out():
     assert {line.get_marker() for line in drawn} == {"o"}  # no diamonds, no squares
     labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
     assert "published" not in labels and "ResNet-38 with gates, ours" in labels
+
+
+def test_the_picture_of_chains_is_the_same_from_every_folder(tmp_path, monkeypatch):
+    """A folder's networks that are not shipped are drawn even if another folder's chains are new."""
+    panels = []
+    monkeypatch.setattr(results.results_picture, "picture", panels.append)
+    monkeypatch.setattr(results.plots, "save_figure", lambda figure, path: None)
+    for dataset in ("cifar10", "svhn"):
+        folder = tmp_path / f"table-{dataset}"
+        folder.mkdir()
+        (folder / "chains.json").write_text(json.dumps({"dataset": dataset, "rows": []}))
+    (tmp_path / "table-cifar10" / "not_shipped.json").write_bytes((OUT / "not_shipped.json").read_bytes())
+    for dataset in ("cifar10", "svhn"):
+        results.draw_chains(tmp_path / f"table-{dataset}")
+    assert panels[0] == panels[1] and panels[0][0].networks == results.networks(OUT)
