@@ -31,13 +31,14 @@ def main_with_named_errors(
         defaults: returns the defaults, if they depend on the given flags; `--help` shows them.
     """
     args = None
+    named: tuple[type[Exception], ...] = (ValueError, OSError, GymnasiumError, *errors)
     with forgiving_streams():
         try:
             args = parse(args_type, default=defaults() if defaults else None)
             with together():
                 check_processes(args)
                 run(args)
-        except (ValueError, OSError, GymnasiumError, *errors) as error:
+        except named as error:
             if getattr(args, "debug", "--debug" in sys.argv):
                 raise
             say(f"error: {error}", sys.stderr)
