@@ -382,7 +382,7 @@ def test_finetuning_is_the_closing_steps_of_hybrid_reinforce(tmp_path, few_image
     file = gated_file(tmp_path)
     common = {"batch_size": 8, "lr": 0.01, "optimizer": "sgd", "seed": 3, "precision": "fp32"}
     place = Setting.of(tuning_args(tmp_path, weights=str(file), iterations=6, **common))
-    tuner = finetune.start(place, None)
+    tuner = finetune.start(place)
     closing = hybrid_reinforce.Args(
         env="SkipResNet20-v0", sp_iterations=0, iterations=4, tune_iterations=6, schedule="cosine", **common
     )

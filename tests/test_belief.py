@@ -104,3 +104,5 @@ def test_belief_gate_starts_at_one_half_and_counts_its_macs():
     logit, _ = gate(mdp, mdp.initial(*records.batch(torch.arange(4))), None)
     assert logit.tolist() == [0] * 4
     assert policy_macs(gate) == 6 * 16 + 16  # five numbers of two classes and the one-hot of one decision
+    gate.num_decisions = 3
+    assert gate.macs_per_decision() == [6 * 16 + 16] * 3

@@ -156,6 +156,16 @@ def test_float_gate_of_zero_or_one_equals_the_bool_action():
     torch.testing.assert_close(mixed.rewards, gathered.rewards)
 
 
+def test_a_soft_gate_costs_the_network_that_it_leans_to():
+    mdp = ChainMDP(lively_chain(mix=0.4, count=2))
+    state = mdp.initial(*batch(4))
+    asked = mdp.transition(state, torch.ones(4, dtype=torch.bool))
+    after = mdp.transition(state, torch.tensor([0.25, 0.75, 0.5, 1.0], dtype=torch.float64))
+    assert (asked.macs > state.macs).all()
+    expected = [state.macs[0], asked.macs[1], state.macs[2], asked.macs[3]]
+    torch.testing.assert_close(after.macs, torch.stack(expected))
+
+
 def test_the_answer_is_differentiable_in_gate_and_networks():
     mdp = ChainMDP(lively_chain(mix=0.4, count=2))
     images, labels = batch(3)

@@ -52,9 +52,9 @@ def test_a_tolerant_network_is_not_prepared(tmp_path, monkeypatch, few_images, c
         setting, "measure_tolerance", lambda mdp, images, *_, **__: Tolerance(len(images), 0.9, skipping, 0.0)
     )
     args = small_args(tmp_path, warmup_iterations=3)
-    found, tolerance, costs = look(Setting.of(args))
+    found, tolerance = look(Setting.of(args))
     assert found.args.warmup_iterations == steps and tolerance.skipping == skipping
-    assert (costs is None) == (steps == 0)
+    assert (found.absence_costs is None) == (steps == 0)
     assert ("preparation: 3 steps" in capsys.readouterr().out) == (steps == 3)
 
 
