@@ -42,7 +42,7 @@ from skipnet_rl import adapters
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.gates import GATES
 from skipnet_rl.model_problem import ModelProblem
-from skipnet_rl.statistics import half_width, wilson_interval
+from skipnet_rl.statistics import half_width, mean_interval, wilson_interval
 
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
@@ -292,6 +292,33 @@ def test_the_readme_has_differences_that_were_measured():
 VALIDATION = {"0.14 ± 0.19", "0.82 ± 0.39"}  # controls on validation images, in no file
 
 
+def seeds_on_cifar100() -> tuple[list[str], list[list[float]]]:
+    """Lines of the table of seeds, and three leads per seed: over chance at both budgets, over a network."""
+    lines, leads = [], []
+    folder = DOCS / "results-cifar100"
+    for seed, place in enumerate([folder, folder / "seed-1", folder / "seed-2"]):
+        stored = json.loads((place / cascade.FILE).read_text())
+        rows = stored["rows"][:2]
+        assert [row["budget"] for row in rows] == [0.8, 1.0]
+        (longer,) = [name for name in stored["networks"] if "resnet20" in name]
+        over = [row["over"]["its routes at random"] for row in rows] + [rows[1]["over"][longer]]
+        alone = [f"{100 * stored['networks'][name]['accuracy']:.2f}" for name in list(stored["networks"])[:2]]
+        low, high, single = (points(pair["accuracy"], pair["ci95"], "+") for pair in over)
+        chains = [f"{100 * row['accuracy']:.2f}" for row in rows]
+        cells = [str(seed), *alone, chains[0], low, chains[1], high, single]
+        lines.append(f"| {' | '.join(cells)} |")
+        leads.append([pair["accuracy"] for pair in over])
+    return lines, list(map(list, zip(*leads, strict=True)))
+
+
+def test_the_page_of_results_has_every_seed_on_cifar100():
+    lines, leads = seeds_on_cifar100()
+    page = (DOCS / "results.md").read_text()
+    assert all(f"\n{line}\n" in page for line in lines)
+    sentences = " ".join(page.split())
+    assert all(points(*mean_interval(each)) in sentences for each in leads)
+
+
 def test_the_page_of_results_states_differences_that_were_measured():
     """In its sentences; its tables are those of the files."""
     stored = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())
@@ -301,6 +328,7 @@ def test_the_page_of_results_states_differences_that_were_measured():
     for file in results.with_chains(DOCS / "results-cifar10").values():
         for row in json.loads(file.read_text())["rows"]:
             found |= {points(abs(pair["accuracy"]), pair["ci95"]) for pair in row["over"].values()}
+    found |= {points(*mean_interval(leads)) for leads in seeds_on_cifar100()[1]}
     lines = (DOCS / "results.md").read_text().splitlines()
     text = " ".join(line.strip() for line in lines if not line.strip().startswith("|"))
     stated = set(re.findall(r"\d+\.\d\d ± \d\.\d\d", text))
