@@ -52,7 +52,9 @@ def cpu_by_default() -> Iterator[None]:
     Layers are initialised on the CPU with its random numbers and moved afterwards, so that initial weights
     are the same on every device, and exist even where the default device is `"meta"`.
     """
-    if torch.get_default_device().type == "cpu":  # the context would add a Python call to every operation
+    # PyTorch 2.6's torch.get_default_device does not see a `with torch.device(…)`; a new tensor does
+    default = torch.empty(0, device=None).device
+    if default.type == "cpu":  # the context would add a Python call to every operation
         yield
     else:
         with torch.device("cpu"):

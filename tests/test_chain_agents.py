@@ -65,7 +65,7 @@ def test_stable_baselines3_learns_the_toy(name, toy):
     module, args, numbers, steps = MODELS[name]
     env = VecMonitor(SB3VecEnv(SkipNetVectorEnv(mdp, records, 32)))
     model = module.make_model(env, args, numbers)
-    model.learn(steps // 2)
+    model.learn(steps)
     assert greedy(mdp, ModelPolicy(model.policy, 1), records).actions[:, 0].bool().tolist() == best.tolist()
 
 
