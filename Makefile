@@ -3,9 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 PARALLEL = -n auto --maxprocesses 4 --dist worksteal
-test slow: export OMP_NUM_THREADS = 1 # workers side by side share the cores
+test slow oldest: export OMP_NUM_THREADS = 1 # workers side by side share the cores
 
-.PHONY: run test slow bench docs clean
+.PHONY: run test slow oldest bench docs clean
 
 run: $(VENV)/installed  ## the default run, on CIFAR-10 if it is in ./data, else on rendered digits
 	$(BIN)/python -m agents.hybrid_reinforce --env SkipResNet110-v0
@@ -19,6 +19,13 @@ test: $(VENV)/installed  ## lint, types and the test suite
 slow: $(VENV)/installed  ## every test, the deep networks included
 	$(BIN)/python -m pytest $(PARALLEL)
 
+oldest:  ## the test suite with the oldest versions that pyproject.toml allows, without its extras
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet uv
+	$(VENV)-oldest/bin/uv pip install --quiet --python $(VENV)-oldest --resolution lowest-direct -e .
+	$(VENV)-oldest/bin/uv pip install --quiet --python $(VENV)-oldest -e ".[test]"
+	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(PARALLEL)
+
 bench: $(VENV)/installed  ## speed, as ratios inside one run; WRITE=--write renews docs/benchmarks.md
 	for name in throughput training latency scaling; do $(BIN)/python -m benchmarks.$$name $(WRITE) || exit; done
 
@@ -31,4 +38,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest build dist site *.egg-info
