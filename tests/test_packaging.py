@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-setuptools = pytest.importorskip("setuptools")
+pytest.importorskip("setuptools", minversion="77")  # older ones cannot read the licence in pyproject.toml
 ROOT = Path(__file__).parent.parent
 
 
