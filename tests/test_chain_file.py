@@ -1,6 +1,7 @@
 """Chains as files: opened, evaluated and exported by name like any network."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,5 +190,5 @@ def test_shipped_chains_open(entry):
 def test_shipped_chains_export(name, cifar10_folder, tmp_path):
     """Compared on 1,000 test images."""
     pytest.importorskip("onnx", reason="needs the extra: pip install -e '.[export]'")
-    agreement = export.main(export.Args(name, tmp_path / "chain.onnx", data_dir=cifar10_folder))
+    agreement = export.main(export.Args(Path(name), tmp_path / "chain.onnx", data_dir=cifar10_folder))
     assert (agreement.images, agreement.same_routes) == (1_000, 1_000)
