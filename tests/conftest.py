@@ -1,8 +1,10 @@
-"""A few random images and a small network; the official CIFAR-10 where the machine has it."""
+"""A few random images and a small network; the official CIFAR files where the machine has them."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from toys import load_first
 
 from agents.common import outcome, setting
 from skipnet_rl.data import ImageSet
+from skipnet_rl.data.places import CIFAR
 from skipnet_rl.plots import write_plots
 from skipnet_rl.resnet import ResNet
 
@@ -69,17 +72,28 @@ def tiny_net() -> ResNet:
 
 
 @pytest.fixture(scope="session")
-def cifar10_folder(tmp_path_factory) -> Path:
-    """The official CIFAR-10 files, where the machine has them."""
-    folder = Path(os.environ.get("SKIPNET_DATA") or "data")
-    if (folder / "cifar-10-batches-py").is_dir():
+def official_folder(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of the official files of `"cifar10"` or `"cifar100"`, where the machine has them."""
+
+    @cache
+    def folder_of(name: str) -> Path:
+        folder, (usual, _) = Path(os.environ.get("SKIPNET_DATA") or "data"), CIFAR[name]
+        if (folder / usual).is_dir():
+            return folder
+        unpack = SHARED / "data" / name / "unpack.py"
+        if not unpack.is_file():
+            pytest.skip(f"no {name}: set $SKIPNET_DATA to the folder of {usual}")
+        folder = tmp_path_factory.mktemp(name)
+        subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
         return folder
-    unpack = SHARED / "data" / "cifar10" / "unpack.py"
-    if not unpack.is_file():
-        pytest.skip("no CIFAR-10: set $SKIPNET_DATA to the folder of cifar-10-batches-py")
-    folder = tmp_path_factory.mktemp("cifar10")
-    subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
-    return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(official_folder) -> Path:
+    """The official CIFAR-10 files, where the machine has them."""
+    return official_folder("cifar10")
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

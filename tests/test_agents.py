@@ -28,6 +28,7 @@ from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import read_tensors, save_weights
 from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.data.imageset import training_index
+from skipnet_rl.data.places import CIFAR
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Evaluation, evaluate
 from skipnet_rl.folding import for_inference
@@ -508,10 +509,11 @@ def test_shipped_weights_are_as_good_as_the_index_says(entry):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", [e for e in index() if e["dataset"] == "cifar10"], ids=itemgetter("name"))
-def test_shipped_cifar10_weights_reproduce_the_table(entry, cifar10_folder):
+@pytest.mark.parametrize("entry", [e for e in index() if e["dataset"] in CIFAR], ids=itemgetter("name"))
+def test_shipped_cifar_weights_reproduce_the_table(entry, official_folder):
     """On every test image, to 0.1 point; in float32, whatever the figure was measured in."""
-    done = play_shipped(entry, load_images("cifar10", "test", cifar10_folder))
+    dataset = entry["dataset"]
+    done = play_shipped(entry, load_images(dataset, "test", official_folder(dataset)))
     assert done.accuracy == pytest.approx(entry["test_accuracy"], abs=1e-3)
     assert done.compute_flops.mean() == pytest.approx(entry.get("compute_flops", 1), abs=1e-3)
 

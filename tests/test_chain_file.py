@@ -1,6 +1,7 @@
 """Chains as files: opened, evaluated and exported by name like any network."""
 
 import json
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -186,9 +187,10 @@ def test_shipped_chains_open(entry):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [each["name"] for each in index() if each["kind"] == "chain"])
-def test_shipped_chains_export(name, cifar10_folder, tmp_path):
+@pytest.mark.parametrize("entry", [e for e in index() if e["kind"] == "chain"], ids=itemgetter("name"))
+def test_shipped_chains_export(entry, official_folder, tmp_path):
     """Compared on 1,000 test images."""
     pytest.importorskip("onnx", reason="needs the extra: pip install -e '.[export]'")
-    agreement = export.main(export.Args(Path(name), tmp_path / "chain.onnx", data_dir=cifar10_folder))
+    folder = official_folder(entry["dataset"])
+    agreement = export.main(export.Args(Path(entry["name"]), tmp_path / "chain.onnx", data_dir=folder))
     assert (agreement.images, agreement.same_routes) == (1_000, 1_000)
