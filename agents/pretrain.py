@@ -124,11 +124,14 @@ class Args(TaughtArgs):
         if self.momentum is not None and self.optimizer != "sgd":
             raise ValueError(f"--momentum is for sgd, but --optimizer is {self.optimizer}; leave it out")
 
+    @property
+    def sgd_momentum(self) -> float:
+        """The momentum that is given, or the usual one."""
+        return MOMENTUM if self.momentum is None else self.momentum
+
     def resolved(self) -> Args:
         """Return the flags with SGD's usual momentum if none is given."""
-        if self.momentum is not None or self.optimizer != "sgd":
-            return self
-        return replace(self, momentum=MOMENTUM)
+        return replace(self, momentum=self.sgd_momentum) if self.optimizer == "sgd" else self
 
     def steps(self, images: int) -> int:
         """Return the number of training steps; raises a ValueError if it is zero."""
@@ -151,8 +154,7 @@ class Learner(ModelLearner):
         if args.optimizer == "adamw":
             optimizer = adamw(net, args.lr, args.weight_decay)
         else:
-            momentum = MOMENTUM if args.momentum is None else args.momentum
-            optimizer = sgd(net, args.lr, momentum, args.weight_decay)
+            optimizer = sgd(net, args.lr, args.sgd_momentum, args.weight_decay)
         self.optimizers = {"net": optimizer}
 
     def state_dict(self) -> dict[str, Any]:

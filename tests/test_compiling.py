@@ -175,13 +175,13 @@ def test_without_a_compiler_the_error_says_what_is_missing(tmp_path, monkeypatch
 def test_a_block_that_cannot_be_traced_is_an_error():
     class Odd(type(resnet().blocks[0])):
         def transform(self, x):
-            return super().transform(x) * (2 if x.sum() > 0 else 1)
+            print(x)
+            return super().transform(x)
 
     net = resnet(8)
     net.blocks[1].__class__ = Odd
     with pytest.raises(
-        CompilationError,
-        match="cannot compile the blocks of ResNet-8 on this machine: (Unsupported|UserError)",
+        CompilationError, match="cannot compile the blocks of ResNet-8 on this machine: Unsupp"
     ):
         compile_blocks(net, 4, backend=TRACED)
 

@@ -421,6 +421,7 @@ def test_invalid_costs():
         RoutingMDP(ResNet(8), cost=torch.tensor([math.nan, 1.0]))
     with pytest.raises(ValueError, match=r"cost is \[inf, 1.0\]; expected finite numbers"):
         RoutingMDP(ResNet(8), cost=torch.tensor([math.inf, 1.0]))
+    assert RoutingMDP(ResNet(8), alpha=1.0, cost=[1, 3]).payment == [0.5, 1.5]
     assert RoutingMDP(ResNet(8), alpha=1.0, cost=[0, 3]).payment == [0, 1.5]
 
 

@@ -129,9 +129,9 @@ def restore_zip(path: Path, args: Args) -> Subject:
         mdp = open_weights(weights, num_classes=classes).mdp(alpha)
     else:
         depth = depth_of(args.env)
-        start = catalogue.find_auto(depth, dataset, "projection", catalogue.START, alpha)
-        if weights == "auto" and start:  # as the agents do
-            weights = start["name"]
+        if weights == "auto":  # as the agents do
+            start = catalogue.find_auto(depth, dataset, "projection", catalogue.START, alpha)
+            weights = start["name"] if start else weights
         mdp = RoutingMDP(load_network(weights, depth, classes, dataset, new_classifier=False), alpha)
     policy = load_model(path, args.trust_sb3, mdp.num_decisions).eval()
     about = {"env": env_of(mdp.net), "dataset": dataset, "alpha": mdp.alpha}
