@@ -82,7 +82,7 @@ class Args:
     out: Path | None = None
     """folder for the results (default: the run's, or none)"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """floating-point format; auto: bf16 where the hardware has it"""
+    """floating-point format; auto: that of a run's own table, fp32 for everything else"""
     device: str = "auto"
     """cpu, cuda, or auto"""
     seed: int = 0
@@ -117,7 +117,7 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     The subject is played once, with its controls if asked for, or at every bias.
     """
     device = pick_device(args.device)
-    precision = resolve_precision(args.precision, device)
+    precision = resolve_precision(subject.precision if args.precision == "auto" else args.precision, device)
     subject = subject.on(device)
     images = subject.images
     rows = play(subject, args, precision)

@@ -1,6 +1,7 @@
 """agents.evaluate: finished runs, checkpoints and models played again, at one budget or at many."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agents import hybrid_reinforce, ppo
 from agents.common import setting, subjects
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
+from skipnet_rl.device import resolve_precision
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate, load_records
 from skipnet_rl.stored import read_header
@@ -65,7 +67,7 @@ def play(monkeypatch):
     monkeypatch.setattr(subjects, "load_images", load_first(64))
 
     def run(*paths, **flags):
-        args = evaluation.Args(paths=tuple(paths), precision="fp32", **flags)
+        args = evaluation.Args(paths=tuple(paths), **flags)
         return [found["policies"] for found in evaluation.main(args)]
 
     return run
@@ -90,6 +92,24 @@ def test_a_run_played_again_gives_its_result(which, request, play):
     record = load_records(folder / "evaluation-test-greedy.npz")[ran["name"]]
     assert record.routes.mean(axis=0).tolist() == pytest.approx(ran["execution_rate"])
     assert record.correct.mean() == ran["accuracy"]
+
+
+@pytest.mark.parametrize("of_the_run", ["bf16", "fp32"])
+def test_a_run_is_played_in_its_own_precision(of_the_run, finished, play, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "precision": of_the_run}))
+    play(folder)
+    found = json.loads((folder / "evaluation-test-greedy.json").read_text())
+    assert found["precision"] == resolve_precision("auto" if of_the_run == "bf16" else "fp32", "cpu")
+
+
+def test_a_shipped_network_is_played_in_float32_unless_asked_otherwise(play, tmp_path):
+    """The precision of its stated accuracy, so that the command repeats the figure."""
+    for flags, used in (({}, "fp32"), ({"precision": "bf16"}, "bf16")):
+        play(Path("resnet20-rendered-digits"), out=tmp_path / used, **flags)
+        found = json.loads((tmp_path / used / "evaluation-test-greedy.json").read_text())
+        assert found["precision"] == used
 
 
 def test_bias_zero_is_the_run_and_more_bias_more_blocks(finished, play):

@@ -116,7 +116,7 @@ def test_evaluated_and_exported_by_its_file(kind, request, tmp_path, monkeypatch
     file = request.getfixturevalue(kind)
     for module in (subjects, export):
         monkeypatch.setattr(module, "load_images", load_first(60))
-    found = agents_evaluate.main(agents_evaluate.Args((file,), out=tmp_path / "out", precision="fp32"))[0]
+    found = agents_evaluate.main(agents_evaluate.Args((file,), out=tmp_path / "out"))[0]
     assert found["env"] == "SkipChain-v0"
     everything, chain = found["policies"]
     assert everything["executed_blocks_mean"] == 1 and 0.1 < chain["executed_blocks_mean"] < 0.9

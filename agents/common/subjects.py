@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """A policy to evaluate, with its network and images, and the folder of its results."""
+    """A policy to evaluate, with its network and images, and the folder of its results.
+
+    `precision` is the one that its stated figures were measured in, see `resolve_precision`.
+    """
 
     name: str
     about: Mapping[str, Any]
@@ -39,6 +42,7 @@ class Subject:
     policy: Policy
     images: Images
     out: Path | None
+    precision: str = "fp32"
 
     @property
     def whole_flops(self) -> float:
@@ -111,7 +115,8 @@ def restore_run(path: Path, args: Args) -> Subject:
     mdp, policy = run.restore(len(images.classes), args.stage)
     about = {key: run.result[key] for key in ("env", "agent", "dataset", "alpha")}
     name = args.stage.upper() if args.stage else run.policy_name
-    return Subject(name, about, mdp, policy, images, args.out or path)
+    precision = "fp32" if run.result.get("precision") == "fp32" else "auto"  # the hardware may lack bf16
+    return Subject(name, about, mdp, policy, images, args.out or path, precision)
 
 
 def restore_zip(path: Path, args: Args) -> Subject:
