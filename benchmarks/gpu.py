@@ -36,7 +36,7 @@ from skipnet_rl.files import write_text
 from skipnet_rl.runs import provenance
 from skipnet_rl.terminal import say
 
-PAGE = measure.DOCS / "gpu.md"
+PAGE, FILE = measure.DOCS / "gpu.md", measure.DOCS / "benchmarks" / "gpu-cuda.json"
 ABOUT = ("schema", "command", "versions", "commit", "machine")  # fields that are the same for all parts
 SIZES = {
     "cuda": Sizes(
@@ -75,7 +75,7 @@ class Options:
     out: Path = Path("runs/gpu")
     """folder of the results"""
     write: bool = False
-    """renew docs/gpu.md and write the JSON file to docs/benchmarks"""
+    """renew docs/gpu.md and write the JSON file to docs/benchmarks; needs a GPU"""
     debug: bool = False
     """traceback of an error"""
 
@@ -202,13 +202,15 @@ def main(options: Options, sizes: Sizes | None = None) -> dict[str, Any]:
         sizes: sizes of the networks and batches (default: those of `SIZES` for the device).
 
     Raises:
-        ValueError: an unknown part, no time, or `only` together with `write`.
+        ValueError: an unknown part, no time, or `write` together with `only` or without a GPU.
     """
     if not options.minutes > 0:
         raise ValueError(f"--minutes is {options.minutes}; expected a positive number")
     if options.write and options.only:
         raise ValueError("--write renews the page from all parts; leave out --only, or leave out --write")
     device = pick_device(options.device)
+    if options.write and device.type != "cuda":
+        raise ValueError("--write renews docs/gpu.md, and no GPU is used here; leave it out")
     sizes = sizes or SIZES[device.type]
     todo = _chosen(parts(sizes), options.only)
     found: dict[str, Any] = {
@@ -229,30 +231,23 @@ def main(options: Options, sizes: Sizes | None = None) -> dict[str, Any]:
         say(f"{part.name}: {done['error'] or 'done'} ({done['seconds']:.0f} s)")
     text = table(found)
     write_text(options.out / "gpu.md", text)
-    name = f"gpu-{device.type}"
-    place = measure.DOCS / "benchmarks" / f"{name}.json" if options.write else options.out / "gpu.json"
+    place = FILE if options.write else options.out / "gpu.json"
     tables.publish("benchmarks.gpu", place, found, text)
     if options.write:
-        tables.renew(PAGE, name, section(found))
+        tables.renew(PAGE, FILE.stem, text)
     return found
 
 
 def unmeasured(device: str) -> dict[str, Any]:
-    """Return the results of a kind of device before anything is measured."""
+    """Return the results of a kind of device, "cuda" or "cpu", before anything is measured."""
     return {"device": device, "card": None, "torch": None, "sizes": asdict(SIZES[device]), "parts": {}}
 
 
-def table(found: Mapping[str, Any], in_full: bool = True) -> str:
-    """Return the result in Markdown; in full, with the tables of the parts."""
+def table(found: Mapping[str, Any]) -> str:
+    """Return the result in Markdown."""
     every = parts(Sizes(**found["sizes"]))
     commands = {part.name: part.command(found["device"]) for part in every}
-    text = gpu_table.main_table(found, commands)
-    return f"{text}\n{gpu_table.details(found, commands)}" if in_full else text
-
-
-def section(found: Mapping[str, Any]) -> str:
-    """Return the page's part about a kind of device; the CPU's small sizes get no further tables."""
-    return table(found, in_full=found["device"] == "cuda")
+    return f"{gpu_table.main_table(found, commands)}\n{gpu_table.details(found, commands)}"
 
 
 def _chosen(every: Sequence[Part], only: Sequence[str]) -> list[Part]:

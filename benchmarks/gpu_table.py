@@ -228,16 +228,19 @@ def in_a_row(parts: Mapping[str, Any], row: Row) -> str:
 
 
 def details(found: Mapping[str, Any], commands: Mapping[str, str]) -> str:
-    """Return the tables of the parts in Markdown; arguments as in `main_table`."""
+    """Return the tables of the parts that were run, in Markdown; arguments as in `main_table`."""
     parts, text = found["parts"], []
     for title, (name, show) in DETAILS.items():
+        if name not in parts:
+            continue
         detail = shown(parts, name, show)
         if detail.startswith(NOT_MEASURED):
             detail = f"{detail}; `{commands[name]}`\n"
         elif parts[name]["error"]:
             detail = f"{detail}\nThe rest is not measured: {parts[name]['error']}.\n"
         text.append(f"**{title}**\n\n{detail}")
-    epochs = f"{EPOCHS[0]} epochs of SP and {EPOCHS[1]} of HRL"
-    title = f"**ImageNet on paper**: {epochs} with every block executed, on {CARDS} cards"
-    text.append(f"{title}\n\n{imagenet(found, Sizes(**found['sizes']), commands['imagenet'])}")
+    if "imagenet" in parts:
+        epochs = f"{EPOCHS[0]} epochs of SP and {EPOCHS[1]} of HRL"
+        title = f"**ImageNet on paper**: {epochs} with every block executed, on {CARDS} cards"
+        text.append(f"{title}\n\n{imagenet(found, Sizes(**found['sizes']), commands['imagenet'])}")
     return "\n".join(text)
