@@ -144,7 +144,7 @@ def test_what_was_not_measured_is_named_with_its_command():
     text = gpu.table(gpu.unmeasured("cuda"))
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "`python -m" in line]
     assert len(rows) == len(gpu_table.rows(gpu.SIZES["cuda"]))
-    assert all(row[1] == "not measured" for row in rows) and "**" not in text  # no details of what was not run
+    assert all(row[1] == "not measured" for row in rows) and "**" not in text
     commands = {part.name: part.command("cuda") for part in gpu.parts(gpu.SIZES["cuda"])}
     in_rows = set(commands) - {"memory", "scaling", "imagenet"}
     assert all(f"`{commands[name]}`" in text for name in in_rows)
