@@ -69,7 +69,7 @@ class Args(CompiledArgs, TrainingArgs):
 
     def plan(self) -> list[str]:
         """The stage of each training step."""
-        return ["train"] * self.iterations + ["tune"] * self.tune_iterations
+        return ["ponder"] * self.iterations + ["tune"] * self.tune_iterations
 
     def left(self, step: int) -> float:
         """Return the share of a stage's steps still to come, from 1 down to 0."""
@@ -107,7 +107,7 @@ class Keeper(KeepLast):
 
     def end_stage(self, stage: str) -> None:
         """Measure the mean before the batch norms are settled for the thresholded routes."""
-        if stage == "train":
+        if stage == "ponder":
             setting = self.setting
             images = setting.val.first(setting.args.eval_images)
             self.learner.mean_accuracy = mean_accuracy(self.learner, images)
@@ -154,7 +154,7 @@ def start(setting: Setting[Args]) -> Learner:
 def keep(setting: Setting[Args], learner: Learner, folder: Path) -> Keeper:
     """Keep the last weights."""
     header = weights_header(setting, ACT, "act")
-    return Keeper(setting, learner, folder, row="ACT", header=header, trained=("train", "tune"))
+    return Keeper(setting, learner, folder, row="ACT", header=header, trained=("ponder", "tune"))
 
 
 def train(args: Args) -> dict[str, Any]:

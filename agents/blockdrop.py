@@ -131,14 +131,15 @@ def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args
     frozen = mdp.num_decisions - args.decided(step, mdp.num_decisions)  # first blocks, which always run
     with autocast(learner.precision, device):
         p = bounded(learner.policy.start(images).float(), args.bound)
-        sampled, greedy = torch.rand(p.shape, device=device, generator=draws) < p, p > 0.5
-        sampled[:, :frozen] = greedy[:, :frozen] = True
-        with torch.no_grad():  # the baseline, in evaluation mode so that it moves no batch norm
-            mdp.net.eval()
-            own = rollout(mdp, AlwaysExecute(), images, labels, routes=greedy)
-            mdp.net.train(stage == "joint")
-        with torch.set_grad_enabled(stage == "joint"):
-            episode = rollout(mdp, AlwaysExecute(), images, labels, routes=sampled)
+    sampled, greedy = torch.rand(p.shape, device=device, generator=draws) < p, p > 0.5
+    sampled[:, :frozen] = greedy[:, :frozen] = True
+    # in one region of autocast, older versions of PyTorch reuse weights that were cast without gradients
+    with torch.no_grad(), autocast(learner.precision, device):
+        mdp.net.eval()  # the baseline moves no batch norm
+        own = rollout(mdp, AlwaysExecute(), images, labels, routes=greedy)
+        mdp.net.train(stage == "joint")
+    with torch.set_grad_enabled(stage == "joint"), autocast(learner.precision, device):
+        episode = rollout(mdp, AlwaysExecute(), images, labels, routes=sampled)
     gain = reward(sampled, episode.correct, args.penalty) - reward(greedy, own.correct, args.penalty)
     log_probs = torch.where(sampled, p, 1 - p).log()[:, frozen:].sum(dim=1)
     loss = -(gain * log_probs).mean()

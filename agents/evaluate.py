@@ -122,7 +122,7 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     images = subject.images
     rows = play(subject, args, precision)
     summaries = [done.summary(name) for name, done in rows.items()]
-    for summary, bias in zip(summaries[1:], args.budgets, strict=False):
+    for summary, bias in zip(summaries[1:] if args.budgets else [], args.budgets, strict=True):
         summary["bias"] = bias
     found = {
         "schema": 1,
@@ -164,7 +164,7 @@ def play(subject: Subject, args: Args, precision: str) -> dict[str, Evaluation]:
         return rows
     if args.biases:
         for bias in progress_bar(args.budgets, desc="bias", unit="policy"):
-            add(f"bias {bias:+g}", Biased(policy, bias), args.mode)
+            add(f"bias {bias:+.12g}", Biased(policy, bias), args.mode)
         return rows
     add(subject.name, policy, args.mode)
     if args.controls:

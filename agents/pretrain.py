@@ -232,6 +232,7 @@ def train(args: Args) -> dict[str, Any]:
         learner,
         train_step=lambda step, _: train_step(learner, data, step, args),
         validate=lambda *_: setting.validate(settled(net, data, args), AlwaysExecute()),
+        seed=args.seed,
         eval_every=eval_every,
         resume=args.resume,
     )

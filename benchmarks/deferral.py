@@ -25,6 +25,7 @@ from agents.common.tables import markdown, publish
 from benchmarks.predictors import area
 from skipnet_rl.belief import margin
 from skipnet_rl.chain import ChainMDP
+from skipnet_rl.normalisation import normalised
 from skipnet_rl.policies import Policy
 from skipnet_rl.progress import load_images
 from skipnet_rl.recording import Records, replayed
@@ -74,7 +75,8 @@ def of_run(folder: Path, data_dir: Path | None) -> dict[str, Any]:
         ValueError: the run is not on a chain.
     """
     run = FinishedRun.read(folder)
-    images = load_images(run.result["dataset"], "test", data_dir)
+    images = load_images(run.result["dataset"], "test", run.data_dir(data_dir))
+    images = normalised(images, *run.statistics)
     mdp, policy = run.restore(len(images.classes))
     if not isinstance(mdp, ChainMDP):
         raise ValueError(f"{folder} is a run on {run.result['env']}; expected one on a chain")

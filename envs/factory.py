@@ -109,7 +109,8 @@ def parts(split: str = "train", **kwargs: Any) -> tuple[DecisionProcess, Images,
     """Return the decision process, the images and the keyword arguments that describe neither.
 
     Args:
-        split: `"train"`, `"val"` or `"test"`.
+        split: `"train"`, `"val"`, `"test"`, or a half of the validation images: `"calibration"` or
+            `"selection"`.
         **kwargs: arguments of `Problem`, or of `ChainProblem` (with `networks`) or `ModelProblem` (with
             `model`). Warns if weights were trained with another mean and std.
 
@@ -159,7 +160,7 @@ def clear_cache() -> None:
 
 def _content(weights: str | Path | None) -> str:
     """Digest of a weights file, so that a changed file is read again; "" if there is none."""
-    path = Path(weights or "auto")
+    path = Path(weights or "auto").expanduser()
     try:
         return sha256_of(path) if path.is_file() else ""
     except (OSError, WeightsError):  # a part is missing: loading the file reports it

@@ -18,6 +18,7 @@ from PIL import Image
 from agents.common.cli import main_with_named_errors
 from envs.skipnet import SkipNetEnv
 from skipnet_rl.files import whole_file
+from skipnet_rl.normalisation import normalised, stated
 from skipnet_rl.progress import load_images
 from skipnet_rl.rollout import rollout
 from skipnet_rl.terminal import say
@@ -92,6 +93,7 @@ def main(options: Options) -> None:
     """Play each image with the gates and write the animation."""
     opened = open_weights(options.weights)
     mdp, images = opened.mdp(), load_images(opened.header["dataset"], "test", options.data_dir)
+    images = normalised(images, *(stated(opened.header) or ())).sized(mdp.net.image_size)
     batch = images.batch(torch.tensor(options.images, device="cpu"))
     routes = rollout(mdp, opened.policy, *batch).actions.int().tolist()
     env = SkipNetEnv(mdp, images, render_mode="rgb_array")

@@ -12,7 +12,8 @@ from agents.common.finished import FinishedRun
 from skipnet_rl.catalogue import find_auto, index, sha256_of
 from skipnet_rl.runs import without_places
 
-NOT_SHIPPED = Path("docs/results-cifar10/not_shipped.json")  # networks whose weights are left out
+# networks whose weights are left out
+NOT_SHIPPED = Path(__file__).parent.parent / "docs" / "results-cifar10" / "not_shipped.json"
 
 
 class Lineage(NamedTuple):

@@ -33,8 +33,8 @@ def recalibrate(
 ) -> None:
     """Re-estimate the running statistics under a policy's greedy routes.
 
-    They are replaced by their mean over `batches` batches of augmented training images; a block that no image
-    executes keeps its statistics.
+    They are replaced by their mean over `batches` whole batches of augmented training images, or over all
+    images if those are fewer than a batch; a block that no image executes keeps its statistics.
 
     Args:
         mdp: the decision process; its network is left in evaluation mode.
@@ -57,8 +57,9 @@ def recalibrate(
         norm.train()
     draws = step_generator(seed, 0, "cpu", Stream.NORM_ORDER)
     order = torch.randperm(len(data), generator=draws, device="cpu")
+    whole = max(1, len(order) // batch_size)  # a smaller last batch would weigh as much as the others
     device = data.device
-    for number, index in enumerate(order.split(batch_size)[:batches]):
+    for number, index in enumerate(order.split(batch_size)[: min(batches, whole)]):
         draws = step_generator(seed, number, device, Stream.NORM_AUGMENTATION)
         images, labels = data.training_batch(index, draws)
         with autocast(precision, device):

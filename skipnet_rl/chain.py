@@ -136,7 +136,7 @@ class ChainMDP(DecisionProcess):
     """The decision process over a chain.
 
     The observation is the belief of the answer so far and the decision's one-hot, see
-    `skipnet_rl.belief`: D = 6 + N.
+    `skipnet_rl.belief`: D = 6 + N (5 + N with two classes).
 
     Args:
         chain: N + 1 networks; the first always answers.
@@ -191,7 +191,7 @@ class ChainMDP(DecisionProcess):
         return ChainState(images, labels, 0, (answer.log_probs,), answer.macs)
 
     def features(self, state: ChainState) -> Tensor:
-        """The belief of the answer so far: [B, 6] float32."""
+        """The belief of the answer so far: [B, 6] float32, [B, 5] with two classes."""
         return belief(state.answer).float()
 
     def transition(self, state: ChainState, action: Tensor, inplace: bool = False) -> ChainState:

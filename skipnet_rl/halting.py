@@ -62,14 +62,14 @@ class Halting(NamedTuple):
         return found
 
 
-def margin(before: Tensor) -> Tensor:
+def left(before: Tensor) -> Tensor:
     """1 - ε minus a sum of scores: positive where an image goes on to the next unit."""
     return 1 - EPSILON - before
 
 
 def halting(before: Tensor) -> Halting:
     """The halting distribution of a stage from the sums of the scores before each of its units, [B, L]."""
-    runs = margin(before) > 0
+    runs = left(before) > 0
     spent = torch.cat([torch.where(runs, before, 1), before.new_ones(len(before), 1)], dim=1)
     return Halting(spent.diff(dim=1), runs.sum(dim=1))
 
@@ -115,7 +115,7 @@ class HaltingGate(Gate):
             return zeros + torch.inf, zeros
         total = self.score(mdp.pool(state, self.scores[0].weight.dtype), state.t)
         total = total if hidden is None else hidden + total
-        return margin(total), total
+        return left(total), total
 
     def score(self, pooled: Tensor, t: int) -> Tensor:
         """Halting score of the unit before decision t, from its pooled output [B, C]: [B] in 0 … 1."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -14,6 +15,19 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def module_list(modules: Iterable[ModuleT]) -> Sequence[ModuleT]:
     """`nn.ModuleList` whose items keep their class for the type checker."""
     return cast("Sequence[ModuleT]", nn.ModuleList(modules))
+
+
+@contextmanager
+def running_statistics(module: nn.Module) -> Iterator[None]:
+    """Let the batch norms of a module use their running statistics."""
+    norms = [each for each in module.modules() if isinstance(each, _BatchNorm) and each.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 @contextmanager

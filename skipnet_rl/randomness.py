@@ -27,6 +27,7 @@ class Stream(IntEnum):
     HELD_OUT_ORDER = 9  # the order of the images that a chain's gate learns on
     HELD_OUT_AUGMENTATION = 10  # shifts and flips of these images
     HELD_OUT_ROUTES = 11  # routes sampled on these images
+    DROPOUT = 12  # masks of a network's own dropout
 
 
 class SharedGenerator(torch.Generator):
@@ -49,13 +50,27 @@ def step_generator(
         device: device of the generator.
         share: number of the process and number of processes that share the batch.
     """
-    # odd 64-bit constants spread neighbouring triples over the generator's seeds
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9) % 2**63
+    mixed = _mixed(seed, step, stream)
     if share[1] == 1:
         return torch.Generator(device).manual_seed(mixed)
     generator = SharedGenerator(device)
     generator.part, generator.parts = share
     return generator.manual_seed(mixed)
+
+
+def seed_dropout(seed: int, step: int, part: int = 0) -> None:
+    """Seed PyTorch's global generators for a training step: dropout layers take no other.
+
+    Args:
+        seed, step: what the masks depend on.
+        part: number of the process; each draws masks of its own for its share of the batch.
+    """
+    torch.manual_seed((_mixed(seed, step, Stream.DROPOUT) + part) % 2**63)
+
+
+def _mixed(seed: int, step: int, stream: Stream) -> int:
+    """One seed of the three: odd 64-bit constants spread neighbouring triples over a generator's seeds."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + stream * 0x165667B19E3779F9) % 2**63
 
 
 def on_cpu(generator: torch.Generator) -> torch.Generator:

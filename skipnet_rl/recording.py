@@ -61,6 +61,10 @@ class Records(Images):
         """Itself: the networks have seen the images in their own size."""
         return self
 
+    def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
+        """Itself: the networks have seen the images as they were normalised."""
+        return self
+
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Records [B, n, K + 1] and labels of `index` [B]."""
         index = self.placed(index)

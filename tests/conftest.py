@@ -21,6 +21,12 @@ COUNTING = ("test_properties", "test_pixels", "test_places", "test_normalisation
 SHARED = Path(__file__).parent.parent.parent / "shared"  # files too large for the repository, beside it
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from tests of the CPU, which compare to the bit and fork; `-m gpu` sees them."""
+    if config.getoption("-m") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True, scope="session")
 def runs_without_pictures():
     """Disable pictures of runs, a third of the time of a short one, unless a test asks for `pictures`."""

@@ -561,3 +561,20 @@ def test_frozen_batch_norms_stay_frozen():
     net = adapt(model, SIZE)
     assert net.training and model.training and model.layer1.training
     assert not any(norm.training for norm in frozen)
+
+
+def test_a_single_image_of_one_position_is_normalised_by_running_statistics():
+    """PyTorch refuses to compute statistics from one value per channel; ResNet-18 ends in 1×1 maps here."""
+    net = adapt(made(TORCHVISION["ResNet"]), SIZE)
+    mdp, last = RoutingMDP(net), net.blocks[-1]
+    with torch.no_grad():
+        state = mdp.initial(images(3), labels(3))
+        while state.t < mdp.num_decisions - 1:
+            state = mdp.transition(state, torch.ones(3, dtype=torch.bool))
+        expected = state.x.clone()
+        expected[1] = last.execute(state.x[1:2], state.x[1:2])[0]
+        net.train()
+        found = mdp.transition(state, torch.tensor([False, True, False]))
+    assert state.x.shape[2:] == (1, 1)
+    torch.testing.assert_close(found.x, expected)
+    assert all(norm.training for norm in net.modules() if isinstance(norm, nn.BatchNorm2d))

@@ -1,5 +1,7 @@
 """Batch norm statistics recalibrated for a policy's routes."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -33,6 +35,18 @@ def test_statistics_are_the_mean_over_the_batches(tiny_net, tiny_images):
     torch.testing.assert_close(norm.running_var, torch.stack(expected_variance).mean(0))
     assert not any(module.training for module in tiny_net.modules())
     assert all(m.momentum == 0.1 for m in tiny_net.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_a_batch_that_is_not_whole_counts_only_if_there_is_no_other(tiny_net, tiny_images):
+    """Of 12 images 5 + 5 + 2, the last two would weigh as much as five."""
+    found = []
+    for count, batches, size in ((12, 9, 5), (12, 2, 5), (3, 9, 5), (3, 1, 3)):
+        net = copy.deepcopy(tiny_net)
+        images = tiny_images.first(count)
+        recalibrate(RoutingMDP(net), AlwaysExecute(), images, batches=batches, batch_size=size)
+        found.append(net.stem[1].running_mean)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[2], found[3])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_a_block_that_no_image_executes_keeps_its_statistics(tiny_net, tiny_images):

@@ -16,7 +16,6 @@ from agents import hybrid_reinforce, ppo
 from agents.common import setting, subjects
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
-from skipnet_rl.device import resolve_precision
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate, load_records
 from skipnet_rl.stored import read_header
@@ -95,13 +94,14 @@ def test_a_run_played_again_gives_its_result(which, request, play):
 
 
 @pytest.mark.parametrize("of_the_run", ["bf16", "fp32"])
-def test_a_run_is_played_in_its_own_precision(of_the_run, finished, play, tmp_path):
+def test_a_run_is_played_in_its_own_precision(of_the_run, finished, play, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     folder = shutil.copytree(finished, tmp_path / "run")
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps({**result, "precision": of_the_run}))
-    play(folder)
+    play(folder, device="cpu")
     found = json.loads((folder / "evaluation-test-greedy.json").read_text())
-    assert found["precision"] == resolve_precision("auto" if of_the_run == "bf16" else "fp32", "cpu")
+    assert found["precision"] == of_the_run
 
 
 def test_a_shipped_network_is_played_in_float32_unless_asked_otherwise(play, tmp_path):
@@ -125,6 +125,12 @@ def test_bias_zero_is_the_run_and_more_bias_more_blocks(finished, play):
     assert stored["policies"] == rows
     low, high = stored["notes"]
     assert low.startswith("bias -30 skips every block") and high.startswith("bias +30 executes every block")
+
+
+def test_biases_that_look_alike_keep_their_rows(finished, play):
+    (rows,) = play(finished, split="test", biases=(1.0, 1.0000001, 2.0))
+    assert [row["name"] for row in rows[1:]] == ["bias +1", "bias +1.0000001", "bias +2"]
+    assert [row["bias"] for row in rows[1:]] == [1.0, 1.0000001, 2.0]
 
 
 def test_controls_do_not_choose_by_the_image(finished, play, tmp_path, capsys):

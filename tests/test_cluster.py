@@ -76,6 +76,7 @@ def test_a_run_ends_with_its_machines_ray(tmp_path):
         try:
             if os.fork() == 0:
                 worker.play(["sleeps"], f"{tmp_path}/log", str(tmp_path), 1, True, {})
+            signal.alarm(60)  # ends this process if the run never begins
             while not (tmp_path / "begun").exists():
                 time.sleep(0.01)
         finally:

@@ -522,6 +522,10 @@ def test_cached_networks_are_keyed_by_file_content(tmp_path, monkeypatch, ending
     before = factory._process.cache_info().hits
     assert bias(path) == 1
     assert factory._process.cache_info().hits == before + 1
+    monkeypatch.setenv("HOME", str(path.parent))
+    for number in (5, 6):
+        write(path.parent, number)
+        assert bias(f"~/{path.name}") == number
 
 
 def test_gymnasiums_own_render_modes():

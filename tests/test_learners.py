@@ -148,11 +148,12 @@ def test_blockdrop_adds_blocks_from_the_end(data, mdp):
     assert episode.actions[:, 0].all() and not episode.actions[:, 1].all()
 
 
-def test_blockdrop_trains_the_backbone_in_the_joint_stage_alone(data, mdp):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blockdrop_trains_the_backbone_in_the_joint_stage_alone(data, mdp, precision):
     args = blockdrop.Args(
-        warmup_iterations=0, batch_size=32, curriculum=1, joint=2, joint_lr=1e-3, precision="fp32"
+        warmup_iterations=0, batch_size=32, curriculum=1, joint=2, joint_lr=1e-3, precision=precision
     )
-    learner = blockdrop.Learner(args, mdp, "fp32")
+    learner = blockdrop.Learner(args, mdp, precision)
     weight = mdp.net.blocks[1].conv1.weight
     before = weight.clone()
     blockdrop.train_step(learner, data, 0, "curriculum", args)

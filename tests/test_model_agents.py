@@ -52,6 +52,20 @@ def weights(tmp_path_factory) -> str:
     return str(folder / "run" / "weights.safetensors")
 
 
+def test_pretraining_trains_the_batch_norms_of_a_model():
+    """Models are built in evaluation mode, in which these would neither normalise nor learn statistics."""
+    images = load_images("rendered-digits", "train").first(8)
+    small = {"model": "torchvision/MNASNet", "model_kwargs": {"alpha": 0.25}, "image_size": SIZE}
+    problem = ModelProblem(**small, dataset="rendered-digits", weights=None, device="cpu").resolve()
+    args = agents.pretrain.Args(
+        **{**SHORT, **small, "model_kwargs": '{"alpha": 0.25}'}, batch_size=8
+    ).resolved()
+    net = new_network(args, problem, 10)
+    agents.pretrain.train_step(agents.pretrain.Learner(args, net, "fp32"), images, 0, args)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and all(norm.num_batches_tracked == 1 for norm in norms)
+
+
 def test_pretraining_says_that_no_model_is_shipped(tmp_path):
     args = agents.pretrain.Args(**NAMED, **SHORT, weights="auto", run_dir=tmp_path / "run")
     with pytest.raises(

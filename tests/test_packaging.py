@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("setuptools", minversion="77")  # older ones cannot read the licence in pyproject.toml
 ROOT = Path(__file__).parent.parent
+DATA = ("index.json", "chain38gx38-cifar10.json", "resnet20-rendered-digits.safetensors")  # of each kind
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_the_wheel_and_the_real_envs(tmp_path):
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     source = tmp_path / "source"
     for name in tracked.splitlines():  # building leaves files in the source
-        if name.endswith((".py", "pretrained/index.json")) or "/" not in name:
+        if name.endswith((".py", "py.typed", *DATA)) or "/" not in name:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -111,6 +112,7 @@ def test_the_wheel_and_the_real_envs(tmp_path):
     (built,) = tmp_path.glob("skipnet_rl-*.whl")
     names = set(zipfile.ZipFile(built).namelist())
     assert "envs.py" in names and not {"agents/__init__.py", "envs/__init__.py"} & names
+    assert {"skipnet_rl/py.typed", *(f"skipnet_rl/pretrained/{name}" for name in DATA)} <= names
     site = tmp_path / "site"
     if subprocess.run([*install, "--target", site, "envs"], check=False).returncode:
         pytest.skip("no package index")

@@ -1,5 +1,7 @@
 """Progress bars appear for long work only."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -133,3 +135,19 @@ def test_no_more_images_are_timed_than_a_step_has(monkeypatch, tiny_images, batc
 
     seconds_per_image(call, tiny_images, batch_size)
     assert seen == [count, count]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_estimate_counts_a_processs_share_of_each_batch(monkeypatch, capsys, processes):
+    """200 steps of 60 images at half a second each, or of 30 in each of two processes."""
+    monkeypatch.setattr(estimate, "processes", lambda: processes)
+    monkeypatch.setattr(estimate, "seconds_of_training", lambda setting: 0.5)
+    monkeypatch.setattr(estimate, "seconds_of_evaluation", lambda setting: 0.0)
+    args = SimpleNamespace(batch_size=60, survival=1.0, eval_images=10, plan=lambda: ["hrl"] * 200)
+    args.eval_every, args.images_per_validation = 100, 10
+    setting = SimpleNamespace(args=args, test=range(100), val=range(100))
+    estimate.print_estimate_of_pretraining(setting, 200, 100)
+    estimate.print_estimate(setting, None)
+    plain, gated = capsys.readouterr().out.splitlines()
+    assert f"{100 // processes} minutes of training" in plain
+    assert f"{80 // processes} minutes of training" in gated  # a policy's routes take part of the time

@@ -3,7 +3,7 @@
 import torch
 from toys import Elsewhere
 
-from skipnet_rl.randomness import Stream, on_cpu, step_generator
+from skipnet_rl.randomness import Stream, on_cpu, seed_dropout, step_generator
 
 
 def test_random_streams_are_apart():
@@ -15,6 +15,16 @@ def test_random_streams_are_apart():
         for stream in Stream
     }
     assert len(draws) == 4 * 50 * len(Stream)
+
+
+def test_dropout_depends_on_seed_step_and_process():
+    def mask(*words):
+        seed_dropout(*words)
+        return tuple(torch.nn.functional.dropout(torch.ones(64)).tolist())
+
+    with torch.random.fork_rng(devices=[]):
+        masks = [mask(seed, step, part) for seed in (0, 1) for step in (0, 1) for part in (0, 1)]
+        assert len(set(masks)) == 8 and mask(1, 0, 1) == masks[5]
 
 
 def test_numbers_for_another_device_are_drawn_on_the_cpu():
@@ -44,5 +54,6 @@ def test_streams_keep_their_values():
         "HELD_OUT_ORDER": 9,
         "HELD_OUT_AUGMENTATION": 10,
         "HELD_OUT_ROUTES": 11,
+        "DROPOUT": 12,
     }
     assert step_generator(1, 2, "cpu", Stream.ROUTES).initial_seed() == 5785337264483813029

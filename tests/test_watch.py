@@ -52,7 +52,7 @@ def test_collapse_is_reported_once_with_its_step(action, word, capsys):
 
 def test_stages_that_do_not_draw_are_not_collapsed(capsys):
     watch = Watch(window=2)
-    for stage in ("sp", "tune", "warmup"):
+    for stage in ("sp", "tune", "warmup", "ponder"):
         for done in range(1, 9):
             watch.step(done, stage, episode(torch.ones(2, 3)))
     assert capsys.readouterr().out == ""

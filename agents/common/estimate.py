@@ -79,7 +79,7 @@ def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance | None) -> 
     args, plan = setting.args, setting.args.plan()
     validations = len(plan) // args.eval_every + len(set(plan))
     on_the_way = validations * args.images_per_validation
-    train = PART * seconds_of_training(setting) * len(plan) * args.batch_size
+    train = PART * seconds_of_training(setting) * len(plan) * args.batch_size / processes()
     rows = 1 + 3 * PART  # the whole network, random skipping on both networks, the policy
     seconds = looked.seconds_per_image if looked else seconds_of_evaluation(setting)
     evaluation = seconds * (rows * len(setting.test) + PART * on_the_way)
@@ -96,7 +96,7 @@ def print_estimate_of_pretraining(setting: Setting, steps: int, eval_every: int)
     """
     args = setting.args
     executed = (1 + args.survival) / 2  # mean share of the blocks that stochastic depth runs
-    train = executed * seconds_of_training(setting) * steps * args.batch_size
+    train = executed * seconds_of_training(setting) * steps * args.batch_size / processes()
     validations = steps // eval_every + 1
     images = len(setting.test) + validations * min(args.eval_images, len(setting.val))
     say(f"time: about {in_words(train, seconds_of_evaluation(setting) * images)}")

@@ -11,9 +11,10 @@ import torch
 
 from agents.common.learner import ModelLearner
 from agents.common.watch import Watch, check_finite
-from skipnet_rl.distributed import follow, from_leader, leads
+from skipnet_rl.distributed import follow, from_leader, leads, rank
 from skipnet_rl.flops import compute_blocks
 from skipnet_rl.progress import progress_bar
+from skipnet_rl.randomness import seed_dropout
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.runs import Run
 
@@ -30,6 +31,7 @@ def learn(
     end_stage: Callable[[str], None] = lambda stage: None,
     begin: Callable[[], None] = lambda: None,
     *,
+    seed: int,
     eval_every: int,
     resume: bool = False,
 ) -> float:
@@ -44,6 +46,7 @@ def learn(
             done, the stage, and whether it has ended.
         end_stage: called after the last step of each stage, before it is validated.
         begin: called before the first step, unless training continues from a checkpoint.
+        seed: random seed of the run, here of dropout in models that have it.
         eval_every: steps between validations and checkpoints; each stage ends with one, too.
         resume: continue from the run's checkpoint.
 
@@ -77,6 +80,7 @@ def learn(
         display = Display(bar)
         for step in range(first, len(plan)):
             stage, done = plan[step], step + 1
+            seed_dropout(seed, step, rank())
             episode = train_step(step, stage)
             if leads():  # a NaN elsewhere comes here with the next gradient
                 watch.step(done, stage, episode)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
-    """Build a new network, or one that starts with the predictions of `--weights`."""
+    """Build a new network, or one that starts with the predictions of `--weights`, in training mode."""
     torch.manual_seed(args.seed)
     if isinstance(problem, ModelProblem):
         new = problem.named.build(num_classes, seed=args.seed) if args.weights == "none" else None
-        return (new or problem.network(num_classes)).to(problem.device)
+        return (new or problem.network(num_classes)).to(problem.device).train()
     net = ResNet(args.depth, num_classes, args.shortcut)
     if args.weights != "none":
         start = start_of(args, problem, num_classes)
@@ -33,7 +33,8 @@ def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
     elif args.zero_init_residual:
         for block in net.blocks:
             torch.nn.init.zeros_(block.last_norm.weight)
-    return net.to(problem.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(problem.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net.train()
 
 
 def start_of(args: Args, problem: Problem, num_classes: int) -> ResNet:

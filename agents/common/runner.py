@@ -64,6 +64,7 @@ def run_agent(
         validate=keeper.validate,
         end_stage=keeper.end_stage,
         begin=keeper.begin,
+        seed=args.seed,
         eval_every=args.eval_every,
         resume=args.resume,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from skipnet_rl.rollout import Trajectory
 from skipnet_rl.terminal import say
 
-GREEDY_STAGES = ("pretrain", "sp", "warmup", "tune")  # their routes are not sampled from the gates
+GREEDY_STAGES = ("pretrain", "sp", "warmup", "ponder", "tune")  # their routes are not sampled from the gates
 LATE = 8  # steps whose numbers may still be on their way from the GPU
 
 
