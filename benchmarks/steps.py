@@ -58,9 +58,9 @@ def make(kind: Kind, depth: int, batch_size: int, precision: str, device: torch.
         plain = pretrain.Args(depth=depth, batch_size=batch_size, lr=0.0)
         alone = pretrain.Learner(plain, net.to(device, memory_format=torch.channels_last), precision)
         return Step(alone.mdp, lambda: pretrain.train_step(alone, data, 0, plain).loss.detach().mean())
-    args = hybrid_reinforce.Args(batch_size=batch_size, lr=0.0, gate_lr=0.0)
-    sized = training.Options(depth=depth, batch_size=batch_size, precision=precision)
-    learner = training.learner(sized, args, 0.5, device)
+    flags: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+    args = hybrid_reinforce.Args(lr=0.0, gate_lr=0.0, **flags)
+    learner = training.learner(depth, args, 0.5, device)
 
     def take() -> Tensor:
         return hybrid_reinforce.train_step(learner, data, 0, "hrl", args).loss.detach().mean()

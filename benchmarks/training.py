@@ -62,9 +62,9 @@ class Masked(RoutingMDP):
         return super().transition(state, action.float())
 
 
-def learner(options: Options, args: Args, rate: float, device: torch.device) -> Learner:
+def learner(depth: int, args: Args, rate: float, device: torch.device) -> Learner:
     """Return a learner whose gate executes with probability `rate` at every decision."""
-    net = load_network("auto", options.depth, 10, DATASET).to(device)
+    net = load_network("auto", depth, 10, DATASET).to(device)
     made = Learner(args, RoutingMDP(net, args.alpha, args.cost), resolve_precision(args.precision, device))
     nn.init.zeros_(made.gate.head.weight)
     nn.init.constant_(made.gate.head.bias, torch.logit(torch.tensor(rate, device="cpu"), eps=1e-7).item())
@@ -79,10 +79,10 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
     for name, rate in RATES.items():
         for precision in sorted({resolve_precision(options.precision, device), "fp32"}):
             args = dataclasses.replace(ours, precision=precision)  # type: ignore[arg-type]
-            made = learner(options, args, rate, device)
+            made = learner(options.depth, args, rate, device)
             found[f"{name}, {precision}"] = partial(train_step, made, data, 0, "hrl", args)
     args = dataclasses.replace(ours, precision="fp32", routes=1, baseline="none")
-    made = learner(options, args, 0.5, device)
+    made = learner(options.depth, args, 0.5, device)
     masked = Masked(made.mdp.net.to(memory_format=torch.contiguous_format), args.alpha)
     found["published, fp32"] = lambda: published_step(made, masked, data, args)
     return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import load_first, toy_chain
 
-from agents import hybrid_reinforce
+from agents import hybrid_reinforce, pretrain
 from benchmarks import (
     ablation,
     chain_training,
@@ -20,6 +20,7 @@ from benchmarks import (
     policies,
     scaling,
     soak,
+    steps,
     throughput,
     training,
 )
@@ -40,6 +41,22 @@ def test_candidates_run(module):
     assert len(candidates) > 2
     for run in candidates.values():
         run()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", steps.LABELS)
+def test_a_step_has_the_precision_it_is_labelled_with(monkeypatch, kind, precision):
+    """Whichever of the two `auto` would be on this machine."""
+    taken = []
+
+    def train_step(learner, *rest):
+        taken.append(learner.precision)
+        return SimpleNamespace(loss=torch.ones(1))
+
+    for agent in (pretrain, hybrid_reinforce):
+        monkeypatch.setattr(agent, "train_step", train_step)
+    steps.make(kind, 14, 8, precision, torch.device("cpu")).take()
+    assert taken == [precision]
 
 
 def test_the_device_that_is_timed_is_waited_for(monkeypatch):
