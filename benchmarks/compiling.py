@@ -39,7 +39,6 @@ from skipnet_rl.errors import first_line
 
 Way = Literal["tuned", "graphs", "blocks", "network", "overhead"]
 EPOCH = 45_000  # training images of CIFAR-10
-TAKEN = {"cpu": 1, "cuda": 10}  # steps per turn; within one, a GPU may lag behind the CPU
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 WARM = 2  # steps before the turns; they compile, and their seconds are `first`
 LABELS = {
@@ -151,16 +150,10 @@ def compare(
     step = way(fresh())
     for _ in range(WARM):
         loss = step.take().item()
-    first, taken = time.perf_counter() - begun, TAKEN[device.type]
-
-    def turn(each: Step) -> None:
-        for _ in range(taken):
-            each.take()
-
-    timings = measure.take_turns(
-        {"eager": lambda: turn(eager), "way": lambda: turn(step)}, options.repeats, device
-    )
-    return {"loss": loss, "first": first, "steps": taken, "timings": measure.plain(timings)}
+    first = time.perf_counter() - begun
+    turns = {"eager": eager.turn(device), "way": step.turn(device)}
+    timings = measure.plain(measure.take_turns(turns, options.repeats, device))
+    return {"loss": loss, "first": first, "steps": steps.TAKEN[device.type], "timings": timings}
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
 
 from agents.common.parsing import parse
-from benchmarks import checks, compiling, gpu, gpu_table, operators
+from benchmarks import checks, compiling, gpu, gpu_table, measure, operators, steps
 from benchmarks.gpu_table import Sizes
 
 SMALLEST = Sizes(
@@ -238,11 +239,22 @@ def test_a_way_that_cannot_be_compiled_is_noted_and_the_others_go_on(tmp_path, m
     assert list(stored["ways"]) == list(ways)
 
 
-def test_operators_of_a_step(tmp_path):
+def test_operators_of_a_step(tmp_path, monkeypatch):
+    """Two steps of one second each are a turn."""
+
+    def take_turns(candidates, repeats, device):
+        return {name: measure.Timing(2.0, 2.0, 2.0) for name in candidates}
+
+    monkeypatch.setitem(steps.TAKEN, "cpu", 2)
+    monkeypatch.setattr(measure, "take_turns", take_turns)
+    taken = []
+    steps.Step(None, lambda: taken.append(1)).turn(torch.device("cpu"))()
+    assert len(taken) == 2
     options = operators.Options(
         depth=14, batch_size=8, repeats=1, device="cpu", precision="fp32", out=tmp_path
     )
     found = operators.main(options)
+    assert set(found["timings"]["step"].values()) == {1.0}
     seconds = sum(each["seconds"] for each in found["operators"].values())
     assert 0 < seconds <= found["seconds"]
     backward = found["operators"]["aten::convolution_backward"]
