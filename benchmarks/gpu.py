@@ -177,12 +177,11 @@ def _context() -> Any:
 
 
 def _end(process: Any) -> None:
-    """End a process and all its children."""
-    if process.exitcode is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it has not made its process group yet
-            process.kill()
+    """End a process, if it still runs, and all its children, which may outlive it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # all have ended, or it has not made its process group yet
+        process.kill()
     process.join()
 
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from textwrap import dedent
 
+import psutil
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ QUICK = ("tests", "environment-2", "operators-hybrid", "compiling")
 
 
 def run_parts(folder: Path, only: tuple[str, ...]) -> dict:
-    gpu.main(gpu.Options(minutes=5, device="cpu", only=only, out=folder), SMALLEST)
+    gpu.main(gpu.Options(minutes=60, device="cpu", only=only, out=folder), SMALLEST)
     return json.loads((folder / "gpu.json").read_text())
 
 
@@ -72,13 +73,12 @@ class Options:
     way: str = "good"
 
 def main(options):
-    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1_000)"])
     found = {"pid": started.pid, "touched": torch.cuda._is_in_bad_fork(), "commit": "x"}
     (options.out / "toy.json").write_text(json.dumps(found))
     print("said")
     if options.way == "slow":
-        time.sleep(300)
-    started.kill()
+        time.sleep(1_000)
     if options.way == "bad":
         raise ValueError("no such thing\\nat all")
     if options.way == "dead":
@@ -102,34 +102,40 @@ def toy(tmp_path, monkeypatch):
     "way, error", [("good", None), ("bad", "ValueError: no such thing"), ("dead", "ended with 7")]
 )
 def test_an_error_of_a_part_is_noted_beside_what_it_wrote(toy, tmp_path, way, error):
-    found = toy(way, 60)
+    found = toy(way, 300)
     assert found["error"] == error and found["command"] == f"python -m toy_part --device cpu --way {way}"
     assert (
         found["found"]["touched"] is False
     )  # CUDA can be used in a process that was not forked from its user
     assert "commit" not in found["found"]  # that of all parts is told once
     assert "said" in (tmp_path / "toy" / "log.txt").read_text()
+    assert ends(found["found"]["pid"])
 
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended may still wait for its parent."""
     try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="no /proc here")
-def test_a_part_that_takes_too_long_ends_with_all_that_it_started(toy):
-    toy("good", 60)  # the server has imported what it needs
-    begun = time.perf_counter()
-    found = toy("slow", 3)
-    assert time.perf_counter() - begun < 30
-    assert found["error"] == "cut off after 3 s"
-    end = time.perf_counter() + 5
-    while alive(found["found"]["pid"]) and time.perf_counter() < end:
+def ends(pid: int) -> bool:
+    """Whether a process that was killed ends; a busy machine may take its time."""
+    end = time.perf_counter() + 60
+    while alive(pid) and time.perf_counter() < end:
         time.sleep(0.05)
-    assert not alive(found["found"]["pid"])
+    return not alive(pid)
+
+
+def test_a_part_that_takes_too_long_ends_with_all_that_it_started(toy):
+    toy("good", 300)  # the server has imported what it needs
+    for limit in (2, 8, 32, 128):  # until it has started its child, see `TOY`
+        found = toy("slow", limit)
+        assert found["error"] == f"cut off after {limit} s"
+        if found["found"]:
+            break
+    assert found["seconds"] < limit + 300 and ends(found["found"]["pid"])
 
 
 @pytest.mark.parametrize("module", [gpu, checks])
@@ -145,7 +151,8 @@ def test_what_was_not_measured_is_named_with_its_command():
     text = gpu.table(gpu.unmeasured("cuda"))
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "`python -m" in line]
     assert len(rows) == len(gpu_table.rows(gpu.SIZES["cuda"]))
-    assert all(row[1] == "not measured" for row in rows) and "**" not in text
+    assert all(row[1] == "not measured" for row in rows)
+    assert "**" not in text  # no details of what was not run
     commands = {part.name: part.command("cuda") for part in gpu.parts(gpu.SIZES["cuda"])}
     in_rows = set(commands) - {"memory", "scaling", "imagenet"}
     assert all(f"`{commands[name]}`" in text for name in in_rows)
