@@ -27,7 +27,7 @@ oldest:  ## the test suite with the oldest versions that pyproject.toml allows, 
 	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(PARALLEL)
 
 bench: $(VENV)/installed  ## speed, as ratios inside one run; WRITE=--write renews docs/benchmarks.md
-	for name in throughput training latency scaling; do $(BIN)/python -m benchmarks.$$name $(WRITE) || exit; done
+	for name in throughput training latency scaling; do $(BIN)/python -m benchmarks.$$name --device cpu $(WRITE) || exit; done
 
 docs: $(VENV)/installed  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict

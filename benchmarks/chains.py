@@ -45,7 +45,7 @@ AIM = 0.40  # of the CPU time of the reference, at no lower accuracy
 
 
 @dataclass(frozen=True)
-class Options(measure.Options):
+class Options(measure.Paged):
     """Time chains on single images."""
 
     device: str = "cpu"
@@ -138,6 +138,7 @@ def main(options: Options) -> dict[str, Any]:
     """Measure, print and write the result."""
     if options.start().type != "cpu":
         raise SystemExit("error: single images are timed on the CPU; leave --device out")
+    options.check_page("chains")
     images = load_images("cifar10", "test", options.data_dir).first(options.images)
     entries = {entry["name"]: entry for entry in catalogue.index()}
     with tempfile.TemporaryDirectory() as folder:

@@ -52,7 +52,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Options(steps.StepOptions):
+class Options(steps.StepOptions, measure.Paged):
     """Time compiled training steps."""
 
     ways: tuple[Way, ...] = get_args(Way)
@@ -159,6 +159,8 @@ def compare(
 def main(options: Options) -> dict[str, Any]:
     """Measure; print and write the result after each way."""
     device = options.start()
+    name = f"compiling-{options.step}-{device.type}"
+    options.check_page(name)
     precision = resolve_precision(options.precision, device)
     found: dict[str, Any] = {
         "device": device.type,
@@ -170,13 +172,13 @@ def main(options: Options) -> dict[str, Any]:
     }
     fresh = partial(steps.make, options.step, options.depth, options.batch_size, precision, device)
     eager = fresh()
-    for name, way in {"eager": lambda step: step, **ways(options, device, precision)}.items():
+    for label, way in {"eager": lambda step: step, **ways(options, device, precision)}.items():
         try:
             with nothing_compiled():
-                found["ways"][name] = compare(eager, way, fresh, options, device)
+                found["ways"][label] = compare(eager, way, fresh, options, device)
         except Exception as error:  # no compiler, no memory, nothing recordable: go on with the others
-            found["ways"][name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
-        measure.publish(f"compiling-{options.step}-{device.type}", found, table(found), options)
+            found["ways"][label] = {"error": f"{type(error).__name__}: {first_line(error)}"}
+        measure.publish(name, found, table(found), options)
     return found
 
 

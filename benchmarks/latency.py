@@ -41,7 +41,7 @@ AIMS = ((1.0, 1.15), (0.5, 0.65))
 
 
 @dataclass(frozen=True)
-class Options(measure.Options):
+class Options(measure.Timed, measure.Paged):
     """Time single images on the CPU."""
 
     device: str = "cpu"
@@ -124,6 +124,7 @@ def main(options: Options) -> dict[str, Any]:
     """Measure, print and write the result."""
     if options.start().type != "cpu":
         raise SystemExit("error: single images are timed on the CPU; leave --device out")
+    options.check_page("latency")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         runs, counts = candidates(Path(folder), options.threads)
         timings = measure.take_turns(runs, options.repeats)

@@ -25,26 +25,61 @@ PAGE = DOCS / "benchmarks.md"
 
 @dataclass(frozen=True)
 class Options:
-    """Options of every benchmark."""
+    """Options of a benchmark."""
 
     device: str = "auto"
     """cpu, cuda, or auto"""
-    threads: int = 0
-    """CPU threads of PyTorch (0: its default)"""
-    repeats: int = 7
-    """turns of each candidate"""
     out: Path = Path("runs/benchmarks")
     """folder of the JSON file"""
-    write: bool = False
-    """renew docs/benchmarks.md and write the JSON file beside it"""
     debug: bool = False
     """traceback of an error"""
+
+    def start(self) -> torch.device:
+        """Return the device."""
+        return pick_device(self.device)
+
+
+@dataclass(frozen=True)
+class Threaded(Options):
+    """Options of a benchmark that computes in this process."""
+
+    threads: int = 0
+    """CPU threads of PyTorch (0: its default)"""
 
     def start(self) -> torch.device:
         """Set the number of threads; return the device."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        return pick_device(self.device)
+        return super().start()
+
+
+@dataclass(frozen=True)
+class Timed(Threaded):
+    """Options of a benchmark whose candidates take turns."""
+
+    repeats: int = 7
+    """turns of each candidate"""
+
+
+@dataclass(frozen=True)
+class Paged(Options):
+    """Options of a benchmark whose result is a part of the page of benchmarks."""
+
+    write: bool = False
+    """renew docs/benchmarks.md and write the JSON file beside it"""
+
+    def folder(self) -> Path:
+        """Return the folder of the JSON file."""
+        return DOCS / "benchmarks" if self.write else self.out
+
+    def check_page(self, name: str) -> None:
+        """Refuse `--write` before anything is measured if the page has no part of this name.
+
+        Raises:
+            ValueError: the page lacks the part.
+        """
+        if self.write and f"<!-- {name} -->" not in PAGE.read_text(encoding="utf-8"):
+            raise ValueError(f"{PAGE.name} has no part {name!r}; leave out --write, or add the part")
 
 
 @dataclass(frozen=True)
@@ -128,6 +163,7 @@ def compare(
         **about: further fields of the result.
     """
     device = options.start()
+    options.check_page(f"{name}-{device.type}")
     timings = take_turns(candidates(options, device), options.repeats, device)
     precision = resolve_precision(options.precision, device)
     found = {**about, "device": device.type, "precision": precision, "repeats": options.repeats}
@@ -138,7 +174,9 @@ def compare(
 
 def publish(name: str, found: Mapping[str, Any], text: str, options: Options) -> None:
     """Print a result and write its JSON file; `--write` writes it to docs/benchmarks and renews the page."""
-    folder = DOCS / "benchmarks" if options.write else options.out
+    folder = options.out
+    if isinstance(options, Paged):
+        folder = options.folder()
+        if options.write:
+            tables.renew(PAGE, name, text)
     tables.publish(f"benchmarks.{name.split('-')[0]}", folder / f"{name}.json", found, text)
-    if options.write:
-        tables.renew(PAGE, name, text)

@@ -34,7 +34,7 @@ TURNS = {"depth": "depth", "batch": "batch size (depth {depth})", "rate": "share
 
 
 @dataclass(frozen=True)
-class Options(measure.Options):
+class Options(measure.Timed, measure.Paged):
     """Time episodes of several sizes."""
 
     data_dir: Path | None = None
@@ -157,6 +157,8 @@ def table(found: Mapping[str, Any]) -> str:
 def main(options: Options) -> dict[str, Any]:
     """Measure, print and write the result."""
     device = options.start()
+    name = f"scaling-{device.type}"
+    options.check_page(name)
     used = memory(options, device)  # first, since a child's peak starts at its parent's size
     chosen = cases(options)
     runs = {name: episode(*case[2:], options) for name, case in chosen.items()}
@@ -171,10 +173,8 @@ def main(options: Options) -> dict[str, Any]:
         },
         "memory": used,
     }
-    name = f"scaling-{device.type}"
     measure.publish(name, found, table(found), options)
-    folder = measure.DOCS / "benchmarks" if options.write else options.out
-    plots.save_figure(picture(found), folder / f"{name}.png")
+    plots.save_figure(picture(found), options.folder() / f"{name}.png")
     return found
 
 

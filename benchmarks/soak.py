@@ -38,7 +38,7 @@ DATASET = "rendered-digits"
 
 
 @dataclass(frozen=True)
-class Options(measure.Options):
+class Options(measure.Threaded, measure.Paged):
     """Watch resources in a long run."""
 
     steps: int = 2_000_000
@@ -116,6 +116,7 @@ def main(options: Options) -> None:
         SystemExit: memory, open files or threads have grown.
     """
     options.start()
+    options.check_page("soak")
     torch.manual_seed(0)
     soaked = {"episodes of the batch": environment(options), "training iterations": training(options)}
     found = {"steps": options.steps, "num_envs": options.num_envs, "soaked": soaked}

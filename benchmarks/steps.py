@@ -25,7 +25,7 @@ LABELS = {"pretraining": "pretraining", "hybrid": "HRL, half executed"}
 
 
 @dataclass(frozen=True)
-class StepOptions(measure.Options):
+class StepOptions(measure.Timed):
     """Options of a benchmark of one training step."""
 
     step: Kind = "pretraining"

@@ -47,7 +47,7 @@ AIMS = (
 
 
 @dataclass(frozen=True)
-class Options(measure.Options):
+class Options(measure.Timed, measure.Paged):
     """Time episodes of a batch."""
 
     depth: int = 110

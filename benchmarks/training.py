@@ -41,7 +41,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Options(measure.Options):
+class Options(measure.Timed, measure.Paged):
     """Time training steps."""
 
     depth: int = 110
@@ -50,8 +50,6 @@ class Options(measure.Options):
     """episodes per step"""
     precision: str = "auto"
     """precision of this project's steps: bf16, fp32, or auto"""
-    repeats: int = 7
-    """turns of each candidate"""
 
 
 class Masked(RoutingMDP):

@@ -1,5 +1,6 @@
 """The candidates of the benchmarks run, at a small size; nothing is timed."""
 
+import json
 import re
 import weakref
 from dataclasses import replace
@@ -14,9 +15,14 @@ from agents import hybrid_reinforce, pretrain
 from benchmarks import (
     ablation,
     chain_training,
+    chains,
+    checks,
+    compiling,
     deferral,
+    latency,
     measure,
     memory,
+    operators,
     policies,
     scaling,
     soak,
@@ -65,6 +71,49 @@ def test_the_device_that_is_timed_is_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
     measure.take_turns({"a": lambda: calls.append("a")}, 1, "cuda:1")
     assert calls == ["cuda:1", "a", "cuda:1"] * 2  # the first turn does not count
+
+
+PAGED = (throughput, training, scaling, compiling, latency, soak, chains)
+
+
+def test_only_what_has_a_part_of_the_page_can_be_written_to_it():
+    parts = set(re.findall(r"<!-- (?!end of)(\w+)", measure.PAGE.read_text(encoding="utf-8")))
+    assert {module.__name__.rpartition(".")[2] for module in PAGED} == parts
+    assert all(issubclass(module.Options, measure.Paged) for module in PAGED)
+
+
+def test_a_flag_exists_only_where_it_acts():
+    modules = (*PAGED, operators, memory, checks)
+    for flag, without in (
+        ("write", {operators, memory, checks}),
+        ("repeats", {soak, memory, checks}),
+        ("threads", {chains, memory, checks}),
+    ):
+        assert {module for module in modules if not hasattr(module.Options(), flag)} == without, flag
+
+
+@pytest.mark.parametrize("module", PAGED, ids=lambda module: module.__name__)
+def test_a_page_without_the_part_is_refused_before_anything_is_measured(module, tmp_path, monkeypatch):
+    page = tmp_path / "benchmarks.md"
+    page.write_text("<!-- other -->\n<!-- end of other -->\n")
+    monkeypatch.setattr(measure, "PAGE", page)
+    monkeypatch.setattr(measure, "DOCS", tmp_path)
+    with pytest.raises(ValueError, match="benchmarks.md has no part '.*'; leave out --write"):
+        module.main(module.Options(device="cpu", write=True))
+    assert list(tmp_path.iterdir()) == [page]
+
+
+def test_a_result_is_written_beside_the_page_that_shows_it(tmp_path, monkeypatch):
+    page, options = tmp_path / "benchmarks.md", measure.Paged(write=True)
+    page.write_text("<!-- toy-cpu -->\nold\n<!-- end of toy-cpu -->\nrest")
+    monkeypatch.setattr(measure, "PAGE", page)
+    monkeypatch.setattr(measure, "DOCS", tmp_path)
+    measure.publish("toy-cpu", {"n": 1}, "new\n", options)
+    assert page.read_text() == "<!-- toy-cpu -->\nnew\n<!-- end of toy-cpu -->\nrest"
+    assert json.loads((tmp_path / "benchmarks" / "toy-cpu.json").read_text())["n"] == 1
+    with pytest.raises(ValueError, match="has no part"):
+        measure.publish("toy-cuda", {"n": 2}, "new\n", options)
+    assert not (tmp_path / "benchmarks" / "toy-cuda.json").exists()
 
 
 def test_scaling_names_its_files_by_the_device(tmp_path, monkeypatch):
