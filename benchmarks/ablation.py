@@ -75,7 +75,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda, or auto"""
     out: Path | None = None
-    """JSON file (default: docs/ablation-<dataset>.json)"""
+    """JSON file (default: runs/ablation-<dataset>.json)"""
     debug: bool = False
     """traceback of an error"""
 
@@ -151,7 +151,7 @@ def main(options: Options) -> None:
     for name in options.only:
         if name not in VARIANTS:
             raise unknown_name("variant", name, VARIANTS)
-    out = options.out or Path(__file__).parent.parent / "docs" / f"ablation-{options.dataset}.json"
+    out = options.out or Path("runs") / f"ablation-{options.dataset}.json"
     shared = ("dataset", "warmup", "steps", "alpha")
     setting = {
         "split": "val",

@@ -54,8 +54,8 @@ class Options:
     """runs at a time, with one CPU thread each; through Ray if more than one"""
     runs: Path = Path("runs/policies")
     """folder of the run folders"""
-    out: Path = Path("docs/policies-cifar10")
-    """folder of the table and the pictures"""
+    out: Path | None = None
+    """folder of the table and the pictures (default: runs/comparison-<dataset>)"""
     only: tuple[str, ...] = ()
     """agents to run (default: all)"""
     debug: bool = False
@@ -90,7 +90,8 @@ def main(options: Options) -> None:
     """Run what is missing, then compare the policies."""
     sweep = commands(options)
     jobs.exit_if_failed(jobs.run(sweep, pool_of(options.jobs)))
-    compare.main(compare.Args(tuple(job.folder for job in sweep), out=options.out))
+    out = options.out or Path("runs") / f"comparison-{options.dataset}"
+    compare.main(compare.Args(tuple(job.folder for job in sweep), out=out))
 
 
 if __name__ == "__main__":

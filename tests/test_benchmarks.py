@@ -4,6 +4,7 @@ import json
 import re
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -153,6 +154,17 @@ def test_soak_measures_growth(part):
 WORDS = ["--env", "SkipChain-v0", "--dataset", "rendered-digits", "--weights", "none", "--device", "cpu"]
 
 
+def test_a_comparison_is_written_under_runs_by_data_set(monkeypatch):
+    """And not over the one that is shipped."""
+    found = []
+    monkeypatch.setattr(policies.jobs, "run", lambda sweep, pool: [])  # nothing has failed
+    monkeypatch.setattr(policies.compare, "main", lambda args: found.append(args.out))
+    for dataset in ("cifar10", "rendered-digits"):
+        policies.main(policies.Options(dataset=dataset, jobs=1))
+    policies.main(policies.Options(jobs=1, out=Path("here")))
+    assert found == [Path("runs/comparison-cifar10"), Path("runs/comparison-rendered-digits"), Path("here")]
+
+
 @pytest.fixture
 def short(few_images, monkeypatch):
     """A few steps of `chain_training` over untrained networks."""
@@ -213,6 +225,21 @@ def test_the_networks_of_the_ablation_are_where_the_images_are(tmp_path, monkeyp
     monkeypatch.setattr(ablation, "evaluate", noted)
     ablation.main(ablation.Options(seeds=0, out=tmp_path / "ablation.json"))
     assert places == [("meta", "meta")] * 3  # in the warm-up, then before and after it
+
+
+def test_the_ablation_measures_anew_under_runs_by_data_set(tmp_path, monkeypatch):
+    """It finds no seed in the file that is shipped."""
+    done = SimpleNamespace(accuracy=0.0, returns=torch.zeros(1))
+    figures = dict.fromkeys(("accuracy", "compute_blocks", "return", "unique_routes"), 1.0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "load_images", load_first(8))
+    monkeypatch.setattr(ablation, "warmed_up", lambda data, options: None)
+    monkeypatch.setattr(ablation, "RoutingMDP", lambda *args: None)
+    monkeypatch.setattr(ablation, "evaluate", lambda *args, **options: done)
+    monkeypatch.setattr(ablation, "run", lambda *args: figures)
+    ablation.main(ablation.Options(seeds=2, only=("reference",), device="cpu"))
+    found = json.loads((tmp_path / "runs" / "ablation-rendered-digits.json").read_text())
+    assert found["variants"] == {"reference": {"0": figures, "1": figures}}
 
 
 @pytest.mark.parametrize(
