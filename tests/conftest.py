@@ -121,5 +121,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 def report_is_final(report: object) -> bool:
-    """Move properties recorded at teardown into the report of the test."""
+    """Whether a report is a test's last one: it has all of its properties, earlier ones have some again."""
     return getattr(report, "when", None) == "teardown"
