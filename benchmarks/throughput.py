@@ -72,13 +72,20 @@ def episode(env: gym.vector.VectorEnv, actions: Any) -> None:
         env.step(action)
 
 
+def published(depth: int, num_classes: int, device: torch.device | str) -> RoutingMDP:
+    """Return the dynamics of `masked` as in published code: float32, with batch norms, channels first."""
+    mdp = RoutingMDP(load_network("auto", depth, num_classes, DATASET).to(device))
+    mdp.net.to(memory_format=torch.contiguous_format)
+    return mdp
+
+
 @torch.no_grad()
-def masked(mdp: RoutingMDP, images: Tensor, labels: Tensor, actions: Tensor) -> None:
-    """Play an episode with every block computed for every image, then masked."""
+def masked(mdp: RoutingMDP, images: Tensor, labels: Tensor, actions: Tensor) -> Tensor:
+    """Play an episode with every block computed for every image, then masked; return the logits [B, K]."""
     state = mdp.initial(images, labels)
     for action in actions:
         state = mdp.transition(state, action)
-    mdp.logits(state)
+    return mdp.logits(state)
 
 
 def candidates(options: Options, device: torch.device) -> dict[str, Callable[[], Any]]:
@@ -91,8 +98,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
     draws = torch.rand(steps, count, generator=torch.Generator("cpu").manual_seed(0), device="cpu") < 0.5
     half, every = draws.to(device), torch.ones(steps, count, dtype=torch.bool, device=device)
     actions = draws.numpy().astype("int64")
-    published = RoutingMDP(load_network("auto", options.depth, net.num_classes, DATASET).to(device))
-    published.net.to(memory_format=torch.contiguous_format)
+    plain = published(options.depth, net.num_classes, device)
 
     @torch.no_grad()
     def forward() -> None:
@@ -103,7 +109,7 @@ def candidates(options: Options, device: torch.device) -> dict[str, Callable[[],
         "all": lambda: episode(on_device, every),
         "half": lambda: episode(on_device, half),
         "half, NumPy": lambda: episode(on_host, actions),
-        "masked": lambda: masked(published, images, labels, half.float()),
+        "masked": lambda: masked(plain, images, labels, half.float()),
         "masked, folded": lambda: masked(mdp, images, labels, half.float()),
     }
     if device.type == "cpu":  # on a GPU it would only time the launches of kernels

@@ -1,13 +1,17 @@
-"""The candidates of the benchmarks run, at a small size; nothing is timed."""
+"""The candidates of the benchmarks compute what they state, at a small size; nothing is timed."""
 
 import json
 import re
 import weakref
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from toys import load_first, toy_chain
@@ -50,6 +54,42 @@ def test_candidates_run(module):
         run()
 
 
+def test_masked_episodes_end_where_those_of_the_environment_do():
+    env = throughput.make(SMALL[throughput], "cpu", array="torch")
+    lockstep = env.lockstep
+    images, labels = lockstep.images.batch(torch.from_numpy(lockstep.index))
+    half = (
+        torch.rand(lockstep.mdp.num_decisions, len(images), generator=torch.Generator().manual_seed(0)) < 0.5
+    )
+    assert (half.any(1) & ~half.all(1)).any()  # some block runs for some of the images
+    plain = throughput.published(20, 10, "cpu")
+    throughput.episode(env, half)
+    for mdp in (plain, lockstep.mdp):
+        logits = throughput.masked(mdp, images, labels, half.float())
+        torch.testing.assert_close(logits, lockstep.logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("rate", "spread"), [(0.5, 0.1), (1.0, 0.0)])
+def test_a_timed_step_executes_the_share_it_states(rate, spread):
+    args = hybrid_reinforce.Args(batch_size=32, lr=0.0, gate_lr=0.0, precision="fp32")
+    learner = training.learner(20, args, rate, torch.device("cpu"))
+    data = training.load_images(training.DATASET, "train")
+    episode = hybrid_reinforce.train_step(learner, data, 0, "hrl", args)
+    assert episode.actions.shape == (32, 8)
+    assert abs(episode.actions.float().mean().item() - rate) <= spread
+
+
+def test_masking_computes_what_skipping_does(tiny_net, tiny_images):
+    masked, skipping = training.Masked(tiny_net), RoutingMDP(tiny_net)
+    state = skipping.initial(*tiny_images.batch(torch.arange(12)))
+    for t in range(skipping.num_decisions):
+        action = torch.arange(12) % (t + 2) == 0
+        with torch.no_grad():
+            mixed, state = masked.transition(state, action), skipping.transition(state, action)
+        torch.testing.assert_close(mixed.x, state.x)
+        assert mixed.t == state.t == t + 1
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", steps.LABELS)
 def test_a_step_has_the_precision_it_is_labelled_with(monkeypatch, kind, precision):
@@ -71,7 +111,23 @@ def test_the_device_that_is_timed_is_waited_for(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
     measure.take_turns({"a": lambda: calls.append("a")}, 1, "cuda:1")
-    assert calls == ["cuda:1", "a", "cuda:1"] * 2  # the first turn does not count
+    assert calls == ["cuda:1", "a", "cuda:1"] * 2
+
+
+def test_candidates_take_turns_and_the_first_does_not_count(monkeypatch):
+    """A first call takes 100 s; those of the second candidate take ten times as long as the first's."""
+    clock, calls = [0.0], []
+    durations = {"a": [100.0, 1.0, 2.0, 4.0], "b": [1000.0, 10.0, 20.0, 40.0]}
+
+    def call(name):
+        clock[0] += durations[name][calls.count(name)]
+        calls.append(name)
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    timings = measure.take_turns({name: partial(call, name) for name in durations}, 3)
+    assert calls == ["a", "b"] * 4
+    assert timings == {"a": measure.Timing.of([1, 2, 4]), "b": measure.Timing.of([10, 20, 40])}
+    assert timings["a"] == measure.Timing(2.0, 1.5, 3.0)
 
 
 PAGED = (throughput, training, scaling, compiling, latency, soak, chains)
@@ -145,10 +201,48 @@ def test_what_environments_share_does_not_count_into_the_next_peak(monkeypatch):
     assert known == [[], [True, True]]
 
 
-@pytest.mark.parametrize("part", [soak.environment, soak.training])
-def test_soak_measures_growth(part):
-    found = part(soak.Options(steps=160, iterations=3, num_envs=2))
-    assert abs(found["growth"]) < 1 and {"files", "threads"} <= found.keys()
+@pytest.mark.parametrize(("part", "units"), [(soak.environment, 10), (soak.training, 3)])
+def test_the_soak_test_watches_units_of_work(part, units):
+    """160 steps of two environments with eight decisions are ten episodes; nothing is left open."""
+    found = part(soak.Options(steps=160, iterations=3, num_envs=2, device="cpu"))
+    assert (found["units"], found["files"]) == (units, 0) and found["mib"] > 0
+
+
+def test_a_soak_sees_memory_that_is_kept():
+    kept = []
+    found = soak.watch(lambda: kept.append(np.ones(2**20)), 20)  # 8 MiB
+    assert found["growth"] > soak.GROWTH and found["files"] == found["threads"] == 0
+
+
+def test_a_soak_sees_files_and_threads_that_are_left_open(tmp_path):
+    with ExitStack() as kept:
+        found = soak.watch(lambda: kept.enter_context((tmp_path / "file").open("w")), 10)
+        assert (found["files"], found["threads"]) == (9, 0)  # the first reading is after the first unit
+        stop = Event()
+        kept.callback(stop.set)
+        found = soak.watch(lambda: Thread(target=stop.wait).start(), 10)
+        assert (found["files"], found["threads"]) == (0, 9)
+
+
+@pytest.mark.parametrize(
+    ("grown", "fails"),
+    [
+        ({}, False),
+        ({"growth": 0.01}, False),
+        ({"growth": 0.03}, True),
+        ({"files": 1}, True),
+        ({"threads": 1}, True),
+    ],
+)
+@pytest.mark.parametrize("part", ["environment", "training"])
+def test_the_soak_test_fails_if_something_has_grown(tmp_path, monkeypatch, part, grown, fails):
+    still = {"units": 100, "mib": 500.0, "growth": 0.0, "files": 0, "threads": 0}
+    for name in ("environment", "training"):
+        use = {**still, **grown} if name == part else still
+        monkeypatch.setattr(soak, name, lambda options, use=use: use)
+    with pytest.raises(SystemExit, match="memory grew by more than 2%") if fails else nullcontext():
+        soak.main(soak.Options(device="cpu", out=tmp_path))
+    assert (tmp_path / "soak.json").is_file()
 
 
 WORDS = ["--env", "SkipChain-v0", "--dataset", "rendered-digits", "--weights", "none", "--device", "cpu"]

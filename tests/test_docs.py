@@ -407,11 +407,3 @@ def test_chain_training():
     found = json.loads((DOCS / "benchmarks" / "chain_training.json").read_text())
     assert chain_training.table(found) in (DOCS / "policies.md").read_text()
     assert {row["seed"] for row in found["rows"]} == {None, 0, 1, 2}
-
-
-def test_candidates_take_turns_and_the_first_does_not_count():
-    calls = []
-    timings = measure.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
-    assert calls == ["a", "b"] * 4
-    assert 0 < timings["a"].lower <= timings["a"].median <= timings["a"].upper
-    assert measure.Timing.of([1.0, 2.0, 4.0]) == measure.Timing(2.0, 1.5, 3.0)
