@@ -78,8 +78,8 @@ class Paged(Options):
         Raises:
             ValueError: the page lacks the part.
         """
-        if self.write and f"<!-- {name} -->" not in PAGE.read_text(encoding="utf-8"):
-            raise ValueError(f"{PAGE.name} has no part {name!r}; leave out --write, or add the part")
+        if self.write:
+            tables.around(PAGE, name)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,13 @@ def publish(module: str, path: Path, found: Mapping[str, Any], text: str) -> dic
 
 
 def renew(page: Path, name: str, text: str) -> None:
-    """Replace the part of a page between the comments `name` and `end of name`.
+    """Replace the part of a page between the comments `name` and `end of name`; raises as `around` does."""
+    before, after = around(page, name)
+    write_text(page, before + text + after)
+
+
+def around(page: Path, name: str) -> tuple[str, str]:
+    """Return what comes before and after a part of a page, with the comments `name` and `end of name`.
 
     Raises:
         ValueError: the page lacks one of the comments.
@@ -75,7 +81,7 @@ def renew(page: Path, name: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not (opened and closed):
         raise ValueError(f"{page} has no part between {begin.strip()} and {end}; add these two lines to it")
-    write_text(page, before + begin + text + end + after)
+    return before + begin, end + after
 
 
 def title_of(result: Mapping[str, Any]) -> str:
