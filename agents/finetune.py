@@ -38,7 +38,7 @@ from skipnet_rl.evaluate import most_frequent
 from skipnet_rl.gates import GATES
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.rollout import Trajectory, rollout
-from skipnet_rl.weights import FIXED, Opened, new_policy, open_weights
+from skipnet_rl.weights import FIXED, Opened, StoredPolicy, new_policy, open_weights
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,12 @@ def start(setting: Setting[Args]) -> Learner:
     )
     if isinstance(opened.policy, AlwaysExecute):
         raise WeightsError(f"{args.weights} has no gates; expected a network whose gates choose routes")
+    if not (args.fixed_route or isinstance(opened.policy, StoredPolicy)):
+        raise WeightsError(
+            f"{args.weights} has a policy of kind {opened.header['kind']!r}, which cannot be stored with a "
+            "tuned network; expected a network with gates, as agents.hybrid_reinforce trains; or give "
+            "--fixed-route, which trains on this policy's most frequent route"
+        )
     return Learner(setting, opened)
 
 

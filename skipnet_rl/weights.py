@@ -115,6 +115,8 @@ def _open_gated(stored: Stored, expected: Expected) -> Opened:
 def _open_blockdrop(stored: Stored, expected: Expected) -> Opened:
     own, rest = _apart(stored.tensors, POLICY)
     net = network_of(stored, rest, expected)
+    if "policy_depth" not in stored.header:
+        raise WeightsError(f"{stored.source} is damaged: its header lacks policy_depth")
     policy = PolicyNetwork(len(net.blocks) - 1, stored.header["policy_depth"], net.image_size)
     fill(policy, own, stored.source)
     return _opened(stored, net, policy)

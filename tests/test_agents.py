@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import Replay, hybrid_learner, toy_net, two_colours
+from toys import Replay, hybrid_learner, load_first, toy_net, two_colours
 
 from agents import act, blockdrop, finetune, gumbel, hybrid_reinforce, pretrain
 from agents import evaluate as play
@@ -30,11 +30,12 @@ from skipnet_rl.data import ImageSet, load_images
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.data.places import CIFAR
 from skipnet_rl.errors import WeightsError
-from skipnet_rl.evaluate import Evaluation, evaluate
+from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent
 from skipnet_rl.folding import for_inference
 from skipnet_rl.gates import RecurrentGate
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, RandomSkip
+from skipnet_rl.policy_networks import PolicyNetwork
 from skipnet_rl.problem import load_network
 from skipnet_rl.randomness import step_generator
 from skipnet_rl.resnet import ResNet
@@ -461,6 +462,30 @@ def test_finetuning_knows_what_the_file_knows(tmp_path):
     """Depth, data set, alpha: without another flag."""
     args = parse(finetune.Args, [], finetune.arguments(["--weights", str(gated_file(tmp_path))]))
     assert (args.env, args.dataset, args.alpha) == ("SkipResNet20-v0", "rendered-digits", 1.0)
+
+
+@pytest.mark.parametrize("kind", ["blockdrop", "sb3"])
+def test_finetuning_refuses_policies_that_are_no_gates_but_takes_their_route(kind, tmp_path, few_images):
+    """A file with a gate of that kind could not be opened; one route for all images can be stored."""
+    net = load_network("auto", 20, 10, "rendered-digits")
+    about = {"kind": kind, "depth": 20, "dataset": "rendered-digits", "alpha": 1.0, "cost": "blocks"}
+    if kind == "blockdrop":
+        policy = torch.nn.ModuleDict({"net": net, "policy": PolicyNetwork(8)})
+        about |= {"policy_depth": 8}
+    else:
+        policy = torch.nn.ModuleDict({"action_net": torch.nn.Linear(72, 2)})
+        about |= {"network": "resnet20-rendered-digits"}
+    save_weights(tmp_path / "w.safetensors", policy, about)
+    args = tuning_args(tmp_path, weights=str(tmp_path / "w.safetensors"))
+    with pytest.raises(
+        WeightsError, match=f"policy of kind '{kind}'.*agents.hybrid_reinforce.*--fixed-route"
+    ):
+        finetune.start(Setting.of(args))
+    learner = finetune.start(Setting.of(dataclasses.replace(args, fixed_route=True)))
+    opened = open_weights(tmp_path / "w.safetensors")
+    val = load_first(32)("rendered-digits", "val")
+    chosen = most_frequent(evaluate(opened.mdp(), opened.policy, val).routes)
+    assert (learner.kind, learner.gate.route.tolist()) == ("fixed", chosen.tolist())
 
 
 def test_gates_to_start_from(tmp_path, few_images):

@@ -208,6 +208,7 @@ def test_a_file_says_what_it_is(tiny_net, tiny_images, tmp_path, name, header):
         ({"depth": 110}, "its header says ResNet-110, and it holds a ResNet-8 of 10 classes"),
         ({"kind": "rnn"}, "layer .* is missing in it"),
         ({"kind": "sb3"}, "holds a policy without a network"),
+        ({"kind": "blockdrop"}, "w.safetensors is damaged: its header lacks policy_depth"),
         ({"shortcut": "pad"}, "it has a layer blocks.1.shortcut"),
     ],
 )
