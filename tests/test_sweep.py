@@ -219,6 +219,22 @@ def test_there_is_a_table_for_each_environment(tmp_path, monkeypatch):
     }
 
 
+def test_runs_that_need_a_failed_one_fail_with_it_and_the_others_are_compared(tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(sweep, "compare_all", lambda runs, out: compared.extend(runs))
+    monkeypatch.setattr(sweep, "pool_for", lambda args, plan: Instant(1, *["it failed"] * 2))
+    (file := tmp_path / "mine.safetensors").touch()
+    names = ("none", file, tmp_path / "weights=none" / "policy.safetensors")
+    flags = ("--env", "SkipResNet14-v0", "--dataset", "rendered-digits")
+    grid = (f"weights={','.join(map(str, names))}",)
+    plan = Plan("ppo", flags, tmp_path)
+    failing, whole, needing = (plan.job(values) for values in grid_of(grid))
+    args = sweep.Args(flags, agent="ppo", grid=grid, out=tmp_path)
+    with pytest.raises(SystemExit, match=f"failed: {failing.folder}, {needing.folder}; repeat the command"):
+        sweep.main(args)
+    assert compared == [whole]
+
+
 def test_a_folder_of_another_sweep_is_refused(tmp_path):
     assert jobs.run([planned(tmp_path).job({"seed": "0"})], Instant(1)) == []
     with pytest.raises(ValueError, match="was made by .* not by .*--iterations 5.*; name another folder"):
