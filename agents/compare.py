@@ -140,13 +140,13 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
     images = normalised(images, *run.statistics)
     images = images.first(result["n_images"])
     place = pick_device(device)
-    records, files, cost = run.records(), {}, own_macs(run, len(images.classes))
+    records, processes, cost = run.records(), {}, own_macs(run, len(images.classes))
     for row in progress_bar(result["policies"], desc=f"verify {run.folder.name}", unit="policy"):
-        file = row.get("weights")
-        if file not in files:
-            files[file] = run.process(len(images.classes), file)
-            files[file].net.to(place)
-        mdp = files[file]
+        played_on = row.get("weights"), tuple(row.get("mix", ()))
+        if played_on not in processes:
+            processes[played_on] = run.process(len(images.classes), row.get("weights"), row.get("mix"))
+            processes[played_on].net.to(place)
+        mdp = processes[played_on]
         sized = images.sized(mdp.net.image_size).to(place)
         routes = torch.from_numpy(records[row["name"]].routes)
         with image_progress(row["name"]) as show:

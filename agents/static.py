@@ -115,12 +115,14 @@ def evaluate_all(args: Args) -> dict[str, Any]:
     for name, policy in at_random.items():
         rows[name] = setting.evaluate(mdp, policy, "sample", name=name)
     tuned = tuned_thresholds(setting, args.budgets) if isinstance(setting.net, Chain) else []
+    mixes = {}
     for each in tuned:
         name = f"thresholds, budget {100 * each.budget:.3g}%"
+        mixes[name] = each.mix
         at_its_mix = setting.problem.mdp(setting.net.mixed(each.mix))
         rows[name] = setting.evaluate(at_its_mix, each.policy().to(setting.device), name=name)
     more = {"greedy_order": chosen, "thresholds": [asdict(each) for each in tuned]}
-    return finish(setting, run, "static", rows, wall_time, {"all blocks": None}, **more)
+    return finish(setting, run, "static", rows, wall_time, {"all blocks": None}, mixes, **more)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -231,6 +232,20 @@ def test_a_run(agent, few_images, tmp_path, monkeypatch, capsys):
         assert [each["budget"] for each in result["thresholds"]] == [0.6, 1.0]
         low, high = (rows[f"thresholds, budget {budget}%"]["compute_flops"] for budget in (60, 100))
         assert low < high
+
+
+def test_thresholds_are_verified_at_their_own_mix(few_images, tmp_path, monkeypatch):
+    """Where it is not the default of 0.3, at which the same routes have other answers."""
+    monkeypatch.setattr(static, "tune", partial(tune, weights=[0.9]))
+    monkeypatch.setattr(compare, "load_images", load_first(32))
+    static.evaluate_all(static.Args(**CHAIN, budgets=(1.32,), run_dir=tmp_path / "run"))
+    run = FinishedRun.read(tmp_path / "run")
+    row = run.result["policies"][-1]
+    assert row["mix"] == [0.9]
+    assert not any("mix" in other for other in run.result["policies"][:-1])
+    assert compare.verify(run, None, "cpu") == []
+    del row["mix"]
+    assert any(f"{row['name']}: loss is" in line for line in compare.verify(run, None, "cpu"))
 
 
 def test_agents_that_work_within_one_network_say_so(few_images, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from envs.factory import problem_of
 from envs.ids import depth_of, is_chain
 from skipnet_rl import catalogue
+from skipnet_rl.chain import ChainMDP
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import Record, load_records
 from skipnet_rl.mdp import RoutingMDP
@@ -126,16 +127,24 @@ class FinishedRun:
         """Return the decision process of the run over a network."""
         return RoutingMDP(net, self.result["alpha"], self.result.get("cost", "blocks"))
 
-    def process(self, num_classes: int, file: str | None = None) -> Any:
-        """Return the decision process of a row of the table, on the CPU, see `network`."""
+    def process(self, num_classes: int, file: str | None = None, mix: Sequence[float] | None = None) -> Any:
+        """Return the decision process of a row of the table, on the CPU.
+
+        Args:
+            num_classes: K of the data set.
+            file: the row's weights, see `network`.
+            mix: the row's own weights of the answer so far on a chain, N.
+        """
         if not is_chain(self.result["env"]):
             return self.mdp(self.network(num_classes, file))
         if file is not None:
-            return open_weights(self._inside(file), num_classes=num_classes).mdp()
-        known = {name: self.result[name] for name in ("dataset", "alpha", "cost")}
-        weights = self.args.get("weights", "auto")
-        problem = problem_of(self.result["env"], **known, weights=weights, device="cpu").resolve()
-        return problem.mdp(problem.network(num_classes))
+            mdp = open_weights(self._inside(file), num_classes=num_classes).mdp()
+        else:
+            known = {name: self.result[name] for name in ("dataset", "alpha", "cost")}
+            weights = self.args.get("weights", "auto")
+            problem = problem_of(self.result["env"], **known, weights=weights, device="cpu").resolve()
+            mdp = problem.mdp(problem.network(num_classes))
+        return mdp if mix is None else ChainMDP(mdp.net.mixed(mix), mdp.alpha, mdp.cost)
 
     def weights(self, stage: str | None = None) -> Path:
         """Return the file of the run's policy, or of one of its stages.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.common.chains import chain_header
@@ -54,6 +54,7 @@ def finish(
     rows: Mapping[str, Evaluation],
     wall_time: float,
     weights: Mapping[str, str | None] | None = None,
+    mixes: Mapping[str, Sequence[float]] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Write the routes, result.json and the plots, then print the table; returns result.json's content.
@@ -68,6 +69,8 @@ def finish(
         wall_time: seconds of training.
         weights: for each row that was played on other weights than the run started from, the file in the
             run's folder, or the name of a shipped network.
+        mixes: for each row that was played on a chain at other weights of the answer so far than the
+            environment's, these weights, N.
         **more: further fields; the lines of `notes` are printed last.
     """
     args = setting.args
@@ -75,6 +78,7 @@ def finish(
         **dict.fromkeys(("all blocks", "random"), setting.plain_name),
         **(weights or {}),
     }
+    own_mix = {name: {"mix": list(mix)} for name, mix in (mixes or {}).items()}
     result = {
         "env": args.env,
         "agent": agent,
@@ -89,7 +93,10 @@ def finish(
         "wall_time_s": wall_time,
         "command": shlex.join(command(agent)),
         "learned_on": setting.learned_on,
-        "policies": [{**done.summary(name), "weights": files.get(name)} for name, done in rows.items()],
+        "policies": [
+            {**done.summary(name), "weights": files.get(name), **own_mix.get(name, {})}
+            for name, done in rows.items()
+        ],
         "notes": [],
         **more,
     }
