@@ -6,7 +6,8 @@ and `by` (what they are compared with, see `belief.Threshold`).
 
 What an agent learns on a chain is a safetensors file of the same kind. Instead of thresholds its header has
 `policy` (the kind of the policy) and `temperature` (what logits are divided by; one number, or one for each
-network), and its tensors are those of the policy, and of the networks if they were trained with it.
+network), and its tensors are those of the policy, and of the networks if they were trained with it. Untrained
+networks are depths among its `networks`, and `shortcut` is theirs.
 """
 
 from __future__ import annotations

@@ -143,13 +143,14 @@ def _open_chain(stored: Stored, expected: Expected) -> Opened:
     if expected.depth is not None:
         raise WeightsError(f"{stored.source} is a chain of networks; expected one ResNet-{expected.depth}")
     classes = expected.num_classes or stored.header.get("num_classes")
+    shortcut = expected.shortcut or stored.header.get("shortcut", "projection")
 
     def member(network: str | int) -> Opened:
         """Open a network of the chain by name, or build an untrained one by depth."""
         if isinstance(network, int):
             if classes is None:
                 raise WeightsError(f"{stored.source} is damaged: its header lacks num_classes")
-            return Opened(untrained(network, classes), AlwaysExecute(), {})
+            return Opened(untrained(network, classes, shortcut), AlwaysExecute(), {})
         return open_weights(network, num_classes=classes)
 
     return Opened(*open_chain(stored, member))

@@ -12,6 +12,7 @@ from toys import load_first
 from agents import evaluate as agents_evaluate
 from agents import export
 from agents.common import subjects
+from agents.common.finished import FinishedRun
 from skipnet_rl.belief import BeliefGate, Threshold, margin
 from skipnet_rl.catalogue import index
 from skipnet_rl.chain import Chain, ChainMDP
@@ -22,6 +23,7 @@ from skipnet_rl.errors import WeightsError
 from skipnet_rl.evaluate import evaluate
 from skipnet_rl.member import Member
 from skipnet_rl.rollout import rollout
+from skipnet_rl.stored_networks import untrained
 from skipnet_rl.weights import open_weights
 
 GATED = "resnet110-rendered-digits-hrl"
@@ -87,6 +89,27 @@ def test_a_file_without_its_gate_is_refused(learned):
     save_weights(learned, torch.nn.ModuleDict({"net": net}), header)
     with pytest.raises(WeightsError, match=r"layer gate\.\S+ \(.+\) is missing"):
         open_weights(learned)
+
+
+@pytest.mark.parametrize("shortcut", ["pad", None])
+def test_untrained_networks_have_the_shortcut_that_they_had(shortcut, tmp_path):
+    """Projections where a file of an earlier version does not say."""
+    kind = shortcut or "projection"
+    nets = [untrained(depth, 10, kind) for depth in (8, 14)]
+    header = {"kind": "chain", "policy": "belief", "networks": [8, 14], "mix": [0.3], "num_classes": 10}
+    header |= {"shortcut": shortcut} if shortcut else {}
+    gate = BeliefGate(ChainMDP(Chain([Member(net) for net in nets])))
+    save_weights(tmp_path / "w.safetensors", torch.nn.ModuleDict({"gate": gate}), header)
+    for member, net in zip(open_weights(tmp_path / "w.safetensors").network.members, nets, strict=True):
+        assert member.net.shortcut == kind
+        found, own = member.net.state_dict(), net.state_dict()
+        assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
+    run = FinishedRun(
+        tmp_path,
+        {"weights": "none", **({"shortcut": shortcut} if shortcut else {})},
+        {"env": "SkipChain-v0", "dataset": "rendered-digits", "alpha": 0.05, "cost": "flops"},
+    )
+    assert [member.net.shortcut for member in run.process(10).net.members] == [kind, kind]
 
 
 def test_a_file_holds_the_chain(file, networks):

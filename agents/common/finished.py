@@ -141,8 +141,8 @@ class FinishedRun:
             mdp = open_weights(self._inside(file), num_classes=num_classes).mdp()
         else:
             known = {name: self.result[name] for name in ("dataset", "alpha", "cost")}
-            weights = self.args.get("weights", "auto")
-            problem = problem_of(self.result["env"], **known, weights=weights, device="cpu").resolve()
+            known |= {"weights": self.args.get("weights", "auto"), "shortcut": self._shortcut}
+            problem = problem_of(self.result["env"], **known, device="cpu").resolve()
             mdp = problem.mdp(problem.network(num_classes))
         return mdp if mix is None else ChainMDP(mdp.net.mixed(mix), mdp.alpha, mdp.cost)
 
