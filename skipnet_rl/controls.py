@@ -1,4 +1,8 @@
-"""Controls for a chain's decisions: its routes dealt out at random, and one route for all images."""
+"""Controls for a chain's decisions: its routes dealt out at random, and one route for all images.
+
+Every route of a chain can be played on every image, so `Routes.dealt_out` is the exact expectation over all
+ways of dealing the routes out, not an estimate from one random permutation of them.
+"""
 
 from __future__ import annotations
 

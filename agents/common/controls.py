@@ -1,4 +1,8 @@
-"""Controls for a policy that chooses per image: its routes shuffled, its most frequent route."""
+"""Controls for a policy that chooses per image: its routes shuffled, its most frequent route.
+
+`exchanged` is one random permutation of the routes, an unbiased estimate of the expectation over all of them.
+For chains, whose routes are few, `skipnet_rl.controls.Routes.dealt_out` computes that expectation.
+"""
 
 from __future__ import annotations
 
