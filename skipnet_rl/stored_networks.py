@@ -22,7 +22,7 @@ REMEDY = "build the network that it holds, or give other weights"
 
 
 class Expected(NamedTuple):
-    """Requirements of a caller of `open_weights`; None leaves a value to the file."""
+    """Requirements of a caller of `open_weights`; None leaves a value to the file; the seed is its."""
 
     depth: int | None = None
     shortcut: str | None = None
@@ -30,6 +30,7 @@ class Expected(NamedTuple):
     new_classifier: bool = False
     network: Weights | None = None
     model: ModelName | None = None
+    seed: int | None = 0
 
 
 def untrained(depth: int, num_classes: int, shortcut: str = "projection", seed: int = 0) -> ResNet:

@@ -96,7 +96,7 @@ def open_weights(
     with torch.inference_mode(False), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # only the CPU's: fork_rng restores no other here
-        expected = Expected(depth, shortcut, num_classes, new_classifier, network, model)
+        expected = Expected(depth, shortcut, num_classes, new_classifier, network, model, seed)
         return KINDS[kind](stored, expected)
 
 
@@ -151,7 +151,7 @@ def _open_chain(stored: Stored, expected: Expected) -> Opened:
             if classes is None:
                 raise WeightsError(f"{stored.source} is damaged: its header lacks num_classes")
             return Opened(untrained(network, classes, shortcut), AlwaysExecute(), {})
-        return open_weights(network, num_classes=classes)
+        return open_weights(network, num_classes=classes, seed=expected.seed)
 
     return Opened(*open_chain(stored, member))
 

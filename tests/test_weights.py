@@ -228,6 +228,27 @@ def test_a_policy_on_an_untrained_network_that_its_header_does_not_describe(tmp_
     assert opened.network.depth == 8 and opened.network.shortcut == "pad"
 
 
+def test_the_seed_is_that_of_the_network_behind_a_policy(tmp_path):
+    """Its new classifier, when the policy's file names a network of other classes."""
+    save_weights(tmp_path / "net.safetensors", ResNet(8, 3), {})
+    policy = {"action_net.weight": torch.zeros(2, 66), "action_net.bias": torch.zeros(2)}
+    about = {"kind": "sb3", "network": str(tmp_path / "net.safetensors")}
+    save_file(policy, tmp_path / "p.safetensors", {"about": json.dumps(about)})
+
+    def classifier(name, seed):
+        with pytest.warns(UserWarning, match="its classifier has 3 classes"):
+            opened = open_weights(tmp_path / name, num_classes=10, new_classifier=True, seed=seed)
+        return opened.network.fc.weight
+
+    first, other = (classifier("net.safetensors", seed) for seed in (0, 7))
+    assert not torch.equal(first, other)
+    assert torch.equal(classifier("p.safetensors", 0), first)
+    assert torch.equal(classifier("p.safetensors", 7), other)
+    torch.manual_seed(7)
+    assert torch.equal(classifier("p.safetensors", None), other)  # from the global generator, advanced by it
+    assert not torch.equal(classifier("p.safetensors", None), other)
+
+
 def test_a_depth_that_no_id_has(tmp_path):
     """The layers of a ResNet-18, as torchvision's: they say which network it is."""
     plan = Architecture(224, (64, 128, 256, 512), (2, 2, 2, 2), large_stem=True)
