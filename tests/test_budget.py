@@ -13,6 +13,7 @@ from toys import load_first
 
 from agents import evaluate as evaluation
 from agents import hybrid_reinforce, ppo
+from agents.common import finished as finished_runs
 from agents.common import setting, subjects
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
@@ -271,6 +272,22 @@ def test_folders_without_a_run(tmp_path, finished):
     assert plain.depth == 26  # which no id has
     with pytest.raises(WeightsError, match="no weights file .*warm.safetensors"):
         FinishedRun.read(finished).restore(10, "warm")
+
+
+def test_an_error_of_the_program_is_not_taken_for_a_damaged_run(tmp_path, monkeypatch):
+    (tmp_path / "policy.safetensors").touch()
+    result = {"env": "SkipResNet14-v0", "policies": [{"name": "PPO"}], "alpha": 1.0}
+    run = FinishedRun(tmp_path, {"weights": "none"}, result)
+
+    def wrong(*args, **kwargs):
+        raise TypeError("an error of the program")
+
+    monkeypatch.setattr(finished_runs, "open_weights", wrong)
+    with pytest.raises(TypeError, match="an error of the program"):
+        run.restore(10)
+    del result["alpha"]
+    with pytest.raises(ValueError, match=r"args.json or result.json is damaged: KeyError\('alpha'\)"):
+        run.restore(10)
 
 
 def test_weights_without_a_header(tmp_path):

@@ -125,7 +125,7 @@ class FinishedRun:
 
     def mdp(self, net: Network) -> RoutingMDP:
         """Return the decision process of the run over a network."""
-        return RoutingMDP(net, self.result["alpha"], self.result.get("cost", "blocks"))
+        return RoutingMDP(net, *self._payment)
 
     def process(self, num_classes: int, file: str | None = None, mix: Sequence[float] | None = None) -> Any:
         """Return the decision process of a row of the table, on the CPU.
@@ -178,21 +178,23 @@ class FinishedRun:
             WeightsError: a file is missing or does not fit.
             ValueError: args.json or result.json is damaged.
         """
+        file = self.weights(stage)
+        if is_chain(self.result["env"]):
+            chain = open_weights(file, num_classes=num_classes)
+            return chain.mdp(), chain.policy
         try:
-            if is_chain(self.result["env"]):
-                chain = open_weights(self.weights(stage), num_classes=num_classes)
-                return chain.mdp(), chain.policy
-            opened = open_weights(
-                self.weights(stage),
-                depth=None if self.model else self.depth,
-                shortcut=None if self.model else self._shortcut,
-                num_classes=num_classes,
-                network=self._start,
-                model=self.model,
-            )
-            return self.mdp(opened.network), opened.policy
+            model, start, payment = self.model, self._start, self._payment
+            depth, shortcut = (None, None) if model else (self.depth, self._shortcut)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder}/args.json or result.json is damaged: {error!r}") from error
+        opened = open_weights(
+            file, depth=depth, shortcut=shortcut, num_classes=num_classes, network=start, model=model
+        )
+        return RoutingMDP(opened.network, *payment), opened.policy
+
+    @property
+    def _payment(self) -> tuple[float, str]:
+        return self.result["alpha"], self.result.get("cost", "blocks")
 
     @property
     def _shortcut(self) -> str:
