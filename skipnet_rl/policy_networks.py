@@ -16,6 +16,7 @@ from skipnet_rl.device import autocast
 from skipnet_rl.errors import WeightsError
 from skipnet_rl.flops import count_macs, on_meta
 from skipnet_rl.mdp import RoutingMDP, State
+from skipnet_rl.process import DecisionProcess
 from skipnet_rl.resnet import ResNet
 
 Memory = tuple[Tensor, Tensor]
@@ -55,7 +56,48 @@ class PolicyNetwork(nn.Module):
         return macs
 
 
-class ObservationPolicy(nn.Module):
+class OnObservations(nn.Module):
+    """A policy that decides from the first `width` numbers of the observation alone, on its own device.
+
+    Args:
+        width: length of its observations, with or without the one-hot part.
+        num_decisions: N, to count the MACs.
+    """
+
+    def __init__(self, width: int, num_decisions: int) -> None:
+        super().__init__()
+        self.width, self.num_decisions = width, num_decisions
+
+    def decide(self, observation: Tensor, hidden: Any) -> tuple[Tensor, Any]:
+        """Log-odds of "execute" [B] from observations [B, `width`], and the memory."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def forward(self, mdp: DecisionProcess, state: Any, hidden: Any) -> tuple[Tensor, Any]:
+        """Log-odds of "execute" [B] on the device of the images, and the memory of a recurrent policy."""
+        if self.width not in (mdp.observation_size, mdp.feature_width):
+            expected = f"{mdp.observation_size}, or {mdp.feature_width} with obs_mode='feature'"
+            raise ValueError(
+                f"the policy takes observations of length {self.width}; this network has {expected}"
+            )
+        place = state.y.device
+        observation = mdp.observation(state)[:, : self.width].to(self.device)
+        with autocast("fp32", place):
+            logit, hidden = self.decide(observation, hidden)
+        return logit.to(place), hidden
+
+    def macs(self) -> int:
+        """MACs of all N decisions for one image."""
+        with torch.no_grad():
+            once, _ = count_macs(self.decide, torch.zeros(1, self.width, device=self.device), None)
+        return once * self.num_decisions
+
+
+class ObservationPolicy(OnObservations):
     """Layers on the observation, optionally after an LSTM, with two outputs: skip, execute.
 
     The log-odds of "execute" are the difference of two log-probabilities (PPO, A2C, RecurrentPPO), or of two
@@ -69,10 +111,9 @@ class ObservationPolicy(nn.Module):
     """
 
     def __init__(self, layers: nn.Sequential, lstm: nn.LSTM | None, values: bool, num_decisions: int) -> None:
-        super().__init__()
-        self.layers, self.lstm, self.values, self.num_decisions = layers, lstm, values, num_decisions
         first: Any = layers[0] if lstm is None else lstm
-        self.width: int = first.in_features if lstm is None else first.input_size
+        super().__init__(first.in_features if lstm is None else first.input_size, num_decisions)
+        self.layers, self.lstm, self.values = layers, lstm, values
 
     @classmethod
     def of_sb3(cls, tensors: Mapping[str, Tensor], num_decisions: int) -> ObservationPolicy:
@@ -102,18 +143,8 @@ class ObservationPolicy(nn.Module):
             raise WeightsError(f"the policy has {policy.layers[-1].out_features} actions; expected 2")
         return policy
 
-    def forward(self, mdp: RoutingMDP, state: State, hidden: Memory | None) -> tuple[Tensor, Memory | None]:
-        """Log-odds of "execute" [B], and the LSTM's memory, two [layers, B, size], if it has one."""
-        if self.width not in (mdp.observation_size, mdp.feature_width):
-            expected = f"{mdp.observation_size}, or {mdp.feature_width} with obs_mode='feature'"
-            raise ValueError(
-                f"the policy takes observations of length {self.width}; this network has {expected}"
-            )
-        with autocast("fp32", state.y.device):
-            return self.decide(mdp.observation(state)[:, : self.width], hidden)
-
     def decide(self, observation: Tensor, hidden: Memory | None) -> tuple[Tensor, Memory | None]:
-        """The same from observations [B, D]."""
+        """Log-odds of "execute" [B], and the LSTM's memory, two [layers, B, size], if it has one."""
         if self.lstm is not None:
             sequence, hidden = self.lstm(observation.unsqueeze(0), hidden)  # of one step
             observation = sequence.squeeze(0)
@@ -121,13 +152,6 @@ class ObservationPolicy(nn.Module):
         if not self.values:
             outputs = outputs - outputs.logsumexp(dim=1, keepdim=True)
         return outputs[:, 1] - outputs[:, 0], hidden
-
-    def macs(self) -> int:
-        """MACs of all N decisions for one image."""
-        observation = torch.zeros(1, self.width, device=next(self.parameters()).device)
-        with torch.no_grad():
-            once, _ = count_macs(self.decide, observation, None)
-        return once * self.num_decisions
 
 
 def _number(name: str) -> int:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from torch import Tensor, nn
+from torch import Tensor
 
 from skipnet_rl.errors import unknown_name
-from skipnet_rl.flops import count_macs
-from skipnet_rl.process import DecisionProcess
+from skipnet_rl.policy_networks import OnObservations
 
 WEIGHTS = "policy.safetensors"
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
@@ -25,7 +23,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
 }
 
 
-class ModelPolicy(nn.Module):
+class ModelPolicy(OnObservations):
     """A stable-baselines3 model as a `skipnet_rl.policies.Policy`, on its own device.
 
     The log-odds are those of its distribution over the two actions (PPO, A2C, RecurrentPPO), or the
@@ -40,31 +38,18 @@ class ModelPolicy(nn.Module):
     """
 
     def __init__(self, policy: Any, num_decisions: int) -> None:
-        super().__init__()
         if not (isinstance(policy.action_space, spaces.Discrete) and policy.action_space.n == 2):
             raise ValueError(f"the model's actions are {policy.action_space}; expected Discrete(2)")
         if not any(hasattr(policy, name) for name in ("q_net", "lstm_actor", "get_distribution")):
             raise ValueError(
                 f"{type(policy).__name__} has neither a distribution over actions nor their values"
             )
-        self.policy, self.num_decisions = policy, num_decisions
-        (self.width,) = policy.observation_space.shape
-
-    def forward(self, mdp: DecisionProcess, state: Any, hidden: Any) -> tuple[Tensor, Any]:
-        """Log-odds of "execute" [B], and the memory of a recurrent model."""
-        if self.width not in (mdp.observation_size, mdp.feature_width):
-            expected = f"{mdp.observation_size}, or {mdp.feature_width} with obs_mode='feature'"
-            raise ValueError(
-                f"the model takes observations of length {self.width}; this network has {expected}"
-            )
-        place = state.y.device
-        observation = mdp.observation(state)[:, : self.width].to(self.policy.device)
-        with torch.autocast(place.type, enabled=False):
-            logit, hidden = self.decide(observation, hidden)
-        return logit.to(place), hidden
+        (width,) = policy.observation_space.shape
+        super().__init__(width, num_decisions)
+        self.policy = policy
 
     def decide(self, observation: Tensor, hidden: Any) -> tuple[Tensor, Any]:
-        """Act on observations [B, D]."""
+        """Log-odds of "execute" [B], and the memory of a recurrent model."""
         policy = self.policy
         if hasattr(policy, "q_net"):
             values = policy.q_net(observation)
@@ -83,13 +68,6 @@ class ModelPolicy(nn.Module):
             hidden = (observation.new_zeros(layers, batch, size), observation.new_zeros(layers, batch, size))
         going_on = observation.new_zeros(batch)
         return policy.get_distribution(observation, hidden, going_on)
-
-    def macs(self) -> int:
-        """MACs of all N decisions for one image."""
-        observation = torch.zeros(1, self.width, device=self.policy.device)
-        with torch.no_grad():
-            once, _ = count_macs(self.decide, observation, None)
-        return once * self.num_decisions
 
 
 def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:
