@@ -156,6 +156,12 @@ def with_chains(out: Path) -> dict[str, Path]:
     return {_content(file)["dataset"]: file for file in files if file.is_file()}
 
 
+def parts_with_chains(out: Path) -> dict[str, Path]:
+    """Return the files of `with_chains`, and those in subfolders of `out` as data set and subfolder."""
+    deeper = sorted(out.glob(f"*/{cascade.FILE}"))
+    return with_chains(out) | {f"{_content(file)['dataset']}-{file.parent.name}": file for file in deeper}
+
+
 def draw_chains(out: Path) -> None:
     """Write results.png beside `out`, with one panel per data set that has chains.
 
@@ -177,7 +183,7 @@ def main(options: Options) -> None:
     draw(options.out)
     draw_chains(options.out)
     if options.page:
-        chains = {dataset: _content(file) for dataset, file in with_chains(options.out).items()}
+        chains = {name: _content(file) for name, file in parts_with_chains(options.out).items()}
         pairs = _content(options.out / paired.FILE)
         for name, text in results_page.parts(networks(options.out), pairs, chains).items():
             renew(options.page, name, text)

@@ -16,6 +16,7 @@ from skipnet_rl.statistics import half_width, wilson_interval
 
 COLUMNS = ("network", "what it is", "MFLOPs", "FLOPs", "accuracy", "weights")
 WIDTH = 110  # characters of a line of a command
+STAGES = {"sp": "SP", "skips": "trained with skips"}
 
 
 def parts(
@@ -28,13 +29,13 @@ def parts(
     Args:
         networks: entries of the index of shipped networks, then of not_shipped.json.
         pairs: content of paired.json; its float32 accuracies replace those of the index.
-        chains: content of chains.json by data set.
+        chains: content of chains.json by the name of its part, see `results.parts_with_chains`.
     """
     return {
         "networks": table(networks, pairs),
         "commands": commands(networks),
         "paired": paired.table(pairs),
-        **{f"chains-{dataset}": cascade.table(found) for dataset, found in chains.items()},
+        **{f"chains-{name}": cascade.table(found) for name, found in chains.items()},
     }
 
 
@@ -62,13 +63,17 @@ def _cells(entry: Mapping[str, Any], pairs: Mapping[str, Any]) -> list[str]:
 
 
 def what(entry: Mapping[str, Any]) -> str:
-    """Describe a network: plain or its gate, stage or alpha, and the number of teachers in its command."""
+    """Describe a network: plain or its gate, its stage, and the number of teachers in its command."""
+    flags = {words[0]: words[1:] for words in by_flag(entry["command"])}
     parts = ["plain" if entry["kind"] == "plain" else GATES[entry["kind"]][0]]
-    if entry["stage"] != "hrl":
-        parts += ["SP"] * (entry["stage"] == "sp") + ["trained with skips"] * entry["stage"].endswith("skips")
-    else:
+    ending = entry["stage"].rpartition("-")[2]
+    if ending == "hrl":
         parts.append(f"α = {entry['alpha']:g}")
-    count = next((len(words) - 1 for words in by_flag(entry["command"]) if words[0] == "--teacher"), 0)
+    elif ending == "long":
+        parts += [f"{epochs} epochs" for epochs in flags["--epochs"]]
+    elif ending in STAGES:
+        parts.append(STAGES[ending])
+    count = len(flags.get("--teacher", ()))
     return ", ".join([*parts, *([f"{count} teacher{'s' * (count > 1)}"] if count else [])])
 
 

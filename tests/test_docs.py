@@ -223,7 +223,7 @@ NETWORKS = results.networks(DOCS / "results-cifar10")
 def test_the_page_of_results_is_that_of_its_files():
     """Made again by `python -m scripts.results --page docs/results.md`."""
     out, text = DOCS / "results-cifar10", (DOCS / "results.md").read_text()
-    chains = {name: json.loads(file.read_text()) for name, file in results.with_chains(out).items()}
+    chains = {name: json.loads(file.read_text()) for name, file in results.parts_with_chains(out).items()}
     pairs = json.loads((out / paired.FILE).read_text())
     for name, part in results_page.parts(NETWORKS, pairs, chains).items():
         assert f"<!-- {name} -->\n{part}<!-- end of {name} -->" in text, name
@@ -325,7 +325,7 @@ def test_the_page_of_results_states_differences_that_were_measured():
     found = {points(abs(pair["accuracy"]), pair["ci95"]) for pair in stored["pairs"]}
     networks = stored["networks"].values()
     found |= {points(one["accuracy"], half_width(one["accuracy_ci95"])) for one in networks}
-    for file in results.with_chains(DOCS / "results-cifar10").values():
+    for file in results.parts_with_chains(DOCS / "results-cifar10").values():
         for row in json.loads(file.read_text())["rows"]:
             found |= {points(abs(pair["accuracy"]), pair["ci95"]) for pair in row["over"].values()}
     found |= {points(*mean_interval(leads)) for leads in seeds_on_cifar100()[1]}
