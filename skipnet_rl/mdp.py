@@ -7,7 +7,6 @@ x^{i+1} = G^i(x^i) F^i(x^i) + (1 - G^i(x^i)) x^i. For reward and vocabulary see 
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from skipnet_rl.flops import NetworkMacs, network_macs
 from skipnet_rl.folding import for_inference
 from skipnet_rl.layouts import put, share_memory, take
-from skipnet_rl.modules import running_statistics
+from skipnet_rl.modules import batch_norms, evaluation_mode
 from skipnet_rl.network import Network, ResidualBlock
 from skipnet_rl.process import ALPHA, Action, DecisionProcess, check_action
 
@@ -146,7 +145,7 @@ class RoutingMDP(DecisionProcess):
             shortcut = rows if skipped is x else take(skipped, index, layout)
             # PyTorch refuses to normalise by the statistics of one value per channel
             alone = len(index) == 1 and skipped[0, 0].numel() == 1
-            with running_statistics(self.net) if alone else nullcontext():
+            with evaluation_mode(batch_norms(self.net) if alone else None):
                 executed = block.execute(rows, shortcut)
             # a new tensor is written over, unless the shortcut's last layer may need it for its gradient
             own = not (skipped.requires_grad or skipped is x or share_memory(skipped, x))

@@ -17,17 +17,9 @@ def module_list(modules: Iterable[ModuleT]) -> Sequence[ModuleT]:
     return cast("Sequence[ModuleT]", nn.ModuleList(modules))
 
 
-@contextmanager
-def running_statistics(module: nn.Module) -> Iterator[None]:
-    """Let the batch norms of a module use their running statistics."""
-    norms = [each for each in module.modules() if isinstance(each, _BatchNorm) and each.training]
-    for norm in norms:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.train()
+def batch_norms(module: nn.Module) -> nn.ModuleList:
+    """The batch norms of a module, of any number of dimensions."""
+    return nn.ModuleList(each for each in module.modules() if isinstance(each, _BatchNorm))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ REMEDY = "build the network that it holds, or give other weights"
 
 
 class Expected(NamedTuple):
-    """Requirements of a caller of `open_weights`; None leaves a value to the file; the seed is its."""
+    """Requirements of a caller of `open_weights`; None leaves a value to the file. `seed` is its argument."""
 
     depth: int | None = None
     shortcut: str | None = None

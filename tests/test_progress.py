@@ -141,11 +141,11 @@ def test_no_more_images_are_timed_than_a_step_has(monkeypatch, tiny_images, batc
 def test_the_estimate_counts_a_processs_share_of_each_batch(monkeypatch, capsys, processes):
     """200 steps of 60 images at half a second each, or of 30 in each of two processes."""
     monkeypatch.setattr(estimate, "processes", lambda: processes)
-    monkeypatch.setattr(estimate, "seconds_of_training", lambda setting: 0.5)
+    monkeypatch.setattr(estimate, "seconds_per_image", lambda *words: 0.5)
     monkeypatch.setattr(estimate, "seconds_of_evaluation", lambda setting: 0.0)
     args = SimpleNamespace(batch_size=60, survival=1.0, eval_images=10, plan=lambda: ["hrl"] * 200)
     args.eval_every, args.images_per_validation = 100, 10
-    setting = SimpleNamespace(args=args, test=range(100), val=range(100))
+    setting = SimpleNamespace(args=args, test=range(100), val=range(100), train=None, net=torch.nn.Identity())
     estimate.print_estimate_of_pretraining(setting, 200, 100)
     estimate.print_estimate(setting, None)
     plain, gated = capsys.readouterr().out.splitlines()

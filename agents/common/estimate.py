@@ -31,7 +31,11 @@ PART = 0.8  # assumed share of a whole network's time that a policy's routes tak
 
 
 def seconds_of_training(setting: Setting) -> float:
-    """Time a training step with all blocks executed, on a copy; returns seconds per image."""
+    """Time a training step with all blocks executed, on a copy.
+
+    Returns:
+        Seconds per image of a batch, which all processes share.
+    """
     net = copy.deepcopy(setting.net).train()
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
@@ -40,7 +44,7 @@ def seconds_of_training(setting: Setting) -> float:
         loss.backward()
         return loss
 
-    return seconds_per_image(step, setting.train, setting.args.batch_size // processes())
+    return seconds_per_image(step, setting.train, setting.args.batch_size // processes()) / processes()
 
 
 @torch.no_grad()
@@ -79,7 +83,7 @@ def print_estimate(setting: Setting[TrainingArgs], looked: Tolerance | None) -> 
     args, plan = setting.args, setting.args.plan()
     validations = len(plan) // args.eval_every + len(set(plan))
     on_the_way = validations * args.images_per_validation
-    train = PART * seconds_of_training(setting) * len(plan) * args.batch_size / processes()
+    train = PART * seconds_of_training(setting) * len(plan) * args.batch_size
     rows = 1 + 3 * PART  # the whole network, random skipping on both networks, the policy
     seconds = looked.seconds_per_image if looked else seconds_of_evaluation(setting)
     evaluation = seconds * (rows * len(setting.test) + PART * on_the_way)
@@ -96,7 +100,7 @@ def print_estimate_of_pretraining(setting: Setting, steps: int, eval_every: int)
     """
     args = setting.args
     executed = (1 + args.survival) / 2  # mean share of the blocks that stochastic depth runs
-    train = executed * seconds_of_training(setting) * steps * args.batch_size / processes()
+    train = executed * seconds_of_training(setting) * steps * args.batch_size
     validations = steps // eval_every + 1
     images = len(setting.test) + validations * min(args.eval_images, len(setting.val))
     say(f"time: about {in_words(train, seconds_of_evaluation(setting) * images)}")
