@@ -78,7 +78,8 @@ def attempts(job):
 
 def test_jobs_run_side_by_side_where_none_needs_the_other(tmp_path):
     first, second, third, last = (Job(tmp_path / name, ("m", name)) for name in "abcd")
-    second, third = (Job(job.folder, (*job.command, f"{first.folder}/w")) for job in (second, third))
+    second = Job(second.folder, (*second.command, f"{first.folder}/w"))
+    third = Job(third.folder, (*third.command, f"--weights={first.folder}/w"))
     last = Job(last.folder, ("m", f"{third.folder}/w"))
     listed = [first, second, last, third]
     assert jobs.run(listed, pool := Instant(2)) == []
@@ -102,7 +103,7 @@ def test_a_failed_job_is_tried_once_more(tmp_path, capsys):
 def test_what_needs_a_failed_job_is_not_run_and_the_rest_is(played, capsys):
     failing, flaky = played(code="raise SystemExit(2)"), played(code=FLAKY.format(2))
     listed = [failing, played(failing), flaky, played(flaky, code="assert threads == '3'")]
-    assert jobs.run(listed, OneByOne()) == [failing, listed[3]]
+    assert jobs.run(listed, OneByOne()) == [failing, listed[1], listed[3]]
     assert attempts(failing) == attempts(flaky) == 2
     assert not listed[1].folder.exists() and flaky.done()
     assert f"{failing.folder}: exit status 2; given up" in capsys.readouterr().out

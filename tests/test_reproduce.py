@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from test_jobs import Instant
 
 from agents import cascade
 from agents.common.parsing import parse
@@ -45,6 +46,15 @@ def test_the_list_of_a_row_of_chains_ends_with_the_command_that_tunes_them(tmp_p
     python, dash, module, *words = shlex.split(line)
     assert (python, dash, module) == ("python", "-m", "agents.cascade")
     assert parse(cascade.Options, words) == reproduce.chains_of("chains-long", options, Path(place))
+
+
+def test_runs_that_wait_for_a_failed_one_are_named_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "load_images", lambda *rest: None)
+    monkeypatch.setattr(reproduce, "pool_of", lambda *jobs, threads: Instant(1, *["it failed"] * 2))
+    options = rows.Options(rows=("resnet38",), runs=tmp_path)
+    named = ", ".join(str(job.folder) for job in rows.jobs_of("resnet38", options))
+    with pytest.raises(SystemExit, match=f"failed: {named}; repeat the command to continue"):
+        reproduce.main(options)
 
 
 def test_a_length_of_zero(no_work):

@@ -177,11 +177,14 @@ def test_on_a_cluster_data_that_is_only_there_refuses_nothing(tmp_path):
 def test_weights_exist_or_are_those_of_another_run(tmp_path):
     taught = Plan("pretrain", ("--teacher", f"{tmp_path}/depth=14/weights.safetensors"), tmp_path)
     jobs = [taught.job({"depth": depth}) for depth in ("14", "20")]
-    taught.check(jobs)
+    with pytest.raises(ValueError, match="depth=14: a flag names a file in .*, which this run itself is to"):
+        taught.check(jobs)
     with pytest.raises(ValueError, match="depth=20: no weights file .*depth=14/weights.safetensors"):
         taught.check(jobs[1:])
     (file := tmp_path / "mine.safetensors").touch()
     plan = Plan("ppo", (), tmp_path)
+    first = plan.job({"weights": "none"})
+    plan.check([first, plan.job({"weights": f"{first.folder}/policy.safetensors"})])
     for weights in (str(file), "auto", "none", "torchvision", "resnet38-cifar10"):
         plan.check([plan.job({"weights": weights})])
 

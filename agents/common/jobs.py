@@ -46,8 +46,9 @@ class Job:
         return True
 
     def needs(self, others: Iterable[Job]) -> bool:
-        """Whether its flags name the folder of one of the others."""
-        return any(other.makes(flag) for other in others for flag in self.command)
+        """Whether its flags, `--flag FILE` or `--flag=FILE`, name the folder of one of the others."""
+        files = [text for word in self.command for text in (word, word.partition("=")[2])]
+        return any(other.makes(file) for other in others for file in files)
 
     def makes(self, path: str) -> bool:
         """Whether a path is inside its folder."""
@@ -176,9 +177,13 @@ def work(pool: Pool, take: Callable[[], Job | None], ended: Callable[[Job, bool]
 
 
 def run(jobs: Sequence[Job], pool: Pool) -> list[Job]:
-    """Run the jobs that are not done, each after those that it needs; returns those that failed."""
+    """Run the jobs that are not done, each after those that it needs.
+
+    Returns:
+        The jobs that failed, and those that were not started because they need one of these.
+    """
     waiting = [job for job in jobs if not job.done()]
-    unfinished, failed = list(waiting), []
+    unfinished = list(waiting)
 
     def take() -> Job | None:
         ready = next((job for job in waiting if not job.needs(unfinished)), None)
@@ -187,15 +192,13 @@ def run(jobs: Sequence[Job], pool: Pool) -> list[Job]:
         return ready
 
     def ended(job: Job, done: bool) -> None:
-        if not done:
-            failed.append(job)
-            return
-        unfinished.remove(job)
-        say(f"{job.folder}: done, {len(jobs) - len(unfinished)} of {len(jobs)}")
+        if done:
+            unfinished.remove(job)
+            say(f"{job.folder}: done, {len(jobs) - len(unfinished)} of {len(jobs)}")
 
     if waiting:
         work(pool, take, ended)
-    return failed
+    return unfinished
 
 
 def list_commands(jobs: Iterable[Job]) -> None:

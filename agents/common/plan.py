@@ -151,11 +151,17 @@ class Plan:
 
         Raises:
             ValueError: a value that makes no sense; an environment or weights that do not exist, unless
-                another job is to make them; two jobs with the same folder.
+                another job is to make them; two jobs with the same folder; a job that needs itself.
             SystemExit: words that cannot be read, which are printed.
         """
         if twice := {str(job.folder) for job in jobs if [each.folder for each in jobs].count(job.folder) > 1}:
             raise ValueError(f"several runs would have the folder {', '.join(sorted(twice))}")
+        for job in jobs:
+            if job.needs([job]):
+                raise ValueError(
+                    f"{job.folder.name}: a flag names a file in {job.folder}, which this run itself is to "
+                    "write; name another file, or another folder for the runs: --out"
+                )
         name = f"agents.{self.agent}"
         module: Any = importlib.import_module(name)
         for job in jobs:
