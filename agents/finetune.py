@@ -95,10 +95,8 @@ class Learner(GatedLearner):
 
 def frequent_route(setting: Setting[Args], opened: Opened) -> Tensor:
     """Return the route [N] that the gates choose most often on the validation images."""
-    mdp, gate = opened.mdp(), opened.policy
-    mdp.net.to(setting.device)
-    gate.to(setting.device)  # type: ignore[attr-defined]
-    return most_frequent(setting.evaluate(mdp, gate, images=setting.val).routes)
+    opened = opened.on(setting.device)
+    return most_frequent(setting.evaluate(opened.mdp(), opened.policy, images=setting.val).routes)
 
 
 def train_step(learner: Learner, data: Images, step: int, stage: str, args: Args) -> Trajectory:

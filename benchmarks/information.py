@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown, publish
@@ -115,21 +115,13 @@ def information(seen: Sequence[Seen], mended: Sequence[Tensor]) -> dict[str, Any
     return {"blocks": blocks, "margin": area(-margin(judged.logits.double()), truth)}
 
 
-def placed(opened: Opened, device: torch.device) -> Opened:
-    """Return a network on a device, with the policy that chooses its blocks."""
-    for part in (opened.network, opened.policy):
-        if isinstance(part, nn.Module):
-            part.to(device)
-    return opened
-
-
 def of_pair(names: tuple[str, str], options: Options, device: torch.device) -> dict[str, Any]:
     """Return the figures of a pair of networks: fitted on validation images, judged on test images.
 
     Raises:
         ValueError: the two are for different data sets.
     """
-    pair = [placed(open_weights(name), device) for name in names]
+    pair = [open_weights(name).on(device) for name in names]
     datasets = [opened.header["dataset"] for opened in pair]
     if datasets[0] != datasets[1]:
         raise ValueError(f"{names[0]} is for {datasets[0]}, {names[1]} for {datasets[1]}; expected the same")

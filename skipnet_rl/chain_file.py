@@ -25,7 +25,7 @@ from skipnet_rl.errors import WeightsError
 from skipnet_rl.member import Member
 from skipnet_rl.policies import Policy
 from skipnet_rl.policy_networks import ObservationPolicy
-from skipnet_rl.stored import CHAIN, Stored
+from skipnet_rl.stored import CHAIN, Stored, check_header
 
 NEEDED = ("networks", "mix")
 BEYOND = 1e9  # in place of infinity, which JSON lacks; no answer is that sure
@@ -64,9 +64,7 @@ def open_chain(
         WeightsError: an incomplete or inconsistent header, or a network that cannot be opened.
     """
     header, source = stored.header, stored.source
-    needed = *NEEDED, "policy" if stored.tensors else "thresholds"
-    if missing := [name for name in needed if name not in header]:
-        raise WeightsError(f"{source} is damaged: its header lacks {', '.join(missing)}")
+    check_header(header, (*NEEDED, "policy" if stored.tensors else "thresholds"), source)
     opened = [open_network(name) for name in header["networks"]]
     try:
         temperatures = header.get("temperature", 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,6 +151,12 @@ def read_header(path: Path) -> dict[str, Any]:
         if name in header and not isinstance(header[name], wanted):
             raise WeightsError(f"{path} is damaged: its header has {name} {header[name]!r}")
     return header
+
+
+def check_header(header: Header, needed: Iterable[str], source: str) -> None:
+    """Raise a WeightsError for a header without one of the fields that rebuilding its network takes."""
+    if missing := [name for name in needed if name not in header]:
+        raise WeightsError(f"{source} is damaged: its header lacks {', '.join(missing)}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

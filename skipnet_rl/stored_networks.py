@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Expected(NamedTuple):
     network: Weights | None = None
     model: ModelName | None = None
     seed: int | None = 0
+
+    def over(self, header: Header) -> dict[str, Any]:
+        """The header, with these requirements in place of its own values."""
+        return {**header, **{name: value for name, value in self._asdict().items() if value is not None}}
 
 
 def untrained(depth: int, num_classes: int, shortcut: str = "projection", seed: int = 0) -> ResNet:

@@ -29,7 +29,7 @@ from skipnet_rl.models import ModelName
 from skipnet_rl.network import Network
 from skipnet_rl.policies import AlwaysExecute, FixedRoute, Policy
 from skipnet_rl.policy_networks import ObservationPolicy, PolicyNetwork
-from skipnet_rl.stored import POLICY, Header, Stored, Weights, read_weights
+from skipnet_rl.stored import POLICY, Header, Stored, Weights, check_header, read_weights
 from skipnet_rl.stored_networks import Expected, network_of, untrained
 
 FIXED = "fixed"  # kind: one route for all images
@@ -56,6 +56,13 @@ class Opened(NamedTuple):
         if isinstance(self.network, Chain):
             return ChainMDP(self.network, alpha, cost or self.header.get("cost", "flops"))
         return RoutingMDP(self.network, alpha, cost or self.header.get("cost", "blocks"))
+
+    def on(self, device: torch.device) -> Opened:
+        """Move network and policy to a device."""
+        for part in (self.network, self.policy):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
 
 
 @cpu_by_default()
@@ -115,8 +122,7 @@ def _open_gated(stored: Stored, expected: Expected) -> Opened:
 def _open_blockdrop(stored: Stored, expected: Expected) -> Opened:
     own, rest = _apart(stored.tensors, POLICY)
     net = network_of(stored, rest, expected)
-    if "policy_depth" not in stored.header:
-        raise WeightsError(f"{stored.source} is damaged: its header lacks policy_depth")
+    check_header(stored.header, ("policy_depth",), stored.source)
     policy = PolicyNetwork(len(net.blocks) - 1, stored.header["policy_depth"], net.image_size)
     fill(policy, own, stored.source)
     return _opened(stored, net, policy)
@@ -127,11 +133,10 @@ def _open_sb3(stored: Stored, expected: Expected) -> Opened:
     if network is None:
         raise WeightsError(f"{stored.source} holds a policy without a network; name one to play it on")
     if network == "none":  # an untrained one
-        wanted = {**stored.header, **{k: v for k, v in expected._asdict().items() if v is not None}}
+        wanted = expected.over(stored.header)
         named = expected.model or ModelName.of(stored.header)
         needed = ("num_classes",) if named else ("num_classes", "depth", "shortcut")
-        if missing := [name for name in needed if name not in wanted]:
-            raise WeightsError(f"{stored.source} is damaged: its header lacks {', '.join(missing)}")
+        check_header(wanted, needed, stored.source)
         classes = wanted["num_classes"]
         net = named.build(classes) if named else untrained(wanted["depth"], classes, wanted["shortcut"])
     else:
@@ -142,16 +147,15 @@ def _open_sb3(stored: Stored, expected: Expected) -> Opened:
 def _open_chain(stored: Stored, expected: Expected) -> Opened:
     if expected.depth is not None:
         raise WeightsError(f"{stored.source} is a chain of networks; expected one ResNet-{expected.depth}")
-    classes = expected.num_classes or stored.header.get("num_classes")
-    shortcut = expected.shortcut or stored.header.get("shortcut", "projection")
+    wanted = expected.over(stored.header)
 
     def member(network: str | int) -> Opened:
         """Open a network of the chain by name, or build an untrained one by depth."""
         if isinstance(network, int):
-            if classes is None:
-                raise WeightsError(f"{stored.source} is damaged: its header lacks num_classes")
-            return Opened(untrained(network, classes, shortcut), AlwaysExecute(), {})
-        return open_weights(network, num_classes=classes, seed=expected.seed)
+            check_header(wanted, ("num_classes",), stored.source)
+            net = untrained(network, wanted["num_classes"], wanted.get("shortcut", "projection"))
+            return Opened(net, AlwaysExecute(), {})
+        return open_weights(network, num_classes=wanted.get("num_classes"), seed=expected.seed)
 
     return Opened(*open_chain(stored, member))
 

@@ -122,7 +122,7 @@ def test_blocks_that_change_nothing_share_a_row():
 
 
 def test_gates_follow_their_network_to_the_device():
-    opened = information.placed(open_weights(GATED), torch.device("meta"))
+    opened = open_weights(GATED).on(torch.device("meta"))
     weights = [*opened.network.parameters(), *opened.policy.parameters()]
     assert {weight.device.type for weight in weights} == {"meta"}
 
