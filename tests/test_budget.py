@@ -274,6 +274,28 @@ def test_folders_without_a_run(tmp_path, finished):
         FinishedRun.read(finished).restore(10, "warm")
 
 
+@pytest.mark.parametrize(
+    ("changed", "row", "named"),
+    [
+        ({"cost": None}, {}, "cost"),
+        ({"alpha": "1"}, {}, "alpha"),
+        ({}, {"weights": 5}, "weights"),
+        ({}, {"mix": 0.5}, "mix"),
+        ({"cost": 1}, {"mix": [None]}, "cost and mix"),
+    ],
+)
+def test_values_that_no_run_writes_are_damage(tmp_path, changed, row, named):
+    result = {"agent": "ppo", "env": "SkipChain14x38-v0", "dataset": "cifar10", "alpha": 1.0, "cost": "flops"}
+    policies = [{"name": "PPO", "weights": None, "mix": [0.5]}]
+    (tmp_path / "args.json").write_text("{}")
+    (tmp_path / "result.json").write_text(json.dumps({**result, "policies": policies}))
+    assert FinishedRun.read(tmp_path).policy_name == "PPO"
+    damaged = {**result, **changed, "policies": [{**policies[0], **row}]}
+    (tmp_path / "result.json").write_text(json.dumps(damaged))
+    with pytest.raises(ValueError, match=f"result.json is damaged: no run writes its {named}$"):
+        FinishedRun.read(tmp_path)
+
+
 def test_an_error_of_the_program_is_not_taken_for_a_damaged_run(tmp_path, monkeypatch):
     (tmp_path / "policy.safetensors").touch()
     result = {"env": "SkipResNet14-v0", "policies": [{"name": "PPO"}], "alpha": 1.0}

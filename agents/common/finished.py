@@ -64,6 +64,8 @@ class FinishedRun:
             raise ValueError(
                 f"{folder}/result.json names no agent or no policies; expected a file that a run wrote"
             )
+        if wrong := _not_written(result):
+            raise ValueError(f"{folder}/result.json is damaged: no run writes its {' and '.join(wrong)}")
         return cls(folder, as_now(args), result)
 
     @property
@@ -123,10 +125,6 @@ class FinishedRun:
             start, self.depth, num_classes, self.result["dataset"], self._shortcut, new_classifier=False
         )
 
-    def mdp(self, net: Network) -> RoutingMDP:
-        """Return the decision process of the run over a network."""
-        return RoutingMDP(net, *self._payment)
-
     def process(self, num_classes: int, file: str | None = None, mix: Sequence[float] | None = None) -> Any:
         """Return the decision process of a row of the table, on the CPU.
 
@@ -136,7 +134,7 @@ class FinishedRun:
             mix: the row's own weights of the answer so far on a chain, N.
         """
         if not is_chain(self.result["env"]):
-            return self.mdp(self.network(num_classes, file))
+            return RoutingMDP(self.network(num_classes, file), *self._payment)
         if file is not None:
             mdp = open_weights(self._inside(file), num_classes=num_classes).mdp()
         else:
@@ -220,6 +218,19 @@ def _is_result(result: Mapping[str, Any]) -> bool:
     names = all(isinstance(result.get(key), str) for key in ("agent", "env", "dataset"))
     rows = result.get("policies")
     return names and isinstance(rows, list) and bool(rows) and all(_is_row(row) for row in rows)
+
+
+def _not_written(result: Mapping[str, Any]) -> list[str]:
+    """Name the values of a result that are of another type than a run writes; older runs lack some."""
+    rows, number = result["policies"], (int, float)
+    mixes = [row["mix"] for row in rows if "mix" in row]
+    fits = {
+        "alpha": isinstance(result.get("alpha", 0), number),
+        "cost": isinstance(result.get("cost", "blocks"), str),
+        "weights": all(isinstance(row.get("weights"), str | None) for row in rows),
+        "mix": all(isinstance(mix, list) and all(isinstance(each, number) for each in mix) for mix in mixes),
+    }
+    return [name for name, fit in fits.items() if not fit]
 
 
 def _is_row(row: Any) -> bool:
