@@ -151,9 +151,9 @@ def compare(
     for _ in range(WARM):
         loss = step.take().item()
     first = time.perf_counter() - begun
-    turns = {"eager": eager.turn(device), "way": step.turn(device)}
-    timings = measure.plain(measure.take_turns(turns, options.repeats, device))
-    return {"loss": loss, "first": first, "steps": steps.TAKEN[device.type], "timings": timings}
+    taken = measure.STEPS[device.type]
+    timings = measure.take_turns({"eager": eager.take, "way": step.take}, options.repeats, device, taken)
+    return {"loss": loss, "first": first, "steps": taken, "timings": measure.plain(timings)}
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def speed(found: Mapping[str, Any], name: str) -> tuple[float, float] | None:
     way = found["ways"].get(name, {})
     if "timings" not in way:
         return None
-    eager, own = (way["timings"][each]["median"] / way["steps"] for each in ("eager", "way"))
+    eager, own = (way["timings"][each]["median"] for each in ("eager", "way"))
     return found["batch_size"] / own, eager / own
 
 

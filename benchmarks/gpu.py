@@ -130,7 +130,7 @@ def parts(sizes: Sizes) -> tuple[Part, ...]:
     return (
         Part("tests", 6, "benchmarks.checks", {"select": sizes.select} if sizes.select else {}),
         *(Part(f"environment-{n}", 2, "benchmarks.throughput", {**one, "num_envs": n}) for n in sizes.envs),
-        Part("training", 2, "benchmarks.training", batch),
+        Part("training", 4, "benchmarks.training", batch),
         Part("operators", 1, "benchmarks.operators", batch),
         Part("operators-hybrid", 2, "benchmarks.operators", hybrid),
         Part("memory", 3, "benchmarks.memory", {"depths": sizes.depths, "batches": sizes.batches}),
@@ -237,9 +237,9 @@ def main(options: Options, sizes: Sizes | None = None) -> dict[str, Any]:
     return found
 
 
-def unmeasured(device: str) -> dict[str, Any]:
-    """Return the results of a kind of device, "cuda" or "cpu", before anything is measured."""
-    return {"device": device, "card": None, "torch": None, "sizes": asdict(SIZES[device]), "parts": {}}
+def unmeasured() -> dict[str, Any]:
+    """Return the results of a GPU before anything is measured, as docs/gpu.md shows them."""
+    return {"device": "cuda", "card": None, "torch": None, "sizes": asdict(SIZES["cuda"]), "parts": {}}
 
 
 def table(found: Mapping[str, Any]) -> str:

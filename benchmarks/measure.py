@@ -19,6 +19,7 @@ from tqdm import tqdm
 from agents.common import tables
 from skipnet_rl.device import pick_device, resolve_precision
 
+STEPS = {"cpu": 1, "cuda": 10}  # training steps per turn; within one, a GPU may lag behind the CPU
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
 
@@ -100,9 +101,16 @@ class Timing:
 
 
 def take_turns(
-    candidates: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu"
+    candidates: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device | str = "cpu",
+    calls: int = 1,
 ) -> dict[str, Timing]:
-    """Time each candidate `repeats` times in turns, after an untimed first turn."""
+    """Time each candidate `repeats` times in turns, after an untimed first turn.
+
+    In its turn a candidate is called `calls` times, without waiting for the device in between; the seconds
+    are those of one call.
+    """
     cuda = torch.device(device).type == "cuda"
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in tqdm(range(repeats + 1), desc="turns", leave=False, disable=None):
@@ -110,11 +118,12 @@ def take_turns(
             if cuda:
                 torch.cuda.synchronize(device)
             begun = time.perf_counter()
-            run()
+            for _ in range(calls):
+                run()
             if cuda:
                 torch.cuda.synchronize(device)
             if turn:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append((time.perf_counter() - begun) / calls)
     return {name: Timing.of(found) for name, found in seconds.items()}
 
 
@@ -151,6 +160,7 @@ def compare(
     options: Any,
     candidates: Callable[[Any, torch.device], Mapping[str, Callable[[], Any]]],
     table: Callable[[Mapping[str, Any]], str],
+    calls: Mapping[str, int] | None = None,
     **about: Any,
 ) -> dict[str, Any]:
     """Time candidates on a device, print and write the result, and return it.
@@ -160,11 +170,13 @@ def compare(
         options: options of the benchmark, including `precision`.
         candidates: makes the candidates from the options and the device.
         table: makes the table of the result.
+        calls: calls of a candidate in its turn, by the kind of device, see `take_turns` (default: one).
         **about: further fields of the result.
     """
     device = options.start()
     options.check_page(f"{name}-{device.type}")
-    timings = take_turns(candidates(options, device), options.repeats, device)
+    each = calls[device.type] if calls else 1
+    timings = take_turns(candidates(options, device), options.repeats, device, each)
     precision = resolve_precision(options.precision, device)
     found = {**about, "device": device.type, "precision": precision, "repeats": options.repeats}
     found["timings"] = plain(timings)

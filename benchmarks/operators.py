@@ -83,15 +83,14 @@ def main(options: Options) -> dict[str, Any]:
     device = options.start()
     precision = resolve_precision(options.precision, device)
     step = steps.make(options.step, options.depth, options.batch_size, precision, device)
-    turns = measure.plain(measure.take_turns({"step": step.turn(device)}, options.repeats, device))
-    taken = steps.TAKEN[device.type]
+    timings = measure.take_turns({"step": step.take}, options.repeats, device, measure.STEPS[device.type])
     found = {
         "device": device.type,
         "precision": precision,
         "step": options.step,
         "depth": options.depth,
         "batch_size": options.batch_size,
-        "timings": {"step": {key: seconds / taken for key, seconds in turns["step"].items()}},
+        "timings": measure.plain(timings),
         **profiled(step, device),
     }
     measure.publish(f"operators-{options.step}-{device.type}", found, table(found), options)

@@ -115,12 +115,12 @@ def main(options: Options) -> None:
     Raises:
         SystemExit: memory, open files or threads have grown.
     """
-    options.start()
-    options.check_page("soak")
+    name = f"soak-{options.start().type}"
+    options.check_page(name)
     torch.manual_seed(0)
     soaked = {"episodes of the batch": environment(options), "training iterations": training(options)}
     found = {"steps": options.steps, "num_envs": options.num_envs, "soaked": soaked}
-    measure.publish("soak", found, table(found), options)
+    measure.publish(name, found, table(found), options)
     if any(use["growth"] > GROWTH or use["files"] > 0 or use["threads"] > 0 for use in soaked.values()):
         sys.exit(f"error: memory grew by more than {GROWTH:.0%}, or a file or a thread was left open")
 

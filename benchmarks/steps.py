@@ -20,7 +20,6 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
 
 Kind = Literal["pretraining", "hybrid"]
-TAKEN = {"cpu": 1, "cuda": 10}  # steps per turn; within one, a GPU may lag behind the CPU
 LABELS = {"pretraining": "pretraining", "hybrid": "HRL, half executed"}
 
 
@@ -48,15 +47,6 @@ class Step(NamedTuple):
 
     mdp: RoutingMDP
     take: Callable[[], Tensor]
-
-    def turn(self, device: torch.device) -> Callable[[], None]:
-        """Return a call that takes the `TAKEN` steps of a turn on a device."""
-
-        def taken() -> None:
-            for _ in range(TAKEN[device.type]):
-                self.take()
-
-        return taken
 
 
 def make(kind: Kind, depth: int, batch_size: int, precision: str, device: torch.device) -> Step:

@@ -111,7 +111,7 @@ def table(found: Mapping[str, Any]) -> str:
 def main(options: Options) -> dict[str, Any]:
     """Measure, print and write the result."""
     about = {"depth": options.depth, "batch_size": options.batch_size}
-    return measure.compare("training", options, candidates, table, **about)
+    return measure.compare("training", options, candidates, table, measure.STEPS, **about)
 
 
 if __name__ == "__main__":

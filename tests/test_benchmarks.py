@@ -44,6 +44,7 @@ SMALL = {
     throughput: throughput.Options(depth=20, num_envs=4, precision="fp32"),
     training: training.Options(depth=20, batch_size=8, precision="fp32"),
 }
+TRAINED, PLAYED = ("published, fp32", "half, fp32", "all, fp32"), ("plain", "all", "half", "masked")
 
 
 @pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__)
@@ -112,6 +113,9 @@ def test_the_device_that_is_timed_is_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
     measure.take_turns({"a": lambda: calls.append("a")}, 1, "cuda:1")
     assert calls == ["cuda:1", "a", "cuda:1"] * 2
+    calls.clear()
+    measure.take_turns({"a": lambda: calls.append("a")}, 1, "cuda:1", calls=3)
+    assert calls == ["cuda:1", *"aaa", "cuda:1"] * 2
 
 
 def test_candidates_take_turns_and_the_first_does_not_count(monkeypatch):
@@ -128,6 +132,29 @@ def test_candidates_take_turns_and_the_first_does_not_count(monkeypatch):
     assert calls == ["a", "b"] * 4
     assert timings == {"a": measure.Timing.of([1, 2, 4]), "b": measure.Timing.of([10, 20, 40])}
     assert timings["a"] == measure.Timing(2.0, 1.5, 3.0)
+
+
+def test_calls_of_a_turn_share_its_seconds(monkeypatch):
+    clock = iter(range(0, 100, 6))  # each turn takes six seconds
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    assert measure.take_turns({"a": lambda: None}, 2, calls=4) == {"a": measure.Timing(1.5, 1.5, 1.5)}
+
+
+def test_steps_of_training_are_timed_several_at_a_time_on_a_gpu(tmp_path, monkeypatch):
+    """So that the launches of one step's kernels are not all that is timed."""
+    asked = []
+
+    def take_turns(candidates, repeats, device, calls):
+        asked.append(calls)
+        return dict.fromkeys(candidates, measure.Timing(1.0, 1.0, 1.0))
+
+    monkeypatch.setattr(measure, "take_turns", take_turns)
+    for module, names in ((training, TRAINED), (throughput, PLAYED)):
+        monkeypatch.setattr(module, "candidates", lambda options, device, names=names: names)
+        for kind in ("cpu", "cuda"):
+            monkeypatch.setattr(measure, "pick_device", lambda name, kind=kind: torch.device(kind))
+            module.main(module.Options(precision="fp32", out=tmp_path))
+    assert asked == [1, measure.STEPS["cuda"], 1, 1]
 
 
 PAGED = (throughput, training, scaling, compiling, latency, soak, chains)
@@ -171,6 +198,17 @@ def test_a_result_is_written_beside_the_page_that_shows_it(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="has no part"):
         measure.publish("toy-cuda", {"n": 2}, "new\n", options)
     assert not (tmp_path / "benchmarks" / "toy-cuda.json").exists()
+
+
+BY_DEVICE = (throughput, training, scaling, compiling, soak)
+
+
+@pytest.mark.parametrize("module", BY_DEVICE, ids=lambda module: module.__name__)
+def test_a_gpu_does_not_replace_the_part_of_the_cpu(module, monkeypatch):
+    """The page has none for a GPU, which is said before anything is measured."""
+    monkeypatch.setattr(measure, "pick_device", lambda name: torch.device("cuda"))
+    with pytest.raises(ValueError, match="has no part between <!-- .*-cuda -->"):
+        module.main(module.Options(device="cuda", write=True))
 
 
 def test_scaling_names_its_files_by_the_device(tmp_path, monkeypatch):
@@ -242,7 +280,7 @@ def test_the_soak_test_fails_if_something_has_grown(tmp_path, monkeypatch, part,
         monkeypatch.setattr(soak, name, lambda options, use=use: use)
     with pytest.raises(SystemExit, match="memory grew by more than 2%") if fails else nullcontext():
         soak.main(soak.Options(device="cpu", out=tmp_path))
-    assert (tmp_path / "soak.json").is_file()
+    assert (tmp_path / "soak-cpu.json").is_file()
 
 
 WORDS = ["--env", "SkipChain-v0", "--dataset", "rendered-digits", "--weights", "none", "--device", "cpu"]

@@ -382,7 +382,7 @@ def test_the_table_of_results():
 
 @pytest.mark.parametrize("name, module", [
     ("throughput-cpu", throughput), ("training-cpu", training), ("scaling-cpu", scaling),
-    ("compiling-pretraining-cpu", compiling), ("latency", latency), ("soak", soak), ("chains", chains),
+    ("compiling-pretraining-cpu", compiling), ("latency", latency), ("soak-cpu", soak), ("chains", chains),
 ])  # fmt: skip
 def test_benchmarks(name, module):
     found = json.loads((DOCS / "benchmarks" / f"{name}.json").read_text())
@@ -391,7 +391,7 @@ def test_benchmarks(name, module):
 
 def test_the_page_of_gpus_is_that_of_its_file():
     """Made again by `python -m benchmarks.gpu --write`; what no card has run yet is named there."""
-    found = json.loads(gpu.FILE.read_text()) if gpu.FILE.exists() else gpu.unmeasured("cuda")
+    found = json.loads(gpu.FILE.read_text()) if gpu.FILE.exists() else gpu.unmeasured()
     assert f"<!-- gpu-cuda -->\n{gpu.table(found)}<!-- end of gpu-cuda -->" in gpu.PAGE.read_text()
 
 

@@ -7,10 +7,9 @@ from textwrap import dedent
 
 import psutil
 import pytest
-import torch
 
 from agents.common.parsing import parse
-from benchmarks import checks, compiling, gpu, gpu_table, measure, operators, steps
+from benchmarks import checks, compiling, gpu, gpu_table, measure, operators
 from benchmarks.gpu_table import Sizes
 
 SMALLEST = Sizes(
@@ -148,7 +147,7 @@ def test_a_default_in_words_is_the_only_one(module, capsys):
 
 
 def test_what_was_not_measured_is_named_with_its_command():
-    text = gpu.table(gpu.unmeasured("cuda"))
+    text = gpu.table(gpu.unmeasured())
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "`python -m" in line]
     assert len(rows) == len(gpu_table.rows(gpu.SIZES["cuda"]))
     assert all(row[1] == "not measured" for row in rows)
@@ -159,14 +158,14 @@ def test_what_was_not_measured_is_named_with_its_command():
 
 
 def test_numbers_of_the_table_are_those_of_the_parts():
-    found = gpu.unmeasured("cuda")
+    found = gpu.unmeasured()
     timing = {
         name: {"median": seconds} for name, seconds in {"plain": 0.02, "all": 0.025, "half": 0.0125}.items()
     }
     environment = {"timings": timing, "num_envs": 4_096, "decisions": 53}
-    turns = {"eager": {"median": 0.4}, "way": {"median": 0.1}}
+    turns = {"eager": {"median": 0.04}, "way": {"median": 0.01}}
     way = {"timings": turns, "steps": 10, "first": 3.0}
-    itself = {"timings": {"eager": {"median": 0.4}, "way": {"median": 0.4}}, "steps": 10, "first": 0.2}
+    itself = {"timings": {"eager": {"median": 0.04}, "way": {"median": 0.04}}, "steps": 10, "first": 0.2}
     ways = {"eager": itself, "graphs": way, "blocks": {"error": "RuntimeError: no compiler"}}
     compiled = {
         **{"device": "cuda", "precision": "bf16", "step": "pretraining", "depth": 110, "batch_size": 512},
@@ -209,7 +208,7 @@ def test_only_what_was_not_reached_is_not_measured():
     assert gpu_table.shown(parts, "memory", gpu_table.busy) == "not measured"
     with pytest.raises(KeyError, match="timings"):
         gpu_table.shown(parts, "operators", gpu_table.busy)
-    found = gpu.unmeasured("cuda")
+    found = gpu.unmeasured()
     found["parts"]["imagenet"] = parts["compiling"]
     text = gpu_table.imagenet(found, gpu.SIZES["cuda"], "command")
     assert text.count("| not measured: cut off |") == 3
@@ -247,21 +246,16 @@ def test_a_way_that_cannot_be_compiled_is_noted_and_the_others_go_on(tmp_path, m
 
 
 def test_operators_of_a_step(tmp_path, monkeypatch):
-    """Two steps of one second each are a turn."""
+    def take_turns(candidates, repeats, device, calls):
+        return {name: measure.Timing(*[float(calls)] * 3) for name in candidates}
 
-    def take_turns(candidates, repeats, device):
-        return {name: measure.Timing(2.0, 2.0, 2.0) for name in candidates}
-
-    monkeypatch.setitem(steps.TAKEN, "cpu", 2)
+    monkeypatch.setitem(measure.STEPS, "cpu", 2)
     monkeypatch.setattr(measure, "take_turns", take_turns)
-    taken = []
-    steps.Step(None, lambda: taken.append(1)).turn(torch.device("cpu"))()
-    assert len(taken) == 2
     options = operators.Options(
         depth=14, batch_size=8, repeats=1, device="cpu", precision="fp32", out=tmp_path
     )
     found = operators.main(options)
-    assert set(found["timings"]["step"].values()) == {1.0}
+    assert set(found["timings"]["step"].values()) == {2.0}
     seconds = sum(each["seconds"] for each in found["operators"].values())
     assert 0 < seconds <= found["seconds"]
     backward = found["operators"]["aten::convolution_backward"]
