@@ -54,10 +54,7 @@ def learn(
         DivergenceError: a NaN or an infinity; the checkpoint before it is kept.
     """
     state = from_leader(lambda: run.load() if run and resume else None) or {"step": 0, "elapsed": 0.0}
-    first, begun, watch = state["step"], time.perf_counter(), Watch()
-
-    def elapsed() -> float:
-        return state["elapsed"] + time.perf_counter() - begun
+    first, begun, watch = state["step"], time.perf_counter() - state["elapsed"], Watch()
 
     def keep(done: int, stage: str, ended: bool, seconds: float) -> None:
         """Validate, log and save."""
@@ -89,9 +86,9 @@ def learn(
             display.step(stage, episode, at_once=validates)
             if validates:
                 watch.settle()
-                from_leader(partial(keep, done, stage, ends_stage, elapsed()))
+                from_leader(partial(keep, done, stage, ends_stage, time.perf_counter() - begun))
                 follow(learner.state_dict())
-    return elapsed()
+    return time.perf_counter() - begun
 
 
 class Display:
