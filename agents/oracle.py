@@ -2,10 +2,15 @@
 
     python -m agents.oracle --env SkipResNet20-v0 --dataset cifar10 --data-dir data
 
-It looks at the labels of the images that it is evaluated on. With at most `--exhaustive` decisions every
-route is tried and the bound is exact. Deeper networks are searched: starting from the full route, or from a
-correct random one where that is wrong, blocks are dropped in random order as long as the answer stays
-correct. An image for which no correct route is found executes none of the blocks and counts as wrong.
+It looks at the labels of the images that it is evaluated on. The cheapest route is that of the least
+`--cost`: by default the fewest blocks of a network, the fewest FLOPs of a chain. With at most `--exhaustive`
+decisions every route is tried and the bound is exact. Deeper networks are searched: starting from the full
+route, or from a correct random one where that is wrong, blocks are dropped in random order as long as the
+answer stays correct; the exact bound is at least as good as what is found. An image for which no correct
+route is found executes none of the blocks and counts as wrong.
+
+It bounds accuracy and computation of the policies over this network, not their return: a route that is only
+just right has a high loss.
 """
 
 from __future__ import annotations
@@ -47,24 +52,26 @@ class Args(CommonArgs):
 
 @torch.no_grad()
 def every_route(mdp: DecisionProcess, images: Tensor, labels: Tensor) -> Tensor:
-    """Find the cheapest correct routes, [B, N] bool, by a walk over the tree of all routes.
+    """Find the cheapest correct routes by `mdp.cost`, [B, N] bool, by a walk over the tree of all routes.
 
-    A branch keeps only the images whose best route so far executes more blocks than the branch already does.
+    A branch keeps only the images whose best route so far costs more than the branch already does.
     """
     count, n, device = len(labels), mdp.num_decisions, images.device
     best = torch.zeros(count, n, dtype=torch.bool, device=device)
-    cost = torch.full((count,), n + 1, device=device)  # blocks that the best route executes
+    cost = torch.full((count,), torch.inf, dtype=torch.float64, device=device)  # of the best route
     route = torch.zeros(n, dtype=torch.bool, device=device)
+    prices = mdp.cost.to(device, torch.float64)
 
     def walk(state: Any, index: Tensor) -> None:
-        hopeful = cost[index] > route.sum()
+        spent = (route * prices).sum()
+        hopeful = cost[index] > spent
         if not hopeful.all():
             state, index = select(state, hopeful), index[hopeful]
         if len(index) == 0:
             return
         if mdp.terminal(state):
             correct = index[mdp.logits(state).argmax(dim=1) == state.y]
-            best[correct], cost[correct] = route, route.sum()
+            best[correct], cost[correct] = route, spent
             return
         for execute in (False, True):  # cheap routes first, so that expensive ones need fewer images
             route[state.t] = execute

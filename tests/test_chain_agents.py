@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from test_chain import every_route, lively_chain
 from test_learners import MODELS, NoOpinion
 from test_mdp import batch
-from toys import Replay, greedy, load_first, toy_chain, two_colours
+from toys import Replay, greedy, load_first, spoken, toy_chain, two_colours, written
 
 from agents import compare, gumbel, hybrid_reinforce, oracle, ppo, reinforce, static
 from agents.common import setting
@@ -25,7 +25,7 @@ from agents.common.situation import FEWEST
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.belief import BeliefGate
-from skipnet_rl.chain import ChainMDP
+from skipnet_rl.chain import Chain, ChainMDP
 from skipnet_rl.checkpoint import read_tensors
 from skipnet_rl.data.imageset import training_index
 from skipnet_rl.errors import WeightsError
@@ -88,6 +88,19 @@ def test_thresholds_solve_the_toy(toy):
 def test_the_oracle_asks_where_the_first_network_is_wrong(toy):
     mdp, records, best = toy
     assert oracle.every_route(mdp, *records.batch(torch.arange(64)))[:, 0].tolist() == best.tolist()
+
+
+def test_the_oracle_finds_the_fewest_flops_of_a_chain():
+    """The second network costs a fifth of the third and is right about every other image."""
+    data = two_colours(8)
+    right = torch.nn.functional.one_hot(data.labels, 2).double()
+    wrong, knows = 0.9 - 0.8 * right, 0.1 + 0.8 * right
+    second = torch.where(torch.arange(8)[:, None] % 2 == 0, knows, wrong)
+    macs = [10, 20, 100]
+    records = written(data, torch.stack([wrong, second, knows], dim=1), macs)
+    mdp = ChainMDP(Chain([spoken(str(n), cost, number=n) for n, cost in enumerate(macs)], mix=0.0))
+    found = oracle.every_route(mdp, *records.batch(torch.arange(8)))
+    assert found.int().tolist() == [[1, 0], [0, 1]] * 4
 
 
 def deciding_chain():
