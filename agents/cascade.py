@@ -37,7 +37,7 @@ from skipnet_rl.evaluate import evaluate
 from skipnet_rl.progress import load_images
 from skipnet_rl.recording import Records, replayed
 from skipnet_rl.statistics import accuracy_difference, half_width
-from skipnet_rl.thresholds import Tuned, tune
+from skipnet_rl.thresholds import ROUNDING, Tuned, tune
 
 FILE = "chains.json"
 BESIDE = (
@@ -192,9 +192,10 @@ def row(
     done = evaluate(mdp, tuned.policy(), test)
     cost = done.compute_flops.mean().item()
     chosen, routes = every_route(mdp, val), every_route(mdp, test)
-    fixed = max(routes.fixed(cost).tolist(), key=lambda r: chosen.correct[r].double().mean().item())
+    most = cost * ROUNDING
+    fixed = max(routes.fixed(most).tolist(), key=lambda r: chosen.correct[r].double().mean().item())
     single = max(
-        (each for each in alone.values() if each.macs <= cost * mdp.whole_macs),
+        (each for each in alone.values() if each.macs <= most * mdp.whole_macs),
         key=lambda each: each.val_accuracy,
     )
     rivals = {AT_RANDOM: routes.dealt_out(done.routes), ONE_ROUTE: routes.correct[fixed]}

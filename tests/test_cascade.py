@@ -104,6 +104,17 @@ def test_the_best_alone_is_chosen_on_the_validation_images():
     assert row["single"] == "a" and row["over"]["a"]["accuracy"] == 1
 
 
+def test_a_chain_that_asks_nobody_costs_as_much_as_its_first_network():
+    """1 / 49 · 49 is less than 1 in floating point."""
+    known = dict.fromkeys(("val", "test"), records([[1, 1, 0, 0], [1, 1, 1, 1]], [1, 49]))
+    names = ("first", "second")
+    alone = {name: cascade.Alone.of(number, name, **known) for number, name in enumerate(names)}
+    members = [spoken("first", 1), spoken("second", 49, number=1)]
+    options = cascade.Options(budgets=(1.5 / 49,))
+    (row,) = cascade.rows_of("first,second", [0, 1], Chain(members), known, alone, options)
+    assert row["asked"] == [0] and row["one_route"] == [0] and row["single"] == "first"
+
+
 def test_networks_of_a_chain(tmp_path):
     assert cascade.networks_of("SkipChain14x110-v0") == [14, 110]
     assert cascade.networks_of("a,14,b.pth") == ["a", 14, "b.pth"]
