@@ -2,7 +2,7 @@
 
     python -m agents.hybrid_reinforce --env SkipResNet110-v0
 
-Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), section 3.3:
+Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018 (arXiv 1711.09485), sections 3.2 and 3.3:
 
     SP    cross-entropy through straight-through gates, backbone and gates together
     HRL   min E_x E_g [ L(ŷ, y) - α/N Σ_i (1 - g_i) C_i ]
@@ -15,6 +15,9 @@ Differences from the paper:
     tuning        the last steps train the backbone alone, on the thresholded routes of test time;
                   `agents.finetune` does the same for longer
     weights       those with the best return on validation images are kept, not the last
+    teachers      with them, the backbone's loss is a mixture of L and distillation; rewards have L alone
+    entropy       some presets add a bonus for undecided gates
+    β             r_i has L undivided, as for all data sets of the paper but ImageNet, where it has α/N L
 
 `--preset paper` has the paper's lengths and rates; `--sp-iterations 0` is its negative example, HRL without
 SP. On a chain, the networks that ran are trained as well.

@@ -2,10 +2,11 @@
 
     python -m agents.pretrain --depth 20 --dataset cifar10 --data-dir data
 
-The result is the network that `agents.hybrid_reinforce` starts from. Schedule and regularisation:
-He et al. 2016 (arXiv 1512.03385, section 4.2), with a cosine instead of the steps by default.
-Stochastic depth: Huang et al. 2016 (arXiv 1603.09382). It makes the backbone tolerant of skipped
-blocks, and saves the work of the blocks that a batch drops.
+The result is the network that `agents.hybrid_reinforce` starts from. Batches, augmentation and peak rate are
+those of He et al. 2016 (arXiv 1512.03385, section 4.2); by default with a cosine after a warm-up instead of
+the steps, Nesterov's momentum, and a weight decay of 5e-4 on matrices alone (theirs: 1e-4). Stochastic depth:
+Huang et al. 2016 (arXiv 1603.09382), without a rescaling at test time. It makes the backbone tolerant of
+skipped blocks, and saves the work of the blocks that a batch drops.
 """
 
 from __future__ import annotations

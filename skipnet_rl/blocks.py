@@ -21,7 +21,7 @@ class ZeroPadShortcut(nn.Module):
 
     Half of the new channels come before the old ones and half after, as in published CIFAR weights. `"pad"`
     takes every stride-th pixel (option A of He et al.); `"pool"` averages over the stride (SkipNet,
-    section 3.1: "pooled to match the dimension").
+    section 3).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, average: bool) -> None:

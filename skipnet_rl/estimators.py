@@ -1,4 +1,4 @@
-"""The score-function estimator of SkipNet's hybrid gradient (section 3.3, equations 3 and 4).
+"""The score-function estimator of SkipNet's hybrid gradient (section 3.2, equations 5 and 6).
 
 ∇J = E[∇L] - E[Σ_i ∇log p(g_i|x) r_i]: the first term is the gradient of the cross-entropy through the
 executed blocks, the second is estimated here. All tensors are [B, N]; nothing broadcasts.
@@ -17,8 +17,9 @@ BASELINES = ("none", "batch-mean", "leave-one-out", "value")
 def advantages(rewards_to_go: Tensor, baseline: str, routes: int = 1, values: Tensor | None = None) -> Tensor:
     """Weights of the log-probabilities, rewards-to-go minus a baseline: [B, N] → [B, N].
 
-    A baseline does not depend on the route's own actions, so it changes the variance of the gradient but
-    not its mean.
+    A baseline does not depend on the action that it is for, nor on later ones of the route, so it changes the
+    variance of the gradient but not its mean. In training mode batch norms tie the episodes of a batch
+    together, which the estimator neglects.
 
     Args:
         rewards_to_go: the episodes of one image are adjacent rows, see `leave_one_out`.

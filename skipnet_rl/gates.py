@@ -1,4 +1,4 @@
-"""Gating networks: policies that decide from the block's input (SkipNet, section 3.2).
+"""Gating networks: policies that decide from the block's input (SkipNet, section 3.1).
 
 The paper describes the layers only roughly; sizes follow its authors' experiments. Every gate returns
 log-odds. The rollout's `mode` says whether these are thresholded, sampled, passed straight through or used as
@@ -49,7 +49,7 @@ class RecurrentGate(Gate):
     """RNNGate: pooled feature → projection to 10, one per block → one LSTM shared by all → p(execute).
 
     The LSTM runs along the depth of the network; its memory starts at zero for each image. On a pooled
-    feature the 1×1 convolution of the paper is a linear layer.
+    feature the 1×1 convolution of the paper is a linear layer. The ReLU after it is not in the paper.
 
     Args:
         net: the backbone to gate.

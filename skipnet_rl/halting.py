@@ -27,7 +27,7 @@ from skipnet_rl.modules import module_list
 from skipnet_rl.network import Network
 from skipnet_rl.rollout import Trajectory
 
-EPSILON = 0.01  # so that an image can halt at the first unit (Graves 2016, section 2.2)
+EPSILON = 0.01  # so that an image can halt at the first unit (Graves 2016, section 2)
 INITIAL_BIAS = -3.0  # of a score, the authors' value: at first all units run in stages of up to 21
 
 

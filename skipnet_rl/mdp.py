@@ -1,6 +1,6 @@
 """The forward pass of one network as a decision process.
 
-SkipNet (Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018, arXiv 1711.09485), section 3.1, equation 1:
+SkipNet (Wang, Yu, Dou, Darrell, Gonzalez, ECCV 2018, arXiv 1711.09485), section 3, equation 1:
 x^{i+1} = G^i(x^i) F^i(x^i) + (1 - G^i(x^i)) x^i. For reward and vocabulary see `process.DecisionProcess`.
 """
 

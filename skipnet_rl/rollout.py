@@ -155,6 +155,6 @@ def _ordinary(tensor: Tensor) -> Tensor:
 def rewards_to_go(rewards: Tensor) -> Tensor:
     """Sum of the rewards from each decision to the end, discount 1: [B, N] → [B, N].
 
-    The paper's r_i = -[L - α/N Σ_{j≥i} R_j] (section 3.3, equation 4).
+    The paper's r_i = -[L - α/N Σ_{j≥i} R_j] (section 3.2, equation 6).
     """
     return rewards.flip(1).cumsum(1).flip(1)
