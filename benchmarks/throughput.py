@@ -135,7 +135,8 @@ def table(found: Mapping[str, Any]) -> str:
 
 def main(options: Options) -> dict[str, Any]:
     """Measure, print and write the result."""
-    about = {"depth": options.depth, "num_envs": options.num_envs, "decisions": (options.depth - 2) // 2 - 1}
+    decisions = (options.depth - 2) // 2 - 1
+    about: dict[str, Any] = {"depth": options.depth, "num_envs": options.num_envs, "decisions": decisions}
     return measure.compare("throughput", options, candidates, table, **about)
 
 
