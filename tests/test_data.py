@@ -145,6 +145,13 @@ def test_another_size_is_an_average_over_what_falls_together():
     assert torch.equal(small.sized(32).batch(torch.arange(2))[0], stripes / 255)
 
 
+@pytest.mark.parametrize("shape", [(20, 32), (32, 20)])
+def test_images_that_are_not_square_become_squares(shape):
+    data = replace(small_set(2), images=torch.zeros(2, 3, *shape, dtype=torch.uint8))
+    for size in shape:
+        assert data.sized(size).batch(torch.arange(2))[0].shape == (2, 3, size, size)
+
+
 @pytest.mark.parametrize("flip", [True, False])
 def test_training_batch_is_the_normalised_augmentation(flip):
     data = small_set(flip=flip)

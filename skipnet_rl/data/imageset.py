@@ -84,7 +84,7 @@ class ImageSet(Images):
 
     def sized(self, size: int) -> ImageSet:
         """The same images, interpolated in batches to squares of another size."""
-        return replace(self, size=None if size == self.images.shape[-1] else size)
+        return replace(self, size=None if self.images.shape[-2:] == (size, size) else size)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images and labels of `index` [B], on any device."""
