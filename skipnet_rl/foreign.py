@@ -114,7 +114,7 @@ def find_backbone(state: Mapping[str, Tensor], source: str) -> Backbone:
             placed[name] = place
         elif place is not None and place.layer.startswith("fc.") and prefix.startswith(before):
             outside[name] = place  # a head beside the backbone
-        elif _unwrapped(name).startswith(prefix) and not BESIDE.fullmatch(_unwrapped(name)[len(prefix) :]):
+        elif unwrapped(name).startswith(prefix) and not BESIDE.fullmatch(unwrapped(name)[len(prefix) :]):
             unknown.append(name)
         else:
             left_out.append(name)
@@ -196,14 +196,15 @@ def contents(state: Mapping[str, Tensor], source: str) -> str:
 
 def _places(name: str) -> tuple[str, Place | None]:
     """Split off the shortest prefix that leaves a layer's name; return it and the layer's place."""
-    parts = _unwrapped(name).split(".")
+    parts = unwrapped(name).split(".")
     for start in range(len(parts)):
         if place := place_of(".".join(parts[start:])):
             return "".join(f"{part}." for part in parts[:start]), place
     return "", None
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """A layer's name without the parts that wrappers of PyTorch add, such as `torch.compile`."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 

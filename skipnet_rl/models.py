@@ -19,6 +19,7 @@ from skipnet_rl.adapted import AdaptedNetwork
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data.images import Statistics
 from skipnet_rl.errors import WeightsError, check_count, one_line
+from skipnet_rl.foreign import unwrapped
 from skipnet_rl.libraries import (
     check_model,
     model_builder,
@@ -200,7 +201,7 @@ def take_over(
 
     Args:
         model: what to fill.
-        tensors: by name.
+        tensors: by name, as they are or as PyTorch's wrappers name them.
         source: for messages.
         new_classifier: if the classifier among the tensors has another number of classes, keep the model's
             own (its last linear layer, and others of as many classes), with a warning.
@@ -209,9 +210,12 @@ def take_over(
         WeightsError: they do not fit.
     """
     own = model.state_dict()
-    taken = max(
-        (_renamed(tensors, own, prefix) for prefix in PREFIXES), key=lambda each: len(each.keys() & own)
-    )
+    plain = {unwrapped(name): value for name, value in tensors.items()}
+    # the names as they came are tried, too: a model may have a layer that is called like a wrapper
+    sources = [plain, tensors] if len(plain) == len(tensors) else [tensors]
+    plain.pop("n_averaged", None)  # the count of torch.optim.swa_utils.AveragedModel
+    candidates = (_renamed(each, own, prefix) for each in sources for prefix in PREFIXES)
+    taken = max(candidates, key=lambda each: len(each.keys() & own))
     linear = {name: each for name, each in model.named_modules() if type(each) is nn.Linear}
     wanted = [each.out_features for each in linear.values()][-1:]
     heads = {  # a distilled DeiT has two

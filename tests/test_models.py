@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from other_models import VIT
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models import resnet18
 
 import envs  # noqa: F401
@@ -177,6 +179,52 @@ def test_a_state_dict_of_the_model_itself_opens(prefix):
     opened = open_weights(state, model=name, num_classes=10)
     batch = torch.randn(2, 3, 32, 32)
     assert torch.equal(opened.network(batch), net(batch))
+
+
+class Wrapping(nn.Module):
+    """A classifier whose layers are called like PyTorch's wrappers."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(4, 3)
+        self.register_buffer("n_averaged", torch.zeros(()))
+
+
+WRAPPERS = {
+    "nothing": lambda model: model,
+    "data parallel": nn.DataParallel,
+    "averaged": AveragedModel,
+    "compiled": torch.compile,
+    "compiled, data parallel inside": lambda model: torch.compile(nn.DataParallel(model)),
+    "data parallel, compiled inside": lambda model: nn.DataParallel(torch.compile(model)),
+    "averaged, compiled inside": lambda model: AveragedModel(torch.compile(model)),
+    "a part of another": lambda model: nn.ModuleDict({"net": torch.compile(model)}),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_state_dict_of_a_wrapped_model_opens(wrapper):
+    model, other = resnet18(num_classes=10), resnet18(num_classes=10)
+    models.take_over(other, WRAPPERS[wrapper](model).state_dict(), "the state_dict")
+    assert_equal(model, other)
+
+
+@pytest.mark.parametrize("wrapper", ["nothing", "data parallel"])
+def test_layers_that_are_called_like_wrappers_keep_their_names(wrapper):
+    model, other = Wrapping(), Wrapping()
+    models.take_over(other, WRAPPERS[wrapper](model).state_dict(), "the state_dict")
+    assert_equal(model, other)
+
+
+def test_a_network_and_a_wrapped_one_in_one_state_dict_are_refused():
+    model = resnet18(num_classes=10)
+    both = {**model.state_dict(), **torch.compile(resnet18(num_classes=10)).state_dict()}
+    with pytest.raises(WeightsError, match="_orig_mod"):
+        models.take_over(model, both, "the state_dict")
+
+
+def assert_equal(model: nn.Module, other: nn.Module) -> None:
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
 
 
 def test_a_classifier_of_other_classes_begins_anew_with_a_warning():
