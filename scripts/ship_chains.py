@@ -32,7 +32,7 @@ SHIPPED: dict[str, tuple[str, float]] = {
     "chain38gx38x110-cifar10": ("SkipChain38gx38x110-v0", 0.26),
     "chain38gx38x110-cifar10-0.2": ("SkipChain38gx38x110-v0", 0.2),
     "chain38gx38x110-cifar10-0.36": ("SkipChain38gx38x110-v0", 0.36),
-    "chain14x38-cifar100": ("SkipChain14x38-v0", 0.6),
+    "chain14x38-cifar100": ("SkipChain14x38-v0", 0.8),
 }
 
 
