@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,9 @@ from skipnet_rl.statistics import wilson_interval
 
 RATE = 0.9  # execution rate: one block in ten is skipped
 LIMIT = 0.05  # largest loss of accuracy at that rate with which training of gates works
-ALLOWANCE = 0.7  # nats: largest summed cost of the blocks that preparation teaches a network to do without
+# A network that adapts regains most of what a block's absence costs it at first: preparation leaves out the
+# blocks whose absence costs up to this many times what skipping them pays.
+REGAINED = 4.0
 MOST = 0.5  # largest share of the blocks that preparation leaves out
 SKIPPED = 0.1  # execution rate of these blocks after preparation: rare, but still tried
 
@@ -150,28 +152,25 @@ def _run_on(mdp: RoutingMDP, state: State, execute: Tensor) -> State:
     return state
 
 
-def falling_rates(costs: Tensor, progress: float, allowance: float = ALLOWANCE) -> Tensor:
-    """Rates of execution that teach a network to do without its cheapest blocks: [N] → [N], float32.
+def falling_rates(costs: Tensor, payment: Sequence[float], progress: float) -> Tensor:
+    """Rates of execution that teach a network to do without its dispensable blocks: [N] → [N], float32.
 
-    As training proceeds, the rates of the cheapest blocks fall from 1 to `SKIPPED`: of as many as together
-    cost no more than the allowance, but at least one and at most a share of `MOST`. So a network for an easy
-    data set, on which blocks are cheap, loses more of them. The other blocks always run: tolerating the
-    routes to come is cheap to learn, tolerating any route is expensive.
+    As training proceeds, the rates of some blocks fall from 1 to `SKIPPED`: of those whose absence costs no
+    more than `REGAINED` times what skipping them pays, but at least one and at most a share of `MOST`. So
+    more blocks are left out at a larger alpha, or for an easy data set. The other blocks always run:
+    tolerating the routes to come is cheap to learn, tolerating any route is expensive.
 
     Args:
         costs: cost of each block's absence in nats, see `absence_costs`.
+        payment: reward for skipping each block, N numbers, see `DecisionProcess.payment`.
         progress: progress of the training, from 0 (every block is executed) to 1.
-        allowance: nats, ≥ 0.
 
     Raises:
-        ValueError: a progress outside 0 … 1, or a negative allowance.
+        ValueError: a progress outside 0 … 1.
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress is {progress!r}; expected a number between 0 and 1")
-    if not allowance >= 0:
-        raise ValueError(f"allowance is {allowance!r}; expected a number of nats, 0 or more")
-    order = costs.argsort()
-    affordable = (costs[order].cumsum(0) <= allowance).sum()
-    count = affordable.clamp(max=int(MOST * len(costs))).clamp(min=1)
-    rates = torch.where(order.argsort() < count, SKIPPED, 1.0)
+    excess = costs - REGAINED * costs.new_tensor(payment)
+    count = (excess <= 0).sum().clamp(max=int(MOST * len(costs))).clamp(min=1)
+    rates = torch.where(excess.argsort().argsort() < count, SKIPPED, 1.0)
     return 1 - progress * (1 - rates)

@@ -91,35 +91,31 @@ def test_above_chance_is_beyond_doubt(right, images, above):
 
 
 @pytest.mark.parametrize(
-    "allowance, left_out",
-    [(0.0, [1]), (0.29, [1]), (0.31, [1, 3]), (0.8, [1, 3]), (9.0, [1, 3])],  # half of them at most
+    "payment, left_out",
+    [
+        ([0.0] * 4, [1]),  # at least one
+        ([0.03] * 4, [1]),
+        ([0.05] * 4, [1, 3]),  # four times that is 0.2, which block 3 costs
+        ([9.0] * 4, [1, 3]),  # half of them at most
+        ([0.0, 0.0, 0.6, 0.0], [2]),  # a dear block may be worth its absence
+        ([0.2, 0.0, 0.6, 0.06], [0, 2]),  # the most is gained by leaving out these two
+    ],
 )
-def test_falling_rates_lower_the_cheapest_blocks_alone(allowance, left_out):
+def test_falling_rates_lower_those_of_dispensable_blocks_alone(payment, left_out):
     costs = torch.tensor([0.5, 0.1, 2.0, 0.2], dtype=torch.float64)
-    assert falling_rates(costs, 0.0, allowance).tolist() == [1, 1, 1, 1]
-    halfway, end = falling_rates(costs, 0.5, allowance), falling_rates(costs, 1.0, allowance)
+    assert falling_rates(costs, payment, 0.0).tolist() == [1, 1, 1, 1]
+    halfway, end = falling_rates(costs, payment, 0.5), falling_rates(costs, payment, 1.0)
     for block in range(4):
         assert end[block] == pytest.approx(SKIPPED if block in left_out else 1)
         assert halfway[block] == pytest.approx((1 + SKIPPED) / 2 if block in left_out else 1)
 
 
-def test_a_block_that_helps_by_its_absence_is_left_out_first():
-    costs = torch.tensor([0.6, -0.2, 0.3, 5.0, 5.0, 5.0])
-    assert (falling_rates(costs, 1.0, 0.71) < 1).tolist() == [True, True, True, False, False, False]
-
-
-def test_an_allowance_may_be_spent_to_the_last():
-    costs = torch.tensor([0.25, 0.5, 5.0, 5.0])
-    assert (falling_rates(costs, 1.0, 0.75) < 1).tolist() == [True, True, False, False]
+def test_blocks_that_help_by_their_absence_are_left_out_for_nothing():
+    costs = torch.tensor([0.6, -0.2, -0.1, 5.0, 5.0, 5.0])
+    assert (falling_rates(costs, [0.0] * 6, 1.0) < 1).tolist() == [False, True, True, False, False, False]
 
 
 @pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])
 def test_invalid_progress(progress):
     with pytest.raises(ValueError, match="expected a number between 0 and 1"):
-        falling_rates(torch.ones(3), progress)
-
-
-@pytest.mark.parametrize("allowance", [-0.1, float("nan")])
-def test_invalid_allowance(allowance):
-    with pytest.raises(ValueError, match="expected a number of nats"):
-        falling_rates(torch.ones(3), 0.5, allowance)
+        falling_rates(torch.ones(3), [0.0] * 3, progress)

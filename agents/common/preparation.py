@@ -105,7 +105,8 @@ class Preparation:
             the gates' p(execute) against the rates, capped at `TRIED`.
         """
         progress = (step + 1) / self.steps
-        rates = falling_rates(self.costs, min(1.0, progress / RAMP)).to(images.device, non_blocking=True)
+        rates = falling_rates(self.costs, mdp.payment, min(1.0, progress / RAMP))
+        rates = rates.to(images.device, non_blocking=True)
         draws = for_images(
             lambda count: torch.rand(count, len(rates), generator=generator, device=images.device),
             len(labels),

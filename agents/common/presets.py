@@ -64,14 +64,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # cost it too much. The steps are for a ResNet-20 on a CPU, see `STEPS`.
     "plain": {
         **SGD,
-        "alpha": 0.8,
+        "alpha": 0.4,
         "warmup_iterations": 250,
         "sp_iterations": 0,
         "iterations": 150,
         "tune_iterations": 900,
         "batch_size": 128,
         "routes": 2,
-        "lr": 0.02,
+        "lr": 8e-3,
         "gate_lr": 1.5e-2,
         "distillation": 0.9,
         "eval_every": 100,
