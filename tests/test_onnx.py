@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from other_models import VIT
@@ -69,6 +70,17 @@ def test_routes_and_logits_are_those_of_pytorch(gate, shortcut, batched, tmp_pat
     assert told[-1] == (100, 100) and len(told) == (2 if batched else 100)
     assert found.images == found.same_routes == 100
     assert found.logits < 1e-5
+
+
+@pytest.mark.parametrize("gate", ["rnn", slow("ff1")])
+def test_a_batched_model_takes_an_empty_batch(gate, tmp_path):
+    mdp, policy = undecided(gate, "projection")
+    export_onnx(mdp, policy, tmp_path / "model.onnx", batched=True)
+    names = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "LSTM" not in names  # onnxruntime's ends the process
+    none = np.zeros((0, 3, 32, 32), np.float32)
+    logits, route = onnx_session(tmp_path / "model.onnx").run(None, {"images": none})
+    assert logits.shape == (0, 10) and route.shape == (0, mdp.num_decisions)
 
 
 class Glance(nn.Module):

@@ -29,7 +29,11 @@ class Episode(nn.Module):
         net = fold_batchnorm(mdp.net).to(memory_format=torch.contiguous_format)  # the only layout in ONNX
         self.net = net
         self.mdp = RoutingMDP(net, mdp.alpha, mdp.cost)
-        self.decide = decider(policy)
+        self.decide = self.decider(policy)
+
+    def decider(self, policy: Policy) -> Any:
+        """The policy as a module that gives decisions, and its memory."""
+        return Decider(policy)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images [B, 3, H, W] → logits [B, K], route [B, N] bool."""
@@ -49,6 +53,10 @@ class Episode(nn.Module):
 class OneImageEpisode(Episode):
     """One image at a time; each block is a conditional, of which only the branch taken runs."""
 
+    def decider(self, policy: Policy) -> Any:
+        """The policy in the form that exports to the fewest operators."""
+        return RecurrentDecider(policy) if isinstance(policy, RecurrentGate) else Decider(policy)
+
     def advance(self, state: State, execute: Tensor) -> Tensor:
         """Run the block or its shortcut."""
         block, x = self.mdp.block(state.t), state.x
@@ -60,7 +68,10 @@ class OneImageEpisode(Episode):
 
 
 class BatchedEpisode(Episode):
-    """Any number of images at a time: gather those that execute, run the block, scatter."""
+    """Any number of images at a time, or none: gather those that execute, run the block, scatter.
+
+    Gates are in plain operators, since onnxruntime's LSTM ends the process on an empty batch.
+    """
 
     def advance(self, state: State, execute: Tensor) -> Tensor:
         """Run the block on the images that execute it, which may be none."""
@@ -125,11 +136,6 @@ class RecurrentDecider(nn.Module):
             shapes=((1, 1, count, size), (1, count, size), (1, count, size)),
         )
         return h @ self.head > self.threshold, (h, c)
-
-
-def decider(policy: Policy) -> Decider | RecurrentDecider:
-    """The policy in the form that exports to the fewest operators."""
-    return RecurrentDecider(policy) if isinstance(policy, RecurrentGate) else Decider(policy)
 
 
 def _onnx_order(weight: Tensor) -> Tensor:
