@@ -111,6 +111,11 @@ class Args(TaughtArgs):
         return True
 
     @property
+    def images_per_step(self) -> int:
+        """The batch."""
+        return self.batch_size
+
+    @property
     def networks(self) -> tuple[str | None, ...]:
         """Weights of the teachers; `Problem.sources` has the network's."""
         return self.teacher

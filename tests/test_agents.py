@@ -659,9 +659,16 @@ def test_resume_with_other_arguments_is_refused(tmp_path, few_images):
         pretrain.train(pretrain.Args(**flags, lr=0.3, resume=True))
 
 
-@pytest.mark.parametrize("flags", [{"epochs": 0.01}, {"batch_size": 65}])
-def test_a_plan_without_a_step_is_refused(tmp_path, few_images, flags):
-    with pytest.raises(ValueError, match="make no step"):
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        ({"epochs": 0.01, "batch_size": 16}, "make no step; raise --epochs, or lower --batch-size$"),
+        ({"batch_size": 65}, "has 32 in its train split; lower it$"),  # more epochs would not help
+        ({"batch_size": 65, "epochs": 99}, "has 32 in its train split; lower it$"),
+    ],
+)
+def test_a_plan_without_a_step_is_refused(tmp_path, few_images, flags, advice):
+    with pytest.raises(ValueError, match=advice):
         pretrain.train(pretrain.Args(depth=8, dataset="rendered-digits", run_dir=tmp_path / "run", **flags))
     assert not (tmp_path / "run").exists()
 
