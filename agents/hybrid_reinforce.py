@@ -100,7 +100,8 @@ class Args(CompiledArgs, TrainingArgs):
     gate_lr: Schedule[float] = 3e-2
     """Adam's learning rate for the gates"""
     # The rest is set by presets, or in Python.
-    shortcut: Literal["projection", "pad", "pool"] = "projection"  # where a block changes the shape
+    # where a block changes the shape; None: that of the weights, else projection
+    shortcut: Literal["projection", "pad", "pool"] | None = None
     mean: tuple[float, float, float] | None = None  # of the images' pixels; None: the data set's own
     std: tuple[float, float, float] | None = None
     warmup_iterations: int = 0  # steps of preparation, taken only where skips cost the network too much

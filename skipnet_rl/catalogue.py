@@ -39,7 +39,7 @@ def find(name: object) -> dict[str, Any] | None:
 def find_auto(
     depth: int | None,
     dataset: str,
-    shortcut: str,
+    shortcut: str | None,
     kinds: Sequence[str] = ("plain",),
     alpha: float | None = None,
     start: bool = True,
@@ -47,14 +47,15 @@ def find_auto(
     """The index entry of the network that "auto" stands for; None if none fits.
 
     Args:
-        depth, dataset, shortcut: required values; the depth of other libraries' models is None.
+        depth, dataset, shortcut: required values; the depth of other libraries' models is None, and so is the
+            shortcut if any will do.
         kinds: acceptable kinds, the preferred one first. A plain network is the best one that executes every
             block.
         alpha: weight of the compute saving; the gated network trained at the nearest one is taken
             (default: the smallest).
         start: only gated networks with `start`; otherwise any, those with `start` first.
     """
-    wanted = {"depth": depth, "dataset": dataset, "shortcut": shortcut}
+    wanted = {"depth": depth, "dataset": dataset} | ({"shortcut": shortcut} if shortcut else {})
     fitting = [entry for entry in index() if all(entry[key] == value for key, value in wanted.items())]
     for kind in kinds:
         found = [entry for entry in fitting if entry["kind"] == kind]

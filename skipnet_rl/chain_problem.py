@@ -10,11 +10,12 @@ from typing import Any
 
 from skipnet_rl import catalogue
 from skipnet_rl.chain import MIX, Chain, ChainMDP
-from skipnet_rl.errors import WeightsError
 from skipnet_rl.member import Member
 from skipnet_rl.models import ModelName
 from skipnet_rl.problem import Cost, Problem, load_network
-from skipnet_rl.weights import open_weights, read_weights
+from skipnet_rl.resnet import Architecture
+from skipnet_rl.stored_networks import shape_of
+from skipnet_rl.weights import open_weights
 
 ALPHA = 0.05  # per decision: about a quarter of the images are worth asking a second network about
 TEMPERATURE = 2.0
@@ -68,22 +69,21 @@ class ChainProblem(Problem):
         mix, temperature = real_numbers("mix", self.mix), real_numbers("temperature", self.temperature)
         if isinstance(temperature, tuple) and len(temperature) != len(named):
             raise ValueError(f"temperature is {temperature}; expected one number, or {len(named)} of them")
-        shape = shape_of(named[-1])
+        shape = shape_in_chain(named[-1])
         why = problem.why[0], " → ".join(str(each) for each in named)
         return replace(
             problem,
             networks=named,
             mix=mix,
             temperature=temperature,
-            depth=shape if isinstance(shape, int) else 0,
+            depth=shape.depth if isinstance(shape, Architecture) else 0,
             why=why,
         )
 
     @property
     def image_size(self) -> int:
         """Side of the images that the last network is made for."""
-        shape = shape_of(self.networks[-1])
-        return super().image_size if isinstance(shape, int) else shape.image_size
+        return shape_in_chain(self.networks[-1]).image_size
 
     def named(self, network: int | str) -> int | str:
         """The name of the shipped network of a depth, if there is one; anything else unchanged."""
@@ -135,16 +135,13 @@ def real_numbers(name: str, given: Any) -> Any:
     return given if isinstance(given, Real) else values
 
 
-def shape_of(network: int | str) -> int | ModelName:
-    """Depth of a ResNet by its name, or the name of a model of another library.
+def shape_in_chain(network: int | str) -> Architecture | ModelName:
+    """The architecture of a network of a chain, or the name of a model of another library.
 
     Raises:
         WeightsError: there is no such network.
     """
     if isinstance(network, int):
-        return network
-    header = catalogue.find(network) or read_weights(network).header
-    found = ModelName.of(header) or header.get("depth")
-    if found is None:
-        raise WeightsError(f"{network} does not state its depth; give weights that open_weights can open")
-    return found
+        return Architecture.of_depth(network)
+    entry = catalogue.find(network) or {}  # without reading it
+    return Architecture.of_depth(entry["depth"]) if entry.get("depth") else shape_of(network)

@@ -47,7 +47,7 @@ class ModelProblem(Problem):
                 library; a size or number of classes below 1; a shortcut or `"torchvision"` weights, which
                 are for the built-in ResNets only.
         """
-        if self.shortcut != "projection":
+        if self.shortcut is not None:
             raise ValueError(
                 f"shortcut is {self.shortcut!r}, which only the built-in ResNets take; other models "
                 "have their own: leave it out"

@@ -39,7 +39,7 @@ class Problem:
             set's own).
         weights: path of a file, name of a shipped network, `"auto"` (the shipped one that fits, else
             untrained with a warning), `"torchvision"` (its ImageNet weights), None or `"none"` (untrained).
-        shortcut: `"projection"`, `"pad"` or `"pool"`.
+        shortcut: `"projection"`, `"pad"` or `"pool"` (default: that of the weights, else `"projection"`).
         alpha: weight of the compute saving (default: 1).
         cost: `"blocks"` (default) or `"flops"`.
         device: `"auto"` or None (a GPU if there is one), `"cpu"`, `"cuda"`, `"cuda:1"` or a
@@ -56,7 +56,7 @@ class Problem:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     weights: str | Path | None = "auto"
-    shortcut: str = "projection"
+    shortcut: str | None = None
     alpha: float | None = None
     cost: Cost | None = None
     device: Any = "auto"
@@ -83,7 +83,7 @@ class Problem:
         Raises:
             ValueError, WeightsError, DataNotFoundError: an invalid name or number, or missing data.
         """
-        if not isinstance(self.shortcut, str):
+        if not isinstance(self.shortcut, str | None):
             raise ValueError(f"shortcut is {self.shortcut!r}; expected its name as text")
         check_statistics(self.mean, self.std)
         weights = None if self.weights is None else weights_name(self.weights)
@@ -166,16 +166,17 @@ def load_network(
     depth: int,
     num_classes: int,
     dataset: str,
-    shortcut: str = "projection",
+    shortcut: str | None = None,
     new_classifier: bool = True,
 ) -> ResNet:
     """Load the network that `weights` stands for, on the CPU; see `Problem.network` and `open_weights`."""
     if weights == "auto":
         entry = catalogue.find_auto(depth, dataset, shortcut)
         if entry is None:
+            kind = f" with shortcut {shortcut!r}" if shortcut else ""
             warnings.warn(
-                f"no shipped weights for ResNet-{depth} on {dataset} with shortcut {shortcut!r}: the network "
-                "is untrained; agents.pretrain trains one",
+                f"no shipped weights for ResNet-{depth} on {dataset}{kind}: the network is untrained; "
+                "agents.pretrain trains one",
                 stacklevel=3,
             )
         weights = entry["name"] if entry else None

@@ -22,6 +22,7 @@ from skipnet_rl.network import Network
 
 CIFAR_DEPTHS = (14, 20, 32, 38, 44, 56, 74, 110, 152)
 IMAGENET_DEPTHS = (34, 50, 101)
+SHORTCUT = "projection"  # of a new network, unless another kind is asked for
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ class ResNet(Network):
         ValueError: an unknown depth or shortcut.
     """
 
-    def __init__(
-        self, depth: int | Architecture, num_classes: int = 10, shortcut: str = "projection"
-    ) -> None:
+    def __init__(self, depth: int | Architecture, num_classes: int = 10, shortcut: str = SHORTCUT) -> None:
         super().__init__()
         plan = depth if isinstance(depth, Architecture) else Architecture.of_depth(depth)
         self.architecture, self.num_classes, self.shortcut = plan, num_classes, shortcut

@@ -231,6 +231,8 @@ def started_with(args: Any) -> dict[str, Any] | None:
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:
     """Convert args.json of an older run: a flag with several values is a list, and no flag is lacking."""
     older = {key: stored[key] for key in LISTS & stored.keys() if not isinstance(stored[key], list)}
+    if stored.get("model"):
+        stored = {**stored, "shortcut": None}  # older runs name one, which only ResNets have
     return {**LACKED, **stored, **{key: [] if value is None else [value] for key, value in older.items()}}
 
 

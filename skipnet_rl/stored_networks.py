@@ -15,8 +15,8 @@ from skipnet_rl.errors import WeightsError, one_line
 from skipnet_rl.foreign import Backbone, architecture_of, check_padding, contents, describe, find_backbone
 from skipnet_rl.models import ModelName, take_over
 from skipnet_rl.network import Network
-from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.stored import Header, Stored, Weights
+from skipnet_rl.resnet import SHORTCUT, Architecture, ResNet
+from skipnet_rl.stored import Header, Stored, Weights, read_weights
 
 REMEDY = "build the network that it holds, or give other weights"
 
@@ -37,11 +37,11 @@ class Expected(NamedTuple):
         return {**header, **{name: value for name, value in self._asdict().items() if value is not None}}
 
 
-def untrained(depth: int, num_classes: int, shortcut: str = "projection", seed: int = 0) -> ResNet:
+def untrained(depth: int, num_classes: int, shortcut: str | None = None, seed: int = 0) -> ResNet:
     """A new network in evaluation mode, on the CPU, in channels-last memory; the same for the same seed."""
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        net = ResNet(depth, num_classes, shortcut)
+        net = ResNet(depth, num_classes, shortcut or SHORTCUT)
         return net.to(memory_format=torch.channels_last).eval()
 
 
@@ -108,7 +108,7 @@ def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -
         check_padding(tensors, net, source)
         fill(net, taken, source)
     except WeightsError as error:
-        came, wanted = describe(found.tensors), describe(net.state_dict())
+        came, wanted = contents(found.tensors, source), describe(net.state_dict())
         wanted = "exactly the layers of one" if wanted == came else wanted
         raise WeightsError(f"{error}. It holds {came}; expected {wanted}: {REMEDY}") from None
     if notes:
@@ -116,11 +116,28 @@ def _resnet(stored: Stored, tensors: Mapping[str, Tensor], expected: Expected) -
     return net.eval()
 
 
+def shape_of(weights: Weights) -> Architecture | ModelName:
+    """The architecture of stored weights, or the name of a model of another library.
+
+    Raises:
+        WeightsError: there are no such weights, or they hold no ResNet.
+    """
+    stored = read_weights(weights)
+    if named := ModelName.of(stored.header):
+        return named
+    if depth := stored.header.get("depth"):
+        return Architecture.of_depth(depth)
+    return _architecture(find_backbone(stored.tensors, stored.source), stored.header, stored.source)
+
+
 def _architecture(found: Backbone, header: Header, source: str) -> Architecture:
     """The architecture by the tensors' shapes; the header's depth and the shapes of all blocks must agree."""
     plan = architecture_of(found.tensors)
     if plan is None:
-        raise WeightsError(f"{source} holds no whole residual block")
+        raise WeightsError(
+            f"{source} holds no whole residual block by names known here: "
+            f"{contents(found.tensors, source)}; name the model if it is one of torchvision or timm"
+        )
     if (stated := header.get("depth", plan.depth)) != plan.depth:
         raise WeightsError(
             f"{source} is damaged: its header says ResNet-{stated}, and it holds {describe(found.tensors)}"

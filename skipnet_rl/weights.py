@@ -153,7 +153,7 @@ def _open_chain(stored: Stored, expected: Expected) -> Opened:
         """Open a network of the chain by name, or build an untrained one by depth."""
         if isinstance(network, int):
             check_header(wanted, ("num_classes",), stored.source)
-            net = untrained(network, wanted["num_classes"], wanted.get("shortcut", "projection"))
+            net = untrained(network, wanted["num_classes"], wanted.get("shortcut"))
             return Opened(net, AlwaysExecute(), {})
         return open_weights(network, num_classes=wanted.get("num_classes"), seed=expected.seed)
 

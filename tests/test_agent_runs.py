@@ -230,7 +230,8 @@ def test_stable_baselines_resumes_from_its_weights(name, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "save", interrupted)
         module.train(args)
-    settled = dataclasses.replace(args, resume=True, alpha=1.0, cost="blocks")  # as a run writes them
+    found = {"alpha": 1.0, "cost": "blocks", "shortcut": "projection"}  # as a run writes them
+    settled = dataclasses.replace(args, resume=True, **found)
     saved = Run(tmp_path / "run", settled, resume=True).load()
     assert saved["done"] == 64 and saved["timesteps"] == 64 * 8
     started = {}

@@ -18,7 +18,7 @@ from envs.vector import SkipNetVectorEnv
 from skipnet_rl.chain import ChainMDP
 from skipnet_rl.checkpoint import save_weights
 from skipnet_rl.recording import record, replayed
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.rollout import rollout
 
 N = 2
@@ -142,6 +142,21 @@ def test_networks_of_ones_own(tmp_path):
     for one in (env, again):
         one.reset(seed=3)
     assert data_equivalence(env.step(1), again.step(1), exact=True)
+
+
+@pytest.mark.parametrize("depth", [14, Architecture(32, (16, 32, 64), (1, 2, 1))], ids=["of an id", "other"])
+@pytest.mark.parametrize("shortcut", ["projection", "pad"])
+@pytest.mark.parametrize("last", [True, False])
+def test_networks_of_other_projects(depth, shortcut, last, tmp_path):
+    """Their files have no header: depth, size of the images and shortcuts are those of the tensors."""
+    net = ResNet(depth, 10, shortcut)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "theirs.th")
+    networks = [str(tmp_path / "theirs.th"), "resnet20-rendered-digits"]
+    env = gym.make("SkipChain-v0", networks=networks[::-1] if last else networks, **QUICK)
+    theirs = env.unwrapped.lockstep.mdp.net.members[int(last)].net
+    assert (theirs.architecture, theirs.shortcut) == (net.architecture, shortcut)
+    env.reset(seed=0)
+    assert env.step(1)[2]
 
 
 def test_a_depth_is_the_shipped_network_of_the_data_set():

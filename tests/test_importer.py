@@ -358,15 +358,26 @@ def test_what_is_neither_name_nor_path_nor_weights(weights):
         gym.make("SkipResNet20-v0", dataset="rendered-digits", split="test", weights=weights)
 
 
+@pytest.mark.parametrize("depth", [None, 20])
+def test_a_network_that_is_no_resnet_is_described_by_its_tensors(depth):
+    """As of a ConvNeXt, whose names are partly those of this project's ResNets."""
+    state = {"stages.0.blocks.0.mlp.fc1.weight": torch.ones(4, 2), "head.fc.weight": torch.ones(10, 4)}
+    with pytest.raises(
+        WeightsError, match="tensors, first .*(name the model if|expected a ResNet-20)"
+    ) as error:
+        open_weights(state, depth=depth)
+    assert "stages of  blocks" not in str(error.value)
+
+
 @pytest.mark.skipif(not REFERENCE.is_file(), reason="no reference weights beside the repository")
 def test_published_weights_with_another_number_of_classes():
     with pytest.warns(UserWarning, match="12fca82f.th: its classifier has 10 classes"):
-        net = load_network(REFERENCE, 20, 7, "imagefolder", "pad")
+        net = load_network(REFERENCE, 20, 7, "imagefolder")
     assert net.fc.weight.shape == (7, 64) and net.blocks[8].bn2.running_var.std() > 0
     with pytest.raises(
         WeightsError, match="holds a ResNet-20 of 10 classes with shortcuts without weights; expected a"
     ):
-        load_network(REFERENCE, 20, 10, "cifar10")
+        load_network(REFERENCE, 20, 10, "cifar10", "projection")
 
 
 class Surprise:
@@ -413,7 +424,6 @@ def test_environment_with_published_weights_is_right_on_9173_images(cifar10_fold
         dataset="cifar10",
         data_dir=str(cifar10_folder),
         split="test",
-        shortcut="pad",
         weights=str(REFERENCE),
         device="cpu",
         autoreset_mode="Disabled",

@@ -19,6 +19,7 @@ from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.recording import Records, answers, record, replayed
+from skipnet_rl.resnet import SHORTCUT
 from skipnet_rl.rollout import Trajectory, rollout
 
 
@@ -86,7 +87,7 @@ def chain_header(problem: ChainProblem, policy: str) -> dict[str, Any]:
     """Return what a weights file says of a policy over a chain; `policy` is the kind of the policy."""
     return {
         "kind": "chain",
-        "shortcut": problem.shortcut,
+        "shortcut": problem.shortcut or SHORTCUT,
         "policy": policy,
         "networks": list(problem.networks),
         "mix": check_mix(problem.mix, len(problem.networks) - 1).tolist(),

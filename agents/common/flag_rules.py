@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from envs.ids import is_chain
 from skipnet_rl.errors import unknown_name
@@ -60,11 +61,18 @@ RESNET_FLAGS = ("depth", "shortcut", "zero_init_residual")  # of this project's 
 MODEL_FLAGS = ("model", "model_kwargs", "image_size")  # of models of other libraries
 
 
+def choices_of(kind: Any) -> tuple[Any, ...]:
+    """The choices of a flag of the type `Literal[…]` or `Literal[…] | None`; () for any other type."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return next((get_args(each) for each in kinds if get_origin(each) is Literal), ())
+
+
 def check_choices(args: Any) -> None:
     """Raise a ValueError for the first flag of a dataclass whose value is not one of its choices."""
     for name, kind in get_type_hints(type(args)).items():
-        if get_origin(kind) is Literal and getattr(args, name) not in get_args(kind):
-            raise unknown_name(name.replace("_", " "), getattr(args, name), get_args(kind))
+        choices, value = choices_of(kind), getattr(args, name)
+        if choices and value not in choices and not (value is None and NoneType in get_args(kind)):
+            raise unknown_name(name.replace("_", " "), value, choices)
 
 
 def check_numbers(args: Any) -> None:

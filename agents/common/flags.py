@@ -74,8 +74,8 @@ class CommonArgs:
     """backbone to start from: a file (.safetensors, or a PyTorch state_dict of this or another project), the
     name of a shipped one, auto for the best shipped one that fits, torchvision for torchvision's weights,
     DEFAULT for those of the library of --model, or none"""
-    shortcut: Data[Literal["projection", "pad", "pool"]] = "projection"
-    """kind of shortcut where a block changes the shape"""
+    shortcut: Data[Literal["projection", "pad", "pool"] | None] = None
+    """kind of shortcut where a block changes the shape (default: that of the weights, else projection)"""
     model: Data[str | None] = None
     """classifier of torchvision or timm, such as torchvision/convnext_tiny, with --env SkipNet-v0 (default:
     the one that a weights file names, else torchvision/resnet18)"""

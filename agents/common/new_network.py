@@ -10,7 +10,7 @@ from skipnet_rl.growth import grow
 from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.network import Network
 from skipnet_rl.problem import Problem
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.resnet import SHORTCUT, ResNet
 from skipnet_rl.terminal import say
 from skipnet_rl.weights import open_weights
 
@@ -24,9 +24,11 @@ def new_network(args: Args, problem: Problem, num_classes: int) -> Network:
     if isinstance(problem, ModelProblem):
         new = problem.named.build(num_classes, seed=args.seed) if args.weights == "none" else None
         return (new or problem.network(num_classes)).to(problem.device).train()
-    net = ResNet(args.depth, num_classes, args.shortcut)
+    net = ResNet(args.depth, num_classes, args.shortcut or SHORTCUT)
     if args.weights != "none":
         start = start_of(args, problem, num_classes)
+        if start.shortcut != net.shortcut:  # none was asked for
+            net = ResNet(args.depth, num_classes, start.shortcut)
         if start.depth < net.depth:
             say(f"weights: a ResNet-{start.depth}, which grows to a ResNet-{net.depth}")
         grow(start, net)

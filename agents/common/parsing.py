@@ -11,10 +11,11 @@ from dataclasses import MISSING, field, fields, make_dataclass, replace
 from functools import cache
 from itertools import pairwise, takewhile
 from textwrap import dedent
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
+from agents.common.flag_rules import choices_of
 from agents.common.flags import DATA, METHOD, RUN, SCHEDULE, Heading
 from skipnet_rl.errors import unknown_name
 
@@ -120,9 +121,9 @@ def _check_choices(args_type: type, words: Sequence[str]) -> None:
     for word, following in pairwise([*own, "--"]):
         flag, _, joined = word.partition("=")
         value, name = joined or following, flag.removeprefix("--")
-        kind = kinds.get(name.replace("-", "_")) if flag.startswith("--") else None
-        if get_origin(kind) is Literal and not value.startswith("--") and value not in get_args(kind):
-            raise unknown_name(name.replace("-", " "), value, get_args(kind))
+        choices = choices_of(kinds.get(name.replace("-", "_"))) if flag.startswith("--") else ()
+        if choices and not value.startswith("--") and value not in choices:
+            raise unknown_name(name.replace("-", " "), value, choices)
 
 
 def _flag(text: str) -> object:

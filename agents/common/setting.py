@@ -25,6 +25,7 @@ from skipnet_rl.process import DecisionProcess
 from skipnet_rl.progress import image_progress, load_images
 from skipnet_rl.randomness import Stream, step_generator
 from skipnet_rl.recording import Records, replayed
+from skipnet_rl.resnet import SHORTCUT, ResNet
 from skipnet_rl.runs import Run, run_folder
 from skipnet_rl.terminal import say
 from skipnet_rl.tolerance import Tolerance, measure_tolerance
@@ -41,7 +42,8 @@ class Setting(Generic[ArgsT]):
     """Images, network and decision process that an agent learns on.
 
     Attributes:
-        args: the flags, `--weights auto` replaced by the name of the network that it chose.
+        args: the flags, `--weights auto` replaced by the name of the network that it chose, and the shortcut
+            by that network's.
         problem: data set, network and decision process by name, every `auto` resolved.
         train, val, test: the splits, on the device; `test` is cut to `--test-images` or `TEST_IMAGES`. A
             policy over a frozen network learns on the calibration images and is validated on the selection
@@ -108,9 +110,11 @@ class Setting(Generic[ArgsT]):
         args = replace(args, weights=str(problem.weights), alpha=alpha, cost=cost, **named_model(problem))
         if new_network is not None:
             made = new_network(args, problem, classes)
+            args = replace(args, shortcut=shortcut_of(args, made))
             return cls(args, problem, train, val, test, split_images, made, made, None)
         say(f"weights: {problem.why[1]}")
         net: Any = problem.network(classes)
+        args = replace(args, shortcut=shortcut_of(args, net))
         plain_name = _plain_beside(args, dataset)
         plain = problem.network(classes, plain_name) if plain_name else net
         if isinstance(net, Chain) and not args.trains_networks:  # each sees every image once
@@ -218,6 +222,13 @@ class Setting(Generic[ArgsT]):
         """Start the run's folder."""
         args = self.args
         return Run(run_folder(args.run_dir, args.env, agent, args.seed, resume), args, resume)
+
+
+def shortcut_of(args: CommonArgs, net: Any) -> Any:
+    """Return a ResNet's kind of shortcut, on a chain that of its untrained networks; else None."""
+    if args.other_library:
+        return None
+    return net.shortcut if isinstance(net, ResNet) else args.shortcut or SHORTCUT
 
 
 def trains_chain(args: CommonArgs, problem: Problem) -> bool:

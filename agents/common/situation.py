@@ -20,7 +20,7 @@ from agents.common.presets import PRESETS
 from envs.factory import problem_of
 from envs.ids import depth_of, is_chain, is_model
 from skipnet_rl import catalogue
-from skipnet_rl.chain_problem import shape_of
+from skipnet_rl.chain_problem import shape_in_chain
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.device import pick_device
 from skipnet_rl.errors import WeightsError, unknown_name
@@ -29,7 +29,7 @@ from skipnet_rl.flops import network_macs
 from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.models import PRETRAINED, ModelName
 from skipnet_rl.network import Network
-from skipnet_rl.resnet import ResNet
+from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import started_with
 from skipnet_rl.stored import header_of
 
@@ -107,7 +107,7 @@ def values_of(situation: Situation) -> dict[str, Any]:
     if situation.teacher:
         values["distillation"] = values.get("distillation") or SHARE
     about = trained_as(situation.weights, situation.model)
-    named = ("mean", "std", *(MODEL_FLAGS if model else ("shortcut",)))
+    named = ("mean", "std", *(MODEL_FLAGS if model else ()))
     images: dict[str, Any] = {key: about[key] for key in named if key in about}
     return {**values, **images, "preset": name}
 
@@ -136,15 +136,15 @@ def _of_chain(situation: Situation) -> dict[str, Any]:
     """Return the values of the preset for chains, with the alpha and cost of the environment."""
     problem: Any = problem_of(situation.env)
     alpha, cost = problem.payment
-    shapes = map(shape_of, problem.networks)
-    nets = [ResNet(shape) if isinstance(shape, int) else shape.build(2) for shape in shapes]
+    shapes = map(shape_in_chain, problem.networks)
+    nets = [ResNet(shape) if isinstance(shape, Architecture) else shape.build(2) for shape in shapes]
     values = PRESETS["chain"] | _scaled(PRESETS["chain"], nets, USUAL_CHAIN, situation.device)
     taught = {"distillation": 0.0} if situation.weights == "none" else {}
     return {**values, **taught, "alpha": alpha, "cost": cost, "preset": "chain"}
 
 
 def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
-    """Return the flags that a weights file states: id, data set, alpha, cost, shortcut, mean and std.
+    """Return the flags that a weights file states: id, data set, alpha, cost, mean and std.
 
     Its model's arguments and image size are left out if `model`, the one that is given, is another model.
 
@@ -154,7 +154,7 @@ def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
     if weights in UNNAMED:
         return {}
     header = header_of(weights)
-    known = ["dataset", "alpha", "cost", "shortcut"]
+    known = ["dataset", "alpha", "cost"]
     if not catalogue.find(weights):  # a shipped network has the data set's own
         known += ["mean", "std"]
     found = {name: header[name] for name in known if header.get(name) is not None}
