@@ -53,11 +53,12 @@ class Args(SB3Args):
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> BaseAlgorithm:
     """Build PPO or RecurrentPPO with the preset's numbers."""
     decisions = episode_length(env)
-    if numbers["minibatches"] > decisions * env.num_envs // 2:
-        raise ValueError(
-            f"--minibatches is {numbers['minibatches']}; expected at most {decisions * env.num_envs // 2}, "
-            "because the advantages of a minibatch are normalised, which takes two steps"
-        )
+    most = decisions * env.num_envs // 2
+    why = "because the advantages of a minibatch are normalised, which takes two steps"
+    if most == 0:  # one episode of one decision
+        raise ValueError(f"--num-envs is {env.num_envs}; expected 2 or more, {why}")
+    if numbers["minibatches"] > most:
+        raise ValueError(f"--minibatches is {numbers['minibatches']}; expected at most {most}, {why}")
     common: dict[str, Any] = {
         "n_steps": decisions,
         "batch_size": decisions * env.num_envs // numbers["minibatches"],

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import json
 import sys
 
@@ -15,6 +16,7 @@ from agents import a2c, act, blockdrop, dqn, gumbel, oracle, ppo, reinforce, sta
 from agents.common import setting
 from agents.common.cli import main_with_named_errors
 from agents.common.sb3 import preset, training_env
+from agents.common.watch import DivergenceError
 from skipnet_rl.evaluate import load_records
 from skipnet_rl.runs import Run
 from skipnet_rl.stored import read_header
@@ -156,6 +158,30 @@ def test_static_policies_leave_the_same_files(tmp_path, pictures):
         assert (tmp_path / folder / "routes.npz").is_file() and (tmp_path / folder / "args.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "lr", "message"),
+    [
+        ("PPO", 1e37, r"^policy\..* holds a NaN or an infinity at step 32 \(TRAIN\); the run stops"),
+        slow("RecurrentPPO", 1e37, r"^policy\..* holds a NaN or an infinity at step 32 "),
+        slow("A2C", 1e37, r"^policy\..* holds a NaN or an infinity at step 64 "),
+        ("DQN", 1e37, r"^policy\..* holds a NaN or an infinity at step 128 "),
+        ("PPO", 1e38, r"^the optimizer's step overflows at step 32 "),
+    ],
+)
+def test_a_model_that_diverges_ends_with_the_step_and_is_not_saved(name, lr, message, tmp_path, capfd):
+    """Also between two evaluations, where no checkpoint is checked."""
+    module, flags = LEARNERS[name]
+    args = module.Args(
+        **SMALL, **{**flags, "episodes": 128, "eval_every": 128, "lr": lr}, run_dir=tmp_path / "run"
+    )
+    with pytest.raises(DivergenceError, match=message):
+        module.train(args)
+    assert not any((tmp_path / "run").rglob("*.safetensors"))
+    capfd.readouterr()
+    gc.collect()
+    assert not capfd.readouterr().err  # the bar is closed, so that nothing follows the error
+
+
 @pytest.mark.parametrize("env", ["SkipResNet20-v0", "SkipResNet110-v0"])
 def test_presets_are_complete(env):
     for module in (ppo, a2c, dqn):
@@ -174,6 +200,7 @@ def test_presets_are_complete(env):
         (ppo, ["--eval-every", "0"], "--eval-every is 0"),
         (ppo, ["--minibatches", "0"], "--minibatches is 0"),
         (ppo, ["--minibatches", "9999"], "--minibatches is 9999; expected at most 1024"),
+        (ppo, ["--env", "SkipChain20x38-v0", "--num-envs", "1"], "--num-envs is 1; expected 2 or more"),
         (ppo, ["--env", "CartPole-v1"], "CartPole-v1 is not an environment of this project"),
         (a2c, ["--width", "0"], "--width is 0"),
         (dqn, ["--episodes", "0"], "--episodes is 0"),

@@ -32,7 +32,7 @@ from agents.common.sb3_policies import WEIGHTS, ModelPolicy
 from agents.common.setting import Setting
 from agents.common.situation import situation_of
 from agents.common.verdict import verdict
-from agents.common.watch import check_finite
+from agents.common.watch import check_finite, diverged
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl import runs
@@ -98,6 +98,8 @@ def start_near_execute(model: BaseAlgorithm) -> None:
 class Progress(BaseCallback):
     """Bar, metrics, validation and checkpoints, under the names that every agent uses."""
 
+    bar: Any
+
     def __init__(
         self,
         run: runs.Run,
@@ -119,8 +121,21 @@ class Progress(BaseCallback):
         """Seconds of training, those before an interruption included."""
         return self.before + time.perf_counter() - self.begun
 
-    def _on_training_start(self) -> None:
-        self.bar = progress_bar(total=self.episodes, initial=self.done, unit="episode")
+    def train(self, model: BaseAlgorithm, steps: int) -> None:
+        """Train a model for `steps` steps of the environment.
+
+        Raises:
+            DivergenceError: a NaN or an infinity; the checkpoint before it is kept.
+        """
+        with progress_bar(total=self.episodes, initial=self.done, unit="episode") as self.bar:
+            try:
+                model.learn(steps, callback=self, reset_num_timesteps=not self.done)
+            except (ValueError, RuntimeError) as error:
+                # PyTorch refuses log-odds that are NaN, and a step of Adam that is too long for float32
+                check_finite(model.get_parameters(), self.done, "train")
+                if "overflow" in str(error):
+                    raise diverged("the optimizer's step overflows", self.done, "train") from error
+                raise
 
     def _on_step(self) -> bool:
         ended = [info for info in self.locals["infos"] if "episode" in info]
@@ -140,7 +155,6 @@ class Progress(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._checkpoint()
-        self.bar.close()
 
     def _checkpoint(self) -> None:
         """Write a checkpoint that is due, after the update on the episodes that it counts as done."""
@@ -219,7 +233,7 @@ def train_sb3(
     )
     left = episodes * mdp.num_decisions - state["timesteps"]
     if left > 0:
-        model.learn(left, callback=callback, reset_num_timesteps=not state["done"])
+        callback.train(model, left)
     wall_time = callback.elapsed
     with whole_file(run.folder / "model.zip") as beside, beside.open("wb") as file:
         model.save(file)

@@ -74,6 +74,7 @@ def load_model(path: Path, algorithm: str, num_decisions: int) -> ModelPolicy:
     """Load the policy of a stable-baselines3 .zip that was saved elsewhere.
 
     Such a file holds pickled objects, which can execute code: open only what you trust.
+    It lacks the statistics of `VecNormalize`, so observations reach the policy as they are.
 
     Args:
         path: of the .zip.

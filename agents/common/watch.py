@@ -94,9 +94,9 @@ class Watch:
             copied.synchronize()
         loss, undefined, *rates = values.tolist()
         if not math.isfinite(loss):
-            raise DivergenceError(_diverged(f"the loss is {loss}", done, stage))
+            raise diverged(f"the loss is {loss}", done, stage)
         if undefined:
-            raise DivergenceError(_diverged("a gate's log-odds are nan", done, stage))
+            raise diverged("a gate's log-odds are nan", done, stage)
         if stage in GREEDY_STAGES:
             self.alike, self.unvisited = 0, []
             return
@@ -138,15 +138,16 @@ def check_finite(state: Any, done: int, stage: str, name: str = "") -> None:
     """
     if isinstance(state, Tensor):
         if state.is_floating_point() and not state.isfinite().all():
-            raise DivergenceError(_diverged(f"{name} holds a NaN or an infinity", done, stage))
+            raise diverged(f"{name} holds a NaN or an infinity", done, stage)
     elif isinstance(state, (dict, list, tuple)):
         items = state.items() if isinstance(state, dict) else enumerate(state)
         for key, value in items:
             check_finite(value, done, stage, f"{name}.{key}".lstrip("."))
 
 
-def _diverged(what: str, done: int, stage: str) -> str:
-    return (
+def diverged(what: str, done: int, stage: str) -> DivergenceError:
+    """A DivergenceError that says what went wrong, at which step, and what to try."""
+    return DivergenceError(
         f"{what} at step {done} ({stage.upper()}); the run stops, its last checkpoint is kept. Try a lower "
         "learning rate, or --precision fp32"
     )
