@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -111,14 +111,14 @@ def pool_for(args: Args, plan: Plan) -> Pool:
 
 def compare_all(runs: Sequence[Job], out: Path) -> None:
     """Write a table of the runs, or one for each environment and data set."""
-    groups: dict[tuple[Any, ...], list[Path]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for job in runs:
         result = FinishedRun.read(job.folder).result
-        groups[tuple(result[key] for key in SHARED)].append(job.folder)
+        groups[tuple(str(result.get(key)) for key in SHARED)].append(job.folder)
     for key, folders in groups.items():
         place = out / "comparison"
         if len(groups) > 1:
-            place /= as_name("-".join(map(str, key)))
+            place /= as_name("-".join(key))
         compare.main(compare.Args(tuple(folders), out=place))
 
 

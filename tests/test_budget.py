@@ -281,7 +281,8 @@ def test_folders_without_a_run(tmp_path, finished):
         ({"alpha": "1"}, {}, "alpha"),
         ({}, {"weights": 5}, "weights"),
         ({}, {"mix": 0.5}, "mix"),
-        ({"cost": 1}, {"mix": [None]}, "cost and mix"),
+        ({"cost": 1, "alpha": None}, {"mix": [None]}, "alpha and cost"),
+        ({"split_images": 0}, {}, "split_images"),
     ],
 )
 def test_values_that_no_run_writes_are_damage(tmp_path, changed, row, named):

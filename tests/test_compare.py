@@ -79,6 +79,41 @@ def test_seeds_are_one_row_with_students_interval(tmp_path):
     assert learned["random_gain_seeds_ci95"] == pytest.approx(0.0496828, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("split", 1), ("n_images", 0), ("alpha", "1"), ("seed", [1]), ("wall_time_s", None), ("command", None)],
+)
+def test_a_run_without_a_number_of_the_table_is_damaged(tmp_path, key, value):
+    (one,) = seeds(tmp_path, "ppo", [0.8], [0.6])
+    one.result[key] = value
+    with pytest.raises(ValueError, match=f"result.json is damaged: no run writes its {key}$"):
+        collect([one])
+    del one.result[key]
+    with pytest.raises(ValueError, match=f"result.json is damaged: it lacks {key}$"):
+        collect([one])
+
+
+@pytest.mark.parametrize("key", ["accuracy", "return", "compute_flops_std", "execution_rate"])
+def test_a_row_without_a_number_of_the_table_is_damaged(tmp_path, key):
+    (one,) = seeds(tmp_path, "ppo", [0.8], [0.6])
+    last = one.result["policies"][-1]
+    last[key] = ["much"]
+    with pytest.raises(ValueError, match=f"result.json is damaged: no run writes its {key}$"):
+        collect([one])
+    del last[key]
+    with pytest.raises(ValueError, match=f"result.json is damaged: it lacks {key}$"):
+        collect([one])
+
+
+def test_verifying_takes_what_it_compares(tmp_path):
+    (one,) = seeds(tmp_path, "ppo", [0.8], [0.6])
+    with pytest.raises(ValueError, match=r"result.json is damaged: it lacks precision$"):
+        compare.verify(one, None, "cpu")
+    one.result["precision"] = "fp32"
+    with pytest.raises(ValueError, match=r"result.json is damaged: it lacks policy_flops$"):
+        compare.verify(one, None, "cpu")
+
+
 def test_each_seed_is_compared_with_random_skipping_at_its_rate(tmp_path):
     """Wilson intervals over 10,000 images: 0.7920 is above 0.7880 with certainty, not above 0.7979."""
 

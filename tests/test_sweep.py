@@ -344,6 +344,14 @@ def test_ranges_are_of_the_type_of_their_flag(tmp_path):
     assert Range.of("gate", "rnn,ff1", flags["gate"]) == Range(values=("rnn", "ff1"))
 
 
+def test_a_damaged_run_is_named_before_the_comparison(tmp_path):
+    (tmp_path / "args.json").write_text("{}")
+    result = {"agent": "ppo", "env": "SkipResNet20-v0", "dataset": "cifar10", "policies": [{"name": "PPO"}]}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="result.json is damaged: it lacks split and n_images and"):
+        sweep.compare_all([SimpleNamespace(folder=tmp_path)], tmp_path / "sweep")
+
+
 def test_without_kept_weights_the_last_validation_counts(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"policies": [{"accuracy": 1.0}]}))
     lines = [{"step": step, "train/accuracy": 1.0, "val/accuracy": step / 10} for step in (1, 2)]

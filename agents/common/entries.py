@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agents.common.finished import FinishedRun
+from agents.common.finished import FinishedRun, Fits, are_numbers, is_count, is_number, is_text
 from skipnet_rl.runs import NOT_COMPARED
 from skipnet_rl.statistics import half_width, mean_interval, wilson_interval
 
@@ -24,6 +24,15 @@ AVERAGED = (
     "unique_routes",
 )
 SHARED = ("env", "dataset", "split", "n_images")  # values that all runs of a table share
+NEEDED: dict[str, Fits] = {  # of a run
+    "split": is_text,
+    "n_images": is_count,
+    "alpha": is_number,
+    "seed": is_number,
+    "wall_time_s": is_number,
+    "command": is_text,
+}
+NEEDED_IN_ROWS: dict[str, Fits] = {**dict.fromkeys(AVERAGED, is_number), "execution_rate": are_numbers}
 NOT_A_FLAG = {
     *NOT_COMPARED,
     "seed",
@@ -116,9 +125,13 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     """Return one entry per policy; runs that differ only in the seed share it.
 
     Raises:
-        ValueError: runs on different environments, data sets or splits, which no table can compare, or two
-            of the same seed that differ in nothing.
+        ValueError: runs on different environments, data sets or splits, which no table can compare, two of
+            the same seed that differ in nothing, or a damaged result.json.
     """
+    for run in runs:
+        run.check(NEEDED)
+        for row in run.result["policies"]:
+            run.check(NEEDED_IN_ROWS, row)
     for key in SHARED:
         values = sorted({str(run.result[key]) for run in runs})
         if len(values) > 1:
@@ -131,7 +144,7 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
     for run in runs:
         for row in shown(run):
             if row["name"] == "all blocks" and run.policy_name != "all blocks":  # each network once
-                network = (row.get("weights") or run.args["weights"], run.args.get("shortcut"))
+                network = (row.get("weights") or run.args.get("weights"), run.args.get("shortcut"))
                 if network in seen:
                     continue
                 seen.add(network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,35 @@ from skipnet_rl.problem import load_network
 from skipnet_rl.runs import as_now
 from skipnet_rl.weights import open_weights
 
+Fits = Callable[[Any], bool]  # whether a value is of the kind that a run writes
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value of a JSON file is text."""
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number."""
+    return isinstance(value, (int, float))
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number above zero."""
+    return isinstance(value, int) and value > 0
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether it is a list of numbers."""
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+# values of every run; older ones lack some
+WRITTEN: dict[str, Fits] = {"split_images": is_count, "alpha": is_number, "cost": is_text}
+WRITTEN_IN_ROWS: dict[str, Fits] = {
+    "weights": lambda value: value is None or is_text(value),
+    "mix": are_numbers,
+}
 # agents whose older runs learned on half of the validation images without saying so
 ON_CALIBRATION_IMAGES = ("ppo", "a2c", "dqn", "reinforce")
 
@@ -64,9 +93,25 @@ class FinishedRun:
             raise ValueError(
                 f"{folder}/result.json names no agent or no policies; expected a file that a run wrote"
             )
-        if wrong := _not_written(result):
-            raise ValueError(f"{folder}/result.json is damaged: no run writes its {' and '.join(wrong)}")
-        return cls(folder, as_now(args), result)
+        run = cls(folder, as_now(args), result)
+        run.check({key: fits for key, fits in WRITTEN.items() if key in result})
+        for row in result["policies"]:
+            run.check({key: fits for key, fits in WRITTEN_IN_ROWS.items() if key in row}, row)
+        return run
+
+    def check(self, needed: Mapping[str, Fits], row: Mapping[str, Any] | None = None) -> None:
+        """Check values of result.json, or of one of its rows; each has a function that says whether it fits.
+
+        Raises:
+            ValueError: one is missing, or is not of the kind that a run writes.
+        """
+        values = self.result if row is None else row
+        lacking = [key for key in needed if key not in values]
+        wrong = [key for key, fits in needed.items() if key in values and not fits(values[key])]
+        if lacking or wrong:
+            what = "it lacks" if lacking else "no run writes its"
+            names = " and ".join(lacking or wrong)
+            raise ValueError(f"{self.folder}/result.json is damaged: {what} {names}")
 
     @property
     def agent(self) -> str:
@@ -218,19 +263,6 @@ def _is_result(result: Mapping[str, Any]) -> bool:
     names = all(isinstance(result.get(key), str) for key in ("agent", "env", "dataset"))
     rows = result.get("policies")
     return names and isinstance(rows, list) and bool(rows) and all(_is_row(row) for row in rows)
-
-
-def _not_written(result: Mapping[str, Any]) -> list[str]:
-    """Name the values of a result that are of another type than a run writes; older runs lack some."""
-    rows, number = result["policies"], (int, float)
-    mixes = [row["mix"] for row in rows if "mix" in row]
-    fits = {
-        "alpha": isinstance(result.get("alpha", 0), number),
-        "cost": isinstance(result.get("cost", "blocks"), str),
-        "weights": all(isinstance(row.get("weights"), str | None) for row in rows),
-        "mix": all(isinstance(mix, list) and all(isinstance(each, number) for each in mix) for mix in mixes),
-    }
-    return [name for name, fit in fits.items() if not fit]
 
 
 def _is_row(row: Any) -> bool:
