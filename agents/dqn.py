@@ -39,22 +39,25 @@ class Args(SB3Args):
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:
     """Build DQN with the preset's numbers."""
     decisions = episode_length(env)
-    return DQN(
-        "MlpPolicy",
-        env,
-        learning_rate=numbers["lr"],
-        buffer_size=numbers["buffer"],
-        learning_starts=min(4 * env.num_envs, numbers["episodes"] // 4) * decisions,  # in episodes
-        batch_size=256,
-        train_freq=1,
-        gradient_steps=numbers["updates"],
-        target_update_interval=20 * decisions,  # counted in steps of all environments together
-        exploration_fraction=0.33,
-        gamma=1.0,
-        seed=args.seed,
-        policy_kwargs={"net_arch": [args.width, args.width]},
-        device="cpu",  # a network this small is faster there
-    )
+    try:
+        return DQN(
+            "MlpPolicy",
+            env,
+            learning_rate=numbers["lr"],
+            buffer_size=numbers["buffer"],
+            learning_starts=min(4 * env.num_envs, numbers["episodes"] // 4) * decisions,  # in episodes
+            batch_size=256,
+            train_freq=1,
+            gradient_steps=numbers["updates"],
+            target_update_interval=20 * decisions,  # counted in steps of all environments together
+            exploration_fraction=0.33,
+            gamma=1.0,
+            seed=args.seed,
+            policy_kwargs={"net_arch": [args.width, args.width]},
+            device="cpu",  # a network this small is faster there
+        )
+    except MemoryError as error:
+        raise ValueError(f"--buffer is {numbers['buffer']}, more than memory holds: {error}") from error
 
 
 def train(args: Args) -> dict[str, Any]:
