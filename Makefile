@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 PARALLEL = -n auto --maxprocesses 4 --dist worksteal
+unexport PYTHONDONTWRITEBYTECODE # or every process compiles PyTorch's thousands of modules again
 test slow oldest: export OMP_NUM_THREADS = 1 # workers side by side share the cores
 
 .PHONY: run test slow oldest bench docs clean

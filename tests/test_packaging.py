@@ -1,6 +1,7 @@
 """The installation coexists with other distributions' packages `agents` and `envs`."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -123,3 +124,12 @@ def test_the_wheel_and_the_real_envs(tmp_path):
         "print(gym.make('envs.ids:SkipResNet14-v0', dataset='rendered-digits', weights=None).spec.id)\n"
     )
     assert python(site, program).split() == ["True", "SkipResNet14-v0"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_lets_python_keep_the_bytecode_that_its_installation_lacks():
+    """Else each of several processes compiles PyTorch again, in ten seconds."""
+    show = ["make", "--silent", "--eval", "show: ; @env", "show"]
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "KEPT": "1"}
+    shown = subprocess.run(show, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+    assert "KEPT=1" in shown and "PYTHONDONTWRITEBYTECODE" not in shown
