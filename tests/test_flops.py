@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from skipnet_rl import flops
 from skipnet_rl.flops import FUSED, compute_blocks, count_macs, network_macs, on_meta
 from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.resnet import ResNet
@@ -43,6 +44,15 @@ def test_totals():
     assert network_macs(ResNet(20)).total == 40_813_184
     assert network_macs(ResNet(110, shortcut="pad")).total == 252_887_680
     assert network_macs(ResNet(110)).total == 253_149_824
+
+
+def test_what_is_known_of_blocks_is_what_each_of_them_costs(monkeypatch):
+    """A block is unlike others if its layers or its image's size are."""
+    for net in (ResNet(20, shortcut="pool"), ResNet(34)):
+        before, again = network_macs(net), network_macs(net)
+        with monkeypatch.context() as patch:
+            patch.setattr(flops, "Block", ())  # none is known, so that each is counted
+            assert before == again == network_macs(net)
 
 
 def test_number_of_classes_changes_the_classifier_alone():
