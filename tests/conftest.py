@@ -1,4 +1,9 @@
-"""A few random images and a small network; the official CIFAR files where the machine has them."""
+"""A few random images and a small network; the official CIFAR files where the machine has them.
+
+The library is imported by the fixtures: the process that hands tests to workers needs none of it.
+"""
+
+from __future__ import annotations
 
 import os
 import subprocess
@@ -6,16 +11,13 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from toys import load_first
 
-from agents.common import outcome, setting
-from skipnet_rl.data import ImageSet
-from skipnet_rl.data.places import CIFAR
-from skipnet_rl.plots import write_plots
-from skipnet_rl.resnet import ResNet
+if TYPE_CHECKING:
+    from skipnet_rl.data import ImageSet
+    from skipnet_rl.resnet import ResNet
 
 COUNTING = ("test_properties", "test_pixels", "test_places", "test_normalisation", "test_text")  # inputs
 SHARED = Path(__file__).parent.parent.parent / "shared"  # files too large for the repository, beside it
@@ -30,26 +32,57 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def runs_without_pictures():
     """Disable pictures of runs, a third of the time of a short one, unless a test asks for `pictures`."""
+    from agents.common import outcome
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outcome, "write_plots", lambda *args: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def digits_are_read_once():
+    """Keep the rendered digits in memory, unless a test has a cache folder of its own."""
+    from skipnet_rl.data import digits
+
+    read, usual = digits.load_digits, digits.default_cache()
+    kept = cache(read)
+
+    def load_digits(split, cache_dir=None, progress=None):
+        if cache_dir or digits.default_cache() != usual:
+            return read(split, cache_dir, progress)
+        return kept(split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load_digits", load_digits)
         yield
 
 
 @pytest.fixture
 def pictures(monkeypatch) -> None:
     """Runs draw their pictures."""
+    from agents.common import outcome
+    from skipnet_rl.plots import write_plots
+
     monkeypatch.setattr(outcome, "write_plots", write_plots)
 
 
 @pytest.fixture
 def few_images(monkeypatch) -> None:
     """The agents see 32 images of each split instead of thousands."""
+    from toys import load_first
+
+    from agents.common import setting
+
     monkeypatch.setattr(setting, "load_images", load_first(32))
 
 
 @pytest.fixture
 def tiny_images() -> ImageSet:
     """Twelve images of noise in ten classes."""
+    import torch
+
+    from skipnet_rl.data import ImageSet
+
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, 32, 32), generator=generator, dtype=torch.uint8)
     classes = tuple(f"class {k}" for k in range(10))
@@ -65,6 +98,10 @@ def tiny_net() -> ResNet:
     As initialised a batch norm in evaluation mode is the identity (and a weight may be zero, so that a
     block is its shortcut): a test would not see whether it is applied.
     """
+    import torch
+
+    from skipnet_rl.resnet import ResNet
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = ResNet(20)
@@ -80,6 +117,7 @@ def tiny_net() -> ResNet:
 @pytest.fixture(scope="session")
 def official_folder(tmp_path_factory) -> Callable[[str], Path]:
     """The folder of the official files of `"cifar10"` or `"cifar100"`, where the machine has them."""
+    from skipnet_rl.data.places import CIFAR
 
     @cache
     def folder_of(name: str) -> Path:
