@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import lru_cache
 
 import pytest
 import torch
@@ -20,7 +21,11 @@ from skipnet_rl.mdp import RoutingMDP
 from skipnet_rl.policies import AlwaysExecute, StochasticDepth
 from skipnet_rl.rollout import rollout
 
-EVERY = pytest.mark.parametrize("family", FAMILIES)
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> str:
+    """Each in turn; all tests of one run in a row, so that `adapted` makes it once."""
+    return request.param
 
 
 def images(count: int, seed: int = 1, size: int = SIZE) -> torch.Tensor:
@@ -31,22 +36,25 @@ def labels(count: int) -> torch.Tensor:
     return torch.arange(count) % CLASSES
 
 
-def adapted(family: str, seed: int = 0):
-    return adapt(made(FAMILIES[family], seed), SIZE)
+@lru_cache(maxsize=1)
+def kept(family: str):
+    model = made(FAMILIES[family])
+    return copy.deepcopy(model), adapt(model, SIZE)
+
+
+def adapted(family: str):
+    return copy.deepcopy(kept(family)[1])
 
 
 def routes_of(mdp: RoutingMDP, count: int, seed: int = 2) -> torch.Tensor:
     return torch.rand(count, mdp.num_decisions, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
-@EVERY
-@pytest.mark.parametrize("seed", [0, 1])
 @torch.no_grad()
-def test_with_every_block_executed_it_is_the_model_to_the_bit(family, seed):
-    model = made(FAMILIES[family], seed)
-    batch = images(3, seed)
+def test_with_every_block_executed_it_is_the_model_to_the_bit(family):
+    model, net = kept(family)
+    batch = images(3)
     expected = model(batch)
-    net = adapt(model, SIZE)
     played = rollout(RoutingMDP(net), AlwaysExecute(), batch, labels(3))
     assert torch.equal(net(batch), expected)
     assert torch.equal(played.logits, expected)
@@ -54,7 +62,6 @@ def test_with_every_block_executed_it_is_the_model_to_the_bit(family, seed):
     assert expected.std(dim=0).min() > 0  # the images differ for it
 
 
-@EVERY
 def test_a_skipped_block_changes_the_answer_and_gets_no_gradient(family):
     net = adapted(family)
     mdp, batch = RoutingMDP(net), images(2)
@@ -70,7 +77,6 @@ def test_a_skipped_block_changes_the_answer_and_gets_no_gradient(family):
     assert not torch.allclose(played.logits, net(batch), atol=1e-4)
 
 
-@EVERY
 @torch.no_grad()
 def test_gathering_and_scattering_is_the_dense_mix(family):
     mdp, batch = RoutingMDP(adapted(family).double()), images(4)
@@ -84,7 +90,6 @@ def test_gathering_and_scattering_is_the_dense_mix(family):
             assert mdp.observation(state).shape == (4, mdp.observation_size)
 
 
-@EVERY
 def test_macs_are_those_of_the_flop_counter(family):
     net = adapted(family)
     with FlopCounterMode(display=False) as counter:  # on a CPU it does not count fused attention
@@ -94,7 +99,6 @@ def test_macs_are_those_of_the_flop_counter(family):
     assert min(macs.transforms) > 0 and macs.fixed > 0
 
 
-@EVERY
 @torch.no_grad()
 def test_an_image_alone_is_answered_as_in_a_batch(family):
     mdp, batch = RoutingMDP(adapted(family).double()), images(8)
@@ -106,7 +110,6 @@ def test_an_image_alone_is_answered_as_in_a_batch(family):
         torch.testing.assert_close(alone, together[one], rtol=1e-6, atol=1e-8)
 
 
-@EVERY
 @torch.no_grad()
 def test_a_copy_for_inference_answers_alike_without_its_batch_norms(family):
     net = adapted(family).double()

@@ -151,7 +151,9 @@ def test_a_run_that_skips_says_nothing_of_it(tmp_path, few_images, capsys):
     {}, {"gate": "ff2", "baseline": "value", "warmup_iterations": 1}, {"fixed_route": True},
     {"env": "SkipChain-v0", "weights": "none", "bn": "frozen", "sp_iterations": 0, "iterations": 5},
 ])  # fmt: skip
-def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, few_images, monkeypatch, flags):
+def test_same_seed_same_numbers_and_resume_ends_alike(tmp_path, monkeypatch, flags):
+    images = 32 if "fixed_route" in flags else 8  # of 8, two seeds keep the same weights of a fixed route
+    monkeypatch.setattr(setting, "load_images", load_first(images))
     agent, made = hybrid_reinforce, small_args
     if "fixed_route" in flags:
         agent, made = finetune, tuning_args
@@ -360,7 +362,7 @@ def test_finetuning_keeps_the_gates_and_follows_the_teacher(tmp_path, few_images
     hybrid_reinforce.train(small_args(tmp_path, sp_iterations=0))
     file = tmp_path / "run" / "hrl.safetensors"
     stored, ends = read_tensors(file), {}
-    others = ("resnet110-rendered-digits", "resnet20-rendered-digits")
+    others = ("resnet38-rendered-digits", "resnet20-rendered-digits")
     monkeypatch.setattr(KeepBest, "begin", lambda self: None)  # nor is the start kept
     for teacher, named in ((None, ()), ("one", others[:1]), ("two", others)):
         place = tmp_path / str(teacher)

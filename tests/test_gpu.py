@@ -12,7 +12,7 @@ import torch
 from test_chain import lively_chain
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import Replay
+from toys import Replay, slow
 
 from agents import export, hybrid_reinforce, pretrain
 from envs.sb3 import SB3VecEnv
@@ -45,6 +45,10 @@ GPU = pytest.param(
 @pytest.fixture(params=["cpu", GPU])
 def device(request) -> torch.device:
     return pick_device(request.param)
+
+
+# faster tests of `test_compiling` and `test_onnx` check the same on a CPU
+ON_A_GPU_ABOVE_ALL = pytest.mark.parametrize("device", [slow("cpu"), GPU], indirect=True)
 
 
 @pytest.fixture(params=["network", "chain"])
@@ -294,6 +298,7 @@ def test_gradients_of_bf16_steps_are_float32_in_the_weights_layout(device, tiny_
     assert losses["bf16"] != losses["fp32"]
 
 
+@ON_A_GPU_ABOVE_ALL
 def test_compiled_blocks_train_as_they_do_without(device, tiny_net, tiny_images):
     """On the CPU without the code for it, which takes a minute to compile."""
     data, net = tiny_images.to(device), tiny_net.to(device).train()
@@ -418,6 +423,7 @@ def test_what_a_device_wrote_opens_anywhere(device, tmp_path, few_images, interr
     torch.testing.assert_close(there.loss, on_cpu.loss, rtol=0, atol=1e-3)
 
 
+@ON_A_GPU_ABOVE_ALL
 def test_weights_of_a_device_are_exported(device, tmp_path, few_images):
     pytest.importorskip("onnxruntime", reason="needs the extra: pip install -e '.[export]'")
     pytest.importorskip("onnxscript", reason="needs the extra: pip install -e '.[export]'")
