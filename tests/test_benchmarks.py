@@ -246,12 +246,14 @@ def test_the_soak_test_watches_units_of_work(part, units):
     assert (found["units"], found["files"]) == (units, 0) and found["mib"] > 0
 
 
+@pytest.mark.slow
 def test_a_soak_sees_memory_that_is_kept():
     kept = []
     found = soak.watch(lambda: kept.append(np.ones(2**20)), 20)  # 8 MiB
     assert found["growth"] > soak.GROWTH and found["files"] == found["threads"] == 0
 
 
+@pytest.mark.slow
 def test_a_soak_sees_files_and_threads_that_are_left_open(tmp_path):
     with ExitStack() as kept:
         found = soak.watch(lambda: kept.enter_context((tmp_path / "file").open("w")), 10)

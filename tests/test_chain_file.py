@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_mdp import lively_net
-from toys import load_first
+from toys import load_first, slow
 
 from agents import evaluate as agents_evaluate
 from agents import export
@@ -134,7 +134,7 @@ def test_a_file_holds_the_chain(file, networks):
     assert torch.equal(done.predictions[kept], alone.predictions[kept])
 
 
-@pytest.mark.parametrize("kind", ["file", "learned"])
+@pytest.mark.parametrize("kind", [slow("file"), "learned"])
 def test_evaluated_and_exported_by_its_file(kind, request, tmp_path, monkeypatch):
     file = request.getfixturevalue(kind)
     for module in (subjects, export):

@@ -45,7 +45,7 @@ PLACES = {
     "line or file of JSON": (runs.json, "dumps"),
 }
 KILLS = 3  # at each place
-QUICK = {"training step", "tensors", "rename of a folder"}
+QUICK = {"training step", "rename of a folder"}
 
 
 def child(folder: Path, resume: bool, place: str | None, survived: int) -> None:

@@ -43,18 +43,19 @@ def test_a_bias_brings_the_gate_to_the_stated_share(gated, rate):
     assert all(torch.equal(value, before[name]) for name, value in gate.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_candidates_answer_alike_in_both_runtimes(gated, tmp_path, monkeypatch):
-    """The plain network, a shallower one, and the gated one with all and with half of its blocks executed."""
+    """The plain network, a shallower one, and the gated one with half of its blocks executed."""
     pytest.importorskip("onnxruntime")
     mdp, gate, _ = gated
     opened = SimpleNamespace(mdp=lambda: mdp, policy=gate)
     monkeypatch.setattr(latency, "open_weights", lambda name: opened)
-    monkeypatch.setattr(latency, "RATES", (1.0, 0.5))
+    monkeypatch.setattr(latency, "RATES", (0.5,))
     monkeypatch.setattr(latency, "SHALLOWER", (14,))
     with torch.no_grad():
         runs, counts = latency.candidates(tmp_path, threads=1)
         names = ("plain", "ResNet-14", *counts)
-        assert counts == {"100%": 8, "50%": 4}
+        assert counts == {"50%": 4}
         assert set(runs) == {f"{runtime}: {name}" for runtime in latency.RUNTIMES for name in names}
         for name in names:
             played = runs[f"PyTorch: {name}"]()

@@ -151,7 +151,18 @@ WHY = {
 # flags that the line about a run always names
 MAIN = {"alpha", "sp_iterations", "iterations", "tune_iterations", "batch_size", "lr", "gate_lr"}
 # flags that it leaves out
-QUIET = {*NOT_COMPARED, *MODEL_FLAGS, "preset", "precision", "dataset", "env", "weights", "mean", "std"}
+QUIET = {
+    *NOT_COMPARED,
+    *MODEL_FLAGS,
+    "preset",
+    "precision",
+    "dataset",
+    "env",
+    "weights",
+    "shortcut",
+    "mean",
+    "std",
+}
 
 
 def describe(args: Any) -> str:
