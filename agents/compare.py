@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 
 from agents.common.cli import main_with_named_errors
 from agents.common.entries import Entry, collect, flags, wider_interval
-from agents.common.finished import FinishedRun, is_number, is_text
+from agents.common.finished import FinishedRun
+from agents.common.kinds import is_number, is_text
 from agents.common.tables import comparison, print_comparison, title_of
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
@@ -136,9 +137,7 @@ def verify(run: FinishedRun, data_dir: Path | None, device: str) -> list[str]:
         FileNotFoundError, WeightsError: the routes or the weights are missing.
         ValueError: result.json is damaged.
     """
-    run.check({"precision": is_text})
-    for row in run.result["policies"]:
-        run.check(dict.fromkeys(TOLERANCE, is_number), row)
+    run.check({"precision": is_text}, dict.fromkeys(TOLERANCE, is_number))
     result, wrong = run.result, []
     images = load_images(result["dataset"], result["split"], run.data_dir(data_dir))
     images = normalised(images, *run.statistics)

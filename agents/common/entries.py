@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agents.common.finished import FinishedRun, Fits, are_numbers, is_count, is_number, is_text
+from agents.common.finished import FinishedRun
+from agents.common.kinds import Fits, are_numbers, is_count, is_number, is_text
 from skipnet_rl.runs import NOT_COMPARED
 from skipnet_rl.statistics import half_width, mean_interval, wilson_interval
 
@@ -129,9 +130,7 @@ def collect(runs: Sequence[FinishedRun]) -> list[Entry]:
             the same seed that differ in nothing, or a damaged result.json.
     """
     for run in runs:
-        run.check(NEEDED)
-        for row in run.result["policies"]:
-            run.check(NEEDED_IN_ROWS, row)
+        run.check(NEEDED, NEEDED_IN_ROWS)
     for key in SHARED:
         values = sorted({str(run.result[key]) for run in runs})
         if len(values) > 1:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.common.kinds import Fits, are_numbers, is_count, is_number, is_text
 from envs.factory import problem_of
 from envs.ids import depth_of, is_chain
 from skipnet_rl import catalogue
@@ -22,29 +23,6 @@ from skipnet_rl.policies import Policy
 from skipnet_rl.problem import load_network
 from skipnet_rl.runs import as_now
 from skipnet_rl.weights import open_weights
-
-Fits = Callable[[Any], bool]  # whether a value is of the kind that a run writes
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value of a JSON file is text."""
-    return isinstance(value, str)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number."""
-    return isinstance(value, (int, float))
-
-
-def is_count(value: Any) -> bool:
-    """Whether it is a whole number above zero."""
-    return isinstance(value, int) and value > 0
-
-
-def are_numbers(value: Any) -> bool:
-    """Whether it is a list of numbers."""
-    return isinstance(value, list) and all(map(is_number, value))
-
 
 # values of every run; older ones lack some
 WRITTEN: dict[str, Fits] = {"split_images": is_count, "alpha": is_number, "cost": is_text}
@@ -94,24 +72,26 @@ class FinishedRun:
                 f"{folder}/result.json names no agent or no policies; expected a file that a run wrote"
             )
         run = cls(folder, as_now(args), result)
-        run.check({key: fits for key, fits in WRITTEN.items() if key in result})
-        for row in result["policies"]:
-            run.check({key: fits for key, fits in WRITTEN_IN_ROWS.items() if key in row}, row)
+        run.check(WRITTEN, WRITTEN_IN_ROWS, optional=True)
         return run
 
-    def check(self, needed: Mapping[str, Fits], row: Mapping[str, Any] | None = None) -> None:
-        """Check values of result.json, or of one of its rows; each has a function that says whether it fits.
+    def check(self, needed: Mapping[str, Fits], in_rows: Mapping[str, Fits], optional: bool = False) -> None:
+        """Check values of result.json and of each of its rows.
+
+        Args:
+            needed, in_rows: for each value, a function that says whether it fits.
+            optional: values may be missing.
 
         Raises:
             ValueError: one is missing, or is not of the kind that a run writes.
         """
-        values = self.result if row is None else row
-        lacking = [key for key in needed if key not in values]
-        wrong = [key for key, fits in needed.items() if key in values and not fits(values[key])]
-        if lacking or wrong:
-            what = "it lacks" if lacking else "no run writes its"
-            names = " and ".join(lacking or wrong)
-            raise ValueError(f"{self.folder}/result.json is damaged: {what} {names}")
+        for values, kinds in [(self.result, needed), *((row, in_rows) for row in self.result["policies"])]:
+            lacking = [key for key in kinds if key not in values and not optional]
+            wrong = [key for key, fits in kinds.items() if key in values and not fits(values[key])]
+            if lacking or wrong:
+                what = "it lacks" if lacking else "no run writes its"
+                names = " and ".join(lacking or wrong)
+                raise ValueError(f"{self.folder}/result.json is damaged: {what} {names}")
 
     @property
     def agent(self) -> str:
