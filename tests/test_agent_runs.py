@@ -10,10 +10,11 @@ import pytest
 import torch
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.logger import CSVOutputFormat, configure
 from toys import load_first, slow
 
 from agents import a2c, act, blockdrop, dqn, gumbel, oracle, ppo, reinforce, static
-from agents.common import setting
+from agents.common import sb3, setting
 from agents.common.cli import main_with_named_errors
 from agents.common.sb3 import preset, training_env
 from agents.common.watch import DivergenceError
@@ -158,6 +159,20 @@ def test_static_policies_leave_the_same_files(tmp_path, pictures):
         assert (tmp_path / folder / "routes.npz").is_file() and (tmp_path / folder / "args.json").is_file()
 
 
+@pytest.fixture
+def csv_files(monkeypatch) -> list:
+    """The progress.csv of each model that is trained."""
+    files = []
+
+    def spied(*args):
+        logger = configure(*args)
+        files.extend(each.file for each in logger.output_formats if isinstance(each, CSVOutputFormat))
+        return logger
+
+    monkeypatch.setattr(sb3, "configure", spied)
+    return files
+
+
 @pytest.mark.parametrize(
     ("name", "lr", "message"),
     [
@@ -168,7 +183,9 @@ def test_static_policies_leave_the_same_files(tmp_path, pictures):
         ("PPO", 1e38, r"^the optimizer's step overflows at step 32 "),
     ],
 )
-def test_a_model_that_diverges_ends_with_the_step_and_is_not_saved(name, lr, message, tmp_path, capfd):
+def test_a_model_that_diverges_ends_with_the_step_and_is_not_saved(
+    name, lr, message, tmp_path, capfd, csv_files
+):
     """Also between two evaluations, where no checkpoint is checked."""
     module, flags = LEARNERS[name]
     args = module.Args(
@@ -176,6 +193,7 @@ def test_a_model_that_diverges_ends_with_the_step_and_is_not_saved(name, lr, mes
     )
     with pytest.raises(DivergenceError, match=message):
         module.train(args)
+    assert [file.closed for file in csv_files] == [True]
     assert not any((tmp_path / "run").rglob("*.safetensors"))
     capfd.readouterr()
     gc.collect()
@@ -284,11 +302,12 @@ def test_stable_baselines_resumes_from_its_weights(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["PPO", slow("A2C"), slow("DQN")])
-def test_the_last_checkpoint_holds_the_last_update(name, tmp_path):
+def test_the_last_checkpoint_holds_the_last_update(name, tmp_path, csv_files):
     """Resuming a finished run changes nothing."""
     module, flags = LEARNERS[name]
     args = module.Args(**SMALL, **flags, run_dir=tmp_path / "run")
     whole = module.train(args)
+    assert [file.closed for file in csv_files] == [True]
     policy = (tmp_path / "run" / "policy.safetensors").read_bytes()
     assert module.train(dataclasses.replace(args, resume=True))["policies"] == whole["policies"]
     assert (tmp_path / "run" / "policy.safetensors").read_bytes() == policy

@@ -359,6 +359,7 @@ def unexpected(caught):
 def test_checkers_accept(id):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # of whatever is collected meanwhile
         env = gym.make(id, **QUICK)
         check_env(env.unwrapped)
         stable_baselines3.common.env_checker.check_env(env.unwrapped)

@@ -178,7 +178,7 @@ def test_each_split_has_its_folder(tmp_path, layout):
     for folder in layout.split():
         fill(tmp_path / folder, "cat", "dog")
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         found = {split: load_images("imagefolder", split, tmp_path) for split in ("train", "val", "test")}
     assert {
         split: {Path(path).relative_to(tmp_path).parts[0] for path in images.paths}

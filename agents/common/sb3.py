@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -225,7 +226,6 @@ def train_sb3(
         model.set_parameters(state["parameters"])
         model.num_timesteps = state["timesteps"]
         model.set_random_seed(args.seed + state["done"])  # not the first images again
-    model.set_logger(configure(str(run.folder / "sb3"), ["csv", "tensorboard"]))
     policy = ModelPolicy(model.policy, mdp.num_decisions)
     episodes = numbers["episodes"]
     callback = Progress(
@@ -233,7 +233,9 @@ def train_sb3(
     )
     left = episodes * mdp.num_decisions - state["timesteps"]
     if left > 0:
-        callback.train(model, left)
+        with closing(configure(str(run.folder / "sb3"), ["csv", "tensorboard"])) as logger:
+            model.set_logger(logger)
+            callback.train(model, left)
     wall_time = callback.elapsed
     with whole_file(run.folder / "model.zip") as beside, beside.open("wb") as file:
         model.save(file)
