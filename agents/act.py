@@ -164,7 +164,8 @@ def train(args: Args) -> dict[str, Any]:
 
 def arguments(words: Sequence[str] | None = None) -> Args:
     """Return the flags' defaults on a command line: steps that take equally long on any network."""
-    return replace(Args(), **scaled_to(situation_of(words), vars(Args())))
+    situation = situation_of(words)
+    return replace(Args(env=situation.env), **scaled_to(situation, vars(Args())))
 
 
 if __name__ == "__main__":

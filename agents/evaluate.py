@@ -75,8 +75,8 @@ class Args:
     """weight of the compute saving, for files outside a run folder (default: as in training; 1 for a .zip)"""
     trust_sb3: str | None = None
     """algorithm of trusted .zip files, which can execute code: ppo, recurrent_ppo, a2c or dqn"""
-    env: str = "SkipResNet110-v0"
-    """environment id that a .zip was trained on"""
+    env: str | None = None
+    """environment id that a .zip was trained on (default: that of the network of --weights)"""
     weights: str = "auto"
     """backbone that a .zip was trained on"""
     out: Path | None = None

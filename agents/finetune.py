@@ -154,7 +154,7 @@ def arguments(words: Sequence[str] | None = None) -> Args:
         kinds = tuple(GATES)
         gated = catalogue.find_auto(depth, dataset, "projection", kinds, situation.alpha, start=False)
         weights = weights if gated is None else gated["name"]
-    return replace(Args(weights=weights), **trained_as(weights, situation.model))
+    return replace(Args(env=situation.env, weights=weights), **trained_as(weights, situation.model))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ The paper's gates are small networks on each block's pooled feature; here `--gat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,6 +34,7 @@ from agents.common.outcome import weights_header
 from agents.common.preparation import Preparation
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
+from agents.common.situation import defaults_of
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
@@ -146,5 +148,8 @@ def missed_target(args: Args, rate: float) -> list[str]:
     return [f"the target is missed: {rate:.1%} of the decisions execute, not {args.target:.1%}; {longer}"]
 
 
+arguments = partial(defaults_of, Args)  # the flags' defaults on a command line
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, train)
+    main_with_named_errors(Args, train, defaults=arguments)

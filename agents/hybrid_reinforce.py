@@ -262,7 +262,8 @@ def train(args: Args) -> dict[str, Any]:
 
 def arguments(words: Sequence[str] | None = None) -> Args:
     """Return the flags' defaults on a command line: those of its preset."""
-    return replace(Args(), **values_of(situation_of(words)))
+    situation = situation_of(words)
+    return replace(Args(env=situation.env), **values_of(situation))
 
 
 if __name__ == "__main__":

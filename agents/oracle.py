@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,6 +27,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flags import CommonArgs, Method, Run
 from agents.common.outcome import finish
 from agents.common.setting import Setting
+from agents.common.situation import defaults_of
 from skipnet_rl.device import autocast, cpu_by_default
 from skipnet_rl.policies import AlwaysExecute
 from skipnet_rl.process import DecisionProcess, select
@@ -133,5 +135,8 @@ def find_routes(args: Args) -> dict[str, Any]:
     return finish(setting, run, "oracle", rows, wall_time, exact=exact)
 
 
+arguments = partial(defaults_of, Args)  # the flags' defaults on a command line
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, find_routes)
+    main_with_named_errors(Args, find_routes, defaults=arguments)

@@ -10,6 +10,7 @@ frozen network.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from agents.common.optimizers import adam, resume
 from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
+from agents.common.situation import defaults_of
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
@@ -126,5 +128,8 @@ def train(args: Args) -> dict[str, Any]:
     return run_agent(args, "reinforce", start, keep, train_step)
 
 
+arguments = partial(defaults_of, Args)  # the flags' defaults on a command line
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, train)
+    main_with_named_errors(Args, train, defaults=arguments)

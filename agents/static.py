@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flags import CommonArgs, Method, Run
 from agents.common.outcome import finish
 from agents.common.setting import Setting
+from agents.common.situation import defaults_of
 from skipnet_rl.chain import Chain
 from skipnet_rl.data import Images
 from skipnet_rl.device import cpu_by_default
@@ -125,5 +127,8 @@ def evaluate_all(args: Args) -> dict[str, Any]:
     return finish(setting, run, "static", rows, wall_time, {"all blocks": None}, mixes, **more)
 
 
+arguments = partial(defaults_of, Args)  # the flags' defaults on a command line
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, evaluate_all)
+    main_with_named_errors(Args, evaluate_all, defaults=arguments)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from skipnet_rl.errors import WeightsError, check_count
+from skipnet_rl.errors import check_count
 from skipnet_rl.models import PRETRAINED, ModelName, usual_image_size, usual_statistics
 from skipnet_rl.problem import Problem
-from skipnet_rl.stored import header_of
+from skipnet_rl.stored import known_header
 from skipnet_rl.weights import open_weights
 
 MODEL = "torchvision/resnet18"  # if neither the caller nor a file of weights names one
@@ -58,7 +58,7 @@ class ModelProblem(Problem):
                 "weights is 'torchvision', which only the built-in ResNets take; for the weights of a "
                 f"model's library give {PRETRAINED!r}"
             )
-        header = {} if problem.weights in (None, "none", "auto", PRETRAINED) else stated(problem.weights)
+        header = known_header(problem.weights)
         model = self.model or header.get("model") or MODEL
         same = header.get("model") == model
         given = self.model_kwargs if self.model_kwargs is not None else same and header.get("model_kwargs")
@@ -125,11 +125,3 @@ def parsed(given: Mapping[str, Any] | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f'model_kwargs is {given!r}; expected a JSON object, such as {{"num_layers": 6}}')
     return value
-
-
-def stated(weights: str | Path) -> dict[str, Any]:
-    """The header of a file; {} if it cannot be read, which opening it will report."""
-    try:
-        return header_of(weights)
-    except WeightsError:
-        return {}

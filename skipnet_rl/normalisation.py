@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skipnet_rl.data.images import IMAGENET_STATISTICS, Images, Statistics
-from skipnet_rl.errors import WeightsError
-from skipnet_rl.stored import header_of
+from skipnet_rl.stored import known_header
 
 CLOSE = 2e-3  # published statistics are rounded to three digits
 
@@ -74,14 +73,7 @@ def warn_of_others(weights: str | Path | None, theirs: Statistics | None, used: 
 
 def trained_with(weights: str | Path | None) -> Statistics | None:
     """The mean and std that a network was trained with; None if unknown."""
-    if weights in (None, "none", "auto"):
-        return None
-    if weights == "torchvision":
-        return IMAGENET_STATISTICS
-    try:
-        return stated(header_of(weights))
-    except WeightsError:
-        return None  # opening it will report what is wrong
+    return IMAGENET_STATISTICS if weights == "torchvision" else stated(known_header(weights))
 
 
 def stated(about: Mapping[str, Any]) -> Statistics | None:

@@ -19,7 +19,7 @@ from skipnet_rl.gates import GATES
 from skipnet_rl.mdp import ALPHA, RoutingMDP
 from skipnet_rl.normalisation import check_statistics, normalised
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.stored import weights_name
+from skipnet_rl.stored import trained_on, weights_name
 from skipnet_rl.stored_networks import untrained
 from skipnet_rl.weights import open_weights
 
@@ -32,7 +32,7 @@ class Problem:
 
     Attributes:
         depth: 34, 50 or 101 (for ImageNet), or 6n+2 (for CIFAR).
-        dataset: `"auto"`, or one of `skipnet_rl.data.DATASETS`.
+        dataset: one of `skipnet_rl.data.DATASETS`, or `"auto"`, see `resolve_dataset`.
         data_dir: folder of the data set's official files (else $SKIPNET_DATA, else ./data).
         download: fetch missing files through torchvision.
         mean, std: three numbers each, for pixel values in 0 … 1, that normalise the images (default: the data
@@ -89,7 +89,7 @@ class Problem:
         weights = None if self.weights is None else weights_name(self.weights)
         device = pick_device(self.device)
         precision = resolve_precision(self.precision, device)
-        dataset, why_data = resolve_dataset(self.dataset, self.data_dir)
+        dataset, why_data = resolve_dataset(self.dataset, self.data_dir, trained_on(self.sources))
         weights, why_weights = self._weights(weights, dataset, kinds)
         alpha, cost = self.payment
         return replace(

@@ -94,6 +94,20 @@ def header_of(weights: str | os.PathLike[str]) -> dict[str, Any]:
     return read_header(path) if path.suffix in (OWN, CHAIN) else {}
 
 
+def trained_on(sources: Iterable[str | os.PathLike[str] | None]) -> str | None:
+    """The data set that stored networks state; None if they state none, or different ones."""
+    stated = {known_header(each).get("dataset") for each in sources} - {None}
+    return stated.pop() if len(stated) == 1 else None
+
+
+def known_header(weights: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """The header of a shipped network or a file; {} if it cannot be read, which opening it will report."""
+    try:
+        return header_of(weights) if weights else {}
+    except WeightsError:
+        return {}
+
+
 def find_file(weights: str | os.PathLike[str]) -> Path:
     """The file that a name or a path stands for.
 

@@ -17,9 +17,7 @@ def parsed(line):
     options = getattr(module, "Options", None) or module.Args
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(situation, "header_of", lambda weights: {"alpha": 1.0} if "cifar10" in weights else {})
-        patch.setattr(
-            situation, "resolve_dataset", lambda name, folder: (name.replace("auto", "cifar10"), "")
-        )
+        patch.setattr(situation, "resolve_dataset", lambda name, *rest: (name.replace("auto", "cifar10"), ""))
         own = name.startswith("agents.") and hasattr(module, "arguments")  # they depend on other flags
         default = module.arguments(words) if own else None
         return parse(options, words, default)

@@ -22,6 +22,7 @@ from agents.common.finished import FinishedRun
 from agents.common.keeper import KeepBest
 from agents.common.optimizers import falling, staged, warmed_up
 from agents.common.parsing import headings, parse
+from agents.common.problems import named_problem
 from agents.common.setting import Setting
 from skipnet_rl import problem
 from skipnet_rl.catalogue import index
@@ -463,7 +464,7 @@ def test_finetune_starts_from_the_shipped_network_with_gates(words, name):
 def test_finetuning_knows_what_the_file_knows(tmp_path):
     """Depth, data set, alpha: without another flag."""
     args = parse(finetune.Args, [], finetune.arguments(["--weights", str(gated_file(tmp_path))]))
-    assert (args.env, args.dataset, args.alpha) == ("SkipResNet20-v0", "rendered-digits", 1.0)
+    assert (args.env, named_problem(args).dataset, args.alpha) == ("SkipResNet20-v0", "rendered-digits", 1.0)
 
 
 @pytest.mark.parametrize("kind", ["blockdrop", "sb3"])

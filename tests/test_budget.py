@@ -248,6 +248,8 @@ def test_a_model_saved_elsewhere_is_read_on_trust_alone(model, play):
     assert rows[1]["accuracy"] == pytest.approx(
         last_row(model)["accuracy"], abs=0.04
     )  # fp32 and fp16 weights
+    named = play(path, trust_sb3="ppo", weights="resnet20-rendered-digits")[0]
+    assert [row["accuracy"] for row in named] == [row["accuracy"] for row in rows]
     with pytest.raises(ValueError, match="unknown algorithm 'pppo'; did you mean 'ppo'"):
         play(path, trust_sb3="pppo", **flags)
     with pytest.raises(ValueError, match="model.zip is not a model of dqn"):

@@ -139,8 +139,9 @@ def test_hybrid_reinforce_trains_model_and_gates_and_its_file_opens(weights, tmp
     assert opened.header["kind"] == "rnn" and opened.header["model"] == MODEL
     assert result["policies"][-1]["name"] == "HRL"
     assert FinishedRun.read(tmp_path / "run").restore(10)[0].num_decisions == 2
-    about = trained_as(str(tmp_path / "run" / "hrl.safetensors"))
-    assert about["env"] == "SkipNet-v0" and json.loads(about["model_kwargs"]) == json.loads(KWARGS)
+    file = str(tmp_path / "run" / "hrl.safetensors")
+    assert situation_of(["--weights", file]).env == "SkipNet-v0"
+    assert json.loads(trained_as(file)["model_kwargs"]) == json.loads(KWARGS)
 
 
 def test_a_preset_takes_no_more_than_twice_the_steps_for_a_tiny_model(weights):

@@ -124,6 +124,23 @@ def test_auto_plays_what_the_named_folder_has(tmp_path):
     assert resolve_dataset("auto", tmp_path / "one")[0] == "cifar10"
 
 
+def test_auto_takes_what_the_weights_were_trained_on_if_it_is_there(tmp_path, monkeypatch):
+    for folder in ("cifar-10-batches-py", "cifar-100-python"):
+        (tmp_path / folder).mkdir()
+    assert resolve_dataset("auto", tmp_path, "cifar100") == ("cifar100", "cifar100 (that of the weights)")
+    for elsewhere in ("svhn", "rendered-digits", "unheard of"):  # the folder that is named counts more
+        assert resolve_dataset("auto", tmp_path, elsewhere)[0] == "cifar10"
+    assert resolve_dataset("cifar10", tmp_path, "cifar100")[0] == "cifar10"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SKIPNET_DATA", raising=False)
+    for name in ("rendered-digits", "svhn"):  # not other images: reading it says what is missing
+        assert resolve_dataset("auto", trained_on=name)[0] == name
+    fill(tmp_path / "photos" / "train", "cat", "dog", count=1)
+    fill(tmp_path / "photos" / "test", "cat", "dog", count=1)
+    name, reason = resolve_dataset("auto", tmp_path / "photos", "imagefolder")
+    assert name == "imagefolder" and "that of the weights; " in reason and "test from test/" in reason
+
+
 def test_without_a_name_and_without_data_auto_draws_digits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SKIPNET_DATA", "")  # as good as none

@@ -2,17 +2,33 @@
 
 import json
 import shlex
+from dataclasses import replace
 from typing import get_args
 
 import pytest
+import torch
 from test_agents import gated_file
 
-from agents import act, pretrain
+from agents import (
+    a2c,
+    act,
+    blockdrop,
+    dqn,
+    finetune,
+    gumbel,
+    hybrid_reinforce,
+    oracle,
+    ppo,
+    pretrain,
+    reinforce,
+    static,
+)
 from agents.common import situation
 from agents.common.optimizers import staged
 from agents.common.parsing import parse
 from agents.common.presets import PRESETS, WHY, Preset, describe
-from agents.common.situation import STEPS, situation_of, values_of
+from agents.common.problems import named_problem
+from agents.common.situation import STEPS, environment_of, situation_of, values_of
 from agents.hybrid_reinforce import Args, arguments
 from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import save_weights
@@ -50,6 +66,47 @@ def test_auto_takes_what_fits(line, preset, weights):
         assert args.gate_weights == weights and args.sp_iterations == 0
         assert args.alpha == alphas[weights] or "--alpha" in line
     args.check()
+
+
+AGENTS = (a2c, act, blockdrop, dqn, finetune, gumbel, hybrid_reinforce, oracle, ppo, reinforce, static)
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+def test_the_environment_follows_the_weights(agent):
+    def chosen(*words):
+        return parse(agent.Args, words, agent.arguments(words)).env
+
+    assert chosen("--weights", "resnet20-cifar100") == "SkipResNet20-v0"
+    assert chosen("--weights=resnet38-rendered-digits") == "SkipResNet38-v0"
+    assert chosen("--weights", "resnet20-cifar10", "--env", "SkipResNet38-v0") == "SkipResNet38-v0"
+    assert chosen("--weights", "auto") == chosen() == "SkipResNet110-v0"
+
+
+def test_the_environment_of_files(tmp_path):
+    """Also of files of other projects, which have no header; whatever cannot be opened names none."""
+    for depth, id in ((20, "SkipResNet20-v0"), (34, "SkipResNet34-v0"), (50, "SkipResNet50-v0"), (26, None)):
+        torch.save({"state_dict": ResNet(depth, 10).state_dict()}, tmp_path / "net.pth")
+        assert environment_of(str(tmp_path / "net.pth")) == (id or Args.env), depth
+    (tmp_path / "other.pth").write_bytes(b"something else")
+    for none in (tmp_path / "other.pth", tmp_path / "missing.pth", "none"):
+        assert environment_of(str(none)) == Args.env
+
+
+def test_a_resumed_run_keeps_its_environment(tmp_path):
+    (tmp_path / "args.json").write_text(json.dumps({"env": "SkipResNet38-v0"}))
+    assert situation_of(["--resume", "--run-dir", str(tmp_path)]).env == "SkipResNet38-v0"
+    assert situation_of(["--run-dir", str(tmp_path)]).env == Args.env
+
+
+def test_the_data_set_follows_the_weights(tmp_path):
+    for folder in ("cifar-10-batches-py", "cifar-100-python"):
+        (tmp_path / folder).mkdir()
+    of_cifar100 = f"--weights resnet20-cifar100 --data-dir {tmp_path}"
+    assert named_problem(parsed(of_cifar100)).dataset == "cifar100"
+    assert named_problem(parsed(f"{of_cifar100} --dataset cifar10")).dataset == "cifar10"
+    assert named_problem(parsed("--weights resnet20-rendered-digits")).dataset == "rendered-digits"
+    assert parsed("--weights resnet110-rendered-digits").preset == "quick"
+    assert parsed(f"--weights resnet110-rendered-digits --data-dir {tmp_path}").preset == "plain"
 
 
 def test_given_gates_continue_at_their_alpha(tmp_path):
@@ -186,7 +243,8 @@ def test_act_scales_its_steps_alike(monkeypatch, tmp_path, gpu):
     (tmp_path / "args.json").write_text(json.dumps({"iterations": 7, "lr": 0.5}))
     resumed = act.arguments(["--resume", "--run-dir", str(tmp_path)])  # as on the machine that it began on
     assert (resumed.iterations, resumed.lr) == (7, 0.5)
-    assert act.arguments(["--env", "SkipChain14x38-v0"]) == usual  # which the run refuses
+    chain = act.arguments(["--env", "SkipChain14x38-v0"])
+    assert chain == replace(usual, env="SkipChain14x38-v0")  # which the run refuses
 
 
 def test_the_papers_preset():

@@ -57,11 +57,12 @@ class CommonArgs:
     )
 
     env: Data[str] = "SkipResNet110-v0"
-    """registered environment id; it names the depth of the network"""
+    """registered environment id, which names the network; by default that of the network of --weights"""
     dataset: Data[
         Literal["auto", "rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder"]
     ] = "auto"
-    """data set; auto: CIFAR-10 where its files are found, else rendered-digits"""
+    """data set; auto: the one that the weights were trained on, else CIFAR-10 where its files are found, else
+    rendered-digits"""
     data_dir: Data[Path | None] = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: Data[bool] = False

@@ -85,7 +85,8 @@ def preset(args: SB3Args, presets: Presets) -> dict[str, Any]:
 
 def preset_arguments(args_type: type[ArgsT], presets: Presets, words: Sequence[str] | None = None) -> ArgsT:
     """Return the flags' defaults on a command line: the numbers of the preset of its `--env`."""
-    return args_type(**preset_of(situation_of(words).env, presets))
+    env = situation_of(words).env
+    return args_type(env=env, **preset_of(env, presets))
 
 
 def start_near_execute(model: BaseAlgorithm) -> None:

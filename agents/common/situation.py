@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
 from agents.common.distillation import SHARE
 from agents.common.flag_rules import MODEL_FLAGS
+from agents.common.flags import CommonArgs
 from agents.common.presets import PRESETS
 from envs.factory import problem_of
-from envs.ids import depth_of, is_chain, is_model
+from envs.ids import ENVIRONMENTS, depth_of, is_chain, is_model
 from skipnet_rl import catalogue
 from skipnet_rl.chain_problem import shape_in_chain
 from skipnet_rl.data import resolve_dataset
@@ -31,7 +32,9 @@ from skipnet_rl.models import PRETRAINED, ModelName
 from skipnet_rl.network import Network
 from skipnet_rl.resnet import Architecture, ResNet
 from skipnet_rl.runs import started_with
-from skipnet_rl.stored import header_of
+from skipnet_rl.stored import header_of, trained_on
+
+ArgsT = TypeVar("ArgsT", bound=CommonArgs)
 
 USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
@@ -47,7 +50,7 @@ class Situation:
     """The flags that decide the preset; None if they are not given."""
 
     preset: str = "auto"
-    env: str = "SkipResNet110-v0"
+    env: str = ""  # filled in by `situation_of`
     dataset: str = "auto"
     data_dir: Path | None = None
     weights: str = "auto"
@@ -66,10 +69,36 @@ class Situation:
 
 
 def situation_of(words: Sequence[str] | None = None) -> Situation:
-    """Read the flags that decide the preset from `words`, or from this process's command line."""
+    """Read the flags that decide the preset from `words`, or from this process's command line.
+
+    Without `--env`, the environment is that of a resumed run, or of the network of `--weights`.
+    """
     words = [word for word in (sys.argv[1:] if words is None else words) if word not in ("-h", "--help")]
     situation, _ = tyro.cli(Situation, args=words, return_unknown_args=True, add_help=False)
-    return situation
+    if situation.env:
+        return situation
+    before = started_with(situation) or {}
+    return replace(situation, env=before.get("env") or environment_of(situation.weights))
+
+
+def environment_of(weights: str) -> str:
+    """Return the id of the environment of stored weights, or the default one if they name none.
+
+    Weights that cannot be opened name none; opening them will report why.
+    """
+    try:
+        shape = None if weights in UNNAMED else shape_in_chain(weights)
+    except WeightsError:
+        shape = None
+    if isinstance(shape, ModelName):
+        return "SkipNet-v0"
+    id = f"SkipResNet{shape.depth}-v0" if shape else CommonArgs.env
+    return id if id in ENVIRONMENTS else CommonArgs.env
+
+
+def defaults_of(args_type: type[ArgsT], words: Sequence[str] | None = None) -> ArgsT:
+    """Return an agent's flags on a command line, by default: the environment follows `--weights`."""
+    return args_type(env=situation_of(words).env)
 
 
 def values_of(situation: Situation) -> dict[str, Any]:
@@ -86,7 +115,7 @@ def values_of(situation: Situation) -> dict[str, Any]:
         return _of_chain(situation)
     model = is_model(situation.env)
     depth = None if model else depth_of(situation.env)
-    dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
+    dataset, _ = resolve_dataset(situation.dataset, situation.data_dir, trained_on([situation.weights]))
     gates = _gates(situation, depth, dataset) if given in ("auto", "gated") else {}
     if given == "gated" and not gates:
         raise ValueError(
@@ -144,9 +173,10 @@ def _of_chain(situation: Situation) -> dict[str, Any]:
 
 
 def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
-    """Return the flags that a weights file states: id, data set, alpha, cost, mean and std.
+    """Return the flags that a weights file states: alpha, cost, mean, std, and those of its model.
 
-    Its model's arguments and image size are left out if `model`, the one that is given, is another model.
+    A model of another library has a name, arguments and an image size; the last two are left out if `model`,
+    the one that is given, is another one.
 
     Raises:
         WeightsError: there is no such file, or it is damaged.
@@ -154,7 +184,7 @@ def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
     if weights in UNNAMED:
         return {}
     header = header_of(weights)
-    known = ["dataset", "alpha", "cost"]
+    known = ["alpha", "cost"]
     if not catalogue.find(weights):  # a shipped network has the data set's own
         known += ["mean", "std"]
     found = {name: header[name] for name in known if header.get(name) is not None}
@@ -162,8 +192,8 @@ def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
     if (named := ModelName.of(header)) is not None:
         about = {**named.about(), "model_kwargs": json.dumps(named.arguments, sort_keys=True)}
         about = about if model in (None, named.model) else {"model": model}
-        return found | {"env": "SkipNet-v0", **about}
-    return found | ({"env": f"SkipResNet{header['depth']}-v0"} if "depth" in header else {})
+        return found | about
+    return found
 
 
 def _network(situation: Situation) -> Network:

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from agents.common.finished import FinishedRun
+from agents.common.flags import CommonArgs
 from agents.common.sb3_policies import load_model
+from agents.common.situation import environment_of
 from envs.ids import depth_of, is_model
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, resolve_dataset
@@ -23,6 +25,7 @@ from skipnet_rl.policies import AlwaysExecute, Policy
 from skipnet_rl.problem import load_network
 from skipnet_rl.progress import load_images
 from skipnet_rl.resnet import ResNet
+from skipnet_rl.stored import trained_on
 from skipnet_rl.weights import open_weights
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ def restore(path: Path, args: Args) -> Subject:
         return restore_run(path, args)
     if path.suffix == ".zip":
         return restore_zip(path, args)
-    depth = depth_of(args.env) if str(path) == "torchvision" else None
+    depth = depth_of(args.env or CommonArgs.env) if str(path) == "torchvision" else None
     opened = open_weights(str(path), depth=depth)
     header = opened.header
     dataset = header.get("dataset") if args.dataset == "auto" else args.dataset
@@ -126,14 +129,15 @@ def restore_zip(path: Path, args: Args) -> Subject:
             f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
             "it, name its algorithm: --trust-sb3 ppo"
         )
-    dataset = resolve_dataset(args.dataset, args.data_dir)[0]
+    env = args.env or environment_of(args.weights)
+    dataset, _ = resolve_dataset(args.dataset, args.data_dir, trained_on([args.weights]))
     images = load(dataset, split_of(args, False), args, args.weights)
     alpha = 1.0 if args.alpha is None else args.alpha
     weights, classes = args.weights, len(images.classes)
-    if is_model(args.env):
+    if is_model(env):
         mdp = open_weights(weights, num_classes=classes).mdp(alpha)
     else:
-        depth = depth_of(args.env)
+        depth = depth_of(env)
         if weights == "auto":  # as the agents do
             start = catalogue.find_auto(depth, dataset, "projection", catalogue.START, alpha)
             weights = start["name"] if start else weights

@@ -37,10 +37,18 @@ VALIDATION_SHARE = 10  # one training image in ten is held out
 CIFAR10_FOLDER, _ = places.CIFAR["cifar10"]
 
 
-def resolve_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, str]:
+def resolve_dataset(
+    name: str, data_dir: str | os.PathLike[str] | None = None, trained_on: str | None = None
+) -> tuple[str, str]:
     """Turn `"auto"` into the name of a data set: CIFAR-10 if the data folder has it, else the only one there.
 
     If the user names no folder, it is CIFAR-10 if ./data has it, and `rendered-digits` otherwise.
+
+    Args:
+        name: `"auto"`, or the name of a data set.
+        data_dir: the folder that the user names.
+        trained_on: what the weights were trained on, if they say so; `"auto"` is this data set, unless the
+            user names a folder without it.
 
     Returns:
         The name, and the reason in words; for an `imagefolder` with the folder of each split.
@@ -57,6 +65,8 @@ def resolve_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -
     found = places.datasets_in(folder)
     chosen = ["cifar10"] if "cifar10" in found else found
     named = places.is_given(data_dir)
+    if trained_on in DATASETS and (trained_on in found or not named):
+        return trained_on, f"{trained_on} (that of the weights{_splits(trained_on, data_dir)})"
     if chosen == ["cifar10"] or (named and len(chosen) == 1):
         return chosen[0], f"{chosen[0]} (found in {folder}{_splits(chosen[0], data_dir)})"
     if not named:
