@@ -56,7 +56,7 @@ def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:
             policy_kwargs={"net_arch": [args.width, args.width]},
             device="cpu",  # a network this small is faster there
         )
-    except MemoryError as error:
+    except (MemoryError, ValueError) as error:  # the second: beyond what NumPy can count
         raise ValueError(f"--buffer is {numbers['buffer']}, more than memory holds: {error}") from error
 
 

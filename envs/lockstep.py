@@ -7,7 +7,7 @@ The dynamics are those of a `skipnet_rl.process.DecisionProcess`. This module st
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -198,7 +198,9 @@ def as_array(value: Any) -> NDArray:
 
 
 def check_options(options: dict[str, Any] | None, known: tuple[str, ...] = RESET_OPTIONS) -> None:
-    """Raise a ValueError for an unknown option of reset()."""
+    """Raise a ValueError for an unknown option of reset(), or for something else than a dict."""
+    if not isinstance(options, Mapping | None):
+        raise ValueError(f'options is {options!r}; expected a dict such as {{"index": 0}}, or None')
     for name in options or {}:
         if name not in known:
             raise unknown_name("reset option", name, known)

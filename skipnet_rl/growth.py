@@ -1,7 +1,7 @@
 """A deeper network that starts where a shallower one ended.
 
 Net2DeeperNet: Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016
-(arXiv 1511.05641), section 2.3. In a residual network it needs no identity layers: a new block whose last
+(arXiv 1511.05641), section 2.4. In a residual network it needs no identity layers: a new block whose last
 batch norm has zero weight and bias is its shortcut, and what enters it is not negative, so that its ReLU
 changes nothing.
 """

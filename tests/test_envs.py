@@ -277,6 +277,9 @@ def test_bad_index(env, index):
 def test_unknown_option(env):
     with pytest.raises(ValueError, match=r"'indx'.*did you mean 'index'.*Known: index"):
         env.reset(options={"indx": 1})
+    for other in (5, "index", ["index"]):
+        with pytest.raises(ValueError, match=r"options is .*; expected a dict such as"):
+            env.reset(options=other)
 
 
 def test_order_of_calls(env):
