@@ -2,6 +2,7 @@
 
     python -m agents.evaluate runs/…                                   # the test set, once
     python -m agents.evaluate runs/… runs/…/sp.safetensors             # folders and checkpoints alike
+    python -m agents.evaluate runs/… --images 1000                     # the first 1,000 of these images
     python -m agents.evaluate runs/… --biases -1 -0.5 0 0.5            # accuracy against FLOPs
     python -m agents.evaluate resnet110-rendered-digits-hrl            # a shipped one
     python -m agents.evaluate runs/… --controls                        # what choosing per image is worth
@@ -28,14 +29,13 @@ from torch import Tensor
 
 from agents.common.cli import main_with_named_errors
 from agents.common.controls import EXCHANGED, MOST_FREQUENT, at_the_ends, exchanged, gain_lines, gains
-from agents.common.flag_rules import check_choices
+from agents.common.flag_rules import check_choices, check_numbers
 from agents.common.subjects import Subject, restore
 from agents.common.tables import print_table
 from skipnet_rl import plots
 from skipnet_rl.checkpoint import write_json
 from skipnet_rl.device import cpu_by_default, pick_device, resolve_precision
 from skipnet_rl.evaluate import Evaluation, evaluate, most_frequent, save_evaluations
-from skipnet_rl.normalisation import check_statistics
 from skipnet_rl.policies import AlwaysExecute, Biased, FixedRoute, Policy
 from skipnet_rl.progress import image_progress, progress_bar
 from skipnet_rl.randomness import Stream, step_generator
@@ -63,6 +63,8 @@ class Args:
     """split of the data set: train, val, test, or selection, the half of val on which policies over frozen
     networks or chains do not learn (default: test; with --biases or --controls, selection for such a policy,
     else val)"""
+    images: int | None = None
+    """number of images, the first ones (default: all)"""
     dataset: str = "auto"
     """data set, for files outside a run folder; auto: the one that the file names"""
     data_dir: Path | None = None
@@ -118,7 +120,7 @@ def evaluate_subject(subject: Subject, args: Args) -> dict[str, Any]:
     """
     device = pick_device(args.device)
     precision = resolve_precision(subject.precision if args.precision == "auto" else args.precision, device)
-    subject = subject.on(device)
+    subject = subject.on(device, args.images)
     images = subject.images
     rows = play(subject, args, precision)
     summaries = [done.summary(name) for name, done in rows.items()]
@@ -179,7 +181,8 @@ def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str
     assert subject.out is not None
     kind = "budget" if args.biases else "controls" if args.controls else "evaluation"
     stage = [args.stage] if args.stage else []  # beside the results of the last stage
-    which = "-".join([*stage, found["split"], args.mode])
+    some = [f"first-{args.images}"] if args.images else []
+    which = "-".join([*stage, found["split"], *some, args.mode])
     place = subject.out / f"{kind}-{which}"
     write_json(place.with_name(f"{place.name}.json"), found)
     save_evaluations(place.with_name(f"{place.name}.npz"), rows)
@@ -213,7 +216,7 @@ def main(args: Args) -> list[dict[str, Any]]:
             `--controls`, or one of them for a plain network or a fixed route.
     """
     check_choices(args)
-    check_statistics(args.mean, args.std)
+    check_numbers(args)
     if not args.paths:
         raise ValueError("nothing to evaluate; name a run folder, a weights file or a shipped network")
     if args.out and len(args.paths) > 1:

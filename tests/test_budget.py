@@ -94,6 +94,20 @@ def test_a_run_played_again_gives_its_result(which, request, play):
     assert record.correct.mean() == ran["accuracy"]
 
 
+def test_the_first_images_alone(finished, play, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    whole, first = play(folder)[0], play(folder, images=20)[0]
+    stored = json.loads((folder / "evaluation-test-first-20-greedy.json").read_text())
+    assert stored["policies"] == first and stored["n_images"] == 20
+    records = load_records(folder / "evaluation-test-first-20-greedy.npz")
+    for name, record in load_records(folder / "evaluation-test-greedy.npz").items():  # not overwritten
+        assert len(record.correct) == 64
+        assert np.array_equal(records[name].correct, record.correct[:20])
+    assert [row["accuracy"] for row in first] != [row["accuracy"] for row in whole]
+    with pytest.raises(ValueError, match="--images is 0; expected more than 0"):
+        play(folder, images=0)
+
+
 @pytest.mark.parametrize("of_the_run", ["bf16", "fp32"])
 def test_a_run_is_played_in_its_own_precision(of_the_run, finished, play, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)

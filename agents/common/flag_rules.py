@@ -21,6 +21,7 @@ POSITIVE = {
     "eval_images",
     "gate_gain",
     "image_size",
+    "images",
     "jobs",
     "length",
     "minibatches",

@@ -52,12 +52,13 @@ class Subject:
         """FLOPs per image of its network with every block executed."""
         return 2 * self.mdp.macs.total
 
-    def on(self, device: torch.device) -> Subject:
-        """Return a copy of the subject on a device, with images in the network's size."""
+    def on(self, device: torch.device, count: int | None = None) -> Subject:
+        """Return a copy of the subject on a device, with its first images (or all) in the network's size."""
         for part in (self.mdp.net, self.policy):
             if isinstance(part, nn.Module):
                 part.to(device)
-        return replace(self, images=self.images.sized(self.mdp.net.image_size).to(device))
+        images = self.images if count is None else self.images.first(count)
+        return replace(self, images=images.sized(self.mdp.net.image_size).to(device))
 
 
 def restore(path: Path, args: Args) -> Subject:
