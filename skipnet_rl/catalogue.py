@@ -69,6 +69,12 @@ def find_auto(
     return None
 
 
+def deepest(dataset: str) -> int | None:
+    """The depth of the deepest shipped network without gates for a data set; None if there is none."""
+    fitting = (entry for entry in index() if entry["dataset"] == dataset and entry["kind"] == "plain")
+    return max((entry["depth"] for entry in fitting), default=None)
+
+
 def path_of(entry: dict[str, Any]) -> Path:
     """The file of a shipped network, or the first of its parts.
 

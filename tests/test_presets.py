@@ -80,6 +80,9 @@ def test_the_environment_follows_the_weights(agent):
     assert chosen("--weights=resnet38-rendered-digits") == "SkipResNet38-v0"
     assert chosen("--weights", "resnet20-cifar10", "--env", "SkipResNet38-v0") == "SkipResNet38-v0"
     assert chosen("--weights", "auto") == chosen() == "SkipResNet110-v0"
+    assert chosen("--dataset", "cifar100") == "SkipResNet38-v0"  # the deepest that is shipped
+    assert chosen("--dataset", "svhn") == "SkipResNet110-v0"
+    assert chosen("--dataset", "rendered-digits", "--model", "torchvision/resnet18") == "SkipNet-v0"
 
 
 def test_the_environment_of_files(tmp_path):
@@ -96,6 +99,7 @@ def test_a_resumed_run_keeps_its_environment(tmp_path):
     (tmp_path / "args.json").write_text(json.dumps({"env": "SkipResNet38-v0"}))
     assert situation_of(["--resume", "--run-dir", str(tmp_path)]).env == "SkipResNet38-v0"
     assert situation_of(["--run-dir", str(tmp_path)]).env == Args.env
+    assert situation_of(["--data-dir", str(tmp_path / "missing")]).env == Args.env  # the run will report it
 
 
 def test_the_data_set_follows_the_weights(tmp_path):

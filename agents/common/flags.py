@@ -57,7 +57,8 @@ class CommonArgs:
     )
 
     env: Data[str] = "SkipResNet110-v0"
-    """registered environment id, which names the network; by default that of the network of --weights"""
+    """registered environment id, which names the network; by default that of the weights, or of the deepest
+    network that is shipped for the data set"""
     dataset: Data[
         Literal["auto", "rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder"]
     ] = "auto"

@@ -38,6 +38,7 @@ ArgsT = TypeVar("ArgsT", bound=CommonArgs)
 
 USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
+OTHER_LIBRARIES = "SkipNet-v0"  # the id of their models
 UNNAMED = ("auto", "none", "torchvision", PRETRAINED)  # weights that are no file and no shipped network
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
 FEWEST = 60  # of each kind that is not zero, whatever a network costs
@@ -71,28 +72,36 @@ class Situation:
 def situation_of(words: Sequence[str] | None = None) -> Situation:
     """Read the flags that decide the preset from `words`, or from this process's command line.
 
-    Without `--env`, the environment is that of a resumed run, or of the network of `--weights`.
+    Without `--env`, the environment is that of a resumed run, of `--model`, or else of the weights.
     """
     words = [word for word in (sys.argv[1:] if words is None else words) if word not in ("-h", "--help")]
     situation, _ = tyro.cli(Situation, args=words, return_unknown_args=True, add_help=False)
     if situation.env:
         return situation
     before = started_with(situation) or {}
-    return replace(situation, env=before.get("env") or environment_of(situation.weights))
+    where = situation.weights, situation.dataset, situation.data_dir
+    env = OTHER_LIBRARIES if situation.model else environment_of(*where)
+    return replace(situation, env=before.get("env") or env)
 
 
-def environment_of(weights: str) -> str:
-    """Return the id of the environment of stored weights, or the default one if they name none.
+def environment_of(weights: str, dataset: str = "auto", data_dir: Path | None = None) -> str:
+    """Return the id of the environment of stored weights; for "auto", of the deepest network that is shipped.
 
-    Weights that cannot be opened name none; opening them will report why.
+    It is the default one if none is shipped for the data set, and if weights or data set cannot be read,
+    which the run will report.
     """
+    depth: int | None = None
     try:
-        shape = None if weights in UNNAMED else shape_in_chain(weights)
-    except WeightsError:
-        shape = None
-    if isinstance(shape, ModelName):
-        return "SkipNet-v0"
-    id = f"SkipResNet{shape.depth}-v0" if shape else CommonArgs.env
+        if weights == "auto":
+            depth = catalogue.deepest(resolve_dataset(dataset, data_dir)[0])
+        elif weights not in UNNAMED:
+            shape = shape_in_chain(weights)
+            if isinstance(shape, ModelName):
+                return OTHER_LIBRARIES
+            depth = shape.depth
+    except (ValueError, OSError):
+        pass
+    id = f"SkipResNet{depth}-v0"
     return id if id in ENVIRONMENTS else CommonArgs.env
 
 

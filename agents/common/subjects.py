@@ -130,7 +130,7 @@ def restore_zip(path: Path, args: Args) -> Subject:
             f"{path} is a stable-baselines3 model, which can execute code when it is read; if you trust "
             "it, name its algorithm: --trust-sb3 ppo"
         )
-    env = args.env or environment_of(args.weights)
+    env = args.env or environment_of(args.weights, args.dataset, args.data_dir)
     dataset, _ = resolve_dataset(args.dataset, args.data_dir, trained_on([args.weights]))
     images = load(dataset, split_of(args, False), args, args.weights)
     alpha = 1.0 if args.alpha is None else args.alpha
