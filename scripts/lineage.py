@@ -12,8 +12,8 @@ from agents.common.finished import FinishedRun
 from skipnet_rl.catalogue import find_auto, index, sha256_of
 from skipnet_rl.runs import without_places
 
-# networks whose weights are left out
-NOT_SHIPPED = Path(__file__).parent.parent / "docs" / "results-cifar10" / "not_shipped.json"
+DOCS = Path(__file__).parent.parent / "docs"
+NOT_SHIPPED = "not_shipped.json"  # networks of a data set whose weights are left out
 
 
 class Lineage(NamedTuple):
@@ -88,7 +88,8 @@ def _entry_of(weights: str, run: FinishedRun) -> dict[str, Any] | None:
 
 def known() -> dict[str, dict[str, Any]]:
     """Return the entries of all named networks: the shipped ones and those of not_shipped.json."""
-    others = json.loads(NOT_SHIPPED.read_text(encoding="utf-8")) if NOT_SHIPPED.is_file() else []
+    files = sorted(DOCS.glob(f"results-*/{NOT_SHIPPED}"))
+    others = (entry for file in files for entry in json.loads(file.read_text(encoding="utf-8")))
     return {entry["name"]: entry for entry in (*index(), *others)}
 
 

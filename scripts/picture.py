@@ -81,7 +81,7 @@ def picture(
     """
     networks = [entry for entry in networks if entry["dataset"] == dataset]
     kinds: dict[Kind, list[Point]] = defaultdict(list)
-    for kind, point in (*points_of_rows(rows, networks), *points_of_networks(networks)):
+    for kind, point in (*points_of_rows(rows, networks), *points_of_networks(networks, rows)):
         kinds[kind].append(point)
     published = {
         name: (share * mega_flops(depth), 100 * accuracy)
@@ -139,13 +139,18 @@ def is_plain(entry: Mapping[str, Any]) -> bool:
     return entry.get("stage") in PLAIN
 
 
-def points_of_networks(networks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Kind, Point]]:
-    """Yield the listed networks that are plain, or were tuned further than the rows of the table."""
+def points_of_networks(
+    networks: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Kind, Point]]:
+    """Yield the listed networks that are plain, or that the rows of the table lack.
+
+    These are the networks that were tuned further than the rows; without rows, all networks with gates.
+    """
     for entry in networks:
         if is_plain(entry):
             kind = Kind(None, None, "distilled" in entry["stage"])
-        elif entry["name"].endswith(TUNED_ON):
-            kind = Kind(entry["depth"], entry["kind"], True)
+        elif entry["name"].endswith(TUNED_ON) or (entry.get("stage") == "hrl" and not rows):
+            kind = Kind(entry["depth"], entry["kind"], "--teacher" in entry["command"])
         else:
             continue
         flops = mega_flops(entry["depth"]) * entry.get("compute_flops", 1)

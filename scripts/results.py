@@ -20,6 +20,7 @@ from agents import cascade
 from agents.common.cli import main_with_named_errors
 from agents.common.tables import markdown, renew
 from scripts import paired, picture, results_page, results_picture
+from scripts.lineage import NOT_SHIPPED
 from skipnet_rl import plots
 from skipnet_rl.catalogue import index
 from skipnet_rl.files import write_text
@@ -55,10 +56,19 @@ def with_interval(row: Mapping[str, Any], n: int) -> dict[str, Any]:
 
 
 def networks(out: Path) -> list[dict[str, Any]]:
-    """Return the shipped single networks, then those of not_shipped.json if it exists."""
-    path = out / "not_shipped.json"
+    """Return the shipped single networks, then those of not_shipped.json, see `beside`."""
     single = [entry for entry in index() if entry["kind"] != "chain"]
-    return single + (_content(path) if path.is_file() else [])
+    return single + [entry for file in beside(out, NOT_SHIPPED) for entry in _content(file)]
+
+
+def beside(out: Path, name: str) -> list[Path]:
+    """Return the files of that name in `out` and in the folders beside it, in the order of the folders.
+
+    These are the folders whose names differ only after the last hyphen.
+    """
+    kind = out.name.rpartition("-")[0] or out.name
+    files = {out / name, *out.parent.glob(f"{kind}-*/{name}")}
+    return sorted(file for file in files if file.is_file())
 
 
 def _content(path: Path) -> Any:
@@ -147,13 +157,8 @@ def draw(out: Path) -> None:
 
 
 def with_chains(out: Path) -> dict[str, Path]:
-    """Return every chains.json by its data set, in the order of the folders.
-
-    They are looked for in `out` and in the folders beside it whose names differ only after the last hyphen.
-    """
-    kind = out.name.rpartition("-")[0] or out.name
-    files = sorted({out / cascade.FILE, *out.parent.glob(f"{kind}-*/{cascade.FILE}")})
-    return {_content(file)["dataset"]: file for file in files if file.is_file()}
+    """Return every chains.json by its data set, see `beside`."""
+    return {_content(file)["dataset"]: file for file in beside(out, cascade.FILE)}
 
 
 def parts_with_chains(out: Path) -> dict[str, Path]:

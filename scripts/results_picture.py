@@ -32,7 +32,7 @@ TICKS = (50, 100, 200, 500)
 ABOVE: Beside = (-4, 5, "right")
 BELOW: Beside = (5, -12, "left")
 RIGHT: Beside = (8, -4, "left")
-CROWDED = {("cifar10", 38)}  # plain networks with published points below, so that their labels go above
+CROWDED = {("cifar10", 38), ("cifar100", 32)}  # plain networks with points below: their labels go above
 CHAINS = "chains of networks"
 MARKERS = {"SkipNet": "D", "BlockDrop": "^"}  # of published figures
 
@@ -72,7 +72,7 @@ def picture(panels: Sequence[Panel]) -> Figure:
 
 def _draw(axes: Any, panel: Panel) -> None:
     networks = [entry for entry in panel.networks if entry["dataset"] == panel.dataset]
-    listed = [*points_of_rows(panel.rows, networks), *points_of_networks(networks)]
+    listed = [*points_of_rows(panel.rows, networks), *points_of_networks(networks, panel.rows)]
     axes.set_title(DATASETS.get(panel.dataset, panel.dataset), loc="left", fontsize=11, color=INK)
     axes.set(xscale="log", xlim=(44, 800), xlabel="MFLOPs per image")
     axes.set_xticks(TICKS, map(str, TICKS))
@@ -127,7 +127,11 @@ def _draw_plain(axes: Any, dataset: str, plain: Sequence[Place]) -> None:
         axes.plot(*zip(*plain, strict=True), color=INK, lw=1.8, marker="s", ms=5, label="plain ResNets")
     for place in plain:
         depth = depth_of(place)
-        _name(axes, str(depth), place, ABOVE if (dataset, depth) in CROWDED else BELOW, INK)
+        _name(axes, str(depth), place, _beside(dataset, depth), INK)
+
+
+def _beside(dataset: str, depth: int) -> Beside:
+    return ABOVE if (dataset, depth) in CROWDED else BELOW
 
 
 def depth_of(place: Place) -> int:
@@ -143,7 +147,7 @@ def _draw_published(axes: Any, dataset: str) -> None:
         label = "plain ResNets, published"
         axes.plot(*zip(*places, strict=True), ls="--", lw=1.2, marker="s", ms=5, **looks, label=label)
         for depth, place in zip(plain, places, strict=True):
-            _name(axes, str(depth), place, BELOW, GREY)
+            _name(axes, str(depth), place, _beside(dataset, depth), GREY)
     for name, (accuracy, depth, share) in PUBLISHED.get(dataset, {}).items():
         method, _ = name.split("-")
         if method in MARKERS:
