@@ -20,8 +20,8 @@ accuracy with the mean, on validation images before the tuning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +36,7 @@ from agents.common.optimizers import adam
 from agents.common.outcome import weights_header
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import scaled_to, situation_of
+from agents.common.situation import Situation, defaults_of, scaled_to
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast
@@ -162,10 +162,12 @@ def train(args: Args) -> dict[str, Any]:
     return run_agent(args, "act", start, keep, train_step)
 
 
-def arguments(words: Sequence[str] | None = None) -> Args:
-    """Return the flags' defaults on a command line: steps that take equally long on any network."""
-    situation = situation_of(words)
-    return replace(Args(env=situation.env), **scaled_to(situation, vars(Args())))
+def values_of(situation: Situation) -> dict[str, Any]:
+    """Return the steps of a new run, which take equally long on any network."""
+    return scaled_to(situation, vars(Args()))
+
+
+arguments = partial(defaults_of, Args, values=values_of)  # the flags' defaults on a command line
 
 
 if __name__ == "__main__":

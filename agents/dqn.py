@@ -19,6 +19,8 @@ from agents.common.cli import main_with_named_errors
 from agents.common.flags import Method, Schedule
 from agents.common.sb3 import SB3Args, episode_length, preset_arguments, train_sb3
 
+LARGEST_BUFFER = 10**15  # NumPy cannot count the bytes of more
+
 PRESETS: dict[str, dict[str, Any]] = {
     # two updates per step of the batch of environments; ε falls from 1 to 0.05 over a third of the steps
     "default": {"episodes": 20_000, "num_envs": 32, "lr": 5e-4, "buffer": 200_000, "updates": 2},
@@ -39,6 +41,8 @@ class Args(SB3Args):
 def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:
     """Build DQN with the preset's numbers."""
     decisions = episode_length(env)
+    if numbers["buffer"] > LARGEST_BUFFER:
+        raise ValueError(f"--buffer is {numbers['buffer']}, more than memory holds")
     try:
         return DQN(
             "MlpPolicy",
@@ -56,7 +60,7 @@ def make_model(env: VecEnv, args: Args, numbers: dict[str, Any]) -> DQN:
             policy_kwargs={"net_arch": [args.width, args.width]},
             device="cpu",  # a network this small is faster there
         )
-    except (MemoryError, ValueError) as error:  # the second: beyond what NumPy can count
+    except MemoryError as error:
         raise ValueError(f"--buffer is {numbers['buffer']}, more than memory holds: {error}") from error
 
 

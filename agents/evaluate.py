@@ -181,7 +181,7 @@ def write(subject: Subject, args: Args, found: dict[str, Any], rows: Mapping[str
     assert subject.out is not None
     kind = "budget" if args.biases else "controls" if args.controls else "evaluation"
     stage = [args.stage] if args.stage else []  # beside the results of the last stage
-    some = [f"first-{args.images}"] if args.images else []
+    some = [f"first-{found['n_images']}"] if args.images == found["n_images"] else []
     which = "-".join([*stage, found["split"], *some, args.mode])
     place = subject.out / f"{kind}-{which}"
     write_json(place.with_name(f"{place.name}.json"), found)

@@ -11,8 +11,8 @@ gates choose most often on the validation images: a control that shows what choo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +27,7 @@ from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, falling
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import situation_of, trained_as
+from agents.common.situation import Situation, defaults_of, trained_as
 from envs.ids import depth_of, is_model
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, resolve_dataset
@@ -144,9 +144,8 @@ def train(args: Args) -> dict[str, Any]:
     return run_agent(args, "finetune", start, keep, train_step)
 
 
-def arguments(words: Sequence[str] | None = None) -> Args:
-    """Return the flags' defaults: a network with gates, and the values that it was trained with."""
-    situation = situation_of(words)
+def values_of(situation: Situation) -> dict[str, Any]:
+    """Return a network with gates, and the flags that it was trained with."""
     weights = situation.weights
     if weights == "auto":
         dataset, _ = resolve_dataset(situation.dataset, situation.data_dir)
@@ -154,7 +153,10 @@ def arguments(words: Sequence[str] | None = None) -> Args:
         kinds = tuple(GATES)
         gated = catalogue.find_auto(depth, dataset, "projection", kinds, situation.alpha, start=False)
         weights = weights if gated is None else gated["name"]
-    return replace(Args(env=situation.env, weights=weights), **trained_as(weights, situation.model))
+    return {"weights": weights, **trained_as(weights, situation.model)}
+
+
+arguments = partial(defaults_of, Args, values=values_of)  # the flags' defaults on a command line
 
 
 if __name__ == "__main__":

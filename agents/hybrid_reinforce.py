@@ -26,7 +26,8 @@ SP. On a chain, the networks that ran are trained as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -46,7 +47,7 @@ from agents.common.preparation import Preparation
 from agents.common.presets import Preset, describe
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import situation_of, values_of
+from agents.common.situation import defaults_of, values_of
 from envs.ids import is_chain
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images
@@ -260,10 +261,7 @@ def train(args: Args) -> dict[str, Any]:
     return run_agent(args, "hybrid_reinforce", start, keep, train_step)
 
 
-def arguments(words: Sequence[str] | None = None) -> Args:
-    """Return the flags' defaults on a command line: those of its preset."""
-    situation = situation_of(words)
-    return replace(Args(env=situation.env), **values_of(situation))
+arguments = partial(defaults_of, Args, values=values_of)  # the flags' defaults on a command line
 
 
 if __name__ == "__main__":

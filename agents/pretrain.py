@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,6 +32,7 @@ from agents.common.optimizers import MOMENTUM, adamw, resume, sgd, warmed_up
 from agents.common.outcome import finish, weights_header
 from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
+from agents.common.situation import defaults_of
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
@@ -255,5 +257,8 @@ def train(args: Args) -> dict[str, Any]:
     return finish(setting, run, "pretrain", {"all blocks": final}, wall_time, weights, precision="fp32")
 
 
+arguments = partial(defaults_of, Args)  # the flags' defaults on a command line
+
+
 if __name__ == "__main__":
-    main_with_named_errors(Args, train)
+    main_with_named_errors(Args, train, defaults=arguments)

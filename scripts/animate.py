@@ -61,7 +61,8 @@ def palette_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     colours, counts = np.unique(pictures.reshape(-1, 3), axis=0, return_counts=True)
     order = counts.argsort()[::-1]
     averaged = Image.fromarray(colours[order[KEPT:]][None]).quantize(256 - KEPT).getpalette()
-    return np.concatenate([colours[order[:KEPT]], np.array(averaged, np.uint8).reshape(-1, 3)])
+    others = np.array(averaged, np.uint8).reshape(-1, 3)[: 256 - KEPT]  # older Pillow adds unused ones
+    return np.concatenate([colours[order[:KEPT]], others])
 
 
 def with_palette(picture: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Image.Image:

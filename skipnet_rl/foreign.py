@@ -217,8 +217,9 @@ def _prefix(found: Mapping[str, tuple[str, Place | None]], source: str) -> str:
     if len(most) > 1:
         raise WeightsError(f"{source} holds several networks: {', '.join(most)}; save the state_dict of one")
     if not most:
+        first = f", first {next(iter(found))}" if found else ""
         raise WeightsError(
-            f"{source} holds no ResNet by names known here: {len(found)} tensors, first {next(iter(found))}; "
+            f"{source} holds no ResNet by names known here: {len(found)} tensors{first}; "
             "expected names such as conv1.weight, layer1.0.conv1.weight and fc.weight; rename its layers"
         )
     return most[0]

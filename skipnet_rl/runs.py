@@ -30,6 +30,7 @@ PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines
 MACHINE_FLAGS = {"data_dir": 1, "device": 1, "resume": 0, "no_resume": 0, "debug": 0, "no_debug": 0}
 LISTS = {"teacher", "teacher_depth"}  # flags that had one value, or null, in older runs
 LACKED = {"compile": False}  # flags that older runs lack, with the value that they ran with
+PROVENANCE = ("versions", "commit", "machine")  # beside the flags in args.json, see `provenance`
 NOT_COMPARED = {"resume", "run_dir", "data_dir", "device", "download", "debug"}  # may change on resuming
 
 
@@ -131,7 +132,7 @@ def check_folder(folder: Path, args: Any, resume: bool = False) -> None:
         return
     if not resume:
         raise _in_use(folder, args)
-    check_same(json.loads(stored.read_text(encoding="utf-8")), as_stored(args))
+    check_same(_read_args(stored), as_stored(args))
 
 
 def _in_use(folder: Path, args: Any) -> FileExistsError:
@@ -225,7 +226,22 @@ def started_with(args: Any) -> dict[str, Any] | None:
     path = args.run_dir and args.run_dir / "args.json"
     if not (args.resume and path and path.is_file()):
         return None
-    return as_now(json.loads(path.read_text(encoding="utf-8")))
+    return as_now(_read_args(path))
+
+
+def _read_args(path: Path) -> dict[str, Any]:
+    """Read args.json.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is damaged: it holds {stored!r}, expected an object")
+    return stored
 
 
 def as_now(stored: dict[str, Any]) -> dict[str, Any]:

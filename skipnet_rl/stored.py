@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skipnet_rl import catalogue
 from skipnet_rl.checkpoint import read_about, read_tensors
-from skipnet_rl.errors import WeightsError
+from skipnet_rl.errors import WeightsError, one_line
 from skipnet_rl.foreign import architecture_of
 from skipnet_rl.importer import read_state_dict, torchvision_weights, unwrap
 
@@ -117,9 +117,12 @@ def find_file(weights: str | os.PathLike[str]) -> Path:
     name = weights_name(weights)
     if entry := catalogue.find(name):
         return catalogue.path_of(entry)
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    try:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+    except (RuntimeError, OSError, ValueError) as error:  # an unknown user's home; a name too long
+        raise WeightsError(f"no weights file {name}: {one_line(str(error))}") from error
     near = catalogue.nearest(name)
     hint = f"; did you mean the shipped {near}?" if near else ""
     what = f"is a folder{_inside(path)}" if path.is_dir() else "does not exist"

@@ -16,7 +16,7 @@ from skipnet_rl.foreign import Backbone, architecture_of, check_padding, content
 from skipnet_rl.models import ModelName, take_over
 from skipnet_rl.network import Network
 from skipnet_rl.resnet import SHORTCUT, Architecture, ResNet
-from skipnet_rl.stored import Header, Stored, Weights, read_weights
+from skipnet_rl.stored import Header, Stored, Weights, header_of, read_weights
 
 REMEDY = "build the network that it holds, or give other weights"
 
@@ -122,11 +122,12 @@ def shape_of(weights: Weights) -> Architecture | ModelName:
     Raises:
         WeightsError: there are no such weights, or they hold no ResNet.
     """
-    stored = read_weights(weights)
-    if named := ModelName.of(stored.header):
+    header = {} if isinstance(weights, Mapping) else header_of(weights)
+    if named := ModelName.of(header):
         return named
-    if depth := stored.header.get("depth"):
+    if depth := header.get("depth"):
         return Architecture.of_depth(depth)
+    stored = read_weights(weights)
     return _architecture(find_backbone(stored.tensors, stored.source), stored.header, stored.source)
 
 

@@ -58,12 +58,17 @@ def toy():
     return mdp, records, best
 
 
+# with the numbers of the other toy one seed in five or eight never learns to look at the image
+STEADY = {"PPO": {"lr": 1e-3, "entropy": 0.02}, "A2C": {"entropy": 0.02}}
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "RecurrentPPO" else ()) for name in MODELS]
 )
 def test_stable_baselines3_learns_the_toy(name, toy):
     mdp, records, best = toy
     module, args, numbers, steps = MODELS[name]
+    numbers = {**numbers, **STEADY.get(name, {})}
     env = VecMonitor(SB3VecEnv(SkipNetVectorEnv(mdp, records, 32)))
     model = module.make_model(env, args, numbers)
     model.learn(steps)

@@ -174,7 +174,7 @@ def test_flags_of_a_model_need_its_id(monkeypatch, capsys):
         main_with_named_errors(agents.pretrain.Args, agents.pretrain.train)
     assert "expected a library and a name, such as torchvision/convnext_tiny" in capsys.readouterr().err
     with pytest.raises(
-        ValueError, match="--model is for models of other libraries, but --env is SkipResNet20-v0"
+        ValueError, match="--model is for models of other libraries, but the environment is SkipResNet20-v0"
     ):
         agents.static.Args(env="SkipResNet20-v0", model=MODEL).check()
     with pytest.raises(ValueError, match="--depth is for the built-in ResNets, .* is torchvision/Vis"):

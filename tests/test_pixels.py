@@ -61,7 +61,7 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
 RAMPS = {
     "16 bit, PNG": saved(Image.fromarray(INTEGERS), "PNG"),
     "16 bit, TIFF": saved(Image.fromarray(INTEGERS), "TIFF"),
-    "16 bit, PGM": saved(Image.fromarray(INTEGERS), "PPM"),
+    "16 bit, PGM": b"P5 %d %d 65535\n" % INTEGERS.shape[::-1] + INTEGERS.astype(">u2").tobytes(),
     "16 bit, big-endian TIFF": tiff(INTEGERS, 16, order=">"),
     "16 bit, TIFF whose white is 0": tiff(65535 - INTEGERS, 16, photometric=0),
     "12 bit, TIFF": tiff(np.round(4095 * SHARES).astype(np.uint16), 12),

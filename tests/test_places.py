@@ -128,13 +128,14 @@ def test_auto_takes_what_the_weights_were_trained_on_if_it_is_there(tmp_path, mo
     for folder in ("cifar-10-batches-py", "cifar-100-python"):
         (tmp_path / folder).mkdir()
     assert resolve_dataset("auto", tmp_path, "cifar100") == ("cifar100", "cifar100 (that of the weights)")
-    for elsewhere in ("svhn", "rendered-digits", "unheard of"):  # the folder that is named counts more
+    assert resolve_dataset("auto", tmp_path, "rendered-digits")[0] == "rendered-digits"  # needs no files
+    for elsewhere in ("svhn", "unheard of"):  # the folder that is named counts more
         assert resolve_dataset("auto", tmp_path, elsewhere)[0] == "cifar10"
     assert resolve_dataset("cifar10", tmp_path, "cifar100")[0] == "cifar10"
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SKIPNET_DATA", raising=False)
-    for name in ("rendered-digits", "svhn"):  # not other images: reading it says what is missing
-        assert resolve_dataset("auto", trained_on=name)[0] == name
+    for name in ("rendered-digits", "svhn", "imagefolder"):  # reading it says what is missing
+        assert resolve_dataset("auto", trained_on=name) == (name, f"{name} (that of the weights)")
     fill(tmp_path / "photos" / "train", "cat", "dog", count=1)
     fill(tmp_path / "photos" / "test", "cat", "dog", count=1)
     name, reason = resolve_dataset("auto", tmp_path / "photos", "imagefolder")

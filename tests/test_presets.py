@@ -32,9 +32,10 @@ from agents.common.situation import STEPS, environment_of, situation_of, values_
 from agents.hybrid_reinforce import Args, arguments
 from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import save_weights
-from skipnet_rl.errors import unknown_name
+from skipnet_rl.errors import WeightsError, unknown_name
 from skipnet_rl.resnet import ResNet
 from skipnet_rl.runs import as_stored
+from skipnet_rl.stored import find_file
 
 
 def parsed(line: str) -> Args:
@@ -86,20 +87,58 @@ def test_the_environment_follows_the_weights(agent):
 
 
 def test_the_environment_of_files(tmp_path):
-    """Also of files of other projects, which have no header; whatever cannot be opened names none."""
+    """Also of files of other projects, which have no header; whatever names none has the default one."""
     for depth, id in ((20, "SkipResNet20-v0"), (34, "SkipResNet34-v0"), (50, "SkipResNet50-v0"), (26, None)):
         torch.save({"state_dict": ResNet(depth, 10).state_dict()}, tmp_path / "net.pth")
         assert environment_of(str(tmp_path / "net.pth")) == (id or Args.env), depth
     (tmp_path / "other.pth").write_bytes(b"something else")
-    for none in (tmp_path / "other.pth", tmp_path / "missing.pth", "none"):
-        assert environment_of(str(none)) == Args.env
+    torch.save({}, tmp_path / "empty.pth")
+    chain = {"kind": "chain", "networks": ["resnet14-cifar10-distilled", "resnet38-cifar10"]}
+    (tmp_path / "chain.json").write_text(json.dumps(chain))
+    files = (tmp_path / name for name in ("other.pth", "empty.pth", "chain.json", "missing.pth"))
+    for none in (*files, "chain14x38-cifar100", "none", "~nobody-of-this-name/x.pth", "x" * 300):
+        assert environment_of(str(none)) == Args.env, none
+    for gone in ("~nobody-of-this-name/x.pth", "x" * 300):
+        with pytest.raises(WeightsError, match="no weights file"):
+            find_file(gone)
 
 
-def test_a_resumed_run_keeps_its_environment(tmp_path):
-    (tmp_path / "args.json").write_text(json.dumps({"env": "SkipResNet38-v0"}))
-    assert situation_of(["--resume", "--run-dir", str(tmp_path)]).env == "SkipResNet38-v0"
-    assert situation_of(["--run-dir", str(tmp_path)]).env == Args.env
-    assert situation_of(["--data-dir", str(tmp_path / "missing")]).env == Args.env  # the run will report it
+def test_gates_that_are_named_alone_choose_the_environment():
+    args = parsed("--gate-weights resnet38-cifar10-hrl-0.5-ensemble --dataset cifar10")
+    assert (args.env, args.weights) == ("SkipResNet38-v0", "resnet38-cifar10-hrl-0.5-ensemble")
+    other = parsed("--gate-weights resnet38-cifar10-hrl-0.5-ensemble --weights resnet20-cifar10")
+    assert (other.env, other.weights) == ("SkipResNet20-v0", "resnet20-cifar10")
+    assert situation_of(["--data-dir", "nowhere"]).env == Args.env  # the run will report it
+
+
+@pytest.mark.parametrize("agent", [pretrain, *(each for each in AGENTS if hasattr(each.Args, "resume"))])
+def test_a_resumed_run_keeps_its_flags(agent, tmp_path):
+    """Not those of the machine; others that are given again count, and comparing them is up to the run."""
+    about = {"seed": 7, "alpha": 0.25, "test_images": 9, "mean": (0.1, 0.2, 0.3), "data_dir": tmp_path}
+    started = replace(agent.Args(), **about, device="cuda", run_dir=tmp_path, weights="resnet20-cifar100")
+    stored = {**as_stored(started), "versions": {}, "commit": None, "machine": "another"}
+    (tmp_path / "args.json").write_text(json.dumps(stored))
+
+    def read(*given):
+        words = ["--resume", "--run-dir", str(tmp_path), *given]
+        return parse(agent.Args, words, agent.arguments(words))
+
+    assert read() == replace(started, device="auto", resume=True)
+    assert read("--weights", "auto", "--seed", "8") == replace(started, device="auto", resume=True, seed=8)
+    (tmp_path / "args.json").write_text(json.dumps({**stored, "a_flag_of_another_agent": 1}))
+    assert read().seed == 0
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[1]", "holds .1., expected an object"),
+    ('{"env": ', "is damaged: Expecting value"),
+    ('{"env": 5}', "is damaged: env is 5"),
+    ('{"mean": [1]}', r"is damaged: mean is \(1,\)"),
+])  # fmt: skip
+def test_damaged_arguments_of_a_resumed_run(content, message, tmp_path):
+    (tmp_path / "args.json").write_text(content)
+    with pytest.raises(ValueError, match=f"args.json.*{message}"):
+        arguments(["--resume", "--run-dir", str(tmp_path)])
 
 
 def test_the_data_set_follows_the_weights(tmp_path):
@@ -108,9 +147,8 @@ def test_the_data_set_follows_the_weights(tmp_path):
     of_cifar100 = f"--weights resnet20-cifar100 --data-dir {tmp_path}"
     assert named_problem(parsed(of_cifar100)).dataset == "cifar100"
     assert named_problem(parsed(f"{of_cifar100} --dataset cifar10")).dataset == "cifar10"
-    assert named_problem(parsed("--weights resnet20-rendered-digits")).dataset == "rendered-digits"
-    assert parsed("--weights resnet110-rendered-digits").preset == "quick"
-    assert parsed(f"--weights resnet110-rendered-digits --data-dir {tmp_path}").preset == "plain"
+    of_digits = parsed(f"--weights resnet110-rendered-digits --data-dir {tmp_path}")
+    assert (named_problem(of_digits).dataset, of_digits.preset) == ("rendered-digits", "quick")
 
 
 def test_given_gates_continue_at_their_alpha(tmp_path):

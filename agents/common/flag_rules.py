@@ -97,8 +97,8 @@ def check_model(args: Any) -> None:
         network = args.model or f"that of {args.env}"
         raise ValueError(f"{flag} is for the built-in ResNets, but the network is {network}; leave it out")
     raise ValueError(
-        f"{flag} is for models of other libraries, but --env is {args.env}; name a model: "
-        "--env SkipNet-v0 --model torchvision/convnext_tiny"
+        f"{flag} is for models of other libraries, but the environment is {args.env}; name a model, such as "
+        "--model torchvision/convnext_tiny, and no other --env than SkipNet-v0"
     )
 
 

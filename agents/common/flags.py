@@ -57,13 +57,13 @@ class CommonArgs:
     )
 
     env: Data[str] = "SkipResNet110-v0"
-    """registered environment id, which names the network; by default that of the weights, or of the deepest
-    network that is shipped for the data set"""
+    """registered environment id, which names the network; on a command line by default that of --model, of
+    the weights, or of the deepest network that is shipped for the data set"""
     dataset: Data[
         Literal["auto", "rendered-digits", "cifar10", "cifar100", "svhn", "imagenet", "imagefolder"]
     ] = "auto"
-    """data set; auto: the one that the weights were trained on, else CIFAR-10 where its files are found, else
-    rendered-digits"""
+    """data set; auto: the one that the weights were trained on, unless --data-dir lacks it; else the one in
+    --data-dir; else CIFAR-10 if ./data has it, or rendered-digits"""
     data_dir: Data[Path | None] = None
     """folder of the data set's official files (else $SKIPNET_DATA, else ./data)"""
     download: Data[bool] = False
@@ -79,8 +79,8 @@ class CommonArgs:
     shortcut: Data[Literal["projection", "pad", "pool"] | None] = None
     """kind of shortcut where a block changes the shape (default: that of the weights, else projection)"""
     model: Data[str | None] = None
-    """classifier of torchvision or timm, such as torchvision/convnext_tiny, with --env SkipNet-v0 (default:
-    the one that a weights file names, else torchvision/resnet18)"""
+    """classifier of torchvision or timm, such as torchvision/convnext_tiny (default: the one that a weights
+    file names; with --env SkipNet-v0, torchvision/resnet18)"""
     model_kwargs: Data[str | None] = None
     """further arguments of the model, as JSON"""
     image_size: Data[int | None] = None

@@ -31,7 +31,7 @@ from agents.common.loop import progress, val_metrics
 from agents.common.outcome import finish, weights_header
 from agents.common.sb3_policies import WEIGHTS, ModelPolicy
 from agents.common.setting import Setting
-from agents.common.situation import situation_of
+from agents.common.situation import defaults_of
 from agents.common.verdict import verdict
 from agents.common.watch import check_finite, diverged
 from envs.sb3 import SB3VecEnv
@@ -85,8 +85,7 @@ def preset(args: SB3Args, presets: Presets) -> dict[str, Any]:
 
 def preset_arguments(args_type: type[ArgsT], presets: Presets, words: Sequence[str] | None = None) -> ArgsT:
     """Return the flags' defaults on a command line: the numbers of the preset of its `--env`."""
-    env = situation_of(words).env
-    return args_type(env=env, **preset_of(env, presets))
+    return defaults_of(args_type, words, lambda situation: preset_of(situation.env, presets))
 
 
 def start_near_execute(model: BaseAlgorithm) -> None:

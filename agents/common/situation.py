@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
+from typeguard import TypeCheckError, check_type
 
 from agents.common.distillation import SHARE
 from agents.common.flag_rules import MODEL_FLAGS
@@ -31,14 +32,15 @@ from skipnet_rl.model_problem import ModelProblem
 from skipnet_rl.models import PRETRAINED, ModelName
 from skipnet_rl.network import Network
 from skipnet_rl.resnet import Architecture, ResNet
-from skipnet_rl.runs import started_with
+from skipnet_rl.runs import LACKED, NOT_COMPARED, PROVENANCE, started_with
 from skipnet_rl.stored import header_of, trained_on
+from skipnet_rl.stored_networks import shape_of
 
 ArgsT = TypeVar("ArgsT", bound=CommonArgs)
 
 USUAL, USUAL_CHAIN = 20, (14, 38)  # depths that the steps of a preset are for
 FIRST_LOOK = 110  # depth of the network that `quick` is made for
-OTHER_LIBRARIES = "SkipNet-v0"  # the id of their models
+ANY_MODEL = "SkipNet-v0"  # the id for models of other libraries
 UNNAMED = ("auto", "none", "torchvision", PRETRAINED)  # weights that are no file and no shipped network
 STEPS = ("warmup_iterations", "sp_iterations", "iterations", "tune_iterations")
 FEWEST = 60  # of each kind that is not zero, whatever a network costs
@@ -48,10 +50,10 @@ GPU_STEPS, GPU_BATCH = 4, 4  # factors on a GPU; the learning rate grows by √4
 
 @dataclass(frozen=True)
 class Situation:
-    """The flags that decide the preset; None if they are not given."""
+    """The flags that decide the defaults of the others; `situation_of` fills in the environment."""
 
     preset: str = "auto"
-    env: str = ""  # filled in by `situation_of`
+    env: str = ""
     dataset: str = "auto"
     data_dir: Path | None = None
     weights: str = "auto"
@@ -68,36 +70,39 @@ class Situation:
     resume: bool = False
     run_dir: Path | None = None
 
+    @property
+    def start(self) -> str:
+        """The weights that a run starts from; gates that are named alone bring their network along."""
+        return self.gate_weights if self.gate_weights and self.weights == "auto" else self.weights
+
 
 def situation_of(words: Sequence[str] | None = None) -> Situation:
-    """Read the flags that decide the preset from `words`, or from this process's command line.
+    """Read a situation from `words`, or from this process's command line.
 
-    Without `--env`, the environment is that of a resumed run, of `--model`, or else of the weights.
+    Without `--env`, the environment is that of `--model`, or else of the weights, see `environment_of`.
     """
     words = [word for word in (sys.argv[1:] if words is None else words) if word not in ("-h", "--help")]
-    situation, _ = tyro.cli(Situation, args=words, return_unknown_args=True, add_help=False)
-    if situation.env:
-        return situation
-    before = started_with(situation) or {}
-    where = situation.weights, situation.dataset, situation.data_dir
-    env = OTHER_LIBRARIES if situation.model else environment_of(*where)
-    return replace(situation, env=before.get("env") or env)
+    found, _ = tyro.cli(Situation, args=words, return_unknown_args=True, add_help=False)
+    if found.env:
+        return found
+    env = ANY_MODEL if found.model else environment_of(found.start, found.dataset, found.data_dir)
+    return replace(found, env=env)
 
 
 def environment_of(weights: str, dataset: str = "auto", data_dir: Path | None = None) -> str:
     """Return the id of the environment of stored weights; for "auto", of the deepest network that is shipped.
 
-    It is the default one if none is shipped for the data set, and if weights or data set cannot be read,
-    which the run will report.
+    It is the default one for a chain, for a depth without an id, if none is shipped for the data set, and if
+    weights or data set cannot be read, which the run will report.
     """
     depth: int | None = None
     try:
         if weights == "auto":
             depth = catalogue.deepest(resolve_dataset(dataset, data_dir)[0])
-        elif weights not in UNNAMED:
-            shape = shape_in_chain(weights)
+        elif weights not in UNNAMED and header_of(weights).get("kind") != "chain":
+            shape = shape_of(weights)
             if isinstance(shape, ModelName):
-                return OTHER_LIBRARIES
+                return ANY_MODEL
             depth = shape.depth
     except (ValueError, OSError):
         pass
@@ -105,26 +110,36 @@ def environment_of(weights: str, dataset: str = "auto", data_dir: Path | None = 
     return id if id in ENVIRONMENTS else CommonArgs.env
 
 
-def defaults_of(args_type: type[ArgsT], words: Sequence[str] | None = None) -> ArgsT:
-    """Return an agent's flags on a command line, by default: the environment follows `--weights`."""
-    return args_type(env=situation_of(words).env)
+def defaults_of(
+    args_type: type[ArgsT],
+    words: Sequence[str] | None = None,
+    values: Callable[[Situation], Mapping[str, Any]] = lambda situation: {},
+) -> ArgsT:
+    """Return the flags that an agent has on a command line by default; a resumed run keeps all of its own.
+
+    Args:
+        args_type: the agent's flags.
+        words: the command line (default: that of this process).
+        values: returns the defaults of a new run in a situation, besides its environment.
+    """
+    situation = situation_of(words)
+    stored = _stored(situation, args_type)
+    return args_type(**({"env": situation.env, **values(situation)} if stored is None else stored))
 
 
 def values_of(situation: Situation) -> dict[str, Any]:
-    """Return the values of a preset by flag; for a resumed run, those that it started with.
+    """Return the values of a preset by flag.
 
     Raises:
         ValueError: an unknown preset, data set or device; weights without gates; a preset without gates.
     """
-    if (stored := _stored(situation)) is not None:
-        return stored
     given = situation.preset
     check_preset(given, situation.env)
     if is_chain(situation.env):
         return _of_chain(situation)
     model = is_model(situation.env)
     depth = None if model else depth_of(situation.env)
-    dataset, _ = resolve_dataset(situation.dataset, situation.data_dir, trained_on([situation.weights]))
+    dataset, _ = resolve_dataset(situation.dataset, situation.data_dir, trained_on([situation.start]))
     gates = _gates(situation, depth, dataset) if given in ("auto", "gated") else {}
     if given == "gated" and not gates:
         raise ValueError(
@@ -153,11 +168,11 @@ def values_of(situation: Situation) -> dict[str, Any]:
 def scaled_to(situation: Situation, values: Mapping[str, Any]) -> dict[str, Any]:
     """Scale an agent's values, made for a ResNet-20 on a CPU, to the network and the device of a run.
 
-    Only what changes is returned; for a resumed run, what it started with.
+    Only what changes is returned.
     """
     if is_chain(situation.env):  # the run refuses it, if the agent takes no chains
         return {}
-    found = _stored(situation) or _scaled(values, [_network(situation)], [USUAL], situation.device)
+    found = _scaled(values, [_network(situation)], [USUAL], situation.device)
     return {name: found[name] for name in found.keys() & values.keys() & {*STEPS, "batch_size", "lr"}}
 
 
@@ -184,8 +199,7 @@ def _of_chain(situation: Situation) -> dict[str, Any]:
 def trained_as(weights: str, model: str | None = None) -> dict[str, Any]:
     """Return the flags that a weights file states: alpha, cost, mean, std, and those of its model.
 
-    A model of another library has a name, arguments and an image size; the last two are left out if `model`,
-    the one that is given, is another one.
+    Arguments and image size of a model of another library are left out if `model` names another model.
 
     Raises:
         WeightsError: there is no such file, or it is damaged.
@@ -224,7 +238,7 @@ def _gates(situation: Situation, depth: int | None, dataset: str) -> dict[str, A
         alpha = trained_as(given).get("alpha")
         if alpha is None:
             raise WeightsError(f"{given} does not name its alpha; expected a gated network")
-        return {"weights": given if weights == "auto" else weights, "alpha": alpha}
+        return {"weights": situation.start, "alpha": alpha}
     if situation.sp_iterations or situation.iterations == 0:
         return {}
     if weights == "auto":
@@ -236,18 +250,29 @@ def _gates(situation: Situation, depth: int | None, dataset: str) -> dict[str, A
     return {"weights": weights, "gate_weights": weights, "alpha": start["alpha"]} if gated else {}
 
 
-def _stored(situation: Situation) -> dict[str, Any] | None:
-    """Return the values that a resumed run started with; None for a new run.
+def _stored(situation: Situation, args_type: type[CommonArgs]) -> dict[str, Any] | None:
+    """Return the flags that a resumed run started with, except those of the machine; None for a new run.
 
-    If they were chosen again, they could differ on another machine.
+    If they were chosen again, they could differ on another machine. The run of another agent has no values
+    for this one; comparing the flags will report it.
+
+    Raises:
+        ValueError: args.json is damaged.
     """
-    args = started_with(situation)
-    if args is None:
+    before, hints = started_with(situation), get_type_hints(args_type)
+    known = {each.name for each in fields(args_type) if each.init}
+    if before is None or before.keys() - known - {*PROVENANCE, *LACKED}:
         return None
-    names = {"preset", "weights", "gate_weights", "alpha", "cost", "shortcut", "mean", "std", *MODEL_FLAGS}
-    names = names.union(*PRESETS.values())
-    found = {name: args[name] for name in names & args.keys()}
-    return found | {name: tuple(found[name]) for name in ("mean", "std") if found.get(name)}
+    found = {name: before[name] for name in (known & before.keys()) - (NOT_COMPARED - {"data_dir"})}
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    if isinstance(found.get("data_dir"), str):
+        found["data_dir"] = Path(found["data_dir"])
+    for name, value in found.items():
+        try:
+            check_type(value, hints[name])
+        except TypeCheckError as error:
+            raise ValueError(f"{situation.run_dir}/args.json is damaged: {name} is {value!r}") from error
+    return found
 
 
 def _scaled(

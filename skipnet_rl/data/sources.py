@@ -40,15 +40,16 @@ CIFAR10_FOLDER, _ = places.CIFAR["cifar10"]
 def resolve_dataset(
     name: str, data_dir: str | os.PathLike[str] | None = None, trained_on: str | None = None
 ) -> tuple[str, str]:
-    """Turn `"auto"` into the name of a data set: CIFAR-10 if the data folder has it, else the only one there.
+    """Turn `"auto"` into the name of a data set: that of the weights, or one in the data folder.
 
-    If the user names no folder, it is CIFAR-10 if ./data has it, and `rendered-digits` otherwise.
+    In a folder that the user names, it is CIFAR-10 if it is there, else the only one there. Without such a
+    folder it is CIFAR-10 if ./data has it, and `rendered-digits` otherwise.
 
     Args:
         name: `"auto"`, or the name of a data set.
         data_dir: the folder that the user names.
-        trained_on: what the weights were trained on, if they say so; `"auto"` is this data set, unless the
-            user names a folder without it.
+        trained_on: what the weights were trained on, if they say so. `"auto"` is this data set, unless the
+            user names a folder without it; `rendered-digits` needs none.
 
     Returns:
         The name, and the reason in words; for an `imagefolder` with the folder of each split.
@@ -65,8 +66,9 @@ def resolve_dataset(
     found = places.datasets_in(folder)
     chosen = ["cifar10"] if "cifar10" in found else found
     named = places.is_given(data_dir)
-    if trained_on in DATASETS and (trained_on in found or not named):
-        return trained_on, f"{trained_on} (that of the weights{_splits(trained_on, data_dir)})"
+    if trained_on in DATASETS and (trained_on in (*found, "rendered-digits") or not named):
+        splits = _splits(trained_on, data_dir) if trained_on in found else ""
+        return trained_on, f"{trained_on} (that of the weights{splits})"
     if chosen == ["cifar10"] or (named and len(chosen) == 1):
         return chosen[0], f"{chosen[0]} (found in {folder}{_splits(chosen[0], data_dir)})"
     if not named:
