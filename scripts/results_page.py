@@ -28,27 +28,27 @@ def parts(
 
     Args:
         networks: entries of the index of shipped networks, then of not_shipped.json.
-        pairs: content of paired.json; its float32 accuracies replace those of the index.
+        pairs: content of paired.json by data set; their float32 accuracies replace those of the index.
         chains: content of chains.json by the name of its part, see `results.parts_with_chains`.
     """
+    measured = {name: one for found in pairs.values() for name, one in found["networks"].items()}
     return {
-        "networks": table(networks, pairs),
+        "networks": table(networks, measured),
         "commands": commands(networks),
-        "paired": paired.table(pairs),
+        **{f"paired-{name}": paired.table(found) for name, found in pairs.items()},
         **{f"chains-{name}": cascade.table(found) for name, found in chains.items()},
     }
 
 
-def table(networks: Iterable[Mapping[str, Any]], pairs: Mapping[str, Any]) -> str:
-    """Return the networks as a Markdown table, the shipped ones first."""
+def table(networks: Iterable[Mapping[str, Any]], measured: Mapping[str, Any]) -> str:
+    """Return the networks as a Markdown table, the shipped ones first; `measured` ones replace their own."""
     evaluated = [entry for entry in networks if "test_accuracy" in entry]
     evaluated.sort(key=lambda entry: ("file" not in entry, entry["dataset"], entry["depth"]))
-    return markdown(COLUMNS, [_cells(entry, pairs) for entry in evaluated])
+    return markdown(COLUMNS, [_cells(entry, measured.get(entry["name"])) for entry in evaluated])
 
 
-def _cells(entry: Mapping[str, Any], pairs: Mapping[str, Any]) -> list[str]:
-    found, n = pairs["networks"].get(entry["name"]), entry["test_images"]
-    plain = mega_flops(entry["depth"])
+def _cells(entry: Mapping[str, Any], found: Mapping[str, Any] | None) -> list[str]:
+    plain, n = mega_flops(entry["depth"]), entry["test_images"]
     flops = found["mega_flops"] if found else plain * entry.get("compute_flops", 1)
     accuracy = found["accuracy"] if found else entry["test_accuracy"]
     half = half_width(wilson_interval(n * accuracy, n))

@@ -220,11 +220,16 @@ def test_the_page_of_policies_shows_rows_of_the_comparison(folder, heading, coun
 NETWORKS = results.networks(DOCS / "results-cifar10")
 
 
+def stored_pairs(dataset: str) -> dict:
+    """Differences between networks on a data set."""
+    return json.loads((DOCS / f"results-{dataset}" / paired.FILE).read_text())
+
+
 def test_the_page_of_results_is_that_of_its_files():
     """Made again by `python -m scripts.results --page docs/results.md`."""
     out, text = DOCS / "results-cifar10", (DOCS / "results.md").read_text()
     chains = {name: json.loads(file.read_text()) for name, file in results.parts_with_chains(out).items()}
-    pairs = json.loads((out / paired.FILE).read_text())
+    pairs = {"cifar10": stored_pairs("cifar10"), "cifar100": stored_pairs("cifar100")}
     for name, part in results_page.parts(NETWORKS, pairs, chains).items():
         assert f"<!-- {name} -->\n{part}<!-- end of {name} -->" in text, name
 
@@ -248,7 +253,7 @@ def readme_results() -> list[list[str]]:
 
 
 def test_the_readme_has_the_numbers_of_shipped_weights():
-    stored = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())
+    stored = stored_pairs("cifar10")
     found, n = stored["networks"], stored["n_images"]
     rows = [row[1:] for row in readme_results() if not row[3].startswith("`chain")]
     assert len(rows) >= 5 and len(readme_results()) <= 8
@@ -282,7 +287,7 @@ def test_the_readme_has_shares_of_a_whole_network_that_were_measured():
 
 
 def test_the_readme_has_differences_that_were_measured():
-    pairs = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())["pairs"]
+    pairs = stored_pairs("cifar10")["pairs"]
     pairs += [difference for row in CHAINS["rows"] for difference in row["over"].values()]
     measured = {points(abs(pair["accuracy"]), pair["ci95"]) for pair in pairs}
     stated = re.findall(r"(\d\.\d\d ± \d\.\d\d) points", README.read_text())
@@ -321,10 +326,11 @@ def test_the_page_of_results_has_every_seed_on_cifar100():
 
 def test_the_page_of_results_states_differences_that_were_measured():
     """In its sentences; its tables are those of the files."""
-    stored = json.loads((DOCS / "results-cifar10" / paired.FILE).read_text())
-    found = {points(abs(pair["accuracy"]), pair["ci95"]) for pair in stored["pairs"]}
-    networks = stored["networks"].values()
-    found |= {points(one["accuracy"], half_width(one["accuracy_ci95"])) for one in networks}
+    found = set()
+    for stored in (stored_pairs("cifar10"), stored_pairs("cifar100")):
+        found |= {points(abs(pair["accuracy"]), pair["ci95"]) for pair in stored["pairs"]}
+        networks = stored["networks"].values()
+        found |= {points(one["accuracy"], half_width(one["accuracy_ci95"])) for one in networks}
     for file in results.parts_with_chains(DOCS / "results-cifar10").values():
         for row in json.loads(file.read_text())["rows"]:
             found |= {points(abs(pair["accuracy"]), pair["ci95"]) for pair in row["over"].values()}

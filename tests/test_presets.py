@@ -204,7 +204,7 @@ def test_a_file_with_gates_continues_from_them():
 
 def test_gated_needs_gates():
     with pytest.raises(ValueError, match="--gate-weights"):
-        parsed("--dataset cifar100 --preset gated")
+        parsed("--env SkipResNet20-v0 --dataset cifar100 --preset gated")
 
 
 def test_a_run_that_is_resumed_keeps_its_preset(tmp_path):

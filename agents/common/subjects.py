@@ -50,7 +50,7 @@ class Subject:
     @property
     def whole_flops(self) -> float:
         """FLOPs per image of its network with every block executed."""
-        return 2 * self.mdp.macs.total
+        return 2 * self.mdp.whole_macs
 
     def on(self, device: torch.device, count: int | None = None) -> Subject:
         """Return a copy of the subject on a device, with its first images (or all) in the network's size."""
