@@ -11,6 +11,7 @@ import json
 import platform
 import shlex
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ PACKAGES = ("skipnet-rl", "torch", "torchvision", "gymnasium", "stable-baselines
 MACHINE_FLAGS = {"data_dir": 1, "device": 1, "resume": 0, "no_resume": 0, "debug": 0, "no_debug": 0}
 LISTS = {"teacher", "teacher_depth"}  # flags that had one value, or null, in older runs
 LACKED = {"compile": False}  # flags that older runs lack, with the value that they ran with
-PROVENANCE = ("versions", "commit", "machine")  # beside the flags in args.json, see `provenance`
+PROVENANCE = ("words", "versions", "commit", "machine")  # beside the flags in args.json
 NOT_COMPARED = {"resume", "run_dir", "data_dir", "device", "download", "debug"}  # may change on resuming
 
 
@@ -60,7 +61,7 @@ class Run:
         path = self.folder / "args.json"
         self.folder.mkdir(parents=True, exist_ok=True)  # a file of that name is a different error
         try:
-            write_json(path, {**as_stored(args), **provenance()}, new=True)
+            write_json(path, {**as_stored(args), "words": sys.argv[1:], **provenance()}, new=True)
         except FileExistsError as error:
             raise _in_use(self.folder, args) from error
 
@@ -223,10 +224,23 @@ def started_with(args: Any) -> dict[str, Any] | None:
     Args:
         args: the arguments now, with `resume` and `run_dir`.
     """
+    stored = _stored_args(args)
+    return None if stored is None else as_now(stored)
+
+
+def words_of(args: Any) -> list[str]:
+    """Return the command line that started a run, without its module: a resumed run may repeat less of it.
+
+    Args:
+        args: as for `started_with`.
+    """
+    words = (_stored_args(args) or {}).get("words")  # older runs did not store it
+    return sys.argv[1:] if words is None else words
+
+
+def _stored_args(args: Any) -> dict[str, Any] | None:
     path = args.run_dir and args.run_dir / "args.json"
-    if not (args.resume and path and path.is_file()):
-        return None
-    return as_now(_read_args(path))
+    return _read_args(path) if getattr(args, "resume", False) and path and path.is_file() else None
 
 
 def _read_args(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from toys import load_first, slow
 from agents import a2c, act, blockdrop, dqn, gumbel, oracle, ppo, reinforce, static
 from agents.common import sb3, setting
 from agents.common.cli import main_with_named_errors
+from agents.common.parsing import parse
 from agents.common.sb3 import preset, training_env
 from agents.common.watch import DivergenceError
 from skipnet_rl.evaluate import load_records
@@ -300,6 +301,41 @@ def test_stable_baselines_resumes_from_its_weights(name, tmp_path, monkeypatch):
         saved["parameters"]["policy.optimizer"]["state"].keys()
     )
     assert [line["step"] for line in lines(tmp_path / "run")] == [32, 64, 96, 128]
+
+
+def test_a_resumed_run_states_the_command_that_started_it(tmp_path, monkeypatch):
+    """Its flags need not be repeated, so that the last command would not make the network again."""
+    words = [
+        "--env",
+        "SkipResNet20-v0",
+        "--dataset",
+        "rendered-digits",
+        "--eval-images",
+        "16",
+        "--precision",
+        "fp32",
+    ]
+    words += ["--iterations", "4", "--batch-size", "8", "--eval-every", "2", "--run-dir"] + [
+        str(tmp_path / "run")
+    ]
+    save = Run.save
+
+    def interrupted(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    def command(*given):
+        monkeypatch.setattr(sys, "argv", ["reinforce", *given])
+        reinforce.train(parse(reinforce.Args, given, reinforce.arguments(given)))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "save", interrupted)
+        command(*words)
+    command("--resume", "--run-dir", str(tmp_path / "run"))
+    made = f"python -m agents.reinforce {' '.join(words)}"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["command"] == made
+    file = tmp_path / "run" / "policy.safetensors"
+    assert read_header(file)["command"] == made.partition(" --run-dir")[0]
 
 
 @pytest.mark.parametrize("name", ["PPO", slow("A2C"), slow("DQN")])

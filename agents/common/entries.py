@@ -10,7 +10,7 @@ from typing import Any
 
 from agents.common.finished import FinishedRun
 from agents.common.kinds import Fits, are_numbers, is_count, is_number, is_text
-from skipnet_rl.runs import NOT_COMPARED
+from skipnet_rl.runs import NOT_COMPARED, PROVENANCE
 from skipnet_rl.statistics import half_width, mean_interval, wilson_interval
 
 AVERAGED = (
@@ -36,10 +36,8 @@ NEEDED: dict[str, Fits] = {  # of a run
 NEEDED_IN_ROWS: dict[str, Fits] = {**dict.fromkeys(AVERAGED, is_number), "execution_rate": are_numbers}
 NOT_A_FLAG = {
     *NOT_COMPARED,
+    *PROVENANCE,
     "seed",
-    "versions",
-    "commit",
-    "machine",
     "eval_every",
     "eval_images",
     "test_images",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.common.chains import chain_header
+from agents.common.flags import CommonArgs
 from agents.common.tables import print_table
 from skipnet_rl.chain_problem import ChainProblem
 from skipnet_rl.evaluate import Evaluation, save_evaluations
 from skipnet_rl.plots import write_plots
-from skipnet_rl.runs import Run, without_places
+from skipnet_rl.runs import Run, without_places, words_of
 from skipnet_rl.terminal import say
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def weights_header(setting: Setting, kind: str, agent: str, **more: Any) -> dict
         "mean": setting.train.mean,
         "std": setting.train.std,
         **more,
-        "command": without_places(command(agent), run_dir=False),
+        "command": without_places(command(args, agent), run_dir=False),
         "after": networks_before((*setting.problem.sources, *args.networks)),
     }
 
@@ -91,7 +91,7 @@ def finish(
         "seed": args.seed,
         "precision": setting.precision,
         "wall_time_s": wall_time,
-        "command": shlex.join(command(agent)),
+        "command": shlex.join(command(args, agent)),
         "learned_on": setting.learned_on,
         "policies": [
             {**done.summary(name), "weights": files.get(name), **own_mix.get(name, {})}
@@ -110,9 +110,9 @@ def finish(
     return result
 
 
-def command(agent: str) -> list[str]:
-    """Return the command line of this process, as a user would type it."""
-    return ["python", "-m", f"agents.{agent}", *sys.argv[1:]]
+def command(args: CommonArgs, agent: str) -> list[str]:
+    """Return the command line that started a run, as a user would type it."""
+    return ["python", "-m", f"agents.{agent}", *words_of(args)]
 
 
 def networks_before(names: Iterable[Any]) -> list[str]:
