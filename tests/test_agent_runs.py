@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import gc
 import json
+import shlex
 import sys
 
 import pytest
@@ -305,19 +306,10 @@ def test_stable_baselines_resumes_from_its_weights(name, tmp_path, monkeypatch):
 
 def test_a_resumed_run_states_the_command_that_started_it(tmp_path, monkeypatch):
     """Its flags need not be repeated, so that the last command would not make the network again."""
-    words = [
-        "--env",
-        "SkipResNet20-v0",
-        "--dataset",
-        "rendered-digits",
-        "--eval-images",
-        "16",
-        "--precision",
-        "fp32",
-    ]
-    words += ["--iterations", "4", "--batch-size", "8", "--eval-every", "2", "--run-dir"] + [
-        str(tmp_path / "run")
-    ]
+    words = shlex.split(
+        "--env SkipResNet20-v0 --dataset rendered-digits --eval-images 16 --precision fp32 --iterations 4 "
+        f"--batch-size 8 --eval-every 2 --run-dir {tmp_path / 'run'}"
+    )
     save = Run.save
 
     def interrupted(self, state):

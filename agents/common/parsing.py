@@ -42,7 +42,8 @@ def parse(
         args_type: a dataclass whose flags are marked as in `CommonArgs`, or one without any marks, whose
             documented fields are all flags, under one heading.
         words: the command line (default: that of this process).
-        default: values of the flags that are not given or are "auto", and of all fields that are not flags.
+        default: values of the flags that are not given, or are "auto" as usual, and of all fields that are
+            not flags.
         command: the module whose flags they are (default: that of this process).
 
     Raises:
@@ -63,7 +64,8 @@ def parse(
     found = _read(form, args_type, words, form(**values), command)
     given = {name: value for part in vars(found).values() for name, value in vars(part).items()}
     if default is not None:
-        given |= {name: getattr(default, name) for name, value in given.items() if value == "auto"}
+        automatic = (each.name for each in fields(args_type) if each.default == "auto")  # type: ignore[arg-type]
+        given |= {name: getattr(default, name) for name in automatic if given.get(name) == "auto"}
     return replace(start, **given)  # type: ignore[type-var]
 
 
