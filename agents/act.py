@@ -34,9 +34,10 @@ from agents.common.keeper import KeepLast
 from agents.common.learner import ModelLearner
 from agents.common.optimizers import adam
 from agents.common.outcome import weights_header
+from agents.common.preset_choice import scaled_to
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import Situation, defaults_of, scaled_to
+from agents.common.situation import Situation, defaults_of
 from skipnet_rl.data import Images
 from skipnet_rl.data.imageset import step_batch
 from skipnet_rl.device import autocast

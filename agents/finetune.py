@@ -25,9 +25,10 @@ from agents.common.flags import Method, Schedule, TrainingArgs
 from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, falling
+from agents.common.preset_choice import trained_as
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import Situation, defaults_of, trained_as
+from agents.common.situation import Situation, defaults_of
 from envs.ids import depth_of, is_model
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, resolve_dataset

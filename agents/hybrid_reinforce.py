@@ -44,10 +44,11 @@ from agents.common.keeper import KeepBest
 from agents.common.learner import GatedLearner
 from agents.common.optimizers import OPTIMIZERS, adam, staged
 from agents.common.preparation import Preparation
+from agents.common.preset_choice import values_of
 from agents.common.presets import Preset, describe
 from agents.common.runner import run_agent
 from agents.common.setting import Setting
-from agents.common.situation import defaults_of, values_of
+from agents.common.situation import defaults_of
 from envs.ids import is_chain
 from skipnet_rl.checkpoint import fill
 from skipnet_rl.data import Images

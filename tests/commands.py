@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from agents.common import situation
+from agents.common import preset_choice, situation
 from agents.common.parsing import parse
 
 
@@ -16,8 +16,11 @@ def parsed(line):
     module = importlib.import_module(name)
     options = getattr(module, "Options", None) or module.Args
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(situation, "header_of", lambda weights: {"alpha": 1.0} if "cifar10" in weights else {})
-        patch.setattr(situation, "resolve_dataset", lambda name, *rest: (name.replace("auto", "cifar10"), ""))
+        for chooser in (preset_choice, situation):
+            patch.setattr(
+                chooser, "header_of", lambda weights: {"alpha": 1.0} if "cifar10" in weights else {}
+            )
+            patch.setattr(chooser, "resolve_dataset", lambda name, *_: (name.replace("auto", "cifar10"), ""))
         own = name.startswith("agents.") and hasattr(module, "arguments")  # they depend on other flags
         default = module.arguments(words) if own else None
         return parse(options, words, default)

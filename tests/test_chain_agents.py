@@ -19,9 +19,9 @@ from agents import compare, gumbel, hybrid_reinforce, oracle, ppo, reinforce, st
 from agents.common import setting
 from agents.common.chains import held_out_episodes
 from agents.common.finished import FinishedRun
+from agents.common.preset_choice import FEWEST
 from agents.common.presets import PRESETS
 from agents.common.sb3_policies import ModelPolicy
-from agents.common.situation import FEWEST
 from envs.sb3 import SB3VecEnv
 from envs.vector import SkipNetVectorEnv
 from skipnet_rl.belief import BeliefGate

@@ -21,8 +21,9 @@ import envs  # noqa: F401
 from agents.common.cli import main_with_named_errors
 from agents.common.finished import FinishedRun
 from agents.common.new_network import new_network
+from agents.common.preset_choice import trained_as, values_of
 from agents.common.presets import describe
-from agents.common.situation import situation_of, trained_as, values_of
+from agents.common.situation import situation_of
 from skipnet_rl import adapt
 from skipnet_rl.data import load_images
 from skipnet_rl.errors import WeightsError

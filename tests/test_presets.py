@@ -23,12 +23,13 @@ from agents import (
     reinforce,
     static,
 )
-from agents.common import situation
+from agents.common import preset_choice
 from agents.common.optimizers import staged
 from agents.common.parsing import parse
+from agents.common.preset_choice import STEPS, values_of
 from agents.common.presets import PRESETS, WHY, Preset, describe
 from agents.common.problems import named_problem
-from agents.common.situation import STEPS, environment_of, situation_of, values_of
+from agents.common.situation import environment_of, situation_of
 from agents.hybrid_reinforce import Args, arguments
 from skipnet_rl.catalogue import index
 from skipnet_rl.checkpoint import save_weights
@@ -180,7 +181,7 @@ def own_files(monkeypatch):
         "gated.safetensors": {"kind": "rnn", "depth": 110, "alpha": 0.7},
         "foreign.safetensors": {"kind": "rnn", "depth": 110},
     }
-    monkeypatch.setattr(situation, "header_of", known.__getitem__)
+    monkeypatch.setattr(preset_choice, "header_of", known.__getitem__)
 
 
 @pytest.mark.usefixtures("own_files")
@@ -258,27 +259,27 @@ def test_steps_take_as_long_on_a_deeper_network():
     assert [getattr(small, name) for name in STEPS] == [PRESETS["plain"][name] for name in STEPS]
     for name in STEPS:
         steps = getattr(small, name)
-        expected = max(situation.FEWEST, steps / 6.2) if steps else 0
+        expected = max(preset_choice.FEWEST, steps / 6.2) if steps else 0
         assert getattr(large, name) == pytest.approx(expected, abs=1)
 
 
 def test_a_gpu_takes_more_and_larger_steps(monkeypatch):
-    monkeypatch.setattr(situation, "pick_device", lambda name: type("Device", (), {"type": "cuda"}))
+    monkeypatch.setattr(preset_choice, "pick_device", lambda name: type("Device", (), {"type": "cuda"}))
     args = parsed("--env SkipResNet20-v0 --dataset cifar100")
     plain = PRESETS["plain"]
-    assert args.iterations == situation.GPU_STEPS * plain["iterations"]
-    assert args.batch_size == situation.GPU_BATCH * plain["batch_size"] and args.lr == 2 * plain["lr"]
+    assert args.iterations == preset_choice.GPU_STEPS * plain["iterations"]
+    assert args.batch_size == preset_choice.GPU_BATCH * plain["batch_size"] and args.lr == 2 * plain["lr"]
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_act_scales_its_steps_alike(monkeypatch, tmp_path, gpu):
     monkeypatch.setattr(
-        situation, "pick_device", lambda name: type("Device", (), {"type": "cuda" if gpu else "cpu"})
+        preset_choice, "pick_device", lambda name: type("Device", (), {"type": "cuda" if gpu else "cpu"})
     )
     usual, more = act.Args(), 4 if gpu else 1
     for depth, cost in ((14, 1 / 1.53), (20, 1), (110, 6.2), (50, 100)):
         args = act.arguments(["--env", f"SkipResNet{depth}-v0"])
-        expected = max(situation.FEWEST, more * usual.iterations / cost)
+        expected = max(preset_choice.FEWEST, more * usual.iterations / cost)
         assert args.iterations == args.tune_iterations == pytest.approx(expected, rel=0.01), depth
         larger = gpu and depth != 50
         assert args.batch_size == usual.batch_size * (4 if larger else 1)

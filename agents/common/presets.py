@@ -1,7 +1,7 @@
 """Presets of hybrid REINFORCE: one table of the defaults of its flags.
 
-A row holds what differs from the defaults of `hybrid_reinforce.Args`. `agents.common.situation` decides which
-row a run takes.
+A row holds what differs from the defaults of `hybrid_reinforce.Args`. Which row a run takes is up to
+`agents.common.preset_choice`.
 """
 
 from __future__ import annotations
