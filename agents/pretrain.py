@@ -33,6 +33,7 @@ from agents.common.outcome import finish, weights_header
 from agents.common.processes import check_run_dir, start_run
 from agents.common.setting import Setting
 from agents.common.situation import defaults_of
+from envs.ids import id_of
 from skipnet_rl.batchnorm import recalibrate
 from skipnet_rl.checkpoint import load_weights, save_weights
 from skipnet_rl.data import Images
@@ -99,8 +100,7 @@ class Args(TaughtArgs):
 
     def __post_init__(self) -> None:
         """Name the environment of this network."""
-        env = "SkipNet-v0" if self.other_library else f"SkipResNet{self.depth}-v0"
-        object.__setattr__(self, "env", env)
+        object.__setattr__(self, "env", id_of(None if self.other_library else self.depth))
 
     @property
     def other_library(self) -> bool:

@@ -29,6 +29,11 @@ def arguments_of(id: str) -> dict[str, Any]:
     return gym.spec(id).kwargs
 
 
+def id_of(depth: int | None) -> str:
+    """Id for a ResNet of a depth, registered or not; for None, that for models of other libraries."""
+    return "SkipNet-v0" if depth is None else f"SkipResNet{depth}-v0"
+
+
 def depth_of(id: str) -> int:
     """Depth of the network that a registered id names.
 
@@ -80,8 +85,8 @@ CHAINS: dict[str, list[int | str]] = {
     "": [14, 38],  # the general id, for your own networks
 }
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    **{f"SkipResNet{depth}-v0": {"depth": depth} for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},
-    "SkipNet-v0": {"model": None},  # any model of torchvision or timm
+    **{id_of(depth): {"depth": depth} for depth in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},
+    id_of(None): {"model": None},  # any model of torchvision or timm
     **{f"SkipChain{name}-v0": {"networks": networks} for name, networks in CHAINS.items()},
 }
 

@@ -189,7 +189,7 @@ def main(options: Options) -> None:
     draw_chains(options.out)
     if options.page:
         chains = {name: _content(file) for name, file in parts_with_chains(options.out).items()}
-        pairs = {_content(file)["dataset"]: _content(file) for file in beside(options.out, paired.FILE)}
+        pairs = {found["dataset"]: found for found in map(_content, beside(options.out, paired.FILE))}
         for name, text in results_page.parts(networks(options.out), pairs, chains).items():
             renew(options.page, name, text)
         say(f"wrote {options.page}")

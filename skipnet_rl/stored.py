@@ -95,8 +95,11 @@ def header_of(weights: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def trained_on(sources: Iterable[str | os.PathLike[str] | None]) -> str | None:
-    """The data set that stored networks state; None if they state none, or different ones."""
-    stated = {known_header(each).get("dataset") for each in sources} - {None}
+    """The data set that stored networks state; None if they state none, or different ones.
+
+    The files of shipped networks are not read for it.
+    """
+    stated = {(catalogue.find(each) or known_header(each)).get("dataset") for each in sources} - {None}
     return stated.pop() if len(stated) == 1 else None
 
 

@@ -15,17 +15,16 @@ import tyro
 from typeguard import TypeCheckError, check_type
 
 from agents.common.flags import CommonArgs
-from envs.ids import ENVIRONMENTS
+from envs.ids import ENVIRONMENTS, id_of
 from skipnet_rl import catalogue
+from skipnet_rl.chain_problem import shape_in_chain
 from skipnet_rl.data import resolve_dataset
 from skipnet_rl.models import PRETRAINED, ModelName
 from skipnet_rl.runs import LACKED, NOT_COMPARED, PROVENANCE, started_with
 from skipnet_rl.stored import header_of
-from skipnet_rl.stored_networks import shape_of
 
 ArgsT = TypeVar("ArgsT", bound=CommonArgs)
 
-ANY_MODEL = "SkipNet-v0"  # the id for models of other libraries
 UNNAMED = ("auto", "none", "torchvision", PRETRAINED)  # weights that are no file and no shipped network
 
 
@@ -66,7 +65,7 @@ def situation_of(words: Sequence[str] | None = None) -> Situation:
     found, _ = tyro.cli(Situation, args=words, return_unknown_args=True, add_help=False)
     if found.env:
         return found
-    env = ANY_MODEL if found.model else environment_of(found.start, found.dataset, found.data_dir)
+    env = id_of(None) if found.model else environment_of(found.start, found.dataset, found.data_dir)
     return replace(found, env=env)
 
 
@@ -80,14 +79,16 @@ def environment_of(weights: str, dataset: str = "auto", data_dir: Path | None = 
     try:
         if weights == "auto":
             depth = catalogue.deepest(resolve_dataset(dataset, data_dir)[0])
-        elif weights not in UNNAMED and header_of(weights).get("kind") != "chain":
-            shape = shape_of(weights)
+        elif (
+            weights not in UNNAMED and (catalogue.find(weights) or header_of(weights)).get("kind") != "chain"
+        ):
+            shape = shape_in_chain(weights)
             if isinstance(shape, ModelName):
-                return ANY_MODEL
+                return id_of(None)
             depth = shape.depth
     except (ValueError, OSError):
         pass
-    id = f"SkipResNet{depth}-v0"
+    id = "" if depth is None else id_of(depth)
     return id if id in ENVIRONMENTS else CommonArgs.env
 
 

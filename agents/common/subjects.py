@@ -14,7 +14,7 @@ from agents.common.finished import FinishedRun
 from agents.common.flags import CommonArgs
 from agents.common.sb3_policies import load_model
 from agents.common.situation import environment_of
-from envs.ids import depth_of, is_model
+from envs.ids import depth_of, id_of, is_model
 from skipnet_rl import catalogue
 from skipnet_rl.data import Images, resolve_dataset
 from skipnet_rl.errors import WeightsError
@@ -150,7 +150,7 @@ def restore_zip(path: Path, args: Args) -> Subject:
 
 def env_of(net: Network) -> str:
     """Return the id of the environment over a network."""
-    return f"SkipResNet{net.depth}-v0" if isinstance(net, ResNet) else "SkipNet-v0"
+    return id_of(net.depth if isinstance(net, ResNet) else None)
 
 
 def load(
